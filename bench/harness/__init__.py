@@ -1,0 +1,1 @@
+"""What the bench scripts are built from: a light load generator, accounting, servers, reports."""

@@ -1,0 +1,220 @@
+"""Thousands of driver apps in one process; they race, beat, drive, drop out and come back."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import Counter
+from time import perf_counter
+
+from harness.app_socket import Socket, code_of, settles
+from harness.http_load import Sample
+from harness.ticker import Ticker
+from harness.wire import upgrade
+
+OPENING = 128  # handshakes under way at a time; above it, a listen backlog may overflow
+PATIENCE_S = 60.0
+
+
+class SocketLoad:
+    """Lives in the generator's process. Between calls the apps are silent and idle."""
+
+    def __init__(self) -> None:
+        self.sockets: list[Socket] = []
+        self.codes: Counter[str] = Counter()
+        self._host, self._port, self._bearers = "", 0, list[str]()
+        self._sample = Sample()
+        self._waiting = 0
+        self._done: asyncio.Future[None] | None = None
+        self._answers: dict[int, tuple[float, bytes]] = {}
+        self._seen: list[tuple[float, int, bytes]] | None = None
+        self._stream: Stream | None = None
+
+    async def open(self, host: str, port: int, bearers: list[str]) -> Sample:
+        """Connect an app for each token and wait for its `welcome`; latency is until then."""
+        self._host, self._port, self._bearers = host, port, bearers
+        return await self._connect(range(len(bearers)))
+
+    async def storm(self) -> Sample:
+        """All apps lose their connection at one moment and come back at once."""
+        for socket in self.sockets:
+            if socket.transport is not None:
+                socket.transport.abort()
+        self.sockets.clear()
+        return await self._connect(range(len(self._bearers)))
+
+    async def close(self) -> None:
+        for socket in self.sockets:
+            if socket.transport is not None:
+                socket.transport.close()
+        self.sockets.clear()
+        await asyncio.sleep(0)
+
+    async def _connect(self, places: range) -> Sample:
+        loop = asyncio.get_running_loop()
+        started = self._expect(len(places))
+        gate = asyncio.Semaphore(OPENING)
+
+        async def connect(place: int) -> None:
+            async with gate:
+                socket = Socket(self, place)
+                socket.started, socket.waiting = perf_counter(), True
+                await loop.create_connection(lambda: socket, self._host, self._port)
+                self.sockets.append(socket)
+                socket.send(upgrade("/ws", bearer=self._bearers[place]))
+
+        await asyncio.gather(*map(connect, places))
+        await self._answered_all(started)
+        self.sockets.sort(key=lambda socket: socket.place)
+        return self._sample
+
+    async def burst(self, frames: list[bytes]) -> tuple[Sample, dict[int, tuple[float, bytes]]]:
+        """Each app sends its frame, all at once; every one is answered by `ack` or `error`."""
+        self._answers = {}
+        started = self._expect(len(frames))
+        for socket, frame in zip(self.sockets, frames, strict=False):
+            socket.started, socket.waiting = started, True
+            socket.send(frame)
+        await self._answered_all(started)
+        return self._sample, self._answers
+
+    async def pace(self, frames: list[bytes], rate: float, seconds: float) -> int:
+        """Send `frames` round and round, `rate` a second over all apps. Returns how many."""
+        started, sent = perf_counter(), 0
+        finished = asyncio.get_running_loop().create_future()
+
+        def tick() -> None:
+            nonlocal sent
+            now = perf_counter() - started
+            while sent < now * rate:
+                place = sent % len(self.sockets)
+                self.sockets[place].send(frames[place % len(frames)])
+                sent += 1
+            if now >= seconds and not finished.done():
+                finished.set_result(None)
+
+        ticker = Ticker(tick)
+        await finished
+        ticker.stop()
+        return sent
+
+    async def stream(self, chunks: list[list[bytes]], frames: int, seconds: float) -> Sample:
+        """Closed loop of positions. An app's chunk holds `frames` frames, the last of which asks
+        for an `ack`; when it is there, the app sends its next chunk. Counts frames."""
+        self._sample = Sample()
+        self._stream = stream = Stream(self, chunks, frames, perf_counter() + seconds)
+        started = perf_counter()
+        for socket in self.sockets:
+            stream.next(socket)
+        await asyncio.wait_for(stream.done, seconds + PATIENCE_S)
+        self._stream = None
+        self._sample.elapsed_s = perf_counter() - started
+        return self._sample
+
+    async def watch(self) -> None:
+        """From now on, keep the texts that arrive, with the system's monotonic time."""
+        self._seen = []
+
+    async def seen(self, amount: int, patience_s: float) -> list[tuple[float, int, bytes]]:
+        """What was seen since `watch`: once there are `amount` offers, or the time is up."""
+        deadline = perf_counter() + patience_s
+        seen = self._seen if self._seen is not None else []
+        while sum(b'"type":"offer"' in text for _, _, text in seen) < amount:
+            if perf_counter() > deadline:
+                break
+            await asyncio.sleep(0.002)
+        self._seen = None
+        return seen
+
+    def text(self, socket: Socket, text: bytes) -> None:
+        if self._seen is not None:
+            self._seen.append((time.monotonic(), socket.place, text))
+        if self._stream is not None:
+            self._stream.text(socket, text)
+        elif socket.waiting and settles(text):
+            socket.waiting = False
+            now = perf_counter()
+            self._sample.latencies.append(now - socket.started)
+            self._sample.codes[code_of(text)] += 1
+            self._answers[socket.place] = (now - socket.started, text)
+            self._one_less()
+
+    def refused(self, socket: Socket, status: bytes) -> None:
+        self._sample.codes[status.decode()] += 1
+        if socket.waiting:
+            socket.waiting = False
+            self._one_less()
+
+    def lost(self, socket: Socket) -> None:
+        if socket.waiting:
+            socket.waiting = False
+            self._sample.codes["connection lost"] += 1
+            self._one_less()
+        if self._stream is not None:
+            self._stream.lost(socket)
+
+    def _expect(self, amount: int) -> float:
+        self._sample = Sample()
+        self._waiting = amount
+        self._done = asyncio.get_running_loop().create_future()
+        return perf_counter()
+
+    def _one_less(self) -> None:
+        self._waiting -= 1
+        if self._waiting == 0 and self._done is not None and not self._done.done():
+            self._done.set_result(None)
+
+    async def _answered_all(self, started: float) -> None:
+        assert self._done is not None
+        try:
+            await asyncio.wait_for(self._done, PATIENCE_S)
+        except TimeoutError:
+            self._sample.codes[f"no answer in {PATIENCE_S:.0f} s"] += self._waiting
+        self._sample.elapsed_s = perf_counter() - started
+
+
+class Stream:
+    """The positions that are under way: each app has one chunk in flight."""
+
+    def __init__(
+        self, load: SocketLoad, chunks: list[list[bytes]], frames: int, deadline: float
+    ) -> None:
+        self.load = load
+        self.chunks = chunks
+        self.frames = frames
+        self.deadline = deadline
+        self.turn = [0] * len(load.sockets)
+        self.busy: set[Socket] = set()
+        self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    def next(self, socket: Socket) -> None:
+        own = self.chunks[socket.place]
+        turn = self.turn[socket.place]
+        self.turn[socket.place] = turn + 1
+        socket.started = perf_counter()
+        self.busy.add(socket)
+        socket.send(own[turn % len(own)])
+
+    def text(self, socket: Socket, text: bytes) -> None:
+        if not settles(text):
+            return
+        now = perf_counter()
+        sample = self.load._sample
+        code = code_of(text)
+        sample.codes[code] += 1
+        if code != "ack" and b'"id"' not in text:
+            return  # about one of the frames before the last
+        sample.latencies.extend([now - socket.started] * self.frames)
+        self.busy.discard(socket)
+        if now < self.deadline:
+            self.next(socket)
+        else:
+            self._check()
+
+    def lost(self, socket: Socket) -> None:
+        self.busy.discard(socket)
+        self._check()
+
+    def _check(self) -> None:
+        if not self.busy and not self.done.done():
+            self.done.set_result(None)

@@ -1,0 +1,118 @@
+"""The drivers and trips a load needs, set up over the public API before the clock starts."""
+
+from __future__ import annotations
+
+import json
+import urllib.error
+import urllib.request
+from dataclasses import dataclass, field
+from itertools import count
+from typing import Any
+from uuid import uuid4
+
+from harness.loads import HttpGenerator
+from harness.servers import Server
+from harness.wire import request, token
+
+ACTION = "/api/driver/ride/trip-action"
+# Trips and drivers stand apart (Staten Island, the Bronx): a load of accepts is then not at the
+# same time a load of offers. Scripts that measure offers place their drivers themselves.
+PICKUP = {"lat": 40.58, "lng": -74.15}
+DRIVERS_AT = {"lat": 40.85, "lng": -73.87}
+
+
+@dataclass(slots=True)
+class Stage:
+    """Names are new in each run, so a run can aim at a server that has a history."""
+
+    server: Server
+    generator: HttpGenerator
+    zone: str = "default"
+    prefix: str = field(default_factory=lambda: uuid4().hex[:8])
+    _numbers: count[int] = field(default_factory=count)
+
+    def names(self, kind: str, amount: int) -> list[str]:
+        """Names that nobody had before."""
+        return [f"{kind}-{self.prefix}-{next(self._numbers)}" for _ in range(amount)]
+
+    def bearer(self, role: str, subject: str) -> str:
+        return token(self.server.secret, role, subject)
+
+    def drivers(self, amount: int, *, at: dict[str, float] | None = None) -> list[str]:
+        """New drivers, online and available at one place."""
+        names = self.names("d", amount)
+        self.online(names, at=at)
+        return names
+
+    def online(self, names: list[str], *, at: dict[str, float] | None = None) -> None:
+        body = {
+            "availability_status": "available",
+            "is_online": True,
+            "zone": self.zone,
+            "vehicle_type": "car",
+            "location": at or DRIVERS_AT,
+        }
+        path = "/api/driver/availability"
+        calls = [request("POST", path, body, bearer=self.bearer("driver", name)) for name in names]
+        self.generator.send_all(self.server, calls, expect="200")
+
+    def trips(self, amount: int, *, pickup: dict[str, float] | None = None) -> list[str]:
+        """New pending trips; a customer has a hundred of them."""
+        names = [f"{self.zone}_{name}" for name in self.names("t", amount)]
+        calls = [
+            self.create_call(name, f"c-{self.prefix}-{number // 100}", pickup or PICKUP)
+            for number, name in enumerate(names)
+        ]
+        self.generator.send_all(self.server, calls, expect="201")
+        return names
+
+    def create_call(self, trip: str, customer: str, pickup: dict[str, float]) -> bytes:
+        body = {
+            "pickup": pickup,
+            "dropoff": {"lat": 40.64, "lng": -73.78},
+            "vehicle_type": "car",
+            "zone": self.zone,
+            "trip_request_id": trip,
+        }
+        bearer = self.bearer("customer", customer)
+        return request("POST", "/api/customer/ride/create", body, bearer=bearer)
+
+    def accept_call(self, driver: str, trip: str, *, key: str | None = None) -> bytes:
+        body = {"action": "accept", "trip_request_id": trip}
+        key = key or self.names("k", 1)[0]
+        return request("POST", ACTION, body, bearer=self.bearer("driver", driver), key=key)
+
+    def act(self, driver: str, trip: str, *actions: str) -> None:
+        """A driver's actions one after the other, each of which must succeed."""
+        for action in actions:
+            status, body = self.call(
+                "POST", ACTION, {"action": action, "trip_request_id": trip}, "driver", driver
+            )
+            if status != 200:
+                raise RuntimeError(f"{action}: {status} {body}")
+
+    def call(
+        self, method: str, path: str, body: Any, role: str, subject: str
+    ) -> tuple[int, dict[str, Any]]:
+        """One call, not measured."""
+        status, raw = self.call_raw(method, path, body, role, subject)
+        return status, json.loads(raw)
+
+    def call_raw(
+        self, method: str, path: str, body: Any, role: str, subject: str
+    ) -> tuple[int, bytes]:
+        """The answer as it came."""
+        asked = urllib.request.Request(
+            self.server.url.rstrip("/") + path,
+            None if body is None else json.dumps(body).encode(),
+            {
+                "Authorization": f"Bearer {self.bearer(role, subject)}",
+                "Content-Type": "application/json",
+            },
+            method=method,
+        )
+        try:
+            with urllib.request.urlopen(asked, timeout=30) as answer:
+                return answer.status, answer.read()
+        except urllib.error.HTTPError as error:
+            return error.code, error.read()

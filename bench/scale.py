@@ -1,0 +1,148 @@
+"""What throughput depends on: worker processes, zones, and the size of the tables.
+
+The last must not matter: an accept may not get dearer with the history behind it.
+"""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from harness import engines, options
+from harness.figures import Run, Summary
+from harness.loads import HttpGenerator
+from harness.servers import Server, start_dispatcher
+from harness.stage import Stage
+from report import Report, load_columns, load_row
+
+FLOOR, AIM = 0.9, 1.0
+HISTORY = (Path(__file__).parent / "harness" / "history.sql").read_text()
+ZONE = """
+[[zones]]
+name = "{name}"
+"""
+
+
+class Winners:
+    """Winners on one server: each driver accepts a trip of their own, spread over the zones."""
+
+    def __init__(
+        self, server: Server, generator: HttpGenerator, chosen: Any, zones: list[str]
+    ) -> None:
+        self.server = server
+        self.generator = generator
+        self.chosen = chosen
+        self.stages = [Stage(server, generator, zone) for zone in zones]
+        self.expected = 6_000.0
+
+    def run(self, _: int = 0) -> Run:
+        count = int(self.expected * self.chosen.seconds * 1.4 / len(self.stages)) + 50
+        parts = []
+        for stage in self.stages:
+            trips, drivers = stage.trips(count), stage.drivers(count)
+            pairs = zip(drivers, trips, strict=True)
+            parts.append([stage.accept_call(driver, trip) for driver, trip in pairs])
+        calls = [call for turn in zip(*parts, strict=True) for call in turn]
+        if self.server.database_url:
+            engines.execute(self.server.database_url, "CHECKPOINT")
+        run = self.generator.measure(
+            self.server,
+            calls,
+            seconds=self.chosen.seconds,
+            connections=self.chosen.connections,
+        )
+        self.expected = run.rate
+        return run
+
+
+def zones_file(folder: Path, names: list[str]) -> Path:
+    path = folder / f"zones-{len(names)}.toml"
+    path.write_text("".join(ZONE.format(name=name) for name in names))
+    return path
+
+
+def with_history(server: Server, amount: int) -> None:
+    """Completed trips with their events and keys, as months of operation leave them behind."""
+    assert server.database_url is not None
+    engines.execute(server.database_url, HISTORY.replace(":amount", str(amount)))
+
+
+def compare(
+    report: Report,
+    generator: HttpGenerator,
+    chosen: Any,
+    what: str,
+    starts: dict[str, tuple[dict[str, Any], list[str], int]],
+) -> dict[str, Summary]:
+    """Servers side by side, measured in turn; only one of them works at a time."""
+    with ExitStack() as stack:
+        runs = {}
+        for name, (start, zones, history) in starts.items():
+            server = stack.enter_context(start_dispatcher(**start))
+            if history:
+                with_history(server, history)
+            winners = Winners(server, generator, chosen, zones)
+            winners.run()  # warm, and the first estimate of what to prepare
+            runs[name] = winners.run
+        found = report.in_turn(runs, chosen.rounds, what=what)
+    report.results(what, {name: summary.as_json() for name, summary in found.items()})
+    report.table(what, load_columns(), [load_row(summary) for summary in found.values()])
+    for summary in found.values():
+        report.note(f"{summary.name}: {summary.codes}")
+    return found
+
+
+def draw(found: dict[str, dict[str, Summary]]) -> Any:
+    def onto(panels: Any) -> None:
+        for axes, (what, summaries) in zip(panels, found.items(), strict=True):
+            bars = axes.bar(list(summaries), [summary.rate for summary in summaries.values()])
+            axes.bar_label(bars, fmt="{:,.0f}", fontsize=8)
+            axes.set_title(what, fontsize=9)
+            axes.set_ylabel("winners a second")
+
+    return onto
+
+
+def main() -> None:
+    parser = options.parser(__doc__, seconds=3.0, rounds=5, connections=64)
+    parser.add_argument("--workers", type=int, nargs="+", default=[1, 2])
+    parser.add_argument("--zones", type=int, nargs="+", default=[1, 4, 16])
+    parser.add_argument("--history", type=int, nargs="+", default=[10_000, 1_000_000])
+    chosen = options.parse(
+        parser, seconds=0.3, rounds=1, workers=[1, 2], zones=[1, 2], history=[100, 1_000]
+    )
+    if chosen.url:
+        parser.error("scale.py compares servers of its own; it takes no --url")
+    report = Report(
+        "scale",
+        "Winners by workers, zones and history",
+        options.shown(chosen),
+        folder=chosen.results,
+    )
+    found = {}
+    with HttpGenerator() as generator, TemporaryDirectory() as folder:
+        starts: dict[str, tuple[dict[str, Any], list[str], int]] = {
+            str(n): ({"options": ["--workers", str(n)]}, ["default"], 0) for n in chosen.workers
+        }
+        found["workers"] = compare(report, generator, chosen, "workers", starts)
+        starts = {}
+        for amount in chosen.zones:
+            names = [f"z{n}" for n in range(amount)]
+            path = zones_file(Path(folder), names)
+            starts[str(amount)] = ({"environment": {"DISPATCHER_ZONES_FILE": str(path)}}, names, 0)
+        found["zones"] = compare(report, generator, chosen, "zones", starts)
+        starts = {f"{n:,}": ({}, ["default"], n) for n in chosen.history}
+        found["trips in the tables"] = compare(
+            report, generator, chosen, "trips in the tables", starts
+        )
+    small, *_, large = found["trips in the tables"].values()
+    ratio = large.rate / small.rate
+    report.results("history ratio", ratio)
+    report.note(f"{large.name} trips against {small.name}: {ratio:.2f} (floor {FLOOR}, aim {AIM})")
+    report.write(draw(found), panels=3)
+
+
+if __name__ == "__main__":
+    main()

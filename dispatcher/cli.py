@@ -1,0 +1,226 @@
+"""The `dispatcher` command: serve, migrate, token, cleanup and demo."""
+
+# ruff: noqa: PLC0415  a command imports what it needs, so that `dispatcher token` is quick
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import click
+import structlog
+
+from dispatcher.config import Settings, SettingsError, load_settings
+
+_DATA_DIR = click.option(
+    "--data-dir", type=click.Path(path_type=Path), help="Directory of the embedded engines."
+)
+
+
+def main() -> None:
+    """Entry point. Exit status: 0 done, 1 failed, 2 wrong settings or wrong usage."""
+    # Standard output is for results; the server sets its own form of log lines later.
+    structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))
+    try:
+        cli()
+    except SettingsError as error:
+        _fail(error, status=2)
+    except Exception as error:
+        if isinstance(error, _expected_errors()):
+            _fail(error, status=1)
+        raise
+
+
+@click.group()
+@click.version_option(package_name="redis-trip-dispatcher", prog_name="dispatcher")
+def cli() -> None:
+    """Real-time trip dispatcher: exactly one driver wins each trip.
+
+    Settings come from DISPATCHER_* environment variables; options win over them.
+    """
+
+
+@cli.command()
+@click.option("--host", help="Address to listen on.")
+@click.option("--port", type=int, help="Port to listen on; 0 takes a free one.")
+@click.option("--workers", type=int, help="Server processes that share the port.")
+@_DATA_DIR
+def serve(host: str | None, port: int | None, workers: int | None, data_dir: Path | None) -> None:
+    """Run the server, and the embedded engines where no URLs are set."""
+    from dispatcher import supervisor
+
+    supervisor.serve(_settings(host=host, port=port, workers=workers, data_dir=data_dir))
+
+
+@cli.command("_worker", hidden=True)
+def worker() -> None:
+    """One of several server processes; started by `serve`."""
+    from dispatcher import supervisor
+
+    supervisor.work()
+
+
+@cli.group()
+def migrate() -> None:
+    """Bring the database's schema forward or back."""
+
+
+@migrate.command("up")
+@_DATA_DIR
+def migrate_up(data_dir: Path | None) -> None:
+    """Apply every migration that is missing."""
+    from dispatcher.store import migrate
+
+    with _database_url(_settings(data_dir=data_dir)) as url:
+        _list(asyncio.run(migrate.up(url)), "applied", "nothing to apply")
+
+
+@migrate.command("down")
+@click.option("--steps", type=click.IntRange(min=1), required=True, help="How many to take back.")
+@_DATA_DIR
+def migrate_down(steps: int, data_dir: Path | None) -> None:
+    """Take back the last migrations. What only they stored is gone."""
+    from dispatcher.store import migrate
+
+    with _database_url(_settings(data_dir=data_dir)) as url:
+        _list(asyncio.run(migrate.down(url, steps)), "reverted", "nothing to revert")
+
+
+@migrate.command("status")
+@_DATA_DIR
+def migrate_status(data_dir: Path | None) -> None:
+    """Show which migrations the database has."""
+    from dispatcher.store import migrate
+
+    with _database_url(_settings(data_dir=data_dir)) as url:
+        for item in asyncio.run(migrate.status(url)):
+            applied = item.applied_at.isoformat(timespec="seconds") if item.applied_at else "-"
+            click.echo(f"{item.version:04}_{item.name}  {applied}")
+
+
+@cli.command()
+@click.option("--role", type=click.Choice(["driver", "customer", "admin"]), required=True)
+@click.option("--sub", required=True, help="Id of the user.")
+@click.option("--ttl-s", type=click.IntRange(min=1), default=3_600, show_default=True)
+@_DATA_DIR
+def token(role: str, sub: str, ttl_s: int, data_dir: Path | None) -> None:
+    """Print a signed token for tests and demonstrations."""
+    import jwt
+
+    from dispatcher.store.embedded import development_secret
+
+    settings = _settings(data_dir=data_dir)
+    if settings.jwt_secret is not None:
+        secret = settings.jwt_secret.get_secret_value()
+    elif settings.jwt_public_key_file or settings.jwt_jwks_file:
+        raise SettingsError(
+            "DISPATCHER_JWT_SECRET: is not set, and the holder of the private key issues tokens"
+        )
+    elif settings.redis_url and settings.database_url:
+        raise SettingsError("DISPATCHER_JWT_SECRET: must be set to the server's secret")
+    else:
+        secret = development_secret(settings.data_dir)
+    now = int(time.time())
+    claims: dict[str, object] = {"sub": sub, "role": role, "aud": settings.jwt_audience}
+    claims |= {"iat": now, "exp": now + ttl_s}
+    if settings.jwt_issuer:
+        claims["iss"] = settings.jwt_issuer
+    click.echo(jwt.encode(claims, secret, algorithm="HS256"))
+
+
+@cli.command()
+@click.option("--chunk", type=click.IntRange(min=1), default=1_000, show_default=True)
+@_DATA_DIR
+def cleanup(chunk: int, data_dir: Path | None) -> None:
+    """Delete expired rows, a chunk in each transaction."""
+    from dispatcher.store import cleanup
+
+    with _database_url(_settings(data_dir=data_dir)) as url:
+        click.echo(f"{asyncio.run(cleanup.delete_expired(url, chunk))} rows deleted")
+
+
+@cli.command()
+@click.option(
+    "--pickups",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="File of real pickups to replay.",
+)
+@click.option("--limit", type=click.IntRange(min=1), help="Trips at most.")
+@click.option("--drivers", type=click.IntRange(min=1), help="Simulated drivers.")
+@click.option("--speed", type=click.FloatRange(min=0, min_open=True), help="Times real time.")
+@click.option("--minutes", type=click.FloatRange(min=0, min_open=True), help="How long to run.")
+@_DATA_DIR
+def demo(
+    *,
+    pickups: Path | None,
+    limit: int | None,
+    drivers: int | None,
+    speed: float | None,
+    minutes: float | None,
+    data_dir: Path | None,
+) -> None:
+    """Run a simulated city against a server of its own."""
+    from dispatcher import demo
+
+    options: dict[str, Any] = {
+        "pickups": pickups,
+        "limit": limit,
+        "drivers": drivers,
+        "speed": speed,
+        "minutes": minutes,
+    }
+    given = {name: value for name, value in options.items() if value is not None}
+    demo.run(_settings(data_dir=data_dir), **given)
+
+
+def _settings(**options: object) -> Settings:
+    """Settings of the environment, with the options that were given on top."""
+    return load_settings(**{name: value for name, value in options.items() if value is not None})
+
+
+@contextlib.contextmanager
+def _database_url(settings: Settings) -> Iterator[str]:
+    """The database to work on: the one that is set, or the embedded one of the data directory.
+
+    The embedded one is used where it runs, or else started for the length of the command.
+    """
+    from dispatcher.store.checks import check_postgres
+    from dispatcher.store.embedded import Engines, running_database_url
+
+    if settings.database_url is not None:
+        asyncio.run(check_postgres(settings.database_url))
+        yield settings.database_url
+        return
+    running = running_database_url(settings.data_dir)
+    if running is not None:
+        yield running
+        return
+    with Engines(settings.data_dir, redis=False) as urls:
+        yield urls.database_url
+
+
+def _list(labels: list[str], verb: str, nothing: str) -> None:
+    for label in labels:
+        click.echo(f"{verb} {label}")
+    if not labels:
+        click.echo(nothing)
+
+
+def _expected_errors() -> tuple[type[Exception], ...]:
+    """Errors whose message is all that an operator needs; others are bugs and keep their trace."""
+    from dispatcher.store.embedded_process import EngineError
+    from dispatcher.store.migrate import MigrationError
+    from dispatcher.supervisor import ServerError
+
+    return (EngineError, MigrationError, ServerError)
+
+
+def _fail(error: Exception, *, status: int) -> None:
+    for line in str(error).splitlines():
+        click.echo(f"error: {line}", err=True)
+    sys.exit(status)

@@ -1,0 +1,186 @@
+"""Settings: the environment is read once, checked at start, and a bad value is refused by name."""
+
+from __future__ import annotations
+
+from ipaddress import IPv4Network, IPv6Network
+from pathlib import Path
+from typing import Annotated, Literal, NamedTuple
+
+from pydantic import BeforeValidator, Field, SecretStr, ValidationError, model_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+ENV_PREFIX = "DISPATCHER_"
+
+
+class SettingsError(Exception):
+    """A setting is wrong; the message names it and says what it takes."""
+
+
+class Rate(NamedTuple):
+    """At most `limit` admissions in any window of `window_s` seconds; a limit of 0 means off."""
+
+    limit: int
+    window_s: int
+
+    def __str__(self) -> str:
+        return f"{self.limit}/{self.window_s}" if self.limit else "off"
+
+
+def _parse_rate(value: object) -> object:
+    if not isinstance(value, str):
+        return value
+    if value.strip().lower() == "off":
+        return Rate(0, 1)
+    limit, slash, window = value.partition("/")
+    if not slash or not limit.strip().isdigit() or not window.strip().isdigit():
+        raise ValueError("takes REQUESTS/SECONDS, like 10/60, or off")
+    rate = Rate(int(limit), int(window))
+    if not 1 <= rate.limit <= 100_000 or not 1 <= rate.window_s <= 86_400:
+        raise ValueError("takes 1 to 100000 requests in 1 to 86400 seconds")
+    return rate
+
+
+def _split(value: object) -> object:
+    if isinstance(value, str):
+        return [part.strip() for part in value.split(",") if part.strip()]
+    return value
+
+
+RateSetting = Annotated[Rate, NoDecode, BeforeValidator(_parse_rate)]
+Networks = Annotated[list[IPv4Network | IPv6Network], NoDecode, BeforeValidator(_split)]
+Names = Annotated[list[str], NoDecode, BeforeValidator(_split)]
+
+
+class Settings(BaseSettings):
+    """Everything that can be set, as `DISPATCHER_<NAME>` in the environment.
+
+    The README's table of settings is held against this class by a test: the description of each
+    field is its row there.
+    """
+
+    model_config = SettingsConfigDict(env_prefix=ENV_PREFIX, extra="ignore", frozen=True)
+
+    redis_url: str | None = Field(
+        None,
+        pattern=r"^(redis|rediss|unix)://",
+        description="Redis 7.2+ or Valkey 8+; unset: an embedded Valkey below the data directory",
+    )
+    redis_cluster: bool = Field(
+        False, description="the Redis URL is a node of a Redis or Valkey Cluster"
+    )
+    database_url: str | None = Field(
+        None,
+        pattern=r"^postgres(ql)?://",
+        description="Postgres 14+; unset: an embedded Postgres below the data directory",
+    )
+    data_dir: Path = Field(
+        Path(".dispatcher"), description="where embedded engines and the development secret live"
+    )
+    host: str = Field("127.0.0.1", description="address to listen on")
+    port: int = Field(8080, ge=0, le=65535, description="port to listen on; 0 takes a free one")
+    workers: int = Field(1, ge=1, le=64, description="server processes that share the port")
+    zones_file: Path | None = Field(
+        None, description="TOML file of zones; unset: one zone, `default`"
+    )
+
+    jwt_secret: SecretStr | None = Field(
+        None, description="HS256 secret, at least 32 bytes; unset with embedded engines: made once"
+    )
+    jwt_public_key_file: Path | None = Field(
+        None, description="PEM file of an RS256 or ES256 public key"
+    )
+    jwt_jwks_file: Path | None = Field(None, description="JWKS file of RS256 and ES256 public keys")
+    jwt_audience: str = Field("dispatcher", description="the `aud` a token must carry")
+    jwt_issuer: str | None = Field(None, description="the `iss` a token must carry, if set")
+    jwt_leeway_s: int = Field(5, ge=0, le=300, description="clock difference allowed in `exp`")
+
+    idempotency_ttl_s: int = Field(
+        86_400, ge=1, le=2_592_000, description="how long an answer is replayed"
+    )
+    idempotency_required: bool = Field(
+        False, description="refuse changes without an `Idempotency-Key`"
+    )
+    limit_trip_accept: RateSetting = Field(Rate(10, 60), description="accepts per driver")
+    limit_trip_cancel: RateSetting = Field(Rate(5, 60), description="cancellations per user")
+    limit_location_update: RateSetting = Field(
+        Rate(100, 60), description="location calls per driver"
+    )
+    limit_general: RateSetting = Field(Rate(60, 60), description="every other call per user")
+    limit_anonymous: RateSetting = Field(
+        Rate(60, 60), description="calls without a valid identity, per client IP"
+    )
+    limit_ip: RateSetting = Field(Rate(0, 1), description="all calls of a client IP")
+    trusted_proxies: Networks = Field(
+        default_factory=list,
+        description="networks whose `X-Forwarded-For` is believed, separated by commas",
+    )
+    allowed_origins: Names = Field(
+        default_factory=list,
+        description="browser origins that may open a WebSocket, separated by commas",
+    )
+
+    claim_lease_ms: int = Field(
+        10_000, ge=200, le=60_000, description="life of a claim; longer than the commit's timeout"
+    )
+    commit_timeout_s: float = Field(
+        5.0, ge=0.1, le=30, description="how long a commit may take before its outcome is unknown"
+    )
+    commit_batch: int = Field(256, ge=1, le=2_000, description="changes in one commit at most")
+    database_pool: int = Field(
+        4, ge=1, le=64, description="connections for reads, for each server process"
+    )
+    cleanup_interval_s: float = Field(
+        300.0, ge=1, description="time between clean-ups of expired rows"
+    )
+    sweep_interval_s: float = Field(
+        1.0, ge=0.05, le=60, description="time between looks for overdue claims and stale drivers"
+    )
+
+    presence_ttl_s: int = Field(
+        120, ge=1, le=3_600, description="life of a connection without a sign of life"
+    )
+    presence_grace_s: float = Field(
+        30.0, ge=0, le=3_600, description="time from a driver's last connection to offline"
+    )
+    fix_max_age_s: int = Field(60, ge=1, le=3_600, description="a position older than this is stale")
+    position_flush_s: float = Field(
+        2.0, ge=0.05, le=60, description="time between batches of positions to Postgres"
+    )
+    drain_s: float = Field(
+        5.0, ge=0, le=300, description="window over which sockets are closed at a stop"
+    )
+
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        "info", description="lowest level that is logged"
+    )
+    log_format: Literal["json", "console"] = Field("json", description="form of the log lines")
+    halt_at: Literal["", "after_claim", "after_commit"] = Field(
+        "", description="test switch: a change stops for good at this point, to be killed there"
+    )
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Settings:
+        if self.claim_lease_ms <= self.commit_timeout_s * 1000:
+            raise ValueError(
+                "DISPATCHER_CLAIM_LEASE_MS must be longer than DISPATCHER_COMMIT_TIMEOUT_S: "
+                "a claim may not end while its commit can still succeed"
+            )
+        if self.jwt_secret is not None and len(self.jwt_secret.get_secret_value().encode()) < 32:
+            raise ValueError("DISPATCHER_JWT_SECRET must have at least 32 bytes (RFC 7518, 3.2)")
+        return self
+
+
+def load_settings(**overrides: object) -> Settings:
+    """Settings from the environment; `overrides` (command-line options) win over it.
+
+    Raises SettingsError with one line per wrong setting.
+    """
+    try:
+        return Settings(**overrides)  # type: ignore[arg-type]
+    except ValidationError as error:
+        lines = []
+        for item in error.errors():
+            name = ENV_PREFIX + str(item["loc"][0]).upper() if item["loc"] else ""
+            message = item["msg"].removeprefix("Value error, ")
+            lines.append(f"{name}: {message}" if name else message)
+        raise SettingsError("\n".join(lines)) from None

@@ -1,0 +1,133 @@
+"""The process of an embedded engine: spawned here, or left running by a server that was killed."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from pwd import struct_passwd
+
+import psutil
+
+POLL_S = 0.005  # engines are ready within tens of milliseconds, so looking often costs little
+_TAIL = 2_000  # bytes of an engine's log that an error shows
+
+# Engines see neither the server's secrets nor PG* variables that would redirect them.
+_PASSED_ON = ("PATH", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "TMPDIR")
+
+
+class EngineError(Exception):
+    """An embedded engine did not start or stop; the message says which, and shows its log's end."""
+
+
+class EngineProcess:
+    """A running engine, in a session of its own: the terminal's Ctrl-C reaches the server only."""
+
+    def __init__(
+        self,
+        process: psutil.Process,
+        log: Path,
+        log_start: int,
+        popen: subprocess.Popen[bytes] | None = None,
+    ) -> None:
+        self.pid: int = process.pid
+        self.found = popen is None
+        self._process = process
+        self._popen = popen
+        self._log = log
+        self._log_start = log_start
+
+    @classmethod
+    def find(cls, program: str, argument: str, log: Path) -> EngineProcess | None:
+        """The live process of `program` that was started with exactly this `argument`, if any.
+
+        Looks at command lines, not at a pid file: after a crash or in a new container the number
+        in a pid file may be another program's.
+        """
+        matches: dict[int, psutil.Process] = {}
+        for process in psutil.process_iter(["cmdline", "status"]):
+            command = process.info["cmdline"]
+            if (
+                command
+                and Path(command[0]).name == program
+                and argument in command[1:]
+                and process.info["status"] != psutil.STATUS_ZOMBIE
+            ):
+                matches[process.pid] = process
+        for process in matches.values():
+            try:
+                if process.ppid() not in matches:  # its own forks carry the same command line
+                    return cls(process, log, _size(log))
+            except psutil.NoSuchProcess:
+                continue
+        return None
+
+    @classmethod
+    def spawn(
+        cls, command: Sequence[str], *, cwd: Path, log: Path, user: struct_passwd | None
+    ) -> EngineProcess:
+        """Start `command` as `user` (None: the caller's), its output appended to `log`."""
+        log_start = _size(log)
+        descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+        try:
+            popen = subprocess.Popen(  # noqa: S603  the programs come from installed packages
+                command,
+                cwd=cwd,
+                env=engine_environment(),
+                stdin=subprocess.DEVNULL,
+                stdout=descriptor,
+                stderr=descriptor,
+                start_new_session=True,
+                umask=0o077,
+                user=user.pw_uid if user else None,
+                group=user.pw_gid if user else None,
+                extra_groups=[] if user else None,
+            )
+        except OSError as error:
+            raise EngineError(f"{command[0]} cannot be run: {error}") from error
+        finally:
+            os.close(descriptor)
+        return cls(psutil.Process(popen.pid), log, log_start, popen)
+
+    def alive(self) -> bool:
+        """False as soon as it is dead, also where nobody has collected a zombie yet."""
+        if self._popen is not None:
+            return self._popen.poll() is None
+        try:
+            return self._process.is_running() and self._process.status() != psutil.STATUS_ZOMBIE
+        except psutil.NoSuchProcess:
+            return False
+
+    def stop(self, *steps: tuple[signal.Signals, float]) -> None:
+        """Send each signal in turn until the process is gone; a step is (signal, wait in s)."""
+        for number, wait_s in steps:
+            if not self.alive():
+                break
+            try:
+                self._process.send_signal(number)
+            except psutil.NoSuchProcess:
+                break
+            deadline = time.monotonic() + wait_s
+            while self.alive() and time.monotonic() < deadline:
+                time.sleep(POLL_S)
+        if self.alive():
+            raise EngineError(f"process {self.pid} did not stop; its log is {self._log}")
+
+    def said(self) -> str:
+        """The end of what it has logged since this server knows it."""
+        with self._log.open("rb") as file:
+            file.seek(max(self._log_start, _size(self._log) - _TAIL))
+            return file.read().decode(errors="replace").strip()
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.exists() else 0
+
+
+def engine_environment() -> dict[str, str]:
+    """The environment of every engine and of its tools."""
+    passed = {name: os.environ[name] for name in _PASSED_ON if name in os.environ}
+    return {**passed, "LC_ALL": "C", "TZ": "UTC"}

@@ -1,0 +1,77 @@
+"""Every Redis key, in one place. All keys of a zone share its hash tag, so they share a slot.
+
+Ids are checked (core.model) before they get here: no key is built from unchecked text.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+
+class Keys:
+    """The keys of one zone. The README's table of keys is held against this class by a test."""
+
+    def __init__(self, zone: str) -> None:
+        self.zone = zone
+        self._prefix = prefix = f"dsp:{{{zone}}}:"
+        self.epoch = prefix + "epoch"
+        self.loading = prefix + "loading"
+        self.claims = prefix + "claims"
+        self.seen = prefix + "seen"
+        self.waves = prefix + "waves"
+        self.events = prefix + "events"
+        self.push = prefix + "push"
+
+    def trip(self, trip_id: str) -> str:
+        """Hash: the trip's columns."""
+        return f"{self._prefix}trip:{trip_id}"
+
+    def driver(self, driver_id: str) -> str:
+        """Hash: the driver's availability, trip and last fix."""
+        return f"{self._prefix}driver:{driver_id}"
+
+    def trip_claim(self, trip_id: str) -> str:
+        """String with PX: token of the attempt that changes the trip."""
+        return f"{self._prefix}claim:trip:{trip_id}"
+
+    def driver_claim(self, driver_id: str) -> str:
+        """String with PX: token of the attempt that changes the driver."""
+        return f"{self._prefix}claim:driver:{driver_id}"
+
+    def geo(self, vehicle_type: str) -> str:
+        """Geo set: drivers of this vehicle type who may be offered a trip now."""
+        return f"{self._prefix}geo:{vehicle_type}"
+
+    def offers(self, trip_id: str) -> str:
+        """Sorted set: drivers with an open offer of the trip, by deadline (ms)."""
+        return f"{self._prefix}offers:{trip_id}"
+
+    def inbox(self, driver_id: str) -> str:
+        """Sorted set: trips on offer to the driver, by deadline (ms)."""
+        return f"{self._prefix}inbox:{driver_id}"
+
+    def barred(self, trip_id: str) -> str:
+        """Set: drivers who declined the trip or gave it back."""
+        return f"{self._prefix}barred:{trip_id}"
+
+    def limit(self, limit_class: str, subject: str) -> str:
+        """List with EX: times (µs) of what was admitted."""
+        return f"{self._prefix}limit:{limit_class}:{subject}"
+
+    def idem(self, user_id: str, endpoint: str, key: str) -> str:
+        """String with PX: what became of a request with this Idempotency-Key."""
+        return f"{self._prefix}idem:{user_id}:{endpoint}:{key}"
+
+    def presence(self, user_id: str, connection: str) -> str:
+        """String with EX: a connection's metadata (JSON)."""
+        return f"{self._prefix}presence:{user_id}:{connection}"
+
+    def connections(self, user_id: str) -> str:
+        """Sorted set: the user's connections by expiry (ms)."""
+        return f"{self._prefix}connections:{user_id}"
+
+
+@lru_cache(maxsize=4096)
+def keys_of(zone: str) -> Keys:
+    """The keys of a zone; made once."""
+    return Keys(zone)

@@ -1,0 +1,38 @@
+"""Small files that only their owner may read: secrets, and configuration with a password in it."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+
+
+def write_private(path: Path, text: str) -> None:
+    """Write `text` to `path` with mode 0600, whole or not at all."""
+    _draft(path, text).replace(path)
+
+
+def make_private(path: Path, text: str) -> str:
+    """Write `text` to `path` if it does not exist; return what the file holds.
+
+    Two processes that do this at once agree on one text.
+    """
+    if not path.exists():
+        draft = _draft(path, text)
+        try:
+            os.link(draft, path)  # refused, not replaced, if someone was faster
+        except FileExistsError:
+            pass
+        finally:
+            draft.unlink()
+    return path.read_text()
+
+
+def _draft(path: Path, text: str) -> Path:
+    """A file beside `path`, of mode 0600 as mkstemp makes it, with `text` on the disk."""
+    descriptor, name = tempfile.mkstemp(prefix=f"{path.name}.", dir=path.parent)
+    with os.fdopen(descriptor, "w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(descriptor)
+    return Path(name)

@@ -1,0 +1,350 @@
+"""One typed method a Lua file, of the same name. Each builds keys and arguments, runs, decodes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from dispatcher.config import Rate
+from dispatcher.core.model import FINAL, Driver, IdempotencyKey, Status, Trip
+from dispatcher.store.keys import Keys
+from dispatcher.store.pipeline import Pipeline
+
+#: A finished trip stays in the live picture this long: late losers are still answered from there.
+FINISHED_TTL_S: Final = 3_600
+
+
+@dataclass(frozen=True, slots=True)
+class Limit:
+    """A limit that applies to a call: at most `rate` calls of `subject` in class `name`."""
+
+    name: str
+    subject: str
+    rate: Rate
+
+
+@dataclass(frozen=True, slots=True)
+class LimitState:
+    """How a limit stood after a call; times in ms since the epoch, by Redis' clock."""
+
+    name: str
+    rate: Rate
+    remaining: int
+    reset_ms: int
+    now_ms: int
+
+
+@dataclass(slots=True)
+class Attempt:
+    """One try of one request to change something: what its claim needs and its settle lets go of.
+
+    `resolved` holds a letter for each thing Postgres was asked already: k(ey), t(rip), d(river),
+    and l where the limits have counted this request.
+    """
+
+    token: str
+    trip_id: str
+    driver_id: str
+    lease_ms: int
+    key: IdempotencyKey | None
+    key_ttl_ms: int
+    limits: Sequence[Limit]
+    resolved: str = ""
+
+    @property
+    def entry(self) -> str:
+        """The member of the zone's `claims`: enough for a sweeper to look at the right rows."""
+        return f"{self.token} {self.trip_id or '-'} {self.driver_id or '-'}"
+
+    def record(self, keys: Keys) -> str:
+        """The key of the idempotency record; where none was sent, a key of the right slot."""
+        if self.key is None:
+            return keys.epoch
+        return keys.idem(self.key.user_id, self.key.endpoint, self.key.key)
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What a claim said: its code, Redis' time, the limit to report, and what the script adds."""
+
+    code: str
+    now_ms: int
+    limit: LimitState | None
+    detail: list[Any]
+
+
+@dataclass(slots=True)
+class Settlement:
+    """What `settle_change` writes. Everything is optional: a change may concern trip or driver."""
+
+    answer: str = ""
+    trip: Trip | None = None
+    driver_id: str = ""
+    driver_vehicle: str = ""
+    effect: str = ""  # take, free, state
+    driver_fields: list[str] = field(default_factory=list)
+    bars: str = ""
+    inboxes: Sequence[str] = ()
+    event: str = ""
+    message: str = ""
+
+
+def flat_to_dict(flat: Sequence[str]) -> dict[str, str]:
+    """A flat reply of HGETALL as a dict."""
+    return dict(zip(flat[::2], flat[1::2], strict=True))
+
+
+def driver_fields(driver: Driver) -> list[str]:
+    """A driver's availability as the pairs of the Redis hash; the trip is bound by trips alone."""
+    return [
+        "zone", driver.zone,
+        "availability_status", driver.availability_status,
+        "is_online", "1" if driver.is_online else "0",
+        "vehicle_type", driver.vehicle_type,
+        "version", str(driver.version),
+        "updated_at", str(driver.updated_at),
+    ]  # fmt: skip
+
+
+def driver_from_hash(user_id: str, zone: str, hash_: dict[str, str]) -> Driver:
+    """A driver from the Redis hash."""
+    return Driver(
+        user_id=user_id,
+        zone=zone,
+        availability_status=hash_.get("availability_status", "unavailable"),
+        is_online=hash_.get("is_online") == "1",
+        vehicle_type=hash_.get("vehicle_type", ""),
+        version=int(hash_.get("version", "-1")),
+        updated_at=int(hash_.get("updated_at", "0")),
+        trip_id=hash_.get("trip_id") or None,
+    )
+
+
+def _tail(keys: Keys, limits: Iterable[Limit]) -> tuple[list[str], list[int]]:
+    names: list[str] = []
+    pairs: list[int] = []
+    for limit in limits:
+        names.append(keys.limit(limit.name, limit.subject))
+        pairs += limit.rate
+    return names, pairs
+
+
+def _verdict(reply: list[Any], limits: Sequence[Limit]) -> Verdict:
+    code, now_ms, place, remaining, reset_ms, *detail = reply
+    state = None
+    if place:
+        limit = limits[place - 1]
+        state = LimitState(limit.name, limit.rate, remaining, reset_ms, now_ms)
+    return Verdict(code, now_ms, state, detail)
+
+
+class Scripts:
+    """The Lua files as methods. All raise StoreUnavailable where Redis does not answer."""
+
+    def __init__(self, pipeline: Pipeline) -> None:
+        self._pipeline = pipeline
+
+    def _common(self, attempt: Attempt) -> list[Any]:
+        return [
+            attempt.token,
+            attempt.lease_ms,
+            attempt.key.fingerprint if attempt.key else "",
+            attempt.key_ttl_ms,
+            attempt.resolved,
+            attempt.entry,
+        ]
+
+    async def claim_accept(
+        self, keys: Keys, attempt: Attempt, *, version: int | None, policy: str
+    ) -> Verdict:
+        """Claims trip and driver for an accept. `claimed`: [trip hash, vehicle type, offered]."""
+        names, pairs = _tail(keys, attempt.limits)
+        trip_id, driver_id = attempt.trip_id, attempt.driver_id
+        reply = await self._pipeline.run(
+            "claim_accept",
+            (
+                keys.epoch, attempt.record(keys), keys.trip(trip_id), keys.driver(driver_id),
+                keys.trip_claim(trip_id), keys.driver_claim(driver_id), keys.claims,
+                keys.offers(trip_id), *names,
+            ),
+            (
+                *self._common(attempt), "" if version is None else version, driver_id, policy,
+                *pairs,
+            ),
+        )  # fmt: skip
+        return _verdict(reply, attempt.limits)
+
+    async def claim_transition(
+        self,
+        keys: Keys,
+        attempt: Attempt,
+        *,
+        version: int | None,
+        role: str,
+        actor: str,
+        sources: Iterable[Status],
+    ) -> Verdict:
+        """Claims a trip that exists. `claimed`: [trip hash, drivers with an offer]."""
+        names, pairs = _tail(keys, attempt.limits)
+        trip_id = attempt.trip_id
+        reply = await self._pipeline.run(
+            "claim_transition",
+            (
+                keys.epoch, attempt.record(keys), keys.trip(trip_id), keys.trip_claim(trip_id),
+                keys.claims, keys.offers(trip_id), *names,
+            ),
+            (
+                *self._common(attempt), "" if version is None else version, role, actor,
+                f",{','.join(sources)},", *pairs,
+            ),
+        )  # fmt: skip
+        return _verdict(reply, attempt.limits)
+
+    async def claim_creation(self, keys: Keys, attempt: Attempt) -> Verdict:
+        """Claims a trip's id. `claimed`: []."""
+        names, pairs = _tail(keys, attempt.limits)
+        trip_id = attempt.trip_id
+        reply = await self._pipeline.run(
+            "claim_creation",
+            (
+                keys.epoch, attempt.record(keys), keys.trip(trip_id), keys.trip_claim(trip_id),
+                keys.claims, *names,
+            ),
+            (*self._common(attempt), *pairs),
+        )  # fmt: skip
+        return _verdict(reply, attempt.limits)
+
+    async def claim_availability(
+        self,
+        keys: Keys,
+        attempt: Attempt,
+        *,
+        goes_offline: bool,
+        changes_zone: bool,
+        vehicle_type: str,
+    ) -> Verdict:
+        """Claims a driver, and the trip to release. `claimed`: [driver hash, trip hash or []]."""
+        names, pairs = _tail(keys, attempt.limits)
+        trip_id, driver_id = attempt.trip_id, attempt.driver_id
+        driver, claim = keys.driver(driver_id), keys.driver_claim(driver_id)
+        reply = await self._pipeline.run(
+            "claim_availability",
+            (
+                keys.epoch, attempt.record(keys), driver, claim, keys.claims,
+                keys.trip(trip_id) if trip_id else driver,
+                keys.trip_claim(trip_id) if trip_id else claim, *names,
+            ),
+            (
+                *self._common(attempt), trip_id, int(goes_offline), int(changes_zone),
+                vehicle_type, *pairs,
+            ),
+        )  # fmt: skip
+        return _verdict(reply, attempt.limits)
+
+    async def claim_decline(self, keys: Keys, attempt: Attempt, *, version: int | None) -> Verdict:
+        """Lets a driver decline a pending trip. `claimed`: [trip hash]."""
+        names, pairs = _tail(keys, attempt.limits)
+        reply = await self._pipeline.run(
+            "claim_decline",
+            (
+                keys.epoch, attempt.record(keys), keys.trip(attempt.trip_id), keys.claims, *names,
+            ),
+            (*self._common(attempt), "" if version is None else version, *pairs),
+        )  # fmt: skip
+        return _verdict(reply, attempt.limits)
+
+    async def settle_change(
+        self, keys: Keys, attempt: Attempt, settlement: Settlement, *, fix_age_ms: int
+    ) -> bool:
+        """Writes what was committed and drops the claims. Says whether the trip was written."""
+        trip, driver_id = settlement.trip, settlement.driver_id
+        trip_id = trip.id if trip else attempt.trip_id
+        wave, ttl = "", ""
+        if trip is not None:
+            wave = "start" if trip.current_status is Status.PENDING else "stop"
+            ttl = str(FINISHED_TTL_S) if trip.current_status in FINAL else ""
+        fields = settlement.driver_fields
+        reply: int = await self._pipeline.run(
+            "settle_change",
+            (
+                keys.trip(trip_id) if trip_id else keys.epoch,
+                keys.driver(driver_id) if driver_id else keys.epoch,
+                keys.trip_claim(trip_id or "-"), keys.driver_claim(attempt.driver_id or "-"),
+                keys.claims, attempt.record(keys), keys.geo(settlement.driver_vehicle or "-"),
+                keys.seen, keys.events, keys.push, keys.offers(trip_id or "-"), keys.waves,
+                keys.barred(trip_id or "-"), *(keys.inbox(d) for d in settlement.inboxes),
+            ),
+            (
+                attempt.token, attempt.entry, settlement.answer, attempt.key_ttl_ms,
+                trip.version if trip else "", ttl, trip_id, wave, driver_id, settlement.effect,
+                settlement.bars, fix_age_ms, settlement.event, settlement.message,
+                len(fields) // 2, *fields, *(trip.to_hash() if trip else ()),
+            ),
+        )  # fmt: skip
+        return reply == 1
+
+    async def release_claim(self, keys: Keys, attempt: Attempt) -> int:
+        """Drops the attempt's claims and its idempotency lease. Returns how many claims."""
+        dropped: int = await self._pipeline.run(
+            "release_claim",
+            (
+                keys.trip_claim(attempt.trip_id or "-"), keys.driver_claim(attempt.driver_id or "-"),
+                keys.claims, attempt.record(keys),
+            ),
+            (attempt.token, attempt.entry, int(attempt.key is not None)),
+        )  # fmt: skip
+        return dropped
+
+    async def load_trip(self, keys: Keys, trip: Trip, *, former_driver: str | None = None) -> bool:
+        """Puts a trip from Postgres into the live picture. Says whether it was newer."""
+        own = keys.trip(trip.id)
+        bound = trip.driver_id is not None and trip.current_status in _BOUND
+        reply: int = await self._pipeline.run(
+            "load_trip",
+            (
+                own,
+                keys.driver(trip.driver_id) if bound and trip.driver_id else own,
+                keys.driver(former_driver) if former_driver else own,
+                keys.waves,
+            ),
+            (
+                trip.version, trip.id, FINISHED_TTL_S if trip.current_status in FINAL else "",
+                int(bound), int(trip.current_status is Status.PENDING), *trip.to_hash(),
+            ),
+        )  # fmt: skip
+        return reply == 1
+
+    async def load_driver(self, keys: Keys, driver: Driver) -> bool:
+        """Puts a driver from Postgres into the live picture. Says whether it was newer."""
+        reply: int = await self._pipeline.run(
+            "load_driver",
+            (keys.driver(driver.user_id), keys.geo(driver.vehicle_type)),
+            (driver.version, driver.user_id, *driver_fields(driver)),
+        )
+        return reply == 1
+
+    async def check_limit(self, keys: Keys, limits: Sequence[Limit]) -> Verdict:
+        """Counts one call: `admitted` or `rate_limited`."""
+        names, pairs = _tail(keys, limits)
+        return _verdict(await self._pipeline.run("check_limit", names, pairs), limits)
+
+    async def put_positions(
+        self,
+        keys: Keys,
+        vehicle_type: str,
+        fixes: Sequence[tuple[str, float, float, int]],
+        *,
+        fix_age_ms: int,
+    ) -> tuple[str, int, list[tuple[str, str]]]:
+        """Takes fixes (driver, lat, lng, ms) of one vehicle type: (code, now ms, result each)."""
+        names = [keys.epoch, keys.geo(vehicle_type), keys.seen]
+        args: list[Any] = [fix_age_ms, vehicle_type]
+        for fix in fixes:
+            names.append(keys.driver(fix[0]))
+            args += fix
+        code, now_ms, results = await self._pipeline.run("put_positions", names, args)
+        return code, now_ms, [(result, detail) for result, detail in results]
+
+
+_BOUND = frozenset({Status.ACCEPTED, Status.ARRIVED, Status.ONGOING})

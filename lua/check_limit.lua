@@ -1,0 +1,13 @@
+-- Purpose: counts one call against the limits that apply, for calls that have no script of their own.
+-- Atomic because: two calls that each counted first could both take the last place in the window.
+-- KEYS[1...] logs of the limits that apply
+-- ARGV[1...] pairs for the limits: most admitted, window in s
+-- RETURNS {admitted or rate_limited, now in ms, limit's place, remaining, reset in ms}
+--- @include "clock"
+--- @include "limits"
+local refused, place, remaining, reset_ms = check_limits(1, 1)
+if refused then
+  return { 'rate_limited', now_ms, place, remaining, reset_ms }
+end
+remaining = record_admission(1, 1, remaining)
+return { 'admitted', now_ms, place, remaining, reset_ms }

@@ -1,0 +1,51 @@
+-- The live copy of idempotency keys. Needs clock.lua. A record is text:
+--   L <fingerprint> <lease end, ms> <token>    in flight; past its end the outcome is to be asked of Postgres
+--   D <fingerprint> <status> <body>            done, as Postgres keeps it
+--   N <fingerprint> <code> <version> <state>   refused: kept here alone, since a refusal has no effect
+
+-- Until when (ms) a missing record may still exist in Postgres; the second word of the zone's epoch.
+local function horizon_ms(epoch)
+  return tonumber(string.match(epoch, '^%d+ (%d+)'))
+end
+
+-- Returns nil to go on, or the code to answer with, and the record without its fingerprint.
+-- `asked` says that Postgres has been asked and knows no answer.
+local function look_up_key(key, fingerprint, asked, horizon)
+  if fingerprint == '' then
+    return nil
+  end
+  local record = redis.call('GET', key)
+  if not record then
+    if horizon > now_ms and not asked then
+      return 'key_unresolved'
+    end
+    return nil
+  end
+  if string.sub(record, 3, 66) ~= fingerprint then
+    return 'key_reused'
+  end
+  local kind = string.sub(record, 1, 1)
+  local rest = string.sub(record, 68)
+  if kind ~= 'L' then
+    return 'replay', kind .. ' ' .. rest
+  end
+  if tonumber(string.match(rest, '^%d+')) > now_ms then
+    return 'request_in_progress'
+  end
+  if not asked then
+    return 'key_unresolved'
+  end
+  return nil
+end
+
+local function lease_key(key, fingerprint, ttl_ms, lease_end_ms, token)
+  if fingerprint ~= '' then
+    redis.call('SET', key, 'L ' .. fingerprint .. ' ' .. whole(lease_end_ms) .. ' ' .. token, 'PX', ttl_ms)
+  end
+end
+
+local function keep_refusal(key, fingerprint, ttl_ms, code, version, state)
+  if fingerprint ~= '' then
+    redis.call('SET', key, 'N ' .. fingerprint .. ' ' .. code .. ' ' .. version .. ' ' .. state, 'PX', ttl_ms)
+  end
+end

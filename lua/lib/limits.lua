@@ -1,0 +1,40 @@
+-- Sliding logs: a list of the times (µs) of what was admitted, oldest first. Needs clock.lua.
+-- The limits of a script are the tail of its KEYS, and of its ARGV as pairs: most admitted, window in s.
+
+-- Returns refused, place of the limit to report (0: none), what remains, and when (ms) it eases.
+-- A refusal that lasts longest is reported before others, and the tightest limit where none refuses.
+local function check_limits(first_key, first_arg)
+  local refused, place, remaining, reset_us = false, 0, 0, 0
+  for k = first_key, #KEYS do
+    local at = first_arg + 2 * (k - first_key)
+    local most = tonumber(ARGV[at])
+    local window_us = tonumber(ARGV[at + 1]) * 1000000
+    local oldest = redis.call('LINDEX', KEYS[k], 0)
+    -- What has left the window counts for nothing, so dropping it is no effect that a refusal would have to undo.
+    while oldest and tonumber(oldest) <= now_us - window_us do
+      redis.call('LPOP', KEYS[k])
+      oldest = redis.call('LINDEX', KEYS[k], 0)
+    end
+    local used = oldest and redis.call('LLEN', KEYS[k]) or 0
+    if used >= most then
+      local eases_us = tonumber(redis.call('LINDEX', KEYS[k], used - most)) + window_us
+      if not refused or eases_us > reset_us then
+        place, remaining, reset_us = k - first_key + 1, 0, eases_us
+      end
+      refused = true
+    elseif not refused and (place == 0 or most - used < remaining) then
+      place, remaining = k - first_key + 1, most - used
+      reset_us = (oldest and tonumber(oldest) or now_us) + window_us
+    end
+  end
+  return refused, place, remaining, math.ceil(reset_us / 1000)
+end
+
+-- Returns what remains of the reported limit afterwards.
+local function record_admission(first_key, first_arg, remaining)
+  for k = first_key, #KEYS do
+    redis.call('RPUSH', KEYS[k], whole(now_us))
+    redis.call('EXPIRE', KEYS[k], ARGV[first_arg + 2 * (k - first_key) + 1])
+  end
+  return remaining - 1
+end

@@ -1,0 +1,23 @@
+-- name: get_driver^
+-- One driver with their active trip.
+SELECT d.user_id, d.zone, d.availability_status, d.is_online, d.vehicle_type, d.version, d.updated_at,
+       t.id AS trip_id
+  FROM driver_details d
+  LEFT JOIN trip_requests t
+    ON t.driver_id = d.user_id AND t.current_status IN ('accepted', 'arrived', 'ongoing')
+ WHERE d.user_id = :driver_id;
+
+-- name: online_drivers_of_zone
+-- A page of the drivers that the live picture of a zone needs, by id.
+SELECT user_id, zone, availability_status, is_online, vehicle_type, version, updated_at, NULL AS trip_id,
+       current_location[1] AS lat, current_location[0] AS lng, location_updated_at
+  FROM driver_details
+ WHERE zone = :zone AND is_online AND user_id > :after
+ ORDER BY user_id LIMIT :page;
+
+-- name: save_positions!
+-- The last position of each of several drivers; an older one never replaces a newer one.
+UPDATE driver_details d
+   SET current_location = point(n.lng, n.lat), location_updated_at = n.at
+  FROM unnest(:ids::text[], :lats::float8[], :lngs::float8[], :ats::timestamptz[]) AS n (id, lat, lng, at)
+ WHERE d.user_id = n.id AND (d.location_updated_at IS NULL OR d.location_updated_at < n.at);

@@ -1,0 +1,61 @@
+-- name: get_trip^
+-- One trip with its driver's vehicle type.
+SELECT t.*, d.vehicle_type AS driver_vehicle_type
+  FROM trip_requests t LEFT JOIN driver_details d ON d.user_id = t.driver_id
+ WHERE t.id = :trip_id;
+
+-- name: active_trip_of^
+-- The active trip of a driver.
+SELECT t.*, d.vehicle_type AS driver_vehicle_type
+  FROM trip_requests t LEFT JOIN driver_details d ON d.user_id = t.driver_id
+ WHERE t.driver_id = :driver_id AND t.current_status IN ('accepted', 'arrived', 'ongoing');
+
+-- name: live_trips_of_customer
+-- What a customer is waiting for or riding on, newest first.
+SELECT t.*, d.vehicle_type AS driver_vehicle_type
+  FROM trip_requests t LEFT JOIN driver_details d ON d.user_id = t.driver_id
+ WHERE t.customer_id = :customer_id
+   AND t.current_status IN ('pending', 'accepted', 'arrived', 'ongoing')
+ ORDER BY t.created_at DESC LIMIT :most;
+
+-- name: live_trips_of_zone
+-- A page of what the live picture of a zone needs, by id.
+SELECT t.*, d.vehicle_type AS driver_vehicle_type
+  FROM trip_requests t LEFT JOIN driver_details d ON d.user_id = t.driver_id
+ WHERE t.zone = :zone AND t.id > :after
+   AND t.current_status IN ('pending', 'accepted', 'arrived', 'ongoing')
+ ORDER BY t.id LIMIT :page;
+
+-- name: pending_near
+-- Pending trips of a zone around a place, nearest first by the map's plane: the caller orders by metres.
+SELECT t.*, NULL AS driver_vehicle_type, distance_m(t.pickup_location, point(:lng, :lat)) AS distance_m
+  FROM trip_requests t
+ WHERE t.current_status = 'pending' AND t.zone = :zone AND t.vehicle_type = :vehicle_type
+   AND t.pickup_location <@ box(point(:west, :south), point(:east, :north))
+   AND NOT EXISTS (SELECT FROM trip_offers o
+                    WHERE o.trip_id = t.id AND o.driver_id = :driver_id AND o.outcome = 'declined')
+ ORDER BY t.pickup_location <-> point(:lng, :lat) LIMIT :most;
+
+-- name: event_of_attempt^
+-- The event that an attempt wrote, if it was committed.
+SELECT trip_id, version, event FROM trip_events
+ WHERE trip_id = :trip_id AND version = :version AND payload ->> 'attempt' = :attempt;
+
+-- name: timeline
+-- The history of a trip.
+SELECT version, event, actor_id, actor_role, payload, created_at FROM trip_events
+ WHERE trip_id = :trip_id ORDER BY version;
+
+-- name: abandoned
+-- Trips that were taken long ago and have not started.
+SELECT id, driver_id, locked_at, current_status, version FROM trip_requests
+ WHERE current_status IN ('accepted', 'arrived') AND trip_start_time IS NULL
+   AND locked_at < now() - make_interval(secs => :older_than_s)
+   AND (:zone::text IS NULL OR zone = :zone)
+ ORDER BY locked_at LIMIT :most;
+
+-- name: zone_statistics
+-- Live trips of a zone by state.
+SELECT current_status, count(*) AS trips FROM trip_requests
+ WHERE zone = :zone AND current_status IN ('pending', 'accepted', 'arrived', 'ongoing')
+ GROUP BY current_status;

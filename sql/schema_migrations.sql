@@ -1,0 +1,29 @@
+-- What dispatcher/store/migrate.py keeps about itself: which migrations this database has.
+
+-- name: schema_migrations_exists()$
+-- True once the first migration was applied.
+SELECT to_regclass('schema_migrations') IS NOT NULL;
+
+-- name: create_schema_migrations()#
+CREATE TABLE schema_migrations (
+    version    int PRIMARY KEY,
+    name       text NOT NULL,
+    checksum   text NOT NULL, -- SHA-256 of the up file
+    applied_at timestamptz NOT NULL DEFAULT now()
+);
+
+-- name: drop_schema_migrations()#
+DROP TABLE schema_migrations;
+
+-- name: list_applied()
+SELECT version, name, checksum, applied_at FROM schema_migrations ORDER BY version;
+
+-- name: record_applied(version, name, checksum)!
+INSERT INTO schema_migrations (version, name, checksum) VALUES (:version, :name, :checksum);
+
+-- name: forget_applied(version)!
+DELETE FROM schema_migrations WHERE version = :version;
+
+-- name: lock_migrations(key)$
+-- Held by the session: servers that start at once migrate one after the other.
+SELECT pg_advisory_lock(:key);
