@@ -215,7 +215,7 @@ def _expected_errors() -> tuple[type[Exception], ...]:
     """Errors whose message is all that an operator needs; others are bugs and keep their trace."""
     from dispatcher.store.embedded_process import EngineError
     from dispatcher.store.migrate import MigrationError
-    from dispatcher.supervisor import ServerError
+    from dispatcher.worker_pool import ServerError
 
     return (EngineError, MigrationError, ServerError)
 

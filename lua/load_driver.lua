@@ -2,19 +2,33 @@
 -- Atomic because: versions are compared and the hash is written together; a settle in between must not be undone.
 -- KEYS[1] driver
 -- KEYS[2] geo set of the driver's vehicle type
+-- KEYS[3] times of the drivers' last fixes
 -- ARGV[1] version in Postgres
 -- ARGV[2] driver id
--- ARGV[3...] field-value pairs of the driver; trip_id is not one of them: trips bring their driver along
+-- ARGV[3] latitude of the last fix, or empty: none is known
+-- ARGV[4] longitude of the last fix, or empty
+-- ARGV[5] time of the last fix in ms, or empty
+-- ARGV[6...] field-value pairs of the driver; trip_id is not one of them: trips bring their driver along
 -- RETURNS 1 where it was written, 0 where the picture was as new
-local driver, geo = KEYS[1], KEYS[2]
+local driver, geo, seen = KEYS[1], KEYS[2], KEYS[3]
 local version, driver_id = tonumber(ARGV[1]), ARGV[2]
+local lat, lng, fix_ms = ARGV[3], ARGV[4], ARGV[5]
 
-local known = redis.call('HGET', driver, 'version')
-if known and tonumber(known) >= version then
+local known = redis.call('HMGET', driver, 'version', 'fix_ms')
+if known[1] and tonumber(known[1]) >= version then
   return 0
 end
-redis.call('HSET', driver, unpack(ARGV, 3))
+redis.call('HSET', driver, unpack(ARGV, 6))
 if redis.call('HGET', driver, 'is_online') ~= '1' then
   redis.call('ZREM', geo, driver_id)
+  redis.call('ZREM', seen, driver_id)
+elseif fix_ms ~= '' and not known[2] then
+  -- Where the driver was last: the next fix, the wave's own filters and the sweeper put right what is old by now.
+  redis.call('HSET', driver, 'lat', lat, 'lng', lng, 'fix_ms', fix_ms)
+  redis.call('ZADD', seen, fix_ms, driver_id)
+  local free = (redis.call('HGET', driver, 'trip_id') or '') == ''
+  if free and redis.call('HGET', driver, 'availability_status') == 'available' then
+    redis.call('GEOADD', geo, lng, lat, driver_id)
+  end
 end
 return 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import re
 import signal
@@ -45,8 +46,13 @@ async def _status(server: Server, path: str = "/healthz") -> int:
 
 
 def _workers(server: Server) -> list[psutil.Process]:
-    children = psutil.Process(server.process.pid).children()
-    return [child for child in children if "_worker" in child.cmdline()]
+    """Its live workers; one that was just killed may be a zombie for a moment."""
+    workers = []
+    for child in psutil.Process(server.process.pid).children():
+        with contextlib.suppress(psutil.NoSuchProcess):
+            if "_worker" in child.cmdline():
+                workers.append(child)
+    return workers
 
 
 async def _until(condition: Callable[[], bool], timeout_s: float = 15.0) -> None:

@@ -40,17 +40,13 @@ def _usage(process: psutil.Process) -> float:
     return 0.0
 
 
-def _tree(pid: int | None, without: frozenset[int] = frozenset()) -> list[psutil.Process]:
-    """The process and its descendants, leaving out the subtrees that begin at `without`."""
-    if pid is None:
-        return []
-    with contextlib.suppress(psutil.NoSuchProcess):
-        found = [psutil.Process(pid)]
-        for process in found:
-            with contextlib.suppress(psutil.NoSuchProcess):
-                found += [child for child in process.children() if child.pid not in without]
-        return found
-    return []
+def _tree(pid: int | None) -> set[psutil.Process]:
+    """The process and its descendants."""
+    if pid is not None:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process = psutil.Process(pid)
+            return {process, *process.children(recursive=True)}
+    return set()
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,22 +57,16 @@ class Accounts:
     redis: int | None = None
     postgres: int | None = None  # the postmaster
 
-    @property
-    def _engines(self) -> frozenset[int]:
-        return frozenset(pid for pid in (self.redis, self.postgres) if pid is not None)
-
     def read(self) -> Cpu:
         """Everything used so far; subtract two readings. Steps of 10 ms (`USER_HZ`)."""
-        return Cpu(
-            sum(map(_usage, _tree(self.server, self._engines))),
-            sum(map(_usage, _tree(self.redis))),
-            sum(map(_usage, _tree(self.postgres))),
-        )
+        redis, postgres = _tree(self.redis), _tree(self.postgres)
+        server = _tree(self.server) - redis - postgres  # embedded engines are its children
+        return Cpu(*(sum(map(_usage, tree)) for tree in (server, redis, postgres)))
 
     def server_memory_bytes(self) -> int:
         """Unique set size of the server's processes: what would be freed if they ended."""
         total = 0
-        for process in _tree(self.server, self._engines):
+        for process in _tree(self.server) - _tree(self.redis) - _tree(self.postgres):
             with contextlib.suppress(psutil.NoSuchProcess, psutil.AccessDenied):
                 total += process.memory_full_info().uss
         return total

@@ -34,6 +34,7 @@ class Generator:
         self._process = context.Process(target=_serve, args=(factory, theirs), daemon=True)
         self._process.start()
         theirs.close()
+        self.result()  # it has imported all it needs, which is CPU that no load is to pay for
 
     @property
     def pid(self) -> int | None:
@@ -81,6 +82,7 @@ def _serve(factory: Callable[[], Any], pipe: Connection) -> None:
             return factory()
 
         load = runner.run(construct())
+        pipe.send((True, None))
         while True:
             try:
                 method, arguments, options = pipe.recv()

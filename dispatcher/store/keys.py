@@ -18,6 +18,7 @@ class Keys:
         self.loading = prefix + "loading"
         self.claims = prefix + "claims"
         self.seen = prefix + "seen"
+        self.vehicles = prefix + "vehicles"
         self.waves = prefix + "waves"
         self.events = prefix + "events"
         self.push = prefix + "push"

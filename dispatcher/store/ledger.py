@@ -92,7 +92,8 @@ class _Entry:
 
     def subjects(self) -> list[Any]:
         """What no other change of the same batch may touch."""
-        change, found = self.change, []
+        change = self.change
+        found: list[Any] = []
         if change.trip_id:
             found.append(("trip", change.trip_id))
         if driver := change.set_driver or change.required_driver:

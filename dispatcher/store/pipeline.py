@@ -146,6 +146,19 @@ class Pipeline:
         for text in self._texts.values():
             await self._redis.script_load(text)
 
+    async def run_id(self, key: str) -> str:
+        """The run id of the server that holds `key`: another one after a restart or failover."""
+        try:
+            if isinstance(self._redis, RedisCluster):
+                node: Any = self._redis.get_node_from_key(key)
+                info: Any = await self._redis.info("server", target_nodes=node)
+                info = info.get(node.name, info)
+            else:
+                info = await self._redis.info("server")
+        except (RedisError, OSError, TimeoutError) as error:
+            raise StoreUnavailable("redis") from error
+        return str(info["run_id"])
+
     async def close(self) -> None:
         """Waits for what is on its way."""
         while self._tasks:

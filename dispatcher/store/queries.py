@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from datetime import datetime
 from typing import Any
 
 import aiosql
@@ -117,6 +118,15 @@ class Database:
         """How many rows a named statement changed."""
         async with self.connection() as connection:
             tag = await getattr(QUERIES, name)(connection, **arguments)
+            return int(str(tag).rpartition(" ")[2])
+
+    async def save_positions(
+        self, ids: list[str], lats: list[float], lngs: list[float], ats: list[datetime]
+    ) -> int:
+        """Saves drivers' last positions, without waiting for the disk: the next ones come soon."""
+        async with self.connection() as connection, connection.transaction():
+            await QUERIES.commit_without_waiting(connection)
+            tag = await QUERIES.save_positions(connection, ids=ids, lats=lats, lngs=lngs, ats=ats)
             return int(str(tag).rpartition(" ")[2])
 
     async def trip(self, trip_id: str) -> Trip | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 from dispatcher.config import Rate
@@ -13,6 +13,8 @@ from dispatcher.store.pipeline import Pipeline
 
 #: A finished trip stays in the live picture this long: late losers are still answered from there.
 FINISHED_TTL_S: Final = 3_600
+#: A sweeper that dies leaves its entries to another one after this long.
+_SWEEP_AGAIN_MS: Final = 10_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -315,12 +317,19 @@ class Scripts:
         )  # fmt: skip
         return reply == 1
 
-    async def load_driver(self, keys: Keys, driver: Driver) -> bool:
-        """Puts a driver from Postgres into the live picture. Says whether it was newer."""
+    async def load_driver(
+        self, keys: Keys, driver: Driver, *, fix: tuple[float, float, int] | None = None
+    ) -> bool:
+        """Puts a driver from Postgres into the live picture, with their last fix (lat, lng, ms).
+
+        Says whether it was newer. A driver who works in another zone is offline in this one.
+        """
+        if driver.zone != keys.zone:
+            driver = replace(driver, is_online=False)
         reply: int = await self._pipeline.run(
             "load_driver",
-            (keys.driver(driver.user_id), keys.geo(driver.vehicle_type)),
-            (driver.version, driver.user_id, *driver_fields(driver)),
+            (keys.driver(driver.user_id), keys.geo(driver.vehicle_type), keys.seen),
+            (driver.version, driver.user_id, *(fix or ("", "", "")), *driver_fields(driver)),
         )
         return reply == 1
 
@@ -338,13 +347,32 @@ class Scripts:
         fix_age_ms: int,
     ) -> tuple[str, int, list[tuple[str, str]]]:
         """Takes fixes (driver, lat, lng, ms) of one vehicle type: (code, now ms, result each)."""
-        names = [keys.epoch, keys.geo(vehicle_type), keys.seen]
+        names = [keys.epoch, keys.geo(vehicle_type), keys.seen, keys.vehicles]
         args: list[Any] = [fix_age_ms, vehicle_type]
         for fix in fixes:
             names.append(keys.driver(fix[0]))
             args += fix
         code, now_ms, results = await self._pipeline.run("put_positions", names, args)
         return code, now_ms, [(result, detail) for result, detail in results]
+
+    async def sweep_claims(self, keys: Keys, *, most: int = 100) -> list[str]:
+        """Entries of attempts whose lease is over: `token trip driver`, with - for none."""
+        reply: list[str] = await self._pipeline.run(
+            "sweep_claims", (keys.claims,), (most, _SWEEP_AGAIN_MS)
+        )
+        return reply
+
+    async def drop_claim(self, keys: Keys, entry: str) -> None:
+        """Forgets an overdue attempt: what became of it is known."""
+        await self._pipeline.command("ZREM", keys.claims, entry)
+
+    async def sweep_fixes(self, keys: Keys, *, fix_age_ms: int, most: int = 1_000) -> int:
+        """Takes drivers with a stale fix out of the geo sets; returns how many."""
+        vehicle_types: list[str] = await self._pipeline.command("SMEMBERS", keys.vehicles)
+        swept: int = await self._pipeline.run(
+            "sweep_fixes", (keys.seen, *(keys.geo(v) for v in vehicle_types)), (fix_age_ms, most)
+        )
+        return swept
 
 
 _BOUND = frozenset({Status.ACCEPTED, Status.ARRIVED, Status.ONGOING})

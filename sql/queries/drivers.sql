@@ -21,3 +21,7 @@ UPDATE driver_details d
    SET current_location = point(n.lng, n.lat), location_updated_at = n.at
   FROM unnest(:ids::text[], :lats::float8[], :lngs::float8[], :ats::timestamptz[]) AS n (id, lat, lng, at)
  WHERE d.user_id = n.id AND (d.location_updated_at IS NULL OR d.location_updated_at < n.at);
+
+-- name: commit_without_waiting!
+-- For this transaction alone: a lost position is replaced by the next one.
+SET LOCAL synchronous_commit = off;

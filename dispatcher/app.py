@@ -1,0 +1,130 @@
+"""All wiring, in one place: what a server process is made of, and in which order it starts and stops."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
+from typing import Any
+
+import structlog
+
+from dispatcher.config import Settings
+from dispatcher.core.errors import StoreUnavailable
+from dispatcher.core.zones import Zones
+from dispatcher.service.drivers import Drivers
+from dispatcher.service.homes import Homes
+from dispatcher.service.limits import Limits
+from dispatcher.service.positions import Positions
+from dispatcher.service.road import Road
+from dispatcher.service.trips import Trips
+from dispatcher.store.ledger import Ledger
+from dispatcher.store.picture import Picture
+from dispatcher.store.pipeline import Pipeline, connect
+from dispatcher.store.queries import Database
+from dispatcher.store.scripts import Scripts
+from dispatcher.workers.cleanup import Cleanup
+from dispatcher.workers.periodic import Periodic
+from dispatcher.workers.recorder import Recorder
+from dispatcher.workers.sweeper import Sweeper
+
+log = structlog.get_logger("dispatcher")
+
+
+@dataclass(frozen=True, slots=True)
+class Services:
+    """The parts of a server process that handlers and workers use."""
+
+    settings: Settings
+    zones: Zones
+    pipeline: Pipeline
+    scripts: Scripts
+    database: Database
+    ledger: Ledger
+    picture: Picture
+    road: Road
+    limits: Limits
+    positions: Positions
+    trips: Trips
+    drivers: Drivers
+
+
+@contextlib.asynccontextmanager
+async def services(settings: Settings, zones: Zones) -> AsyncIterator[Services]:
+    """Opens the stores, loads every zone, and closes all of it again in reverse order."""
+    assert settings.redis_url is not None
+    assert settings.database_url is not None
+    async with contextlib.AsyncExitStack() as stack:
+        redis: Any = connect(settings.redis_url, cluster=settings.redis_cluster)
+        stack.push_async_callback(redis.aclose)
+        pipeline = Pipeline(redis)
+        await pipeline.load_scripts()
+        stack.push_async_callback(pipeline.close)
+        scripts = Scripts(pipeline)
+        database = await Database.open(
+            settings.database_url,
+            size=settings.database_pool,
+            timeout_s=settings.commit_timeout_s,
+        )
+        stack.push_async_callback(database.close)
+        ledger = Ledger(
+            settings.database_url,
+            timeout_s=settings.commit_timeout_s,
+            most=settings.commit_batch,
+        )
+        await ledger.start()
+        stack.push_async_callback(ledger.close)
+        picture = Picture(pipeline, scripts, database, lease_ms=settings.claim_lease_ms)
+        road = Road(
+            scripts=scripts,
+            picture=picture,
+            ledger=ledger,
+            database=database,
+            lease_ms=settings.claim_lease_ms,
+            key_ttl_s=settings.idempotency_ttl_s,
+            fix_age_s=settings.fix_max_age_s,
+            halt_at=settings.halt_at,
+        )
+        limits = Limits(settings, scripts)
+        homes = Homes(database)
+        positions = Positions(
+            pipeline=pipeline,
+            scripts=scripts,
+            picture=picture,
+            database=database,
+            homes=homes,
+            fix_age_s=settings.fix_max_age_s,
+        )
+        trips = Trips(road=road, zones=zones, limits=limits, key_ttl_s=settings.idempotency_ttl_s)
+        drivers = Drivers(
+            road=road,
+            zones=zones,
+            limits=limits,
+            homes=homes,
+            positions=positions,
+            key_ttl_s=settings.idempotency_ttl_s,
+        )
+        for zone in zones.names():
+            await picture.check_epoch(zone)
+        yield Services(
+            settings, zones, pipeline, scripts, database, ledger, picture, road, limits,
+            positions, trips, drivers,
+        )  # fmt: skip
+
+
+def workers(parts: Services) -> list[Periodic]:
+    """The background jobs of one server process."""
+    settings = parts.settings
+    sweeper = Sweeper(
+        zones=parts.zones,
+        scripts=parts.scripts,
+        picture=parts.picture,
+        fix_age_s=settings.fix_max_age_s,
+    )
+    return [
+        Periodic("sweeper", settings.sweep_interval_s, sweeper),
+        Periodic("recorder", settings.position_flush_s, Recorder(parts.positions)),
+        Periodic("cleanup", settings.cleanup_interval_s, Cleanup(parts.database)),
+    ]

@@ -1,0 +1,61 @@
+"""Zones: a city, or a part of one. Every trip and every online driver is in exactly one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any, Final, Literal
+
+from dispatcher.core.model import DEFAULT_ZONE
+
+
+@dataclass(frozen=True, slots=True)
+class Wave:
+    """One wave of offers: at most `size` drivers within `radius_m`, who have `deadline_s`."""
+
+    size: int
+    radius_m: float
+    deadline_s: float
+
+
+#: Near drivers first; each next wave reaches further. A trip nobody took is expired after some
+#: three minutes, which is about what a customer waits for.
+DEFAULT_WAVES: Final = (
+    Wave(3, 1_500, 12), Wave(5, 3_000, 12), Wave(8, 6_000, 15), Wave(12, 12_000, 15),
+    Wave(12, 12_000, 30), Wave(12, 12_000, 45), Wave(12, 12_000, 60),
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Zone:
+    """A zone's settings. `area` is a prepared polygon in degrees (x = lng, y = lat), if any."""
+
+    name: str
+    accept_policy: Literal["open", "offered"] = "open"
+    waves: tuple[Wave, ...] = DEFAULT_WAVES
+    offers_per_driver: int = 3
+    limits: dict[str, tuple[int, int]] = field(default_factory=dict)
+    area: Any = None
+
+
+class Zones:
+    """All zones of the service, in the order in which their areas are looked at."""
+
+    def __init__(self, zones: Iterable[Zone] = ()) -> None:
+        self._zones = {zone.name: zone for zone in zones}
+        self._zones.setdefault(DEFAULT_ZONE, Zone(DEFAULT_ZONE))
+
+    def get(self, name: str) -> Zone | None:
+        """The zone of that name."""
+        return self._zones.get(name)
+
+    def names(self) -> list[str]:
+        """The names of all zones."""
+        return list(self._zones)
+
+    def locate(self, lat: float, lng: float) -> Zone:
+        """The first zone whose area holds the place, else the default zone."""
+        for zone in self._zones.values():
+            if zone.area is not None and zone.area.covers(lat, lng):
+                return zone
+        return self._zones[DEFAULT_ZONE]

@@ -1,0 +1,1 @@
+def refusal(code, **f): pass

@@ -1,0 +1,105 @@
+"""What leaves: an answer is bytes, so that a replay is the same bytes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Final
+
+import orjson
+
+from dispatcher.core.errors import PROBLEMS, Refusal
+from dispatcher.core.model import Driver, Trip
+from dispatcher.store.scripts import LimitState
+
+PROBLEM_TYPE: Final = "urn:dispatcher:problem:"
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """Status and body of an answer, with what its headers tell.
+
+    The body is JSON, `application/problem+json` where the status is 400 or more.
+    """
+
+    status: int
+    body: bytes
+    limit: LimitState | None = None
+    replayed: bool = False
+    version: int | None = None
+    retry_after_s: int | None = None
+
+
+class RateLimited(Refusal):
+    """Refused by a limit; `limit` says which, and when it eases."""
+
+    def __init__(self, limit: LimitState) -> None:
+        self.limit = limit
+        self.retry_after_s = max(1, -((limit.now_ms - limit.reset_ms) // 1000))
+        super().__init__(
+            "rate_limit_exceeded",
+            f"Too many requests. Please try again in {self.retry_after_s} seconds.",
+            retry_after=self.retry_after_s,
+            limit_class=limit.name,
+        )
+
+
+def refusal_answer(refusal: Refusal, limit: LimitState | None = None) -> Answer:
+    """A refusal as problem+json (RFC 9457). Holds nothing of one request alone: replays are equal."""
+    problem = refusal.problem
+    body = {
+        "type": PROBLEM_TYPE + problem.code,
+        "title": problem.title,
+        "status": problem.status,
+        "detail": refusal.message,
+        "response_code": problem.code,
+        "message": refusal.message,
+        **refusal.fields,
+    }
+    retry_after = refusal.fields.get("retry_after")
+    if isinstance(refusal, RateLimited):
+        limit = refusal.limit
+    return Answer(problem.status, orjson.dumps(body), limit, retry_after_s=retry_after)
+
+
+#: What a client does best about a refusal that passes by itself.
+_RETRY_S: Final = {"request_in_progress": 1, "trip_busy": 1}
+
+
+def refused(code: str, version: str, status: str, limit: LimitState | None) -> Answer:
+    """The answer to a claim that was refused with `code`, given the trip's version and state."""
+    fields: dict[str, Any] = {}
+    if version not in ("", "-"):
+        fields = {"version": int(version), "current_status": status}
+    if code in _RETRY_S:
+        fields["retry_after"] = _RETRY_S[code]
+    return refusal_answer(Refusal(code, **fields), limit)
+
+
+def trip_body(response_code: str, trip: Trip) -> bytes:
+    """The body of a success that concerns a trip."""
+    return orjson.dumps({"response_code": response_code, "trip": trip.to_json()})
+
+
+def driver_body(driver: Driver, released: Trip | None) -> bytes:
+    """The body of a change of availability."""
+    return orjson.dumps(
+        {
+            "response_code": "availability_updated",
+            "driver": driver.to_json(),
+            "released_trip": released.to_json() if released else None,
+        }
+    )
+
+
+def replay_of(record: str, limit: LimitState | None) -> Answer:
+    """The answer that a finished idempotency record holds (lua/lib/idempotency.lua)."""
+    kind, rest = record[0], record[2:]
+    if kind == "D":
+        status, _, body = rest.partition(" ")
+        return Answer(int(status), body.encode(), limit, replayed=True)
+    code, version, state = rest.split(" ")
+    answer = refused(code, version, state, limit)
+    return Answer(answer.status, answer.body, limit, replayed=True)
+
+
+KNOWN_CODES: Final = frozenset(PROBLEMS)

@@ -1,0 +1,65 @@
+"""What a change tells others: the row's payload, the stream's event, the messages to sockets."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import orjson
+
+from dispatcher.core.model import Actor, Role, Transition, Trip, iso
+
+
+def address(role: Role | str, user_id: str) -> str:
+    """Where a message goes: a user in a role, on whichever server their sockets are."""
+    return f"{role}:{user_id}"
+
+
+def event_payload(token: str, trip: Trip, **more: Any) -> str:
+    """The payload of a `trip_events` row: what replaying the history needs, and whose attempt."""
+    payload: dict[str, Any] = {
+        "attempt": token,
+        "current_status": trip.current_status,
+        "driver_id": trip.driver_id,
+        **more,
+    }
+    return orjson.dumps(payload).decode()
+
+
+def stream_event(event: str, actor: Actor, trip: Trip) -> str:
+    """The entry in the zone's stream, for other services."""
+    return orjson.dumps(
+        {
+            "event": event,
+            "actor_id": actor.user_id,
+            "actor_role": actor.role,
+            "at": iso(trip.updated_at),
+            "trip": trip.to_json(),
+        }
+    ).decode()
+
+
+def trip_messages(
+    event: str, trip: Trip, *, former_driver: str | None, offered: Sequence[str]
+) -> str:
+    """Messages for the push channel: a JSON list of [addresses, frame].
+
+    The customer and the driver (who may be the former one) get the trip; whoever still holds an
+    offer of it learns that it is withdrawn.
+    """
+    to = [address(Role.CUSTOMER, trip.customer_id)]
+    driver = trip.driver_id or former_driver
+    if driver:
+        to.append(address(Role.DRIVER, driver))
+    messages: list[Any] = [[to, {"type": "trip", "event": event, "trip": trip.to_json()}]]
+    others = [address(Role.DRIVER, d) for d in offered if d != trip.driver_id]
+    if others and event != "released":
+        messages.append(
+            [others, {"type": "offer_withdrawn", "trip_request_id": trip.id, "reason": event}]
+        )
+    return orjson.dumps(messages).decode()
+
+
+def event_name(transition: Transition) -> str:
+    """The `response_code` of a transition that succeeded."""
+    return f"trip_{transition.event}"

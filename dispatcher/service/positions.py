@@ -1,0 +1,165 @@
+"""Positions of drivers, gathered across drivers into few script calls and few rows."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import defaultdict
+from collections.abc import Sequence
+from typing import Final
+
+import structlog
+
+from dispatcher.core.errors import Refusal, StoreUnavailable
+from dispatcher.core.model import moment
+from dispatcher.service.homes import Homes
+from dispatcher.store.keys import keys_of
+from dispatcher.store.picture import Picture
+from dispatcher.store.pipeline import Pipeline
+from dispatcher.store.queries import Database
+from dispatcher.store.scripts import Scripts
+
+log = structlog.get_logger("dispatcher.positions")
+
+#: Fixes in one script call: some 2 ms of Redis' time.
+_MOST: Final = 200
+#: A driver of an unknown zone, vehicle or epoch is looked up and tried again this often.
+_TRIES: Final = 4
+
+_Fix = tuple[str, float, float, int]
+_Group = tuple[str, str]
+
+
+class Positions:
+    """Takes fixes. The newest of each driver wins, in Redis and, a little later, in Postgres."""
+
+    def __init__(
+        self,
+        *,
+        pipeline: Pipeline,
+        scripts: Scripts,
+        picture: Picture,
+        database: Database,
+        homes: Homes,
+        fix_age_s: int,
+    ) -> None:
+        self._pipeline = pipeline
+        self._scripts = scripts
+        self._picture = picture
+        self._database = database
+        self._fix_age_ms = fix_age_s * 1000
+        self._homes = homes
+        self._waiting: dict[_Group, list[tuple[_Fix, asyncio.Future[tuple[str, str]]]]] = (
+            defaultdict(list)
+        )
+        self._sending = False
+        self._task: asyncio.Task[None] | None = None
+        #: Drivers' newest fixes that Postgres has not seen.
+        self.unsaved: dict[str, tuple[float, float, int]] = {}
+
+    async def take(
+        self, driver_id: str, points: Sequence[tuple[float, float, int | None]]
+    ) -> int:
+        """Takes a driver's points; returns how many were new. Raises Refusal driver_not_online."""
+        now_ms = time.time_ns() // 1_000_000
+        fixes = sorted(
+            ((lat, lng, now_ms if at is None else at) for lat, lng, at in points),
+            key=lambda fix: fix[2],
+        )
+        lat, lng, at = fixes[-1]
+        result, _ = await self._put((driver_id, lat, lng, at))
+        if result != "taken":
+            return 0
+        self.unsaved[driver_id] = (lat, lng, min(at, now_ms))
+        return len(fixes)
+
+    async def _put(self, fix: _Fix) -> tuple[str, str]:
+        driver_id = fix[0]
+        for _ in range(_TRIES):
+            group = await self._homes.of(driver_id)
+            if group is None:
+                break
+            loop = asyncio.get_running_loop()
+            reply: asyncio.Future[tuple[str, str]] = loop.create_future()
+            self._waiting[group].append((fix, reply))
+            if not self._sending:
+                self._sending = True
+                self._task = loop.create_task(self._send())
+            result, detail = await reply
+            match result:
+                case "cold":
+                    await self._picture.warm(group[0])
+                case "unknown":
+                    if not await self._picture.load_driver(keys_of(group[0]), driver_id):
+                        break
+                case "other_vehicle":
+                    self._homes.learn(driver_id, group[0], detail)
+                case "offline":
+                    # They may have moved to another zone by way of another server.
+                    self._homes.forget(driver_id)
+                    if await self._homes.of(driver_id) == group:
+                        break
+                case _:
+                    return result, detail
+        raise Refusal("driver_not_online")
+
+    async def _send(self) -> None:
+        # One turn of the loop gathers what arrived together; while a batch is away, the next fills.
+        await asyncio.sleep(0)
+        try:
+            while self._waiting:
+                waiting, self._waiting = self._waiting, defaultdict(list)
+                await asyncio.gather(
+                    *(
+                        self._send_group(group, batch[start : start + _MOST])
+                        for group, batch in waiting.items()
+                        for start in range(0, len(batch), _MOST)
+                    )
+                )
+        finally:
+            self._sending = False
+
+    async def _send_group(
+        self, group: _Group, batch: list[tuple[_Fix, asyncio.Future[tuple[str, str]]]]
+    ) -> None:
+        try:
+            code, _, results = await self._scripts.put_positions(
+                keys_of(group[0]), group[1], [fix for fix, _ in batch], fix_age_ms=self._fix_age_ms
+            )
+        except Exception as error:
+            for _, reply in batch:
+                if not reply.done():
+                    reply.set_exception(type(error)(*error.args))
+            return
+        if code == "cold":
+            results = [("cold", "")] * len(batch)
+        for (_, reply), result in zip(batch, results, strict=True):
+            if not reply.done():
+                reply.set_result(result)
+
+    async def last(self, zone: str, driver_id: str) -> tuple[float, float] | None:
+        """The last fix of a driver who is online, as (lat, lng)."""
+        online, lat, lng = await self._pipeline.command(
+            "HMGET", keys_of(zone).driver(driver_id), "is_online", "lat", "lng"
+        )
+        return (float(lat), float(lng)) if online == "1" and lat else None
+
+    async def save(self) -> int:
+        """Writes the newest fixes to Postgres in one statement; returns how many rows changed.
+
+        Fixes that Postgres could not take are kept for the next time, unless newer ones came.
+        """
+        if not self.unsaved:
+            return 0
+        fixes, self.unsaved = self.unsaved, {}
+        ids = sorted(fixes)  # one order for all servers: no deadlock
+        try:
+            return await self._database.save_positions(
+                ids,
+                [fixes[i][0] for i in ids],
+                [fixes[i][1] for i in ids],
+                [moment(fixes[i][2]) for i in ids],
+            )
+        except StoreUnavailable:
+            self.unsaved = fixes | self.unsaved
+            raise
