@@ -1,18 +1,15 @@
-"""All wiring, in one place: what a server process is made of, and in which order it starts and stops."""
+"""All wiring, in one place: what a server is made of, and how it starts and stops."""
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
-import socket
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Any
 
 import structlog
 
 from dispatcher.config import Settings
-from dispatcher.core.errors import StoreUnavailable
 from dispatcher.core.zones import Zones
 from dispatcher.service.drivers import Drivers
 from dispatcher.service.homes import Homes

@@ -142,7 +142,9 @@ class Settings(BaseSettings):
     presence_grace_s: float = Field(
         30.0, ge=0, le=3_600, description="time from a driver's last connection to offline"
     )
-    fix_max_age_s: int = Field(60, ge=1, le=3_600, description="a position older than this is stale")
+    fix_max_age_s: int = Field(
+        60, ge=1, le=3_600, description="a position older than this is stale"
+    )
     position_flush_s: float = Field(
         2.0, ge=0.05, le=60, description="time between batches of positions to Postgres"
     )

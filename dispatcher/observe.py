@@ -1,1 +1,2 @@
-def refusal(code, **f): pass
+def refusal(code, **f):
+    pass

@@ -41,6 +41,7 @@ local driver_id, effect, bars, fix_age_ms = ARGV[9], ARGV[10], ARGV[11], tonumbe
 local event, message, driver_fields = ARGV[13], ARGV[14], tonumber(ARGV[15])
 local FIRST_INBOX, FIRST_FIELD = 14, 16
 local EVENTS_KEPT = 100000
+local BARRED_S = 86400
 
 local known = version ~= '' and redis.call('HGET', trip, 'version')
 local newer = version ~= '' and (not known or tonumber(known) < tonumber(version))
@@ -53,6 +54,7 @@ if newer then
     redis.call('PERSIST', trip)
   end
   if wave == 'start' then
+    redis.call('HSET', trip, 'reach', 0, 'waiting_since', whole(now_ms))
     redis.call('ZADD', waves, whole(now_ms), trip_id)
   elseif wave == 'stop' then
     redis.call('ZREM', waves, trip_id)
@@ -67,6 +69,16 @@ if newer then
 end
 if bars ~= '' then
   redis.call('SADD', barred, bars)
+  redis.call('EXPIRE', barred, BARRED_S)
+  if version == '' then
+    -- An offer was declined: that makes room, and the last one makes the next wave due.
+    for k = FIRST_INBOX, #KEYS do
+      redis.call('ZREM', KEYS[k], trip_id)
+    end
+    if redis.call('ZREM', offers, bars) == 1 and redis.call('ZCOUNT', offers, whole(now_ms), '+inf') == 0 then
+      redis.call('ZADD', waves, 'XX', whole(now_ms), trip_id)
+    end
+  end
 end
 
 if driver_id ~= '' then

@@ -22,6 +22,7 @@ from dispatcher.core.model import (
 )
 from dispatcher.core.zones import Zones
 from dispatcher.service.answers import Answer, RateLimited, driver_body, refusal_answer
+from dispatcher.service.bell import Bell
 from dispatcher.service.homes import Homes
 from dispatcher.service.limits import Limits
 from dispatcher.service.positions import Positions
@@ -31,7 +32,6 @@ from dispatcher.store.keys import keys_of
 from dispatcher.store.ledger import Change
 from dispatcher.store.queries import trip_from_row
 from dispatcher.store.scripts import (
-    Attempt,
     Settlement,
     Verdict,
     driver_fields,
@@ -55,8 +55,10 @@ class Drivers:
         limits: Limits,
         homes: Homes,
         positions: Positions,
+        bell: Bell,
         key_ttl_s: int,
     ) -> None:
+        self._bell = bell
         self._road = road
         self._zones = zones
         self._limits = limits
@@ -113,7 +115,7 @@ class Drivers:
             else self._limits.of("general", actor, ip, self._zones.get(source))
         )
         attempt = self._road.attempt("", actor.user_id, key, limits)
-        moved: list[Settlement] = []
+        moved: list[tuple[Driver, Trip | None]] = []
 
         async def claim(a: Attempt) -> Verdict:
             return await scripts.claim_availability(
@@ -129,7 +131,9 @@ class Drivers:
                 user_id=actor.user_id,
                 zone=goal,
                 availability_status=availability_status
-                or ("available" if is_online and before.version < 0 else before.availability_status),
+                or (
+                    "available" if is_online and before.version < 0 else before.availability_status
+                ),
                 is_online=online,
                 vehicle_type=vehicle_type or before.vehicle_type or DEFAULT_VEHICLE_TYPE,
                 version=before.version + 1,
@@ -161,28 +165,31 @@ class Drivers:
                 key=key, response=body.decode(), status_code=200,
                 expires_at_ms=now + self._key_ttl_ms,
             )  # fmt: skip
-            moved[:] = [
-                Settlement(
-                    driver_id=actor.user_id, driver_vehicle=after.vehicle_type, effect="state",
-                    driver_fields=driver_fields(after),
-                )
-            ]  # fmt: skip
+            moved[:] = [(after, released)]
             return Plan(change, settlement, 200, body)
 
         answer = await self._road.travel(keys, actor, attempt, claim, plan)
         if answer.status == 200 and not answer.replayed:
-            fields = moved[0].driver_fields
-            self._homes.learn(actor.user_id, goal, fields[fields.index("vehicle_type") + 1])
+            after, released = moved[0]
+            self._homes.learn(actor.user_id, goal, after.vehicle_type)
+            if released:
+                self._bell.ring(source)
             if goal != source:
-                await self._road.announce(keys_of(goal), attempt, moved[0])
+                there = Settlement(
+                    driver_id=actor.user_id, driver_vehicle=after.vehicle_type, effect="state",
+                    driver_fields=driver_fields(after),
+                )  # fmt: skip
+                await self._road.announce(keys_of(goal), attempt, there)
         else:
             self._homes.forget(actor.user_id)
         return answer
 
-    async def go_offline(self, driver_id: str) -> Answer:
+    async def is_online(self, zone: str, driver_id: str) -> bool:
+        """Whether the live picture has the driver online in the zone."""
+        return await self._road.scripts.is_online(keys_of(zone), driver_id)
+
+    async def go_offline(self, zone: str, driver_id: str) -> Answer:
         """The driver is lost: offline, and what has not started is released."""
-        home = await self._homes.of(driver_id)
-        zone = home[0] if home else DEFAULT_ZONE
         return await self._change(
             Actor(driver_id, Role.SYSTEM), zone, zone, None, False, None, None, None
         )
@@ -226,4 +233,3 @@ class Drivers:
             for row in rows
         ]
         return sorted(found, key=lambda trip: trip["distance_m"])
-

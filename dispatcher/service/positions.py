@@ -16,6 +16,7 @@ from dispatcher.service.homes import Homes
 from dispatcher.store.keys import keys_of
 from dispatcher.store.picture import Picture
 from dispatcher.store.pipeline import Pipeline
+from dispatcher.store.push import publish
 from dispatcher.store.queries import Database
 from dispatcher.store.scripts import Scripts
 
@@ -25,6 +26,7 @@ log = structlog.get_logger("dispatcher.positions")
 _MOST: Final = 200
 #: A driver of an unknown zone, vehicle or epoch is looked up and tried again this often.
 _TRIES: Final = 4
+_CUSTOMERS: Final = 100_000
 
 _Fix = tuple[str, float, float, int]
 _Group = tuple[str, str]
@@ -52,14 +54,14 @@ class Positions:
         self._waiting: dict[_Group, list[tuple[_Fix, asyncio.Future[tuple[str, str]]]]] = (
             defaultdict(list)
         )
+        #: Customers of the trips that drivers are on.
+        self._customers: dict[str, str] = {}
         self._sending = False
         self._task: asyncio.Task[None] | None = None
         #: Drivers' newest fixes that Postgres has not seen.
         self.unsaved: dict[str, tuple[float, float, int]] = {}
 
-    async def take(
-        self, driver_id: str, points: Sequence[tuple[float, float, int | None]]
-    ) -> int:
+    async def take(self, driver_id: str, points: Sequence[tuple[float, float, int | None]]) -> int:
         """Takes a driver's points; returns how many were new. Raises Refusal driver_not_online."""
         now_ms = time.time_ns() // 1_000_000
         fixes = sorted(
@@ -136,6 +138,39 @@ class Positions:
         for (_, reply), result in zip(batch, results, strict=True):
             if not reply.done():
                 reply.set_result(result)
+        moves = [
+            (fix, trip_id)
+            for (fix, _), (result, trip_id) in zip(batch, results, strict=True)
+            if result == "taken" and trip_id
+        ]
+        if moves:
+            await self._tell_customers(group[0], moves)
+
+    async def _tell_customers(self, zone: str, moves: list[tuple[_Fix, str]]) -> None:
+        """The customer of an active trip sees the driver move."""
+        unknown = list({trip for _, trip in moves if trip not in self._customers})
+        try:
+            found = await asyncio.gather(
+                *(self._scripts.customer_of(keys_of(zone), t) for t in unknown)
+            )
+            if len(self._customers) > _CUSTOMERS:
+                self._customers.clear()
+            self._customers |= {t: c for t, c in zip(unknown, found, strict=True) if c}
+            messages = [
+                [
+                    [f"customer:{self._customers[trip_id]}"],
+                    {
+                        "type": "driver_location", "trip_request_id": trip_id,
+                        "driver_id": driver_id, "lat": lat, "lng": lng, "recorded_at_ms": at,
+                    },
+                ]
+                for (driver_id, lat, lng, at), trip_id in moves
+                if trip_id in self._customers
+            ]  # fmt: skip
+            if messages:
+                await publish(self._pipeline, zone, messages)
+        except StoreUnavailable:
+            pass  # the next position comes soon
 
     async def last(self, zone: str, driver_id: str) -> tuple[float, float] | None:
         """The last fix of a driver who is online, as (lat, lng)."""

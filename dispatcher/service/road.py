@@ -15,7 +15,7 @@ import structlog
 from dispatcher.core.errors import OutcomeUnknown, Refusal, StoreUnavailable
 from dispatcher.core.model import Actor, IdempotencyKey
 from dispatcher.observe import refusal as log_refusal
-from dispatcher.service.answers import Answer, RateLimited, refused, refusal_answer, replay_of
+from dispatcher.service.answers import Answer, RateLimited, refusal_answer, refused, replay_of
 from dispatcher.store.keys import Keys
 from dispatcher.store.ledger import Change, Ledger, Outcome
 from dispatcher.store.picture import Picture, done_record
@@ -161,9 +161,7 @@ class Road:
             return replay_of(detail[0], verdict.limit)
         if code == "rate_limited":
             assert verdict.limit is not None
-            log_refusal(
-                "rate_limit_exceeded", limit_class=verdict.limit.name, user=actor.user_id
-            )
+            log_refusal("rate_limit_exceeded", limit_class=verdict.limit.name, user=actor.user_id)
             return refusal_answer(RateLimited(verdict.limit))
         if code == "key_reused":
             return refusal_answer(Refusal("idempotency_key_reused"), verdict.limit)
@@ -212,9 +210,7 @@ class Road:
                 attempt.key.fingerprint, planned.status, planned.body.decode()
             )
         try:
-            await self.scripts.settle_change(
-                keys, attempt, settlement, fix_age_ms=self._fix_age_ms
-            )
+            await self.scripts.settle_change(keys, attempt, settlement, fix_age_ms=self._fix_age_ms)
         except StoreUnavailable:
             # It is durable, so it is answered; the sweeper or the next load brings Redis along.
             log.warning("committed but not settled", trip_id=attempt.trip_id, token=attempt.token)

@@ -13,6 +13,7 @@ from dispatcher.core.model import (
     CANCEL,
     DRIVER_ACTIONS,
     EXPIRE,
+    GIVE_BACK,
     TRIP_ID,
     TRIP_SUFFIX,
     Actor,
@@ -28,8 +29,10 @@ from dispatcher.core.model import (
 )
 from dispatcher.core.zones import Zone, Zones
 from dispatcher.service.answers import Answer, trip_body
+from dispatcher.service.bell import Bell
 from dispatcher.service.limits import Limits
 from dispatcher.service.news import event_name, event_payload, stream_event, trip_messages
+from dispatcher.service.offer_log import OfferLog
 from dispatcher.service.road import Plan, Road
 from dispatcher.store.keys import keys_of
 from dispatcher.store.ledger import Change
@@ -52,8 +55,17 @@ class Trips:
     """All changes of trips. Answers are ready to be sent; Refusals are raised before a claim."""
 
     def __init__(
-        self, *, road: Road, zones: Zones, limits: Limits, key_ttl_s: int
+        self,
+        *,
+        road: Road,
+        zones: Zones,
+        limits: Limits,
+        bell: Bell,
+        rows: OfferLog,
+        key_ttl_s: int,
     ) -> None:
+        self._bell = bell
+        self._rows = rows
         self._road = road
         self._zones = zones
         self._limits = limits
@@ -116,9 +128,12 @@ class Trips:
             )
             return Plan(change, settlement, 201, body, version=0)
 
-        return await self._road.travel(
+        answer = await self._road.travel(
             keys, actor, attempt, lambda a: self._road.scripts.claim_creation(keys, a), plan
         )
+        if answer.status == 201 and not answer.replayed:
+            self._bell.ring(where.name)
+        return answer
 
     def _id_for(self, zone: Zone, wanted: str | None) -> str:
         if wanted is None:
@@ -186,15 +201,29 @@ class Trips:
                 sources=transition.sources,
             )  # fmt: skip
 
+        offered: list[str] = []
+
         def plan(verdict: Verdict) -> Plan:
             trip = Trip.from_hash(flat_to_dict(verdict.detail[0]))
+            offered[:] = verdict.detail[-1]
             vehicle = str(verdict.detail[1]) if accepting else (trip.driver_vehicle_type or "")
             return self._plan_transition(
                 attempt, actor, transition, trip, verdict.now_ms,
-                vehicle=vehicle, offered=verdict.detail[-1], reason=reason,
+                vehicle=vehicle, offered=offered, reason=reason,
             )  # fmt: skip
 
-        return await self._road.travel(keys, actor, attempt, claim, plan)
+        answer = await self._road.travel(keys, actor, attempt, claim, plan)
+        if answer.status == 200 and not answer.replayed:
+            if transition is GIVE_BACK:
+                self._bell.ring(zone.name)
+            if offered:
+                now_ms = time.time_ns() // 1_000_000
+                winner = actor.user_id if accepting else None
+                others = [driver for driver in offered if driver != winner]
+                self._rows.outcome(trip_id, others, "withdrawn", now_ms)
+                if winner in offered:
+                    self._rows.outcome(trip_id, [winner], "accepted", now_ms)
+        return answer
 
     def _plan_transition(
         self,
@@ -246,11 +275,16 @@ class Trips:
                 key=key, response=body.decode(), status_code=200,
                 expires_at_ms=verdict.now_ms + self._key_ttl_ms,
             )  # fmt: skip
-            return Plan(change, Settlement(bars=actor.user_id), 200, body, version=trip.version)
+            self._rows.outcome(trip_id, [actor.user_id], "declined", verdict.now_ms)
+            settlement = Settlement(bars=actor.user_id, inboxes=[actor.user_id])
+            return Plan(change, settlement, 200, body, version=trip.version)
 
-        return await self._road.travel(
+        answer = await self._road.travel(
             keys, actor, attempt, lambda a: scripts.claim_decline(keys, a, version=version), plan
         )
+        if answer.status == 200:
+            self._bell.ring(zone.name)
+        return answer
 
     async def read(self, actor: Actor, trip_id: str) -> Trip:
         """A trip of the actor's own, as Postgres has it; any trip for an admin."""
@@ -332,5 +366,3 @@ def settlement_of(
         event=stream_event(transition.event, actor, after),
         message=trip_messages(transition.event, after, former_driver=former, offered=offered),
     )
-
-

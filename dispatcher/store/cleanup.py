@@ -9,10 +9,14 @@ CHUNK = 1_000
 
 
 async def delete_expired_rows(database: Database, chunk: int = CHUNK) -> int:
-    """Deletes every expired row and returns how many; chunk by chunk, so nobody waits for it."""
+    """Deletes every expired row and returns how many; chunk by chunk, so nobody waits for it.
+
+    Also closes offers whose outcome was lost.
+    """
     deleted = 0
     while count := await database.execute("delete_expired", chunk=chunk):
         deleted += count
+    await database.execute("close_overdue_offers")
     return deleted
 
 

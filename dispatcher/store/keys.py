@@ -18,6 +18,7 @@ class Keys:
         self.loading = prefix + "loading"
         self.claims = prefix + "claims"
         self.seen = prefix + "seen"
+        self.present = prefix + "present"
         self.vehicles = prefix + "vehicles"
         self.waves = prefix + "waves"
         self.events = prefix + "events"
@@ -54,6 +55,10 @@ class Keys:
     def barred(self, trip_id: str) -> str:
         """Set: drivers who declined the trip or gave it back."""
         return f"{self._prefix}barred:{trip_id}"
+
+    def passed(self, trip_id: str) -> str:
+        """Set: drivers who let an offer of the trip pass."""
+        return f"{self._prefix}passed:{trip_id}"
 
     def limit(self, limit_class: str, subject: str) -> str:
         """List with EX: times (µs) of what was admitted."""

@@ -98,9 +98,7 @@ class Picture:
                 *(self._scripts.load_trip(keys, trip_from_row(row)) for row in page)
             )
             trips += len(page)
-        answers = await self._database.rows(
-            "live_answers_of_zone", zone=keys.zone, most=_ANSWERS
-        )
+        answers = await self._database.rows("live_answers_of_zone", zone=keys.zone, most=_ANSWERS)
         now_ms = time.time_ns() // 1_000_000
         for start in range(0, len(answers), _PAGE):
             await asyncio.gather(
@@ -173,7 +171,9 @@ class Picture:
             await self._pipeline.command(
                 "SET",
                 keys.idem(key.user_id, key.endpoint, key.key),
-                done_record(row["request_fingerprint"], row["status_code"], row["response_payload"]),
+                done_record(
+                    row["request_fingerprint"], row["status_code"], row["response_payload"]
+                ),
                 "PX",
                 left_ms,
             )

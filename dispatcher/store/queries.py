@@ -27,7 +27,7 @@ UNAVAILABLE: tuple[type[BaseException], ...] = (
     asyncpg.ReadOnlySQLTransactionError,
 )
 
-QUERIES: Any = aiosql.from_path(SQL_DIR / "queries", "asyncpg", mandatory_parameters=False)
+QUERIES: Any = aiosql.from_path(SQL_DIR / "queries", "asyncpg")
 
 
 def trip_from_row(row: Any) -> Trip:

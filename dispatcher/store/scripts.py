@@ -15,6 +15,8 @@ from dispatcher.store.pipeline import Pipeline
 FINISHED_TTL_S: Final = 3_600
 #: A sweeper that dies leaves its entries to another one after this long.
 _SWEEP_AGAIN_MS: Final = 10_000
+#: A server that dies while it runs a wave delays that wave by this much.
+_WAVE_AGAIN_MS: Final = 2_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +92,18 @@ class Settlement:
     inboxes: Sequence[str] = ()
     event: str = ""
     message: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class WaveResult:
+    """What a wave came to; times in ms. `expired` are drivers who let their offer pass."""
+
+    code: str
+    now_ms: int
+    wave: int
+    deadline_ms: int
+    offered: list[str]
+    expired: list[str]
 
 
 def flat_to_dict(flat: Sequence[str]) -> dict[str, str]:
@@ -373,6 +387,108 @@ class Scripts:
             "sweep_fixes", (keys.seen, *(keys.geo(v) for v in vehicle_types)), (fix_age_ms, most)
         )
         return swept
+
+    async def touch_presence(
+        self, keys: Keys, touches: Sequence[tuple[str, str, str, str, int]]
+    ) -> None:
+        """Registers or prolongs connections: (role, user, connection, JSON about it, life in ms)."""
+        names, args = [keys.present], []
+        for role, user_id, connection, about, life_ms in touches:
+            own = f"{role}:{user_id}"
+            names += (keys.presence(own, connection), keys.connections(own))
+            args += (own, connection, about, life_ms)
+        await self._pipeline.run("touch_presence", names, args)
+
+    async def drop_presence(self, keys: Keys, address: str, connection: str) -> int:
+        """Removes one connection; returns how many its user has left."""
+        left: int = await self._pipeline.run(
+            "drop_presence",
+            (keys.presence(address, connection), keys.connections(address), keys.present),
+            (connection, address),
+        )
+        return left
+
+    async def sweep_absent(self, keys: Keys, *, grace_ms: int, most: int = 200) -> list[str]:
+        """Addresses of users who have been gone for longer than the grace period."""
+        reply: list[str] = await self._pipeline.run(
+            "sweep_absent", (keys.present,), (grace_ms, _SWEEP_AGAIN_MS, most)
+        )
+        return reply
+
+    async def forget_absent(self, keys: Keys, address: str) -> bool:
+        """Forgets a user who is gone; False where they came back."""
+        return bool(await self._pipeline.run("forget_absent", (keys.present,), (address,)))
+
+    async def claim_waves(self, keys: Keys, *, most: int = 100) -> tuple[int, int, list[str]]:
+        """Trips whose wave is due: (now ms, when the next is due in ms or 0, trip ids)."""
+        now_ms, next_ms, due = await self._pipeline.run(
+            "claim_waves", (keys.waves,), (most, _WAVE_AGAIN_MS)
+        )
+        return now_ms, next_ms, due
+
+    async def offer_trip(
+        self,
+        keys: Keys,
+        trip: Trip,
+        trip_json: str,
+        candidates: Sequence[tuple[str, float]],
+        *,
+        reach: int,
+        size: int,
+        answer_ms: int,
+        again_ms: int,
+        share: int,
+        fix_age_ms: int,
+        patience_ms: int,
+        ask_again: bool,
+    ) -> WaveResult:
+        """Runs one wave over the candidates (driver, metres), nearest first."""
+        names = [
+            keys.trip(trip.id), keys.trip_claim(trip.id), keys.offers(trip.id),
+            keys.barred(trip.id), keys.passed(trip.id), keys.waves, keys.present, keys.push,
+        ]  # fmt: skip
+        args: list[Any] = [
+            trip.id, reach, size, answer_ms, again_ms, share, fix_age_ms, patience_ms,
+            int(ask_again), trip_json,
+        ]  # fmt: skip
+        for driver_id, distance_m in candidates:
+            names += (keys.driver(driver_id), keys.inbox(driver_id))
+            args += (driver_id, f"{distance_m:.1f}")
+        return WaveResult(*await self._pipeline.run("offer_trip", names, args))
+
+    async def read_trip(self, keys: Keys, trip_id: str) -> list[str]:
+        """The trip's hash, flat; empty where there is none."""
+        hash_ = await self._pipeline.command("HGETALL", keys.trip(trip_id))
+        return hash_ if isinstance(hash_, list) else [t for pair in hash_.items() for t in pair]
+
+    async def forget_wave(self, keys: Keys, trip_id: str) -> None:
+        """There is no such trip: no wave is due."""
+        await self._pipeline.command("ZREM", keys.waves, trip_id)
+
+    async def nearest(
+        self, keys: Keys, trip: Trip, *, radius_m: float, most: int
+    ) -> list[tuple[str, float]]:
+        """Drivers around a trip's pickup, nearest first, with their distance in m."""
+        found = await self._pipeline.command(
+            "GEOSEARCH", keys.geo(trip.vehicle_type),
+            "FROMLONLAT", trip.pickup_lng, trip.pickup_lat, "BYRADIUS", radius_m, "m",
+            "ASC", "COUNT", most, "WITHDIST",
+        )  # fmt: skip
+        return [(driver, float(distance)) for driver, distance in found]
+
+    async def customer_of(self, keys: Keys, trip_id: str) -> str | None:
+        """The customer of a trip."""
+        customer: str | None = await self._pipeline.command(
+            "HGET", keys.trip(trip_id), "customer_id"
+        )
+        return customer
+
+    async def is_online(self, keys: Keys, driver_id: str) -> bool:
+        """Whether the driver is online in this zone."""
+        online: str | None = await self._pipeline.command(
+            "HGET", keys.driver(driver_id), "is_online"
+        )
+        return online == "1"
 
 
 _BOUND = frozenset({Status.ACCEPTED, Status.ARRIVED, Status.ONGOING})

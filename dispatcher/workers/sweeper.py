@@ -15,9 +15,7 @@ log = structlog.get_logger("dispatcher.sweeper")
 class Sweeper:
     """Looks after every zone. Any server may; a claim is handed to one of them at a time."""
 
-    def __init__(
-        self, *, zones: Zones, scripts: Scripts, picture: Picture, fix_age_s: int
-    ) -> None:
+    def __init__(self, *, zones: Zones, scripts: Scripts, picture: Picture, fix_age_s: int) -> None:
         self._zones = zones
         self._scripts = scripts
         self._picture = picture

@@ -1,4 +1,4 @@
--- name: get_driver^
+-- name: get_driver(driver_id)^
 -- One driver with their active trip.
 SELECT d.user_id, d.zone, d.availability_status, d.is_online, d.vehicle_type, d.version, d.updated_at,
        t.id AS trip_id
@@ -7,7 +7,7 @@ SELECT d.user_id, d.zone, d.availability_status, d.is_online, d.vehicle_type, d.
     ON t.driver_id = d.user_id AND t.current_status IN ('accepted', 'arrived', 'ongoing')
  WHERE d.user_id = :driver_id;
 
--- name: online_drivers_of_zone
+-- name: online_drivers_of_zone(zone, after, page)
 -- A page of the drivers that the live picture of a zone needs, by id.
 SELECT user_id, zone, availability_status, is_online, vehicle_type, version, updated_at, NULL AS trip_id,
        current_location[1] AS lat, current_location[0] AS lng, location_updated_at
@@ -15,13 +15,13 @@ SELECT user_id, zone, availability_status, is_online, vehicle_type, version, upd
  WHERE zone = :zone AND is_online AND user_id > :after
  ORDER BY user_id LIMIT :page;
 
--- name: save_positions!
+-- name: save_positions(ids, lats, lngs, ats)!
 -- The last position of each of several drivers; an older one never replaces a newer one.
 UPDATE driver_details d
    SET current_location = point(n.lng, n.lat), location_updated_at = n.at
   FROM unnest(:ids::text[], :lats::float8[], :lngs::float8[], :ats::timestamptz[]) AS n (id, lat, lng, at)
  WHERE d.user_id = n.id AND (d.location_updated_at IS NULL OR d.location_updated_at < n.at);
 
--- name: commit_without_waiting!
+-- name: commit_without_waiting()!
 -- For this transaction alone: a lost position is replaced by the next one.
 SET LOCAL synchronous_commit = off;

@@ -1,9 +1,9 @@
--- name: get_answer^
+-- name: get_answer(user_id, endpoint, key)^
 -- The stored answer of a key that has not expired.
 SELECT request_fingerprint, status_code, response_payload, expires_at FROM idempotency_keys
  WHERE user_id = :user_id AND endpoint = :endpoint AND idempotency_key = :key AND expires_at > now();
 
--- name: live_answers_of_zone
+-- name: live_answers_of_zone(zone, most)
 -- The newest answers of a zone that can still be asked for, for the live picture.
 SELECT user_id, endpoint, idempotency_key, request_fingerprint, status_code, response_payload,
        expires_at
@@ -11,7 +11,7 @@ SELECT user_id, endpoint, idempotency_key, request_fingerprint, status_code, res
  WHERE zone = :zone AND expires_at > now()
  ORDER BY expires_at DESC LIMIT :most;
 
--- name: delete_expired!
+-- name: delete_expired(chunk)!
 -- A chunk of expired answers; rows that another clean-up holds are left to it.
 DELETE FROM idempotency_keys
  WHERE id IN (SELECT id FROM idempotency_keys WHERE expires_at <= now()

@@ -1,16 +1,16 @@
--- name: get_trip^
+-- name: get_trip(trip_id)^
 -- One trip with its driver's vehicle type.
 SELECT t.*, d.vehicle_type AS driver_vehicle_type
   FROM trip_requests t LEFT JOIN driver_details d ON d.user_id = t.driver_id
  WHERE t.id = :trip_id;
 
--- name: active_trip_of^
+-- name: active_trip_of(driver_id)^
 -- The active trip of a driver.
 SELECT t.*, d.vehicle_type AS driver_vehicle_type
   FROM trip_requests t LEFT JOIN driver_details d ON d.user_id = t.driver_id
  WHERE t.driver_id = :driver_id AND t.current_status IN ('accepted', 'arrived', 'ongoing');
 
--- name: live_trips_of_customer
+-- name: live_trips_of_customer(customer_id, most)
 -- What a customer is waiting for or riding on, newest first.
 SELECT t.*, d.vehicle_type AS driver_vehicle_type
   FROM trip_requests t LEFT JOIN driver_details d ON d.user_id = t.driver_id
@@ -18,7 +18,7 @@ SELECT t.*, d.vehicle_type AS driver_vehicle_type
    AND t.current_status IN ('pending', 'accepted', 'arrived', 'ongoing')
  ORDER BY t.created_at DESC LIMIT :most;
 
--- name: live_trips_of_zone
+-- name: live_trips_of_zone(zone, after, page)
 -- A page of what the live picture of a zone needs, by id.
 SELECT t.*, d.vehicle_type AS driver_vehicle_type
   FROM trip_requests t LEFT JOIN driver_details d ON d.user_id = t.driver_id
@@ -26,7 +26,7 @@ SELECT t.*, d.vehicle_type AS driver_vehicle_type
    AND t.current_status IN ('pending', 'accepted', 'arrived', 'ongoing')
  ORDER BY t.id LIMIT :page;
 
--- name: pending_near
+-- name: pending_near(lng, lat, zone, vehicle_type, west, south, east, north, driver_id, most)
 -- Pending trips of a zone around a place, nearest first by the map's plane: the caller orders by metres.
 SELECT t.*, NULL AS driver_vehicle_type, distance_m(t.pickup_location, point(:lng, :lat)) AS distance_m
   FROM trip_requests t
@@ -36,17 +36,17 @@ SELECT t.*, NULL AS driver_vehicle_type, distance_m(t.pickup_location, point(:ln
                     WHERE o.trip_id = t.id AND o.driver_id = :driver_id AND o.outcome = 'declined')
  ORDER BY t.pickup_location <-> point(:lng, :lat) LIMIT :most;
 
--- name: event_of_attempt^
+-- name: event_of_attempt(trip_id, version, attempt)^
 -- The event that an attempt wrote, if it was committed.
 SELECT trip_id, version, event FROM trip_events
  WHERE trip_id = :trip_id AND version = :version AND payload ->> 'attempt' = :attempt;
 
--- name: timeline
+-- name: timeline(trip_id)
 -- The history of a trip.
 SELECT version, event, actor_id, actor_role, payload, created_at FROM trip_events
  WHERE trip_id = :trip_id ORDER BY version;
 
--- name: abandoned
+-- name: abandoned(older_than_s, zone, most)
 -- Trips that were taken long ago and have not started.
 SELECT id, driver_id, locked_at, current_status, version FROM trip_requests
  WHERE current_status IN ('accepted', 'arrived') AND trip_start_time IS NULL
@@ -54,7 +54,7 @@ SELECT id, driver_id, locked_at, current_status, version FROM trip_requests
    AND (:zone::text IS NULL OR zone = :zone)
  ORDER BY locked_at LIMIT :most;
 
--- name: zone_statistics
+-- name: zone_statistics(zone)
 -- Live trips of a zone by state.
 SELECT current_status, count(*) AS trips FROM trip_requests
  WHERE zone = :zone AND current_status IN ('pending', 'accepted', 'arrived', 'ongoing')

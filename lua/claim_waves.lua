@@ -1,0 +1,16 @@
+-- Purpose: hands out the trips whose next wave is due, each to one server at a time.
+-- Atomic because: two servers that looked together would both run the same wave.
+-- KEYS[1] trips by the time of their next wave
+-- ARGV[1] most trips in one call
+-- ARGV[2] time in ms after which a trip is handed out again, should this server fail
+-- RETURNS {now in ms, when the next one is due in ms or 0, trip ids}
+--- @include "clock"
+local waves = KEYS[1]
+local most, again_ms = ARGV[1], tonumber(ARGV[2])
+
+local due = redis.call('ZRANGEBYSCORE', waves, '-inf', whole(now_ms), 'LIMIT', 0, most)
+for _, trip_id in ipairs(due) do
+  redis.call('ZADD', waves, whole(now_ms + again_ms), trip_id)
+end
+local next_one = redis.call('ZRANGE', waves, 0, 0, 'WITHSCORES')
+return { now_ms, next_one[2] and tonumber(next_one[2]) or 0, due }

@@ -1,0 +1,102 @@
+-- Purpose: runs one wave of a trip: shows it to the nearest drivers who may have it, until a deadline.
+-- Atomic because: the filters and the offers are one decision; a driver who is taken, leaves or declines in between
+--   must not get an offer, and no driver more than their share.
+-- KEYS[1] trip
+-- KEYS[2] claim on the trip
+-- KEYS[3] offers of the trip
+-- KEYS[4] drivers barred from the trip
+-- KEYS[5] drivers who let an offer of the trip pass
+-- KEYS[6] trips by the time of their next wave
+-- KEYS[7] users of the zone by the end of their presence
+-- KEYS[8] push channel of the zone
+-- KEYS[9...] for each candidate, nearest first: driver, then inbox
+-- ARGV[1] trip id
+-- ARGV[2] reach this wave was planned for: how often the trip was looked at before
+-- ARGV[3] most drivers who may hold an offer of this trip
+-- ARGV[4] time to answer, in ms
+-- ARGV[5] time until the next look in ms, where nobody could be found
+-- ARGV[6] most open offers a driver may hold
+-- ARGV[7] oldest fix that counts, in ms before now
+-- ARGV[8] how long a trip waits for a driver, in ms
+-- ARGV[9] 1 where drivers who let it pass may be asked again
+-- ARGV[10] the trip as JSON, for the frames
+-- ARGV[11...] pairs: driver id, distance in m
+-- RETURNS {code, now in ms, wave, deadline in ms, drivers offered to, drivers whose offer has expired}
+--   code is offered, nobody (found), exhausted (its time is over), or moved (not this wave's turn any more)
+--- @include "clock"
+local trip, claim, offers, barred, passed = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
+local waves, present, channel = KEYS[6], KEYS[7], KEYS[8]
+local trip_id, reach, size, answer_ms, again_ms = ARGV[1], ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4]), tonumber(ARGV[5])
+local share, fix_age_ms, patience_ms = tonumber(ARGV[6]), tonumber(ARGV[7]), tonumber(ARGV[8])
+local ask_again, trip_json = ARGV[9] == '1', ARGV[10]
+local FIRST_CANDIDATE, FIRST_PAIR = 9, 11
+
+local state = redis.call('HMGET', trip, 'current_status', 'reach', 'wave', 'waiting_since')
+if state[1] ~= 'pending' then
+  redis.call('ZREM', waves, trip_id)
+  return { 'moved', now_ms, 0, 0, {}, {} }
+end
+if (state[2] or '0') ~= reach or redis.call('EXISTS', claim) == 1 then
+  return { 'moved', now_ms, 0, 0, {}, {} }
+end
+local since = tonumber(state[4] or now_ms)
+local wave = tonumber(state[3] or '0') + 1
+local expired = redis.call('ZRANGEBYSCORE', offers, '-inf', whole(now_ms))
+local open = redis.call('ZCOUNT', offers, '(' .. whole(now_ms), '+inf')
+if open == 0 and now_ms - since >= patience_ms then
+  redis.call('ZREMRANGEBYSCORE', offers, '-inf', whole(now_ms))
+  return { 'exhausted', now_ms, wave - 1, 0, {}, expired }
+end
+
+local let_pass = {}
+for _, driver_id in ipairs(expired) do
+  let_pass[driver_id] = true
+end
+local chosen, deadline = {}, now_ms + answer_ms
+for k = FIRST_CANDIDATE, #KEYS, 2 do
+  if open + #chosen >= size then
+    break
+  end
+  local i = FIRST_PAIR + (k - FIRST_CANDIDATE)
+  local driver_id = ARGV[i]
+  local who = redis.call('HMGET', KEYS[k], 'is_online', 'availability_status', 'trip_id', 'fix_ms')
+  local here = redis.call('ZSCORE', present, 'driver:' .. driver_id)
+  if who[1] == '1' and who[2] == 'available' and (who[3] or '') == ''
+      and who[4] and tonumber(who[4]) > now_ms - fix_age_ms
+      and here and tonumber(here) > now_ms
+      and redis.call('SISMEMBER', barred, driver_id) == 0
+      and (ask_again or not (let_pass[driver_id] or redis.call('SISMEMBER', passed, driver_id) == 1))
+      and tonumber(redis.call('ZSCORE', offers, driver_id) or '0') <= now_ms
+      and redis.call('ZCOUNT', KEYS[k + 1], '(' .. whole(now_ms), '+inf') < share then
+    chosen[#chosen + 1] = { driver_id, k + 1, ARGV[i + 1] }
+  end
+end
+
+redis.call('ZREMRANGEBYSCORE', offers, '-inf', whole(now_ms))
+for _, driver_id in ipairs(expired) do
+  redis.call('SADD', passed, driver_id)
+  redis.call('EXPIRE', passed, 3600)
+end
+redis.call('HSET', trip, 'reach', tonumber(reach) + 1, 'waiting_since', whole(since))
+if #chosen == 0 then
+  redis.call('ZADD', waves, whole(now_ms + again_ms), trip_id)
+  return { 'nobody', now_ms, wave - 1, 0, {}, expired }
+end
+redis.call('HSET', trip, 'wave', wave)
+local names = {}
+for _, choice in ipairs(chosen) do
+  local driver_id, inbox, distance_m = choice[1], KEYS[choice[2]], choice[3]
+  redis.call('ZADD', offers, whole(deadline), driver_id)
+  redis.call('ZREMRANGEBYSCORE', inbox, '-inf', whole(now_ms))
+  redis.call('ZADD', inbox, whole(deadline), trip_id)
+  redis.call('PEXPIRE', inbox, answer_ms + 1000, 'GT')
+  if redis.call('PTTL', inbox) < 0 then
+    redis.call('PEXPIRE', inbox, answer_ms + 1000)
+  end
+  redis.call('SPUBLISH', channel, '[[["driver:' .. driver_id .. '"],{"type":"offer","trip":' .. trip_json
+    .. ',"wave":' .. wave .. ',"distance_m":' .. distance_m .. ',"deadline_ms":' .. whole(deadline)
+    .. ',"expires_in_ms":' .. answer_ms .. '}]]')
+  names[#names + 1] = driver_id
+end
+redis.call('ZADD', waves, whole(deadline), trip_id)
+return { 'offered', now_ms, wave, deadline, names, expired }
