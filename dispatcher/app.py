@@ -11,10 +11,14 @@ import structlog
 
 from dispatcher.config import Settings
 from dispatcher.core.zones import Zones
+from dispatcher.service.bell import Bell
 from dispatcher.service.drivers import Drivers
 from dispatcher.service.homes import Homes
 from dispatcher.service.limits import Limits
+from dispatcher.service.offer_log import OfferLog
+from dispatcher.service.offers import Offers
 from dispatcher.service.positions import Positions
+from dispatcher.service.presence import Presence
 from dispatcher.service.road import Road
 from dispatcher.service.trips import Trips
 from dispatcher.store.ledger import Ledger
@@ -22,10 +26,12 @@ from dispatcher.store.picture import Picture
 from dispatcher.store.pipeline import Pipeline, connect
 from dispatcher.store.queries import Database
 from dispatcher.store.scripts import Scripts
+from dispatcher.workers.absence import Absence
 from dispatcher.workers.cleanup import Cleanup
 from dispatcher.workers.periodic import Periodic
 from dispatcher.workers.recorder import Recorder
 from dispatcher.workers.sweeper import Sweeper
+from dispatcher.workers.waves import Waves
 
 log = structlog.get_logger("dispatcher")
 
@@ -46,6 +52,10 @@ class Services:
     positions: Positions
     trips: Trips
     drivers: Drivers
+    bell: Bell
+    rows: OfferLog
+    offers: Offers
+    presence: Presence
 
 
 @contextlib.asynccontextmanager
@@ -94,24 +104,42 @@ async def services(settings: Settings, zones: Zones) -> AsyncIterator[Services]:
             homes=homes,
             fix_age_s=settings.fix_max_age_s,
         )
-        trips = Trips(road=road, zones=zones, limits=limits, key_ttl_s=settings.idempotency_ttl_s)
+        bell, rows = Bell(), OfferLog()
+        trips = Trips(
+            road=road,
+            zones=zones,
+            limits=limits,
+            bell=bell,
+            rows=rows,
+            key_ttl_s=settings.idempotency_ttl_s,
+        )
         drivers = Drivers(
             road=road,
             zones=zones,
             limits=limits,
             homes=homes,
             positions=positions,
+            bell=bell,
             key_ttl_s=settings.idempotency_ttl_s,
         )
+        offers = Offers(
+            zones=zones,
+            scripts=scripts,
+            picture=picture,
+            trips=trips,
+            rows=rows,
+            fix_age_s=settings.fix_max_age_s,
+        )
+        presence = Presence(scripts=scripts, homes=homes, node=road.node, ttl_s=settings.presence_ttl_s)
         for zone in zones.names():
             await picture.check_epoch(zone)
         yield Services(
             settings, zones, pipeline, scripts, database, ledger, picture, road, limits,
-            positions, trips, drivers,
+            positions, trips, drivers, bell, rows, offers, presence,
         )  # fmt: skip
 
 
-def workers(parts: Services) -> list[Periodic]:
+def workers(parts: Services) -> list[Periodic | Waves]:
     """The background jobs of one server process."""
     settings = parts.settings
     sweeper = Sweeper(
@@ -120,8 +148,19 @@ def workers(parts: Services) -> list[Periodic]:
         picture=parts.picture,
         fix_age_s=settings.fix_max_age_s,
     )
+    absence = Absence(
+        zones=parts.zones,
+        scripts=parts.scripts,
+        drivers=parts.drivers,
+        grace_s=settings.presence_grace_s,
+    )
     return [
         Periodic("sweeper", settings.sweep_interval_s, sweeper),
-        Periodic("recorder", settings.position_flush_s, Recorder(parts.positions)),
+        Periodic(
+            "recorder", settings.position_flush_s, Recorder(parts.positions, parts.rows, parts.database)
+        ),
         Periodic("cleanup", settings.cleanup_interval_s, Cleanup(parts.database)),
+        Periodic("presence", min(10.0, settings.presence_ttl_s / 6), parts.presence.flush),
+        Periodic("absence", settings.sweep_interval_s, absence),
+        *(Waves(parts.offers, zone, parts.bell) for zone in parts.zones.names()),
     ]

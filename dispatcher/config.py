@@ -79,9 +79,7 @@ class Settings(BaseSettings):
     host: str = Field("127.0.0.1", description="address to listen on")
     port: int = Field(8080, ge=0, le=65535, description="port to listen on; 0 takes a free one")
     workers: int = Field(1, ge=1, le=64, description="server processes that share the port")
-    zones_file: Path | None = Field(
-        None, description="TOML file of zones; unset: one zone, `default`"
-    )
+    zones_file: Path | None = Field(None, description="TOML file of zones; unset: one zone, `default`")
 
     jwt_secret: SecretStr | None = Field(
         None, description="HS256 secret, at least 32 bytes; unset with embedded engines: made once"
@@ -97,14 +95,10 @@ class Settings(BaseSettings):
     idempotency_ttl_s: int = Field(
         86_400, ge=1, le=2_592_000, description="how long an answer is replayed"
     )
-    idempotency_required: bool = Field(
-        False, description="refuse changes without an `Idempotency-Key`"
-    )
+    idempotency_required: bool = Field(False, description="refuse changes without an `Idempotency-Key`")
     limit_trip_accept: RateSetting = Field(Rate(10, 60), description="accepts per driver")
     limit_trip_cancel: RateSetting = Field(Rate(5, 60), description="cancellations per user")
-    limit_location_update: RateSetting = Field(
-        Rate(100, 60), description="location calls per driver"
-    )
+    limit_location_update: RateSetting = Field(Rate(100, 60), description="location calls per driver")
     limit_general: RateSetting = Field(Rate(60, 60), description="every other call per user")
     limit_anonymous: RateSetting = Field(
         Rate(60, 60), description="calls without a valid identity, per client IP"
@@ -129,9 +123,7 @@ class Settings(BaseSettings):
     database_pool: int = Field(
         4, ge=1, le=64, description="connections for reads, for each server process"
     )
-    cleanup_interval_s: float = Field(
-        300.0, ge=1, description="time between clean-ups of expired rows"
-    )
+    cleanup_interval_s: float = Field(300.0, ge=1, description="time between clean-ups of expired rows")
     sweep_interval_s: float = Field(
         1.0, ge=0.05, le=60, description="time between looks for overdue claims and stale drivers"
     )
@@ -142,9 +134,7 @@ class Settings(BaseSettings):
     presence_grace_s: float = Field(
         30.0, ge=0, le=3_600, description="time from a driver's last connection to offline"
     )
-    fix_max_age_s: int = Field(
-        60, ge=1, le=3_600, description="a position older than this is stale"
-    )
+    fix_max_age_s: int = Field(60, ge=1, le=3_600, description="a position older than this is stale")
     position_flush_s: float = Field(
         2.0, ge=0.05, le=60, description="time between batches of positions to Postgres"
     )

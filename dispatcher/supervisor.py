@@ -143,9 +143,7 @@ async def _check_and_migrate(settings: Settings) -> None:
         _log.info("Migration applied", migration=label)
 
 
-async def _serve_on(
-    settings: Settings, given: Settings, engines: Engines, stop: asyncio.Event
-) -> None:
+async def _serve_on(settings: Settings, given: Settings, engines: Engines, stop: asyncio.Event) -> None:
     """Bind, run the server processes and keep the engines alive until `stop`."""
     # Without SO_REUSEPORT first: another server's port must be refused, not joined.
     sock = bind(settings.host, settings.port, shared=False)

@@ -125,8 +125,6 @@ def _worker_environment(settings: Settings, port: int) -> dict[str, str]:
         "workers": settings.workers,
     }
     added = {
-        f"{ENV_PREFIX}{name.upper()}": str(value)
-        for name, value in values.items()
-        if value is not None
+        f"{ENV_PREFIX}{name.upper()}": str(value) for name, value in values.items() if value is not None
     }
     return {**os.environ, **added}

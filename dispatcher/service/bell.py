@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections import defaultdict
 
 
@@ -19,8 +20,6 @@ class Bell:
     async def wait(self, zone: str, timeout_s: float) -> None:
         """Returns when it rings, or after the timeout."""
         event = self._events[zone]
-        try:
+        with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(event.wait(), timeout_s)
-        except TimeoutError:
-            pass
         event.clear()

@@ -32,6 +32,7 @@ from dispatcher.store.keys import keys_of
 from dispatcher.store.ledger import Change
 from dispatcher.store.queries import trip_from_row
 from dispatcher.store.scripts import (
+    Attempt,
     Settlement,
     Verdict,
     driver_fields,
@@ -127,13 +128,12 @@ class Drivers:
             now = verdict.now_ms
             before = driver_from_hash(actor.user_id, source, flat_to_dict(verdict.detail[0]))
             online = before.is_online if is_online is None else is_online
+            first = before.version < 0  # going online without a word means available
             after = Driver(
                 user_id=actor.user_id,
                 zone=goal,
                 availability_status=availability_status
-                or (
-                    "available" if is_online and before.version < 0 else before.availability_status
-                ),
+                or ("available" if is_online and before.version < 0 else before.availability_status),
                 is_online=online,
                 vehicle_type=vehicle_type or before.vehicle_type or DEFAULT_VEHICLE_TYPE,
                 version=before.version + 1,
@@ -147,9 +147,7 @@ class Drivers:
                 trip = Trip.from_hash(flat_to_dict(verdict.detail[1]))
                 released = trip.after(RELEASE, now)
                 after = replace(after, trip_id=None)
-                columns = transition_columns(
-                    attempt, actor, RELEASE, trip, released, "driver_offline"
-                )
+                columns = transition_columns(attempt, actor, RELEASE, trip, released, "driver_offline")
                 settlement = settlement_of(RELEASE, actor, trip, released, [], "")
             settlement.driver_id = actor.user_id
             settlement.driver_vehicle = before.vehicle_type or after.vehicle_type
@@ -229,7 +227,6 @@ class Drivers:
             west=lng - east, east=lng + east, south=lat - north, north=lat + north, most=limit,
         )  # fmt: skip
         found = [
-            {**trip_from_row(row).to_json(), "distance_m": round(row["distance_m"], 1)}
-            for row in rows
+            {**trip_from_row(row).to_json(), "distance_m": round(row["distance_m"], 1)} for row in rows
         ]
         return sorted(found, key=lambda trip: trip["distance_m"])

@@ -40,9 +40,7 @@ class Limits:
             limits.append(Limit("ip", ip, self._rates["ip"]))
         return limits
 
-    async def check(
-        self, limit_class: str, actor: Actor | None, ip: str | None
-    ) -> LimitState | None:
+    async def check(self, limit_class: str, actor: Actor | None, ip: str | None) -> LimitState | None:
         """Counts one call. Raises RateLimited. None where no limit applies."""
         limits = self.of(limit_class, actor, ip)
         if not limits:

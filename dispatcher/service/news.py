@@ -39,9 +39,7 @@ def stream_event(event: str, actor: Actor, trip: Trip) -> str:
     ).decode()
 
 
-def trip_messages(
-    event: str, trip: Trip, *, former_driver: str | None, offered: Sequence[str]
-) -> str:
+def trip_messages(event: str, trip: Trip, *, former_driver: str | None, offered: Sequence[str]) -> str:
     """Messages for the push channel: a JSON list of [addresses, frame].
 
     The customer and the driver (who may be the former one) get the trip; whoever still holds an

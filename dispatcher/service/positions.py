@@ -51,8 +51,8 @@ class Positions:
         self._database = database
         self._fix_age_ms = fix_age_s * 1000
         self._homes = homes
-        self._waiting: dict[_Group, list[tuple[_Fix, asyncio.Future[tuple[str, str]]]]] = (
-            defaultdict(list)
+        self._waiting: dict[_Group, list[tuple[_Fix, asyncio.Future[tuple[str, str]]]]] = defaultdict(
+            list
         )
         #: Customers of the trips that drivers are on.
         self._customers: dict[str, str] = {}
@@ -150,9 +150,7 @@ class Positions:
         """The customer of an active trip sees the driver move."""
         unknown = list({trip for _, trip in moves if trip not in self._customers})
         try:
-            found = await asyncio.gather(
-                *(self._scripts.customer_of(keys_of(zone), t) for t in unknown)
-            )
+            found = await asyncio.gather(*(self._scripts.customer_of(keys_of(zone), t) for t in unknown))
             if len(self._customers) > _CUSTOMERS:
                 self._customers.clear()
             self._customers |= {t: c for t, c in zip(unknown, found, strict=True) if c}

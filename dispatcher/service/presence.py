@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from dataclasses import dataclass, field
 from typing import Final
@@ -53,9 +54,7 @@ class Presence:
     ) -> Connection:
         """A new socket: present at once, with its metadata."""
         home = await self._homes.of(actor.user_id) if actor.role is Role.DRIVER else None
-        connection = self._new(
-            connection_id, actor, home[0] if home else DEFAULT_ZONE, ip, user_agent
-        )
+        connection = self._new(connection_id, actor, home[0] if home else DEFAULT_ZONE, ip, user_agent)
         await self._touch([connection])
         return connection
 
@@ -97,10 +96,8 @@ class Presence:
         """A socket was closed; whoever else the user is connected by stays."""
         own = address(connection.actor.role, connection.actor.user_id)
         self._connections.pop((own, connection.id), None)
-        try:
+        with contextlib.suppress(StoreUnavailable):  # its keys end by themselves
             await self._scripts.drop_presence(keys_of(connection.zone), own, connection.id)
-        except StoreUnavailable:
-            pass  # its keys end by themselves
 
     async def flush(self) -> None:
         """Prolongs the connections that gave a sign of life since the last flush."""

@@ -69,7 +69,7 @@ class Road:
         self._key_ttl_ms = key_ttl_s * 1000
         self._fix_age_ms = fix_age_s * 1000
         self._halt_at = halt_at
-        self._node = secrets.token_hex(6)
+        self.node = secrets.token_hex(6)
         self._count = itertools.count(1)
         self._settling: set[asyncio.Task[Any]] = set()
 
@@ -82,7 +82,7 @@ class Road:
     ) -> Attempt:
         """A new attempt with a token of its own."""
         return Attempt(
-            token=f"{self._node}.{next(self._count)}",
+            token=f"{self.node}.{next(self._count)}",
             trip_id=trip_id,
             driver_id=driver_id,
             lease_ms=self._lease_ms,
@@ -201,9 +201,7 @@ class Road:
             pass
         return False
 
-    async def _settle(
-        self, keys: Keys, attempt: Attempt, planned: Plan, verdict: Verdict
-    ) -> Answer:
+    async def _settle(self, keys: Keys, attempt: Attempt, planned: Plan, verdict: Verdict) -> Answer:
         settlement = planned.settlement
         if attempt.key is not None:
             settlement.answer = done_record(

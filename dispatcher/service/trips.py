@@ -184,18 +184,14 @@ class Trips:
     ) -> Answer:
         keys, scripts = keys_of(zone.name), self._road.scripts
         limits = (
-            []
-            if actor.role is Role.SYSTEM
-            else self._limits.of(transition.limit_class, actor, ip, zone)
+            [] if actor.role is Role.SYSTEM else self._limits.of(transition.limit_class, actor, ip, zone)
         )
         accepting = transition is ACCEPT
         attempt = self._road.attempt(trip_id, actor.user_id if accepting else "", key, limits)
 
         async def claim(a: Attempt) -> Verdict:
             if accepting:
-                return await scripts.claim_accept(
-                    keys, a, version=version, policy=zone.accept_policy
-                )
+                return await scripts.claim_accept(keys, a, version=version, policy=zone.accept_policy)
             return await scripts.claim_transition(
                 keys, a, version=version, role=actor.role, actor=actor.user_id,
                 sources=transition.sources,

@@ -50,8 +50,7 @@ async def check_redis(url: str, *, cluster: bool = False) -> None:
         raise SettingsError("DISPATCHER_REDIS_URL: is a Sentinel; give the URL of a data node")
     if cluster != (mode == "cluster"):
         raise SettingsError(
-            f"DISPATCHER_REDIS_CLUSTER: is {str(cluster).lower()}, but the server runs in "
-            f"{mode} mode"
+            f"DISPATCHER_REDIS_CLUSTER: is {str(cluster).lower()}, but the server runs in {mode} mode"
         )
     if policy != "noeviction":
         raise SettingsError(
@@ -97,9 +96,7 @@ async def _eviction_policy(client: redis.asyncio.Redis) -> str:
 
 def _check_redis_version(server: dict[str, Any]) -> None:
     """Valkey also reports a redis_version, which stays at the one it was forked from."""
-    name, oldest = (
-        ("Valkey", _OLDEST_VALKEY) if "valkey_version" in server else ("Redis", _OLDEST_REDIS)
-    )
+    name, oldest = ("Valkey", _OLDEST_VALKEY) if "valkey_version" in server else ("Redis", _OLDEST_REDIS)
     text = str(server.get(f"{name.lower()}_version", "0"))
     version = tuple(int(part) for part in text.split(".")[:2] if part.isdigit())
     if version < oldest:

@@ -221,9 +221,7 @@ class Ledger:
             if outcome.done():
                 continue
             if code.startswith("error "):
-                log.error(
-                    "change refused by Postgres", reason=code, trip=batch[index].change.trip_id
-                )
+                log.error("change refused by Postgres", reason=code, trip=batch[index].change.trip_id)
                 outcome.set_exception(RuntimeError(code))
             else:
                 outcome.set_result(Outcome(code, *stored))

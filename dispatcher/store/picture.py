@@ -87,16 +87,11 @@ class Picture:
         # Drivers first: an accept that finds its trip must find its driver.
         async for page in self._pages("online_drivers_of_zone", "user_id", keys.zone):
             await asyncio.gather(
-                *(
-                    self._scripts.load_driver(keys, driver_from_row(row), **_fix(row))
-                    for row in page
-                )
+                *(self._scripts.load_driver(keys, driver_from_row(row), **_fix(row)) for row in page)
             )
             drivers += len(page)
         async for page in self._pages("live_trips_of_zone", "id", keys.zone):
-            await asyncio.gather(
-                *(self._scripts.load_trip(keys, trip_from_row(row)) for row in page)
-            )
+            await asyncio.gather(*(self._scripts.load_trip(keys, trip_from_row(row)) for row in page))
             trips += len(page)
         answers = await self._database.rows("live_answers_of_zone", zone=keys.zone, most=_ANSWERS)
         now_ms = time.time_ns() // 1_000_000
@@ -128,9 +123,7 @@ class Picture:
             await self._pipeline.command(
                 "SET",
                 keys.idem(row["user_id"], row["endpoint"], row["idempotency_key"]),
-                done_record(
-                    row["request_fingerprint"], row["status_code"], row["response_payload"]
-                ),
+                done_record(row["request_fingerprint"], row["status_code"], row["response_payload"]),
                 "PX",
                 left_ms,
             )
@@ -171,9 +164,7 @@ class Picture:
             await self._pipeline.command(
                 "SET",
                 keys.idem(key.user_id, key.endpoint, key.key),
-                done_record(
-                    row["request_fingerprint"], row["status_code"], row["response_payload"]
-                ),
+                done_record(row["request_fingerprint"], row["status_code"], row["response_payload"]),
                 "PX",
                 left_ms,
             )

@@ -101,9 +101,7 @@ class Push:
         await cluster.initialize()
         node: Any = cluster.get_node_from_key(channel)
         options = {
-            k: v
-            for k, v in cluster.connection_kwargs.items()
-            if k in ("username", "password", "ssl")
+            k: v for k, v in cluster.connection_kwargs.items() if k in ("username", "password", "ssl")
         }
         await cluster.aclose()
         return Redis(host=node.host, port=int(node.port), decode_responses=True, **options)

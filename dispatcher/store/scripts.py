@@ -392,7 +392,8 @@ class Scripts:
         self, keys: Keys, touches: Sequence[tuple[str, str, str, str, int]]
     ) -> None:
         """Registers or prolongs connections: (role, user, connection, JSON about it, life in ms)."""
-        names, args = [keys.present], []
+        names: list[str] = [keys.present]
+        args: list[Any] = []
         for role, user_id, connection, about, life_ms in touches:
             own = f"{role}:{user_id}"
             names += (keys.presence(own, connection), keys.connections(own))
@@ -478,16 +479,12 @@ class Scripts:
 
     async def customer_of(self, keys: Keys, trip_id: str) -> str | None:
         """The customer of a trip."""
-        customer: str | None = await self._pipeline.command(
-            "HGET", keys.trip(trip_id), "customer_id"
-        )
+        customer: str | None = await self._pipeline.command("HGET", keys.trip(trip_id), "customer_id")
         return customer
 
     async def is_online(self, keys: Keys, driver_id: str) -> bool:
         """Whether the driver is online in this zone."""
-        online: str | None = await self._pipeline.command(
-            "HGET", keys.driver(driver_id), "is_online"
-        )
+        online: str | None = await self._pipeline.command("HGET", keys.driver(driver_id), "is_online")
         return online == "1"
 
 

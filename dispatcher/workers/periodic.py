@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
 from collections.abc import Awaitable, Callable
 
@@ -39,11 +40,10 @@ class Periodic:
     async def _run(self) -> None:
         while True:
             pause = self._interval_s * random.uniform(0.9, 1.1)  # noqa: S311
-            try:
+            with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._stop.wait(), pause)
+            if self._stop.is_set():
                 return
-            except TimeoutError:
-                pass
             try:
                 await self._job()
             except StoreUnavailable as error:
