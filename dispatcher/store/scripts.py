@@ -477,6 +477,16 @@ class Scripts:
         )  # fmt: skip
         return [(driver, float(distance)) for driver, distance in found]
 
+    async def read_driver(self, keys: Keys, driver_id: str) -> dict[str, str]:
+        """The driver's hash; empty where there is none."""
+        hash_ = await self._pipeline.command("HGETALL", keys.driver(driver_id))
+        return hash_ if isinstance(hash_, dict) else flat_to_dict(hash_)
+
+    async def read_offers(self, keys: Keys, driver_id: str) -> list[tuple[str, int, int]]:
+        """Open offers of a driver: (trip, deadline in ms, ms left)."""
+        reply = await self._pipeline.run("read_offers", (keys.inbox(driver_id),), ())
+        return [(trip_id, deadline_ms, left_ms) for trip_id, deadline_ms, left_ms in reply]
+
     async def customer_of(self, keys: Keys, trip_id: str) -> str | None:
         """The customer of a trip."""
         customer: str | None = await self._pipeline.command("HGET", keys.trip(trip_id), "customer_id")
