@@ -53,9 +53,7 @@ class Bench:
             self.sizes[name] = len(answer)
         self.sizes["replays"] = self.sizes["winners"]
         # These won trips are what the replays replay.
-        self.finished = [
-            stage.accept_call(d, t) for d, t in zip(drivers[2:], trips[2:], strict=True)
-        ]
+        self.finished = [stage.accept_call(d, t) for d, t in zip(drivers[2:], trips[2:], strict=True)]
         self.generator.send_all(self.dispatcher, self.finished, expect="200")
         if self.lock is not None:
             lock_stage.fill(self.lock.database_url, drivers + self.crowd, trips)
@@ -63,9 +61,7 @@ class Bench:
 
     def run(self, load: str, variant: str, *, paced: float | None = None) -> Run:
         server = {"echo": self.echo, "lock": self.lock, "dispatcher": self.dispatcher}[variant]
-        rate = self.expected.get(
-            (load, variant), {"lock": 3_000, "echo": 20_000}.get(variant, 9_000)
-        )
+        rate = self.expected.get((load, variant), {"lock": 3_000, "echo": 20_000}.get(variant, 9_000))
         count = int(rate * self.chosen.seconds * SPARE) + 100
         if paced is not None:
             count = int(paced * self.chosen.seconds * 1.2) + 100
@@ -73,9 +69,7 @@ class Bench:
         if variant == "echo":
             path = f"/echo/{self.sizes[load]}".encode()
             requests = [one.replace(ACTION.encode(), path, 1) for one in requests]
-        if self.dispatcher.database_url:
-            # The writes of the preparation are not to be paid for during the run.
-            engines.execute(self.dispatcher.database_url, "CHECKPOINT")
+        self.stage.settle_down()
         run = self.generator.measure(
             server,
             requests,
@@ -152,9 +146,7 @@ def draw(found: dict[str, dict[str, Summary]]) -> Any:
         variants = list(next(iter(found.values())))
         width = 0.8 / len(variants)
         for number, variant in enumerate(variants):
-            places = [
-                load + (number - (len(variants) - 1) / 2) * width for load in range(len(found))
-            ]
+            places = [load + (number - (len(variants) - 1) / 2) * width for load in range(len(found))]
             rates = [summaries[variant].rate for summaries in found.values()]
             bars = axes.bar(places, rates, width * 0.95, label=variant)
             axes.bar_label(bars, [f"{rate:,.0f}" for rate in rates], fontsize=7)

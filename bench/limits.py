@@ -37,9 +37,7 @@ class Bench:
     def __init__(self, chosen: Any, redis_url: str, stack: ExitStack) -> None:
         self.chosen = chosen
         self.redis_url = redis_url
-        self.generators = {
-            name: stack.enter_context(Generator(made)) for name, made in VARIANTS.items()
-        }
+        self.generators = {name: stack.enter_context(Generator(made)) for name, made in VARIANTS.items()}
         self.run_id = os.getpid()
 
     def cost(self, name: str, number: int) -> Run:

@@ -62,9 +62,7 @@ def over_http(stage: Stage, drivers: list[str], batch: int) -> list[bytes]:
     random = Random(13)
     calls = []
     for driver in drivers * 4:
-        body: Any = (
-            point(random) if batch == 1 else {"points": [point(random) for _ in range(batch)]}
-        )
+        body: Any = point(random) if batch == 1 else {"points": [point(random) for _ in range(batch)]}
         bearer = stage.bearer("driver", driver)
         calls.append(request("POST", "/api/driver/ride/location", body, bearer=bearer))
     return calls

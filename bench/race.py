@@ -138,9 +138,7 @@ def main() -> None:
     parser = options.parser(__doc__, seconds=0.0, rounds=10, connections=0)
     parser.add_argument("--drivers", type=int, nargs="+", default=[10, 100, 1_000, 5_000])
     chosen = options.parse(parser, rounds=2, drivers=[10, 50])
-    report = Report(
-        "race", "Races: N drivers on one trip", options.shown(chosen), folder=chosen.results
-    )
+    report = Report("race", "Races: N drivers on one trip", options.shown(chosen), folder=chosen.results)
     with options.target(chosen) as server, HttpGenerator() as generator:
         if server.redis_url and server.database_url:
             report.add("engines", engines.describe(server.redis_url, server.database_url))

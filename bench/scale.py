@@ -28,9 +28,7 @@ name = "{name}"
 class Winners:
     """Winners on one server: each driver accepts a trip of their own, spread over the zones."""
 
-    def __init__(
-        self, server: Server, generator: HttpGenerator, chosen: Any, zones: list[str]
-    ) -> None:
+    def __init__(self, server: Server, generator: HttpGenerator, chosen: Any, zones: list[str]) -> None:
         self.server = server
         self.generator = generator
         self.chosen = chosen
@@ -45,8 +43,8 @@ class Winners:
             pairs = zip(drivers, trips, strict=True)
             parts.append([stage.accept_call(driver, trip) for driver, trip in pairs])
         calls = [call for turn in zip(*parts, strict=True) for call in turn]
-        if self.server.database_url:
-            engines.execute(self.server.database_url, "CHECKPOINT")
+        for stage in self.stages:
+            stage.settle_down()
         run = self.generator.measure(
             self.server,
             calls,
@@ -134,9 +132,7 @@ def main() -> None:
             starts[str(amount)] = ({"environment": {"DISPATCHER_ZONES_FILE": str(path)}}, names, 0)
         found["zones"] = compare(report, generator, chosen, "zones", starts)
         starts = {f"{n:,}": ({}, ["default"], n) for n in chosen.history}
-        found["trips in the tables"] = compare(
-            report, generator, chosen, "trips in the tables", starts
-        )
+        found["trips in the tables"] = compare(report, generator, chosen, "trips in the tables", starts)
     small, *_, large = found["trips in the tables"].values()
     ratio = large.rate / small.rate
     report.results("history ratio", ratio)

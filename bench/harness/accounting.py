@@ -17,9 +17,7 @@ class Cpu:
     postgres: float
 
     def __sub__(self, other: Cpu) -> Cpu:
-        return Cpu(
-            self.server - other.server, self.redis - other.redis, self.postgres - other.postgres
-        )
+        return Cpu(self.server - other.server, self.redis - other.redis, self.postgres - other.postgres)
 
     def per_request_us(self, requests: int) -> dict[str, float]:
         scale = 1e6 / max(1, requests)

@@ -17,9 +17,7 @@ def redis_client(url: str) -> Redis:
     return Redis.from_url(url, decode_responses=True)
 
 
-def in_postgres(
-    url: str, work: Callable[[Any], Awaitable[Any]], *, database: str | None = None
-) -> Any:
+def in_postgres(url: str, work: Callable[[Any], Awaitable[Any]], *, database: str | None = None) -> Any:
     """Run `work(connection)` on a connection of its own; `database` wins over the URL's."""
 
     async def connected() -> Any:

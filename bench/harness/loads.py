@@ -63,6 +63,4 @@ class HttpGenerator:
     def ceiling(self, beside: Server, request: bytes, *, size: int, connections: int) -> Run:
         """What the generator can do at all: against a responder that does next to nothing."""
         with start_rival("responder", str(size), beside=beside) as responder:
-            return self.measure(
-                responder, [request], seconds=1.5, connections=connections, cycle=True
-            )
+            return self.measure(responder, [request], seconds=1.5, connections=connections, cycle=True)

@@ -17,8 +17,7 @@ class RawGeoadd:
         """One connection, one pipeline after the other. Latency is a pipeline's, for each point."""
         random = Random(17)
         points = [
-            (random.uniform(-74.0, -73.7), random.uniform(40.6, 40.9), f"d-{n}")
-            for n in range(1_000)
+            (random.uniform(-74.0, -73.7), random.uniform(40.6, 40.9), f"d-{n}") for n in range(1_000)
         ]
         sample = Sample()
         client = Redis.from_url(url)

@@ -10,6 +10,8 @@ from itertools import count
 from typing import Any
 from uuid import uuid4
 
+from dispatcher.store.keys import keys_of
+from harness import engines
 from harness.loads import HttpGenerator
 from harness.servers import Server
 from harness.wire import request, token
@@ -77,6 +79,18 @@ class Stage:
         bearer = self.bearer("customer", customer)
         return request("POST", "/api/customer/ride/create", body, bearer=bearer)
 
+    def settle_down(self) -> None:
+        """Before the clock starts: nobody looks for drivers for the trips that were prepared, and
+        the writes of the preparation are not paid for during the run.
+
+        Tens of thousands of trips that all still wait for a wave are no load of accepts.
+        """
+        if self.server.redis_url:
+            with engines.redis_client(self.server.redis_url) as client:
+                client.delete(keys_of(self.zone).waves)
+        if self.server.database_url:
+            engines.execute(self.server.database_url, "CHECKPOINT")
+
     def accept_call(self, driver: str, trip: str, *, key: str | None = None) -> bytes:
         body = {"action": "accept", "trip_request_id": trip}
         key = key or self.names("k", 1)[0]
@@ -98,9 +112,7 @@ class Stage:
         status, raw = self.call_raw(method, path, body, role, subject)
         return status, json.loads(raw)
 
-    def call_raw(
-        self, method: str, path: str, body: Any, role: str, subject: str
-    ) -> tuple[int, bytes]:
+    def call_raw(self, method: str, path: str, body: Any, role: str, subject: str) -> tuple[int, bytes]:
         """The answer as it came."""
         asked = urllib.request.Request(
             self.server.url.rstrip("/") + path,

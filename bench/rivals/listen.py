@@ -19,9 +19,7 @@ def options(about: str) -> argparse.ArgumentParser:
     return parser
 
 
-def serve(
-    build: Callable[[], Awaitable[web.Application]], host: str, port: int, **about: str
-) -> None:
+def serve(build: Callable[[], Awaitable[web.Application]], host: str, port: int, **about: str) -> None:
     """Serve until SIGTERM. `about` joins the URL in the line that says ready."""
 
     async def main() -> None:

@@ -75,9 +75,7 @@ class Accepting:
         self.known[token] = (claims["sub"], claims["exp"])
         return str(claims["sub"])
 
-    async def accept(
-        self, driver: str, trip_id: str, key: str | None, raw: bytes
-    ) -> tuple[int, bytes]:
+    async def accept(self, driver: str, trip_id: str, key: str | None, raw: bytes) -> tuple[int, bytes]:
         fingerprint = hashlib.sha256(raw).digest()
         async with self.pool.acquire() as connection:
             if key is not None:
