@@ -2,36 +2,52 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+import socket
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from typing import Any
 
 import structlog
+from aiohttp import web
 
 from dispatcher.config import Settings
+from dispatcher.core.errors import StoreUnavailable
 from dispatcher.core.zones import Zones
+from dispatcher.observe import Metrics
 from dispatcher.service.bell import Bell
 from dispatcher.service.drivers import Drivers
 from dispatcher.service.homes import Homes
+from dispatcher.service.hub import Hub
 from dispatcher.service.limits import Limits
 from dispatcher.service.offer_log import OfferLog
 from dispatcher.service.offers import Offers
 from dispatcher.service.positions import Positions
 from dispatcher.service.presence import Presence
 from dispatcher.service.road import Road
+from dispatcher.service.snapshot import Snapshots
 from dispatcher.service.trips import Trips
 from dispatcher.store.ledger import Ledger
 from dispatcher.store.picture import Picture
 from dispatcher.store.pipeline import Pipeline, connect
+from dispatcher.store.push import Push
 from dispatcher.store.queries import Database
 from dispatcher.store.scripts import Scripts
+from dispatcher.web.auth import Verifier
+from dispatcher.web.client_ip import client_ip_reader
+from dispatcher.web.handlers import Api, Deps
+from dispatcher.web.middleware import Gate, middleware
+from dispatcher.web.openapi import describe
+from dispatcher.web.server import Runner
+from dispatcher.web.ws import MAX_FRAME, WebSockets
 from dispatcher.workers.absence import Absence
 from dispatcher.workers.cleanup import Cleanup
 from dispatcher.workers.periodic import Periodic
 from dispatcher.workers.recorder import Recorder
 from dispatcher.workers.sweeper import Sweeper
 from dispatcher.workers.waves import Waves
+from dispatcher.zone_settings import load_zones
 
 log = structlog.get_logger("dispatcher")
 
@@ -56,6 +72,7 @@ class Services:
     rows: OfferLog
     offers: Offers
     presence: Presence
+    snapshots: Snapshots
 
 
 @contextlib.asynccontextmanager
@@ -131,11 +148,12 @@ async def services(settings: Settings, zones: Zones) -> AsyncIterator[Services]:
             fix_age_s=settings.fix_max_age_s,
         )
         presence = Presence(scripts=scripts, homes=homes, node=road.node, ttl_s=settings.presence_ttl_s)
+        snapshots = Snapshots(scripts=scripts, picture=picture, database=database, homes=homes)
         for zone in zones.names():
             await picture.check_epoch(zone)
         yield Services(
             settings, zones, pipeline, scripts, database, ledger, picture, road, limits,
-            positions, trips, drivers, bell, rows, offers, presence,
+            positions, trips, drivers, bell, rows, offers, presence, snapshots,
         )  # fmt: skip
 
 
@@ -164,3 +182,102 @@ def workers(parts: Services) -> list[Periodic | Waves]:
         Periodic("absence", settings.sweep_interval_s, absence),
         *(Waves(parts.offers, zone, parts.bell) for zone in parts.zones.names()),
     ]
+
+
+async def run(
+    settings: Settings, sock: socket.socket, on_ready: Callable[[], None], stop: asyncio.Event
+) -> None:
+    """Serves on a bound socket until `stop` is set, then drains and closes.
+
+    Raises SettingsError where a key or zones file is wrong, StoreUnavailable where an engine is away.
+    """
+    verifier = Verifier.from_settings(settings)
+    zones = load_zones(settings.zones_file)
+    async with services(settings, zones) as parts:
+        metrics = Metrics()
+        hub = Hub()
+        client_ip = client_ip_reader(settings.trusted_proxies)
+        gate = Gate(verifier=verifier, limits=parts.limits, presence=parts.presence, client_ip=client_ip)
+
+        async def ready() -> tuple[bool, dict[str, Any]]:
+            return await _readiness(parts, stop)
+
+        api = Api(
+            Deps(
+                gate=gate,
+                trips=parts.trips,
+                drivers=parts.drivers,
+                limits=parts.limits,
+                metrics=metrics,
+                ready=ready,
+                keys_required=settings.idempotency_required,
+            )
+        )
+        sockets = WebSockets(
+            verify=verifier.verify,
+            client_ip=client_ip,
+            act=api.frame_action,
+            locate=api.frame_location,
+            hub=hub,
+            presence=parts.presence,
+            snapshots=parts.snapshots,
+            limits=parts.limits,
+            allowed_origins=settings.allowed_origins,
+            heartbeat_timeout_s=settings.presence_ttl_s,
+        )
+        metrics.sockets.set_function(lambda: len(sockets))
+        metrics.batches.set_function(lambda: parts.ledger.batches)
+        metrics.changes.set_function(lambda: parts.ledger.changes)
+        web_app = web.Application(middlewares=[middleware(gate, metrics)], client_max_size=MAX_FRAME)
+        web_app.add_routes([*api.routes(), web.get("/ws", sockets.handle)])
+        web_app.add_routes(describe())
+        push = Push(
+            str(settings.redis_url),
+            cluster=settings.redis_cluster,
+            zones=zones.names(),
+            deliver=hub.deliver,
+            resync=hub.resync,
+        )
+        jobs = [
+            *workers(parts),
+            Periodic("sockets", min(1.0, settings.presence_ttl_s / 10), sockets.look_after),
+        ]
+        runner = Runner(web_app, access_log=None, handle_signals=False, shutdown_timeout=5.0)
+        await push.start()
+        await runner.setup()
+        try:
+            await web.SockSite(runner, sock, backlog=2048).start()
+            for job in jobs:
+                job.start()
+            log.info("serving", zones=zones.names())
+            on_ready()
+            await stop.wait()
+            log.info("draining", sockets=len(sockets))
+            await sockets.drain(settings.drain_s)
+        finally:
+            await runner.cleanup()
+            await asyncio.gather(*(job.stop() for job in jobs))
+            await push.stop()
+            with contextlib.suppress(StoreUnavailable):
+                await parts.positions.save()
+                await parts.rows.save(parts.database)
+                await parts.rows.save(parts.database)
+
+
+async def _readiness(parts: Services, stop: asyncio.Event) -> tuple[bool, dict[str, Any]]:
+    """Whether both engines answer, and the server is not about to stop."""
+
+    async def state(question: Any) -> str:
+        try:
+            async with asyncio.timeout(2):
+                await question
+        except (StoreUnavailable, TimeoutError):
+            return "away"
+        return "ok"
+
+    redis, postgres = await asyncio.gather(
+        state(parts.pipeline.command("PING")), state(parts.database.ping())
+    )
+    details = {"redis": redis, "postgres": postgres, "stopping": stop.is_set()}
+    ready = redis == postgres == "ok" and not stop.is_set()
+    return ready, {"status": "ready" if ready else "not ready", **details}

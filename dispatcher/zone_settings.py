@@ -1,11 +1,11 @@
 """The zones file: TOML, checked at start; what is wrong is refused with its line.
 
-    [zones.manhattan]
-    area = "boroughs.geojson#Manhattan"   # a GeoJSON file, and in it the feature of that name
-    accept_policy = "offered"             # or open
-    offers_per_driver = 2
-    waves = [{ size = 3, radius_m = 1500, deadline_s = 12 }, …]
-    limits = { trip_accept = "20/60" }
+[zones.manhattan]
+area = "boroughs.geojson#Manhattan"   # a GeoJSON file, and in it the feature of that name
+accept_policy = "offered"             # or open
+offers_per_driver = 2
+waves = [{ size = 3, radius_m = 1500, deadline_s = 12 }, …]
+limits = { trip_accept = "20/60" }
 """
 
 from __future__ import annotations
@@ -81,7 +81,9 @@ def load_zones(path: Path | None) -> Zones:
             zones.append(_zone(name, entry, path.parent))
         except ValueError as error:
             line = _line_of(text, name)
-            raise SettingsError(f"DISPATCHER_ZONES_FILE: {path}, line {line}: zone {name}: {error}") from None
+            raise SettingsError(
+                f"DISPATCHER_ZONES_FILE: {path}, line {line}: zone {name}: {error}"
+            ) from None
     return Zones(zones)
 
 
@@ -94,7 +96,7 @@ def _zone(name: str, entry: Any, folder: Path) -> Zone:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
         raise ValueError(f"{where}: {first['msg'].removeprefix('Value error, ')}") from None
-    waves = DEFAULT_WAVES
+    waves: tuple[Wave, ...] = DEFAULT_WAVES
     if checked.waves is not None:
         waves = tuple(Wave(w.size, w.radius_m, w.deadline_s) for w in checked.waves)
     return Zone(
@@ -102,7 +104,9 @@ def _zone(name: str, entry: Any, folder: Path) -> Zone:
         accept_policy=checked.accept_policy,
         waves=waves,
         offers_per_driver=checked.offers_per_driver,
-        limits={limit: tuple(rate) for limit, rate in checked.limits.items() if rate.limit},
+        limits={
+            limit: (rate.limit, rate.window_s) for limit, rate in checked.limits.items() if rate.limit
+        },
         area=_area(checked.area, folder) if checked.area else None,
     )
 

@@ -40,7 +40,7 @@ end
 local refused, place, remaining, reset_ms = check_limits(FIRST_LIMIT, FIRST_PAIR)
 local counted = string.find(resolved, 'l')
 local found, stored = look_up_key(record, fingerprint, string.find(resolved, 'k'), horizon_ms(zone))
-if found and not (found == 'key_unresolved' and refused) then
+if found and not (found == 'key_unresolved' and refused and not counted) then
   return { found, now_ms, place, remaining, reset_ms, stored or '' }
 end
 if refused and not counted then

@@ -19,15 +19,18 @@ if known[1] and tonumber(known[1]) >= version then
   return 0
 end
 redis.call('HSET', driver, unpack(ARGV, 6))
-if redis.call('HGET', driver, 'is_online') ~= '1' then
+local state = redis.call('HMGET', driver, 'is_online', 'availability_status', 'trip_id')
+local on_offer = state[1] == '1' and state[2] == 'available' and (state[3] or '') == ''
+if not on_offer then
   redis.call('ZREM', geo, driver_id)
+end
+if state[1] ~= '1' then
   redis.call('ZREM', seen, driver_id)
 elseif fix_ms ~= '' and not known[2] then
   -- Where the driver was last: the next fix, the wave's own filters and the sweeper put right what is old by now.
   redis.call('HSET', driver, 'lat', lat, 'lng', lng, 'fix_ms', fix_ms)
   redis.call('ZADD', seen, fix_ms, driver_id)
-  local free = (redis.call('HGET', driver, 'trip_id') or '') == ''
-  if free and redis.call('HGET', driver, 'availability_status') == 'available' then
+  if on_offer then
     redis.call('GEOADD', geo, lng, lat, driver_id)
   end
 end

@@ -82,6 +82,7 @@ if bars ~= '' then
 end
 
 if driver_id ~= '' then
+  local vehicle = redis.call('HGET', driver, 'vehicle_type')
   if driver_fields > 0 then
     local before = redis.call('HGET', driver, 'version')
     local after
@@ -99,8 +100,11 @@ if driver_id ~= '' then
   elseif newer and effect == 'free' and redis.call('HGET', driver, 'trip_id') == trip_id then
     redis.call('HSET', driver, 'trip_id', '')
   end
-  local who = redis.call('HMGET', driver, 'is_online', 'availability_status', 'trip_id', 'lat', 'lng', 'fix_ms')
-  if who[1] == '1' and who[2] == 'available' and (who[3] or '') == '' and who[6]
+  local who = redis.call('HMGET', driver, 'is_online', 'availability_status', 'trip_id', 'lat', 'lng', 'fix_ms',
+    'vehicle_type')
+  -- With another vehicle the driver leaves the old one's geo set here, and joins the new one's with the next fix.
+  local same_vehicle = not vehicle or vehicle == who[7]
+  if who[1] == '1' and who[2] == 'available' and (who[3] or '') == '' and same_vehicle and who[6]
       and tonumber(who[6]) > now_ms - fix_age_ms then
     redis.call('GEOADD', geo, who[5], who[4], driver_id)
     redis.call('ZADD', seen, who[6], driver_id)

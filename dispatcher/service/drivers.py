@@ -133,7 +133,7 @@ class Drivers:
                 user_id=actor.user_id,
                 zone=goal,
                 availability_status=availability_status
-                or ("available" if is_online and before.version < 0 else before.availability_status),
+                or ("available" if first and online else before.availability_status),
                 is_online=online,
                 vehicle_type=vehicle_type or before.vehicle_type or DEFAULT_VEHICLE_TYPE,
                 version=before.version + 1,

@@ -139,6 +139,11 @@ class Database:
         row = await self.row("get_driver", driver_id=driver_id)
         return None if row is None else driver_from_row(row)
 
+    async def ping(self) -> None:
+        """Raises StoreUnavailable where Postgres does not answer."""
+        async with self.connection() as connection:
+            await connection.fetchval("SELECT 1")
+
     async def close(self) -> None:
         """Closes the pool, by force after its timeout."""
         try:

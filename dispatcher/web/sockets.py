@@ -42,8 +42,18 @@ class Socket:
     """Sends without letting anybody wait: the writer runs only while there is something to send."""
 
     __slots__ = (
-        "_count", "_frames", "_latest", "_sender", "_since", "_websocket", "actor", "closing",
-        "connection", "expires_at", "resyncing", "on_resync",
+        "_count",
+        "_frames",
+        "_latest",
+        "_sender",
+        "_since",
+        "_websocket",
+        "actor",
+        "closing",
+        "connection",
+        "expires_at",
+        "on_resync",
+        "resyncing",
     )  # fmt: skip
 
     def __init__(
@@ -143,6 +153,6 @@ class Socket:
             )  # fmt: skip
 
     def _cut(self) -> None:
-        request = self._websocket._req  # noqa: SLF001  aiohttp offers no public abort
+        request = self._websocket._req
         if request is not None and request.transport is not None:
             request.transport.abort()

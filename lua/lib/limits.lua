@@ -34,7 +34,8 @@ end
 local function record_admission(first_key, first_arg, remaining)
   for k = first_key, #KEYS do
     redis.call('RPUSH', KEYS[k], whole(now_us))
-    redis.call('EXPIRE', KEYS[k], ARGV[first_arg + 2 * (k - first_key) + 1])
+    -- A second more than the window: a key's end is counted in whole ms, what is admitted in µs.
+    redis.call('EXPIRE', KEYS[k], tonumber(ARGV[first_arg + 2 * (k - first_key) + 1]) + 1)
   end
   return remaining - 1
 end

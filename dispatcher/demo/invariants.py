@@ -1,0 +1,54 @@
+"""What must hold, asked of Postgres, whatever the apps believe."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from dispatcher.store.queries import Database
+
+#: Queries of sql/queries/invariants.sql that together count double assignments.
+_DOUBLE: Final = ("drivers_with_two_trips", "trips_with_two_holders", "drivers_in_two_trips_at_once")
+_CHECKS: Final = (
+    ("double assignments", _DOUBLE),
+    ("histories with gaps", ("histories_with_gaps",)),
+    ("states unlike their history", ("states_unlike_history",)),
+    ("trips held by drivers who are offline", ("offline_holders",)),
+    ("kept answers without effect", ("answers_without_effect",)),
+)
+_LOST: Final = "answered successes not in Postgres"
+#: Enough to look into; the count tells the rest.
+_MOST_EXAMPLES: Final = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """How often an invariant is broken, and some of the cases."""
+
+    name: str
+    violations: int
+    examples: tuple[str, ...] = ()
+
+
+async def check_invariants(database_url: str, answered: Sequence[tuple[str, int]] = ()) -> list[Finding]:
+    """Checks every invariant; `answered` are (trip id, version) that clients were told of."""
+    database = await Database.open(database_url, size=1, timeout_s=60.0)
+    try:
+        findings = []
+        for name, queries in _CHECKS:
+            rows = [row for query in queries for row in await database.rows(query)]
+            findings.append(_finding(name, rows))
+        rows = await database.rows(
+            "lost_answers",
+            trips=[trip for trip, _ in answered],
+            versions=[version for _, version in answered],
+        )
+        return [*findings, _finding(_LOST, rows)]
+    finally:
+        await database.close()
+
+
+def _finding(name: str, rows: Sequence[dict[str, str]]) -> Finding:
+    examples = tuple(f"{row['subject']}: {row['detail']}" for row in rows[:_MOST_EXAMPLES])
+    return Finding(name, len(rows), examples)

@@ -1,0 +1,143 @@
+"""A server of the demo's own: a process like any other `dispatcher serve`, with its engines."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from dispatcher.config import ENV_PREFIX, Rate, Settings, SettingsError
+from dispatcher.core.zones import DEFAULT_WAVES, Wave
+from dispatcher.store.embedded import development_secret
+
+#: The first start makes a database; a slow disk takes its time.
+_READY_S: Final = 120.0
+_STOP_S: Final = 30.0
+_STREAM: Final = 1 << 20
+#: Waves get faster with the city, but an app on a busy machine still needs a second to answer.
+_SHORTEST: Final = 0.1
+#: A driver who is gone is lost within a demo's length.
+PRESENCE_S: Final = 15
+GRACE_S: Final = 5
+
+
+class DemoError(Exception):
+    """The demo cannot go on; the message says why."""
+
+
+@dataclass(frozen=True, slots=True)
+class Server:
+    """A running server, and what its clients need."""
+
+    url: str
+    database_url: str
+    secret: str
+    pid: int
+
+
+@contextlib.asynccontextmanager
+async def serving(settings: Settings, speed: float) -> AsyncIterator[Server]:
+    """Runs a server; in a directory that is thrown away afterwards, if none was given.
+
+    Raises SettingsError if its tokens cannot be signed here, DemoError if it does not start.
+    """
+    given = settings.model_fields_set
+    if settings.jwt_secret is None and (settings.jwt_public_key_file or settings.jwt_jwks_file):
+        raise SettingsError("DISPATCHER_JWT_SECRET: the demo signs its own tokens; set the secret")
+    # Not below a private directory: the embedded Postgres of root runs as another user.
+    scratch = Path(tempfile.mkdtemp(prefix="dispatcher-demo-"))
+    data_dir = settings.data_dir if "data_dir" in given else scratch
+    log = scratch / "server.log"
+    try:
+        if settings.jwt_secret is not None:
+            secret = settings.jwt_secret.get_secret_value()
+        else:
+            secret = await asyncio.to_thread(development_secret, data_dir)
+        ours = _environment(settings, speed, scratch) | {"jwt_secret": secret, "data_dir": str(data_dir)}
+        with log.open("wb") as stderr:
+            # A session of its own: Ctrl-C in the terminal stops the city first, and the server last.
+            process = await asyncio.create_subprocess_exec(
+                sys.executable, "-m", "dispatcher", "serve",
+                env=os.environ | {ENV_PREFIX + name.upper(): value for name, value in ours.items()},
+                stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=stderr,
+                start_new_session=True, limit=_STREAM,
+            )  # fmt: skip
+        try:
+            ready = await _ready(process, log)
+            yield Server(
+                url=ready["url"],
+                database_url=settings.database_url or ready["database_url"],
+                secret=secret,
+                pid=process.pid,
+            )
+        finally:
+            await _stop(process)
+    finally:
+        await asyncio.to_thread(shutil.rmtree, scratch, ignore_errors=True)
+
+
+def _environment(settings: Settings, speed: float, scratch: Path) -> dict[str, str]:
+    """Settings that suit a city which lives `speed` times as fast; what was set by hand stays."""
+    given = settings.model_fields_set
+    ours = {
+        "presence_ttl_s": str(PRESENCE_S),
+        "presence_grace_s": str(GRACE_S),
+        "log_level": "error",
+    }
+    for name in ("trip_accept", "trip_cancel", "location_update", "general"):
+        ours[f"limit_{name}"] = str(_faster(getattr(settings, f"limit_{name}"), speed))
+    ours = {name: value for name, value in ours.items() if name not in given}
+    if settings.zones_file is None:
+        file = scratch / "zones.toml"
+        file.write_text(_zones(speed))
+        ours["zones_file"] = str(file)
+    return ours | {"port": "0", "host": "127.0.0.1"}
+
+
+def _faster(rate: Rate, speed: float) -> Rate:
+    return Rate(min(100_000, max(rate.limit, round(rate.limit * speed))), rate.window_s)
+
+
+def waves_at(speed: float) -> list[Wave]:
+    """The default wave plan with deadlines for a city at that speed."""
+    factor = min(1.0, max(1 / speed, _SHORTEST))
+    return [Wave(wave.size, wave.radius_m, wave.deadline_s * factor) for wave in DEFAULT_WAVES]
+
+
+def _zones(speed: float) -> str:
+    lines = [
+        f"  {{ size = {w.size}, radius_m = {w.radius_m}, deadline_s = {w.deadline_s:.3f} }},"
+        for w in waves_at(speed)
+    ]
+    return "\n".join(["[zones.default]", "waves = [", *lines, "]", ""])
+
+
+async def _ready(process: asyncio.subprocess.Process, log: Path) -> Any:
+    assert process.stdout is not None
+    try:
+        line = await asyncio.wait_for(process.stdout.readline(), _READY_S)
+    except TimeoutError:
+        line = b""
+    if not line.startswith(b"ready "):
+        told = (await asyncio.to_thread(log.read_text, errors="replace")).splitlines()[-5:]
+        raise DemoError("\n".join(["the server did not start:", *told]))
+    return json.loads(line.removeprefix(b"ready "))
+
+
+async def _stop(process: asyncio.subprocess.Process) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        process.terminate()
+    try:
+        await asyncio.wait_for(process.wait(), _STOP_S)
+    except TimeoutError:
+        process.kill()
+        await process.wait()
