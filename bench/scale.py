@@ -20,8 +20,7 @@ from report import Report, load_columns, load_row
 FLOOR, AIM = 0.9, 1.0
 HISTORY = (Path(__file__).parent / "harness" / "history.sql").read_text()
 ZONE = """
-[[zones]]
-name = "{name}"
+[zones.{name}]
 """
 
 

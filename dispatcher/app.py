@@ -35,12 +35,11 @@ from dispatcher.store.push import Push
 from dispatcher.store.queries import Database
 from dispatcher.store.scripts import Scripts
 from dispatcher.web.auth import Verifier
-from dispatcher.web.client_ip import client_ip_reader
-from dispatcher.web.handlers import Api, Deps
-from dispatcher.web.middleware import Gate, middleware
-from dispatcher.web.openapi import describe
-from dispatcher.web.server import Runner
-from dispatcher.web.ws import MAX_FRAME, WebSockets
+from dispatcher.web.client_ip import ClientIp
+from dispatcher.web.frames import Frames
+from dispatcher.web.handlers import Deps, build
+from dispatcher.web.server import make_runner
+from dispatcher.web.ws import WebSockets
 from dispatcher.workers.absence import Absence
 from dispatcher.workers.cleanup import Cleanup
 from dispatcher.workers.periodic import Periodic
@@ -194,30 +193,18 @@ async def run(
     verifier = Verifier.from_settings(settings)
     zones = load_zones(settings.zones_file)
     async with services(settings, zones) as parts:
-        metrics = Metrics()
         hub = Hub()
-        client_ip = client_ip_reader(settings.trusted_proxies)
-        gate = Gate(verifier=verifier, limits=parts.limits, presence=parts.presence, client_ip=client_ip)
-
-        async def ready() -> tuple[bool, dict[str, Any]]:
-            return await _readiness(parts, stop)
-
-        api = Api(
-            Deps(
-                gate=gate,
-                trips=parts.trips,
-                drivers=parts.drivers,
-                limits=parts.limits,
-                metrics=metrics,
-                ready=ready,
-                keys_required=settings.idempotency_required,
-            )
+        frames = Frames(
+            trips=parts.trips,
+            drivers=parts.drivers,
+            limits=parts.limits,
+            key_required=settings.idempotency_required,
         )
         sockets = WebSockets(
             verify=verifier.verify,
-            client_ip=client_ip,
-            act=api.frame_action,
-            locate=api.frame_location,
+            client_ip=ClientIp(settings.trusted_proxies),
+            act=frames.act,
+            locate=frames.locate,
             hub=hub,
             presence=parts.presence,
             snapshots=parts.snapshots,
@@ -225,12 +212,27 @@ async def run(
             allowed_origins=settings.allowed_origins,
             heartbeat_timeout_s=settings.presence_ttl_s,
         )
-        metrics.sockets.set_function(lambda: len(sockets))
-        metrics.batches.set_function(lambda: parts.ledger.batches)
-        metrics.changes.set_function(lambda: parts.ledger.changes)
-        web_app = web.Application(middlewares=[middleware(gate, metrics)], client_max_size=MAX_FRAME)
-        web_app.add_routes([*api.routes(), web.get("/ws", sockets.handle)])
-        web_app.add_routes(describe())
+        metrics = Metrics()
+        metrics.gauge("dispatcher_sockets", "Open WebSockets.", lambda: len(sockets))
+        metrics.gauge("dispatcher_commits", "Batches sent.", lambda: parts.ledger.batches)
+        metrics.gauge("dispatcher_changes", "Changes in them.", lambda: parts.ledger.changes)
+
+        async def ready() -> tuple[bool, dict[str, Any]]:
+            return await _readiness(parts, stop)
+
+        web_app = build(
+            Deps(
+                settings=settings,
+                verifier=verifier,
+                trips=parts.trips,
+                drivers=parts.drivers,
+                limits=parts.limits,
+                ready=ready,
+                seen=parts.presence.seen_over_http,
+                websocket=sockets.handle,
+                metrics=metrics,
+            )
+        )
         push = Push(
             str(settings.redis_url),
             cluster=settings.redis_cluster,
@@ -242,7 +244,7 @@ async def run(
             *workers(parts),
             Periodic("sockets", min(1.0, settings.presence_ttl_s / 10), sockets.look_after),
         ]
-        runner = Runner(web_app, access_log=None, handle_signals=False, shutdown_timeout=5.0)
+        runner = make_runner(web_app)
         await push.start()
         await runner.setup()
         try:

@@ -175,7 +175,7 @@ def demo(
         "minutes": minutes,
     }
     given = {name: value for name, value in options.items() if value is not None}
-    demo.run(_settings(data_dir=data_dir), **given)
+    sys.exit(demo.run(_settings(data_dir=data_dir), **given))
 
 
 def _settings(**options: object) -> Settings:
@@ -213,11 +213,12 @@ def _list(labels: list[str], verb: str, nothing: str) -> None:
 
 def _expected_errors() -> tuple[type[Exception], ...]:
     """Errors whose message is all that an operator needs; others are bugs and keep their trace."""
+    from dispatcher.demo.server import DemoError
     from dispatcher.store.embedded_process import EngineError
     from dispatcher.store.migrate import MigrationError
     from dispatcher.worker_pool import ServerError
 
-    return (EngineError, MigrationError, ServerError)
+    return (DemoError, EngineError, MigrationError, ServerError)
 
 
 def _fail(error: Exception, *, status: int) -> None:

@@ -20,8 +20,8 @@ import structlog
 import uvloop
 from pydantic import SecretStr
 
+from dispatcher import observe
 from dispatcher.config import Settings, SettingsError, load_settings
-from dispatcher.observe import configure_logging
 from dispatcher.store import migrate
 from dispatcher.store.checks import check_engines
 from dispatcher.store.embedded import Engines, EngineUrls, development_secret
@@ -38,7 +38,7 @@ def serve(settings: Settings) -> None:
 
     Raises SettingsError, EngineError, MigrationError or ServerError if it cannot start.
     """
-    configure_logging(settings)
+    observe.configure(settings)
     uvloop.run(_with_signals(lambda stop: _serve(settings, stop)))
 
 
@@ -49,7 +49,7 @@ def work() -> None:
     supervisor is gone, even by SIGKILL, and that this process must be too.
     """
     settings = load_settings()
-    configure_logging(settings)
+    observe.configure(settings)
     threading.Thread(target=_exit_at_end_of_input, daemon=True).start()
     sock = bind(settings.host, settings.port, shared=True)
 

@@ -29,7 +29,8 @@
 -- ARGV[12] oldest fix that counts, in ms before now
 -- ARGV[13] event for the stream (JSON), or empty
 -- ARGV[14] message for the push channel (JSON), or empty
--- ARGV[15] number of driver fields n; then n field-value pairs of the driver, then the trip's pairs
+-- ARGV[15] how many driver fields follow, n
+-- ARGV[16...] n field-value pairs of the driver, then the trip's pairs
 -- RETURNS 1 where the trip's hash was older and was written, 0 where it was not
 --- @include "clock"
 local trip, driver, trip_claim, driver_claim, claims = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]

@@ -26,6 +26,8 @@ _PATIENCE_S: Final = 10.0
 _PASSING: Final = frozenset(
     {"request_in_progress", "trip_busy", "service_unavailable", "outcome_unknown", "rate_limit_exceeded"}
 )
+#: Refusals that may be due to a claim alone, as long as the trip is pending.
+_WHILE_CLAIMED: Final = frozenset({"trip_already_assigned", "driver_not_available"})
 #: Fields in which a frame and a replay differ from the first answer.
 _ENVELOPE: Final = ("type", "id", "status", "replayed", "problem", "rate_limit")
 #: What may happen to a request on its way.
@@ -63,7 +65,12 @@ class Reply:
 
     @property
     def kept(self) -> bool:
-        """Whether the server remembers it: only then must the next answer be the same."""
+        """Whether the server remembers it: only then must the next answer be the same.
+
+        A loser who met a claim that was not yet committed may look again with the same key.
+        """
+        if self.code in _WHILE_CLAIMED and self.body.get("current_status") == "pending":
+            return False
         return self.ok or (self.code in PROBLEMS and PROBLEMS[self.code].kept)
 
 
@@ -131,10 +138,9 @@ class Caller:
         if draw < _TWICE:
             self._tally.counts["repeated"] += 1
             copies = [asyncio.create_task(self._persist(name, way)) for way in (send, again)]
-            done, pending = await asyncio.wait(copies, return_when=asyncio.FIRST_COMPLETED)
-            first = done.pop()
-            self._later(self._compare(first, *done, *pending))
-            reply = await first
+            self._later(self._compare(copies))
+            done, _ = await asyncio.wait(copies, return_when=asyncio.FIRST_COMPLETED)
+            reply = await done.pop()
         else:
             reply = await self._persist(name, send)
             if draw < _TWICE + _AGAIN:
@@ -164,7 +170,7 @@ class Caller:
             await asyncio.sleep(reply.body.get("retry_after", 1) * self._rng.uniform(1.0, 1.2))
         raise Unanswered
 
-    async def _compare(self, *copies: asyncio.Task[Reply]) -> None:
+    async def _compare(self, copies: list[asyncio.Task[Reply]]) -> None:
         first, second = await asyncio.gather(*copies)
         self._judge(first, second)
 

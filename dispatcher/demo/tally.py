@@ -89,7 +89,7 @@ class Tally:
             "created": sum(story.version >= 0 for story in stories),
             "assigned": len(assigned),
             "reachable": len(reachable),
-            "waves": dict(Counter(story.wave for story in assigned)),
+            "waves": dict(Counter(str(story.wave) for story in assigned)),
             "answered": self.answered,
             "mismatched": self.mismatches[:10],
         }

@@ -25,7 +25,6 @@ class Answer:
     body: bytes
     limit: LimitState | None = None
     replayed: bool = False
-    version: int | None = None
     retry_after_s: int | None = None
 
 
@@ -33,7 +32,6 @@ class RateLimited(Refusal):
     """Refused by a limit; `limit` says which, and when it eases."""
 
     def __init__(self, limit: LimitState) -> None:
-        self.limit = limit
         self.retry_after_s = max(1, -((limit.now_ms - limit.reset_ms) // 1000))
         super().__init__(
             "rate_limit_exceeded",
@@ -41,6 +39,7 @@ class RateLimited(Refusal):
             retry_after=self.retry_after_s,
             limit_class=limit.name,
         )
+        self.limit: LimitState = limit
 
 
 def refusal_answer(refusal: Refusal, limit: LimitState | None = None) -> Answer:
@@ -56,9 +55,7 @@ def refusal_answer(refusal: Refusal, limit: LimitState | None = None) -> Answer:
         **refusal.fields,
     }
     retry_after = refusal.fields.get("retry_after")
-    if isinstance(refusal, RateLimited):
-        limit = refusal.limit
-    return Answer(problem.status, orjson.dumps(body), limit, retry_after_s=retry_after)
+    return Answer(problem.status, orjson.dumps(body), limit or refusal.limit, retry_after_s=retry_after)
 
 
 #: What a client does best about a refusal that passes by itself.

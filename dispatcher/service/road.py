@@ -43,7 +43,6 @@ class Plan:
     settlement: Settlement
     status: int
     body: bytes
-    version: int | None = None
 
 
 class Road:
@@ -212,7 +211,7 @@ class Road:
         except StoreUnavailable:
             # It is durable, so it is answered; the sweeper or the next load brings Redis along.
             log.warning("committed but not settled", trip_id=attempt.trip_id, token=attempt.token)
-        return Answer(planned.status, planned.body, verdict.limit, version=planned.version)
+        return Answer(planned.status, planned.body, verdict.limit)
 
     async def announce(self, keys: Keys, attempt: Attempt, settlement: Settlement) -> None:
         """Tells another zone of a change that was committed by way of this one."""

@@ -126,7 +126,7 @@ class Trips:
                 event=stream_event("created", actor, trip),
                 message=trip_messages("created", trip, former_driver=None, offered=()),
             )
-            return Plan(change, settlement, 201, body, version=0)
+            return Plan(change, settlement, 201, body)
 
         answer = await self._road.travel(
             keys, actor, attempt, lambda a: self._road.scripts.claim_creation(keys, a), plan
@@ -248,7 +248,7 @@ class Trips:
             expires_at_ms=now + self._key_ttl_ms,
         )  # fmt: skip
         settlement = settlement_of(transition, actor, trip, after, offered, vehicle)
-        return Plan(change, settlement, 200, body, version=after.version)
+        return Plan(change, settlement, 200, body)
 
     async def _decline(
         self,
@@ -273,7 +273,7 @@ class Trips:
             )  # fmt: skip
             self._rows.outcome(trip_id, [actor.user_id], "declined", verdict.now_ms)
             settlement = Settlement(bars=actor.user_id, inboxes=[actor.user_id])
-            return Plan(change, settlement, 200, body, version=trip.version)
+            return Plan(change, settlement, 200, body)
 
         answer = await self._road.travel(
             keys, actor, attempt, lambda a: scripts.claim_decline(keys, a, version=version), plan

@@ -30,13 +30,14 @@ def limit_headers(headers: CIMultiDict[str], limit: LimitState) -> None:
     headers["X-RateLimit-Remaining"] = str(limit.remaining)
     headers["X-RateLimit-Reset"] = str(-(-limit.reset_ms // 1000))
     headers["RateLimit-Policy"] = f'"{limit.name}";q={most};w={window_s}'
-    seconds = max(0, -(-(limit.reset_ms - limit.now_ms) // 1000))
+    seconds = min(window_s, max(0, -(-(limit.reset_ms - limit.now_ms) // 1000)))
     headers["RateLimit"] = f'"{limit.name}";r={limit.remaining};t={seconds}'
 
 
 def respond(answer: Answer, key: str | None = None) -> web.Response:
     """The response to a change: its body is sent as it is."""
     headers: CIMultiDict[str] = CIMultiDict()
+    headers["Server"] = "dispatcher"
     headers["Content-Type"] = _JSON if answer.status < 400 else _PROBLEM
     if answer.limit is not None:
         limit_headers(headers, answer.limit)
@@ -44,8 +45,6 @@ def respond(answer: Answer, key: str | None = None) -> web.Response:
         headers["Idempotency-Key"] = key
     if answer.replayed:
         headers["X-Idempotent-Replay"] = "true"
-    if answer.version is not None:
-        headers["ETag"] = f'"{answer.version}"'
     if answer.retry_after_s is not None:
         headers["Retry-After"] = str(math.ceil(answer.retry_after_s))
     return web.Response(body=answer.body, status=answer.status, headers=headers)

@@ -170,7 +170,7 @@ class Api:
         if given is not None and not isinstance(given, str):
             raise Refusal("invalid_idempotency_key")
         key = read_key([] if given is None else [given], required=self._deps.keys_required)
-        document = {k: frame[k] for k in ("action", "trip_request_id", "version") if k in frame}
+        document = {k: v for k, v in frame.items() if k in TripAction.model_fields}
         body = check(TripAction, document)
         return await self.act(actor, body, scope_key(actor, ACTION, key, document), ip)
 

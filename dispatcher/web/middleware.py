@@ -15,9 +15,9 @@ from aiohttp import web
 from dispatcher.core.errors import OutcomeUnknown, Refusal, StoreUnavailable
 from dispatcher.core.model import Actor, Role
 from dispatcher.observe import Metrics
-from dispatcher.service.answers import RateLimited
 from dispatcher.service.limits import Limits
 from dispatcher.service.presence import Presence
+from dispatcher.store.scripts import LimitState
 from dispatcher.web.answers import respond_refusal
 from dispatcher.web.auth import Verifier
 
@@ -56,8 +56,9 @@ class Gate:
                 ip = self.client_ip(request)
                 actor = await self._identify(request, ip)
                 if actor.role not in allowed:
-                    await self._limits.check("general", actor, ip)
-                    raise Refusal("wrong_role")
+                    refusal = Refusal("wrong_role")
+                    refusal.limit = await self._limits.check("general", actor, ip)
+                    raise refusal
                 if actor.role is Role.DRIVER:
                     agent = request.headers.get("User-Agent", "")
                     self._presence.seen_over_http(actor, ip, agent)
@@ -73,13 +74,13 @@ class Gate:
             if scheme.lower() != "bearer":
                 raise Refusal("missing_token")
             return self._verifier.verify(token.strip())[0]
-        except Refusal:
-            await self._limits.check("anonymous", None, ip)
+        except Refusal as refusal:
+            refusal.limit = await self._limits.check("anonymous", None, ip)
             raise
 
-    async def count_stray(self, request: web.Request) -> None:
+    async def count_stray(self, request: web.Request) -> LimitState | None:
         """A call of an address that does not exist counts like one without an identity."""
-        await self._limits.check("anonymous", None, self.client_ip(request))
+        return await self._limits.check("anonymous", None, self.client_ip(request))
 
 
 def middleware(gate: Gate, metrics: Metrics) -> Callable[..., Awaitable[web.StreamResponse]]:
@@ -111,15 +112,13 @@ async def _refusal(
     try:
         if isinstance(error, web.HTTPException):
             code = _BY_STATUS.get(error.status, "malformed_request")
-            if code in ("not_found", "method_not_allowed"):
-                await gate.count_stray(request)
-            response = respond_refusal(Refusal(code))
+            stray = code in ("not_found", "method_not_allowed")
+            limit = await gate.count_stray(request) if stray else None
+            response = respond_refusal(Refusal(code), limit)
             if "Allow" in error.headers:
                 response.headers["Allow"] = error.headers["Allow"]
             return response
         raise error
-    except RateLimited as limited:
-        return respond_refusal(limited, limited.limit)
     except Refusal as refusal:
         return respond_refusal(refusal)
     except OutcomeUnknown:

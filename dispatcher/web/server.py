@@ -12,7 +12,7 @@ from dispatcher.core.errors import Refusal
 from dispatcher.web.answers import respond_refusal
 
 
-class _Protocol(RequestHandler):  # type: ignore[type-arg]
+class _Protocol(RequestHandler):
     """A request that cannot be parsed never reaches a handler; it is refused here."""
 
     __slots__ = ()
@@ -34,7 +34,7 @@ class _Protocol(RequestHandler):  # type: ignore[type-arg]
         return response
 
 
-class _Server(web.Server):  # type: ignore[misc,type-arg]
+class _Server(web.Server):
     def __call__(self) -> Any:
         return _Protocol(self, loop=asyncio.get_running_loop(), **self._kwargs)
 
@@ -49,7 +49,7 @@ class Runner(web.AppRunner):
         await self._app.startup()
         self._app.freeze()
         return _Server(
-            self._app._handle,
+            self._app._handle,  # type: ignore[arg-type]  # as AppRunner itself does
             request_factory=self._app._make_request,
             **self._kwargs,
         )
