@@ -1,59 +1,80 @@
-"""Which address a request is from, for the limits of requests without a known user."""
+"""Whose address a call is counted against."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import lru_cache
-from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
+from typing import Final
 
 from aiohttp import web
+from aiohttp.hdrs import X_FORWARDED_FOR
 
-Network = IPv4Network | IPv6Network
+_Address = IPv4Address | IPv6Address
+_REMEMBERED: Final = 10_000
+_PREFIX: Final = 64  # what one IPv6 customer gets at least, and can roam through at will
 
 
-def client_ip_reader(trusted: Sequence[Network]) -> Callable[[web.BaseRequest], str | None]:
-    """A function from a request to its client's address.
+class ClientIp:
+    """The client's address: an IPv4 address, or the /64 of an IPv6 one.
 
-    `X-Forwarded-For` is read from the right and believed as far as trusted proxies wrote it.
+    `X-Forwarded-For` is believed only from trusted proxies, and read from the right: the first hop
+    that is no trusted proxy is the client. What stands further left, anybody can have written.
     """
 
-    @lru_cache(maxsize=65_536)
-    def resolve(peer: str, forwarded: str) -> str:
-        address = _parse(peer)
-        if address is None:
-            return peer
-        hops = [hop.strip() for hop in forwarded.split(",")] if forwarded else []
-        while hops and any(address in network for network in trusted):
-            before = _parse(hops.pop())
-            if before is None:
-                break
-            address = before
-        return _subject(address)
+    def __init__(self, trusted_proxies: Sequence[IPv4Network | IPv6Network]) -> None:
+        self._trusted = tuple(trusted_proxies)
+        self._of = lru_cache(maxsize=_REMEMBERED)(self.of)
 
-    def client_ip(request: web.BaseRequest) -> str | None:
+    def __call__(self, request: web.BaseRequest) -> str | None:
+        """The client of a request; None where it came over a Unix socket, say."""
         peer = request.remote
-        if peer is None:
+        if not peer:
             return None
         forwarded = ""
-        if trusted:
-            forwarded = ",".join(request.headers.getall("X-Forwarded-For", ()))
-        return resolve(peer, forwarded)
+        if self._trusted:
+            forwarded = ",".join(request.headers.getall(X_FORWARDED_FOR, ()))
+        return self._of(peer, forwarded)
 
-    return client_ip
+    def of(self, peer: str, forwarded: str) -> str | None:
+        """The same, from the peer's address and the header's text."""
+        address = _parse(peer)
+        if address is None:
+            return None
+        client = address
+        if forwarded and self._is_trusted(address):
+            for text in reversed(forwarded.split(",")):
+                hop = _parse(text)
+                if hop is None:
+                    client = address
+                    break
+                client = hop
+                if not self._is_trusted(hop):
+                    break
+        return _subject(client)
+
+    def _is_trusted(self, address: _Address) -> bool:
+        return any(address in network for network in self._trusted)
 
 
-def _parse(text: str) -> IPv4Address | IPv6Address | None:
+def _parse(text: str) -> _Address | None:
+    """An address, with or without brackets and port; None for anything else."""
+    text = text.strip()
+    if text.startswith("["):
+        text = text[1:].partition("]")[0]
+    elif text.count(":") == 1:
+        text = text.partition(":")[0]
     try:
         address = ip_address(text)
     except ValueError:
         return None
-    if isinstance(address, IPv6Address) and address.ipv4_mapped is not None:
+    if isinstance(address, IPv6Address) and address.ipv4_mapped:
         return address.ipv4_mapped
     return address
 
 
-def _subject(address: IPv4Address | IPv6Address) -> str:
-    # A household or a phone holds a /64 (RFC 6177), so single addresses of it are free to change.
-    if isinstance(address, IPv6Address):
-        return str(ip_network((address, 64), strict=False))
-    return str(address)
+def _subject(address: _Address) -> str:
+    if isinstance(address, IPv4Address):
+        return str(address)
+    network = int(address) >> (128 - _PREFIX) << (128 - _PREFIX)
+    return f"{IPv6Address(network)}/{_PREFIX}"

@@ -1,237 +1,297 @@
-"""The HTTP endpoints: each parses, calls a service, and answers."""
+"""The HTTP endpoints: parse, call, answer."""
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Final, TypeVar
 
-from aiohttp import web
-from prometheus_client import generate_latest
+from aiohttp import hdrs, web
+from aiohttp.typedefs import Handler
 from pydantic import BaseModel
 
-from dispatcher.core.errors import Refusal
-from dispatcher.core.model import TRIP_ID, ZONE, Actor, Role
+from dispatcher.config import Settings
+from dispatcher.core.errors import Refusal, StoreUnavailable
+from dispatcher.core.model import Actor, IdempotencyKey, Role
 from dispatcher.observe import Metrics
-from dispatcher.service.answers import Answer, refusal_answer
 from dispatcher.service.drivers import Drivers
 from dispatcher.service.limits import Limits
 from dispatcher.service.trips import Trips
-from dispatcher.web.answers import respond, respond_json
-from dispatcher.web.idempotency import read_key, scope_key
-from dispatcher.web.middleware import Gate
-from dispatcher.web.requests import (
-    Availability,
-    CancelTrip,
-    CreateTrip,
-    Location,
-    TripAction,
-    check,
-    parse_object,
+from dispatcher.store.scripts import LimitState
+from dispatcher.web import idempotency, openapi, requests
+from dispatcher.web.answers import (
+    json_response,
+    refusal_response,
+    text_response,
+    to_response,
+    trip_response,
 )
-
-CREATE: Final = "/api/customer/ride/create"
-CANCEL: Final = "/api/customer/ride/cancel"
-ADMIN_CANCEL: Final = "/api/admin/ride/cancel"
-ACTION: Final = "/api/driver/ride/trip-action"
-LOCATION: Final = "/api/driver/ride/location"
-AVAILABILITY: Final = "/api/driver/availability"
-
-_PENDING_MOST: Final = 50
-_HOUR_S: Final = 3_600
+from dispatcher.web.auth import Verifier, bearer
+from dispatcher.web.client_ip import ClientIp
+from dispatcher.web.endpoints import ENDPOINTS
+from dispatcher.web.middleware import Counted, make_middleware
 
 Ready = Callable[[], Awaitable[tuple[bool, dict[str, Any]]]]
-Body = TypeVar("Body", bound=BaseModel)
+#: (actor, ip, user agent): a driver's app has called.
+Seen = Callable[[Actor, str | None, str], None]
+_Body = TypeVar("_Body", bound=BaseModel)
+
+_METRICS_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
 
 
 @dataclass(frozen=True, slots=True)
 class Deps:
-    """What the endpoints work with."""
+    """What the handlers call. `websocket` handles `GET /ws`; `more` are routes of other modules."""
 
-    gate: Gate
+    settings: Settings
+    verifier: Verifier
     trips: Trips
     drivers: Drivers
     limits: Limits
-    metrics: Metrics
     ready: Ready
-    keys_required: bool
+    seen: Seen | None = None
+    websocket: Handler | None = None
+    more: Sequence[web.AbstractRouteDef] = ()
+    metrics: Metrics = field(default_factory=Metrics)
 
 
-class Api:
-    """The endpoints as methods; `routes` binds them to their addresses and roles."""
+class Handlers:
+    """One method an endpoint; the services answer."""
 
     def __init__(self, deps: Deps) -> None:
-        self._deps = deps
+        self._verifier = deps.verifier
+        self._trips = deps.trips
+        self._drivers = deps.drivers
+        self._limits = deps.limits
+        self._ready = deps.ready
+        self._seen = deps.seen
+        self._metrics = deps.metrics
+        self._key_required = deps.settings.idempotency_required
+        self._ip = ClientIp(deps.settings.trusted_proxies)
+        self._description = openapi.render()
+        self._page = openapi.render_page()
 
-    def routes(self) -> list[web.RouteDef]:
-        """All HTTP endpoints but the WebSocket and the description of the API."""
-        driver = self._deps.gate.only(Role.DRIVER)
-        customer = self._deps.gate.only(Role.CUSTOMER)
-        admin = self._deps.gate.only(Role.ADMIN)
-        return [
-            web.post(CREATE, customer(self.create)),
-            web.post(CANCEL, customer(self.cancel)),
-            web.get("/api/customer/ride/{id}", customer(self.read)),
-            web.post(ACTION, driver(self.action)),
-            web.post(LOCATION, driver(self.location)),
-            web.post(AVAILABILITY, driver(self.availability)),
-            web.get("/api/driver/ride/pending", driver(self.pending)),
-            web.get("/api/driver/ride/{id}", driver(self.read)),
-            web.post(ADMIN_CANCEL, admin(self.cancel)),
-            web.get("/api/admin/ride/{id}/timeline", admin(self.timeline)),
-            web.get("/api/admin/rides/abandoned", admin(self.abandoned)),
-            web.get("/api/admin/zones/{zone}/statistics", admin(self.statistics)),
-            web.get("/healthz", self.healthz),
-            web.get("/readyz", self.readyz),
-            web.get("/metrics", self.metrics),
-        ]
+    # --- customers
 
-    async def _document(self, request: web.Request, model: type[Body]) -> tuple[dict[str, Any], Body]:
-        if request.content_type not in ("application/json", "application/octet-stream") and (
-            request.headers.get("Content-Type") != "application/x-www-form-urlencoded"
-        ):
-            # curl -d says it is a form; what counts is whether it is JSON.
-            raise Refusal("unsupported_media_type")
-        if request.headers.get("Content-Encoding", "identity") != "identity":
-            raise Refusal("unsupported_media_type")
-        document = parse_object(await request.read())
-        return document, check(model, document)
-
-    def _key(self, request: web.Request) -> str | None:
-        values = request.headers.getall("Idempotency-Key", ())
-        return read_key(values, required=self._deps.keys_required)
-
-    async def create(self, request: web.Request, actor: Actor, ip: str | None) -> web.StreamResponse:
-        key = self._key(request)
-        document, body = await self._document(request, CreateTrip)
-        answer = await self._deps.trips.create(
-            actor,
-            pickup=(body.pickup.lat, body.pickup.lng),
-            dropoff=(body.dropoff.lat, body.dropoff.lng) if body.dropoff else None,
-            vehicle_type=body.vehicle_type,
-            zone=body.zone,
-            trip_request_id=body.trip_request_id,
-            key=scope_key(actor, CREATE, key, document),
-            ip=ip,
-        )
-        return respond(answer, key)
-
-    async def cancel(self, request: web.Request, actor: Actor, ip: str | None) -> web.StreamResponse:
-        key = self._key(request)
-        document, body = await self._document(request, CancelTrip)
-        answer = await self._deps.trips.act(
-            actor,
-            "cancel",
-            body.trip_request_id,
-            version=body.version,
-            key=scope_key(actor, request.path, key, document),
-            ip=ip,
-            reason=body.reason,
-        )
-        return respond(answer, key)
-
-    async def action(self, request: web.Request, actor: Actor, ip: str | None) -> web.StreamResponse:
-        key = self._key(request)
-        document, body = await self._document(request, TripAction)
-        return respond(await self.act(actor, body, scope_key(actor, ACTION, key, document), ip), key)
-
-    async def act(self, actor: Actor, body: TripAction, key: Any, ip: str | None) -> Answer:
-        """A driver's step, over either channel."""
-        return await self._deps.trips.act(
-            actor, body.action, body.trip_request_id, version=body.version, key=key, ip=ip
+    async def create(self, request: web.Request) -> web.Response:
+        actor, ip, body, key = await self._change(request, Role.CUSTOMER, requests.NewTrip)
+        return to_response(
+            await self._trips.create(
+                actor,
+                pickup=body.pickup.pair(),
+                dropoff=body.dropoff.pair() if body.dropoff else None,
+                vehicle_type=body.vehicle_type,
+                zone=body.zone,
+                trip_request_id=body.trip_request_id,
+                key=key,
+                ip=ip,
+            )
         )
 
-    async def location(self, request: web.Request, actor: Actor, ip: str | None) -> web.StreamResponse:
-        _, body = await self._document(request, Location)
-        return respond(await self._deps.drivers.positions(actor, body.fixes(), ip=ip))
+    async def cancel(self, request: web.Request) -> web.Response:
+        return await self._cancel(request, Role.CUSTOMER)
 
-    async def availability(
-        self, request: web.Request, actor: Actor, ip: str | None
-    ) -> web.StreamResponse:
-        key = self._key(request)
-        document, body = await self._document(request, Availability)
-        answer = await self._deps.drivers.set_availability(
-            actor,
-            availability_status=body.availability_status,
-            is_online=body.is_online,
-            zone=body.zone,
-            vehicle_type=body.vehicle_type,
-            location=(body.location.lat, body.location.lng) if body.location else None,
-            key=scope_key(actor, AVAILABILITY, key, document),
-            ip=ip,
+    async def admin_cancel(self, request: web.Request) -> web.Response:
+        return await self._cancel(request, Role.ADMIN)
+
+    async def _cancel(self, request: web.Request, role: Role) -> web.Response:
+        actor, ip, body, key = await self._change(request, role, requests.Cancellation)
+        return to_response(
+            await self._trips.act(
+                actor, "cancel", body.trip_request_id,
+                version=body.version, key=key, ip=ip, reason=body.reason,
+            )
+        )  # fmt: skip
+
+    async def customer_trip(self, request: web.Request) -> web.Response:
+        return await self._trip(request, Role.CUSTOMER)
+
+    # --- drivers
+
+    async def driver_trip(self, request: web.Request) -> web.Response:
+        return await self._trip(request, Role.DRIVER)
+
+    async def trip_action(self, request: web.Request) -> web.Response:
+        actor, ip, body, key = await self._change(request, Role.DRIVER, requests.TripAction)
+        return to_response(
+            await self._trips.act(
+                actor, body.action, body.trip_request_id,
+                version=body.version, key=key, ip=ip, reason=body.reason,
+            )
+        )  # fmt: skip
+
+    async def availability(self, request: web.Request) -> web.Response:
+        actor, ip, body, key = await self._change(request, Role.DRIVER, requests.Availability)
+        return to_response(
+            await self._drivers.set_availability(
+                actor,
+                availability_status=body.availability_status,
+                is_online=body.is_online,
+                zone=body.zone,
+                vehicle_type=body.vehicle_type,
+                location=body.location.pair() if body.location else None,
+                key=key,
+                ip=ip,
+            )
         )
-        return respond(answer, key)
 
-    async def frame_action(self, actor: Actor, frame: dict[str, Any], ip: str | None) -> Answer:
-        """A `trip_action` frame: the rules, keys and limits of HTTP; either channel may retry."""
-        if actor.role is not Role.DRIVER:
-            return refusal_answer(Refusal("wrong_role"))
-        given = frame.get("idempotency_key")
-        if given is not None and not isinstance(given, str):
-            raise Refusal("invalid_idempotency_key")
-        key = read_key([] if given is None else [given], required=self._deps.keys_required)
-        document = {k: v for k, v in frame.items() if k in TripAction.model_fields}
-        body = check(TripAction, document)
-        return await self.act(actor, body, scope_key(actor, ACTION, key, document), ip)
+    async def location(self, request: web.Request) -> web.Response:
+        actor, ip = await self._identify(request)
+        try:
+            _require(actor, Role.DRIVER)
+            points = requests.check_fixes(await requests.read_object(request))
+        except Refusal as refusal:
+            raise await self._counted(refusal, actor, ip) from None
+        return to_response(await self._drivers.positions(actor, points, ip=ip))
 
-    async def frame_location(self, actor: Actor, frame: dict[str, Any], ip: str | None) -> Answer:
-        """A `location` frame."""
-        if actor.role is not Role.DRIVER:
-            return refusal_answer(Refusal("wrong_role"))
-        body = check(Location, frame)
-        return await self._deps.drivers.positions(actor, body.fixes(), ip=ip)
+    async def pending(self, request: web.Request) -> web.Response:
+        actor, query, limit = await self._look(request, Role.DRIVER, requests.PendingQuery)
+        try:
+            trips = await self._drivers.pending_near(actor, query.limit)
+        except Refusal as refusal:
+            raise Counted(refusal, limit) from None
+        return json_response({"trips": trips}, limit)
 
-    async def pending(self, request: web.Request, actor: Actor, ip: str | None) -> web.StreamResponse:
-        limit = await self._deps.limits.check("general", actor, ip)
-        return respond_json(
-            {"trips": await self._deps.drivers.pending_near(actor, _PENDING_MOST)}, limit
+    # --- admins
+
+    async def timeline(self, request: web.Request) -> web.Response:
+        _, path, limit = await self._look(request, Role.ADMIN, requests.TripPath)
+        try:
+            events = await self._trips.timeline(path.id)
+        except Refusal as refusal:
+            raise Counted(refusal, limit) from None
+        return json_response({"trip_id": path.id, "events": events}, limit)
+
+    async def abandoned(self, request: web.Request) -> web.Response:
+        _, query, limit = await self._look(request, Role.ADMIN, requests.AbandonedQuery)
+        return json_response(
+            {"trips": await self._trips.abandoned(query.zone, query.older_than_s)}, limit
         )
 
-    async def read(self, request: web.Request, actor: Actor, ip: str | None) -> web.StreamResponse:
-        limit = await self._deps.limits.check("general", actor, ip)
-        trip = await self._deps.trips.read(actor, _trip_id(request))
-        response = respond_json({"trip": trip.to_json()}, limit)
-        response.headers["ETag"] = f'"{trip.version}"'
-        if request.headers.get("If-None-Match") == response.headers["ETag"]:
-            response.set_status(304)
-            response.body = None
-        return response
+    async def statistics(self, request: web.Request) -> web.Response:
+        _, path, limit = await self._look(request, Role.ADMIN, requests.ZonePath)
+        try:
+            return json_response(await self._trips.zone_statistics(path.zone), limit)
+        except Refusal as refusal:
+            raise Counted(refusal, limit) from None
 
-    async def timeline(self, request: web.Request, actor: Actor, ip: str | None) -> web.StreamResponse:
-        limit = await self._deps.limits.check("general", actor, ip)
-        return respond_json({"events": await self._deps.trips.timeline(_trip_id(request))}, limit)
+    # --- everybody
 
-    async def abandoned(self, request: web.Request, actor: Actor, ip: str | None) -> web.StreamResponse:
-        limit = await self._deps.limits.check("general", actor, ip)
-        older = request.query.get("older_than_s", str(_HOUR_S))
-        if not older.isascii() or not older.isdigit() or len(older) > 9:
-            raise Refusal("invalid_body", "older_than_s: takes whole seconds.")
-        zone = request.query.get("zone")
-        if zone is not None and not ZONE.fullmatch(zone):
-            raise Refusal("invalid_zone")
-        return respond_json({"trips": await self._deps.trips.abandoned(zone, int(older))}, limit)
+    async def healthz(self, _: web.Request) -> web.Response:
+        return json_response({"status": "ok"})
 
-    async def statistics(self, request: web.Request, actor: Actor, ip: str | None) -> web.StreamResponse:
-        limit = await self._deps.limits.check("general", actor, ip)
-        return respond_json(await self._deps.trips.zone_statistics(request.match_info["zone"]), limit)
+    async def readyz(self, _: web.Request) -> web.Response:
+        is_ready, state = await self._ready()
+        if is_ready:
+            return json_response({"status": "ready", **state})
+        return refusal_response(
+            Refusal("service_unavailable", **{**state, "status": 503, "state": state.get("status")})
+        )
 
-    async def healthz(self, _: web.Request) -> web.StreamResponse:
-        """The process lives."""
-        return respond_json({"status": "ok"}, None)
+    async def metrics(self, _: web.Request) -> web.Response:
+        return text_response(self._metrics.render(), _METRICS_TYPE)
 
-    async def readyz(self, _: web.Request) -> web.StreamResponse:
-        """Whether it can decide."""
-        ready, details = await self._deps.ready()
-        return respond_json(details, None, 200 if ready else 503)
+    async def openapi(self, _: web.Request) -> web.Response:
+        return text_response(self._description, "application/json")
 
-    async def metrics(self, _: web.Request) -> web.StreamResponse:
-        """For Prometheus."""
-        text = generate_latest(self._deps.metrics.registry)
-        return web.Response(body=text, content_type="text/plain", charset="utf-8")
+    async def docs(self, _: web.Request) -> web.Response:
+        return text_response(
+            self._page,
+            "text/html; charset=utf-8",
+            **{"Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'"},
+        )
+
+    async def count_lost(self, request: web.Request) -> LimitState | None:
+        """Counts a call of an address that does not exist. Raises RateLimited."""
+        ip = self._ip(request)
+        try:
+            actor, _ = self._verifier.verify(bearer(request.headers.get(hdrs.AUTHORIZATION)))
+        except Refusal:
+            return await self._limits.check("anonymous", None, ip)
+        return await self._limits.check("general", actor, ip)
+
+    # --- what they share
+
+    async def _identify(self, request: web.Request) -> tuple[Actor, str | None]:
+        """Who calls, and from which address. Raises Counted, or RateLimited."""
+        headers, ip = request.headers, self._ip(request)
+        try:
+            actor, _ = self._verifier.verify(bearer(headers.get(hdrs.AUTHORIZATION)))
+        except Refusal as refusal:
+            raise Counted(refusal, await self._count_stranger(ip)) from None
+        if self._seen is not None and actor.role is Role.DRIVER:
+            self._seen(actor, ip, headers.get(hdrs.USER_AGENT, ""))
+        return actor, ip
+
+    async def _count_stranger(self, ip: str | None) -> LimitState | None:
+        try:
+            return await self._limits.check("anonymous", None, ip)
+        except StoreUnavailable:
+            return None  # a wrong token stays wrong, whoever is away
+
+    async def _counted(self, refusal: Refusal, actor: Actor, ip: str | None) -> Counted:
+        """A call that never reaches the service, whose scripts count the others."""
+        return Counted(refusal, await self._limits.check("general", actor, ip))
+
+    async def _change(
+        self, request: web.Request, role: Role, kind: type[_Body]
+    ) -> tuple[Actor, str | None, _Body, IdempotencyKey | None]:
+        """Everything about a change; the service counts it."""
+        actor, ip = await self._identify(request)
+        try:
+            _require(actor, role)
+            data = await requests.read_object(request)
+            body = requests.check(kind, data)
+            key = idempotency.read_key(
+                request.headers, actor, request.path, data, required=self._key_required
+            )
+        except Refusal as refusal:
+            raise await self._counted(refusal, actor, ip) from None
+        return actor, ip, body, key
+
+    async def _look(
+        self, request: web.Request, role: Role, kind: type[_Body]
+    ) -> tuple[Actor, _Body, LimitState | None]:
+        """Everything about a question, which is counted here. A path's parts win over the query."""
+        actor, ip = await self._identify(request)
+        limit = await self._limits.check("general", actor, ip)
+        try:
+            _require(actor, role)
+            return actor, requests.check(kind, {**request.query, **request.match_info}), limit
+        except Refusal as refusal:
+            raise Counted(refusal, limit) from None
+
+    async def _trip(self, request: web.Request, role: Role) -> web.Response:
+        actor, path, limit = await self._look(request, role, requests.TripPath)
+        try:
+            trip = await self._trips.read(actor, path.id)
+        except Refusal as refusal:
+            raise Counted(refusal, limit) from None
+        return trip_response(request, {"trip": trip.to_json()}, trip.version, limit)
 
 
-def _trip_id(request: web.Request) -> str:
-    trip_id = request.match_info["id"]
-    if not TRIP_ID.fullmatch(trip_id):
-        raise Refusal("invalid_trip_id")
-    return trip_id
+def _require(actor: Actor, role: Role) -> None:
+    if actor.role is not role:
+        raise Refusal("wrong_role", f"Only a {role} may do this.")
+
+
+def routes(deps: Deps, handlers: Handlers) -> list[web.AbstractRouteDef]:
+    """The routes of the table of endpoints."""
+    found: list[web.AbstractRouteDef] = []
+    for endpoint in ENDPOINTS:
+        handler = deps.websocket if endpoint.name == "websocket" else getattr(handlers, endpoint.name)
+        if handler is not None:
+            add = web.get if endpoint.method == "GET" else web.post
+            found.append(add(endpoint.path, handler))
+    return [*found, *deps.more]
+
+
+def build(deps: Deps) -> web.Application:
+    """The application; `server.make_runner` runs it."""
+    handlers = Handlers(deps)
+    app = web.Application(
+        middlewares=[make_middleware(deps.metrics, handlers.count_lost)],
+        client_max_size=requests.MAX_BODY,
+    )
+    app.add_routes(routes(deps, handlers))
+    return app

@@ -1,132 +1,118 @@
-"""Around every request: who it is from, its id, and every refusal as problem+json."""
+"""Around every request: its id, its problems, its metrics."""
 
 from __future__ import annotations
 
-import itertools
+import os
 import re
-import secrets
 import time
 from collections.abc import Awaitable, Callable
+from itertools import count
 from typing import Final
 
 import structlog
-from aiohttp import web
+from aiohttp import hdrs, web
+from aiohttp.typedefs import Handler, Middleware
+from multidict import istr
 
 from dispatcher.core.errors import OutcomeUnknown, Refusal, StoreUnavailable
-from dispatcher.core.model import Actor, Role
 from dispatcher.observe import Metrics
-from dispatcher.service.limits import Limits
-from dispatcher.service.presence import Presence
 from dispatcher.store.scripts import LimitState
-from dispatcher.web.answers import respond_refusal
-from dispatcher.web.auth import Verifier
+from dispatcher.web.answers import refusal_response
+from dispatcher.web.idempotency import IDEMPOTENCY_KEY
 
-log = structlog.get_logger("dispatcher.web")
+_log = structlog.get_logger("dispatcher.web")
 
-Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
-ActorHandler = Callable[[web.Request, Actor, str | None], Awaitable[web.StreamResponse]]
-ClientIp = Callable[[web.BaseRequest], str | None]
+REQUEST_ID: Final = istr("X-Request-Id")
+_SANE: Final = re.compile(r"[A-Za-z0-9._:@=+/-]{1,128}")
+_PRINTABLE: Final = re.compile(r"[\x20-\x7e]+")
+#: Slower requests are logged. A commit may take 5 s; from 1 s on, somebody should know.
+_SLOW_S: Final = 1.0
+#: When to ask again after an outage of a moment; balancers take longer to notice.
+_RETRY_S: Final = 1
+_PREFIX_BYTES: Final = 5  # of chance, so that ids of other processes differ
 
-_REQUEST_ID: Final = re.compile(r"[A-Za-z0-9._-]{1,64}")
-_BY_STATUS: Final = {
-    404: "not_found",
-    405: "method_not_allowed",
-    413: "body_too_large",
-    415: "unsupported_media_type",
-}
-
-
-class Gate:
-    """Identifies callers; a call without a valid identity is limited by its address."""
-
-    def __init__(
-        self, *, verifier: Verifier, limits: Limits, presence: Presence, client_ip: ClientIp
-    ) -> None:
-        self._verifier = verifier
-        self._limits = limits
-        self._presence = presence
-        self.client_ip = client_ip
-
-    def only(self, *roles: Role) -> Callable[[ActorHandler], Handler]:
-        """Lets users of these roles through to a handler."""
-        allowed = frozenset(roles)
-
-        def wrap(handler: ActorHandler) -> Handler:
-            async def guarded(request: web.Request) -> web.StreamResponse:
-                ip = self.client_ip(request)
-                actor = await self._identify(request, ip)
-                if actor.role not in allowed:
-                    refusal = Refusal("wrong_role")
-                    refusal.limit = await self._limits.check("general", actor, ip)
-                    raise refusal
-                if actor.role is Role.DRIVER:
-                    agent = request.headers.get("User-Agent", "")
-                    self._presence.seen_over_http(actor, ip, agent)
-                return await handler(request, actor, ip)
-
-            return guarded
-
-        return wrap
-
-    async def _identify(self, request: web.Request, ip: str | None) -> Actor:
-        scheme, _, token = request.headers.get("Authorization", "").partition(" ")
-        try:
-            if scheme.lower() != "bearer":
-                raise Refusal("missing_token")
-            return self._verifier.verify(token.strip())[0]
-        except Refusal as refusal:
-            refusal.limit = await self._limits.check("anonymous", None, ip)
-            raise
-
-    async def count_stray(self, request: web.Request) -> LimitState | None:
-        """A call of an address that does not exist counts like one without an identity."""
-        return await self._limits.check("anonymous", None, self.client_ip(request))
+CountStranger = Callable[[web.Request], Awaitable[LimitState | None]]
 
 
-def middleware(gate: Gate, metrics: Metrics) -> Callable[..., Awaitable[web.StreamResponse]]:
-    """The one middleware."""
-    prefix, numbers = secrets.token_hex(4), itertools.count(1)
+class Counted(Exception):
+    """A refusal of a call that a limit has counted."""
+
+    def __init__(self, refusal: Refusal, limit: LimitState | None) -> None:
+        super().__init__(refusal.code)
+        self.refusal = refusal
+        self.limit = limit
+
+
+def make_middleware(metrics: Metrics, count_lost: CountStranger) -> Middleware:
+    """The middleware; `count_lost` counts calls of addresses that do not exist."""
+    prefix, numbers = os.urandom(_PREFIX_BYTES).hex(), count(1)
+    count_request, clock = metrics.count_request, time.perf_counter
 
     @web.middleware
     async def around(request: web.Request, handler: Handler) -> web.StreamResponse:
-        started = time.perf_counter()
-        given = request.headers.get("X-Request-Id", "")
-        request_id = given if _REQUEST_ID.fullmatch(given) else f"{prefix}-{next(numbers)}"
+        started = clock()
+        request_id = request.headers.get(REQUEST_ID)
+        if request_id is None or not _SANE.fullmatch(request_id):
+            request_id = f"{prefix}-{next(numbers):x}"
         try:
             response = await handler(request)
         except Exception as error:
-            response = await _refusal(request, error, gate, request_id)
-        if not response.prepared:
-            response.headers["X-Request-Id"] = request_id
+            response = await _problem(request, error, request_id, count_lost)
+        if response.prepared:  # a socket that has ended
+            return response
+        headers = response.headers
+        headers[REQUEST_ID] = request_id
+        key = request.headers.get(IDEMPOTENCY_KEY)
+        if key is not None and _PRINTABLE.fullmatch(key):
+            headers[IDEMPOTENCY_KEY] = key
+        took_s, status = clock() - started, response.status
         resource = request.match_info.route.resource
-        route = resource.canonical if resource is not None else "-"
-        metrics.observe(route, response.status, time.perf_counter() - started)
+        route = resource.canonical if resource is not None else ""
+        # A stranger may send any method: only those of known addresses become labels.
+        count_request(request.method if route else "", route, status, took_s)
+        if took_s > _SLOW_S or status >= 500:
+            _log.warning(
+                "Slow request" if status < 500 else "Request not served",
+                method=request.method, route=route, status=status, took_ms=round(took_s * 1000),
+                request_id=request_id,
+            )  # fmt: skip
         return response
 
     return around
 
 
-async def _refusal(
-    request: web.Request, error: Exception, gate: Gate, request_id: str
+async def _problem(
+    request: web.Request, error: Exception, request_id: str, count_lost: CountStranger
 ) -> web.StreamResponse:
+    match error:
+        case Counted():
+            return refusal_response(error.refusal, error.limit)
+        case Refusal():
+            return refusal_response(error)
+        case web.HTTPException():
+            return await _lost(request, error, count_lost)
+        case OutcomeUnknown():
+            return refusal_response(Refusal("outcome_unknown", retry_after=_RETRY_S))
+        case StoreUnavailable():
+            return refusal_response(Refusal("service_unavailable", retry_after=_RETRY_S))
+        case ConnectionError():
+            raise error  # the client is gone
+        case _:
+            _log.error("Request failed", request_id=request_id, path=request.path, exc_info=error)
+            return refusal_response(Refusal("internal_error"))
+
+
+async def _lost(
+    request: web.Request, error: web.HTTPException, count_lost: CountStranger
+) -> web.StreamResponse:
+    """No such address, or not with this method."""
+    code = {404: "not_found", 405: "method_not_allowed"}.get(error.status, "malformed_request")
     try:
-        if isinstance(error, web.HTTPException):
-            code = _BY_STATUS.get(error.status, "malformed_request")
-            stray = code in ("not_found", "method_not_allowed")
-            limit = await gate.count_stray(request) if stray else None
-            response = respond_refusal(Refusal(code), limit)
-            if "Allow" in error.headers:
-                response.headers["Allow"] = error.headers["Allow"]
-            return response
-        raise error
-    except Refusal as refusal:
-        return respond_refusal(refusal)
-    except OutcomeUnknown:
-        log.warning("outcome unknown", request_id=request_id, path=request.path)
-        return respond_refusal(Refusal("outcome_unknown", retry_after=1))
-    except StoreUnavailable as away:
-        log.warning("cannot decide", request_id=request_id, path=request.path, reason=str(away))
-        return respond_refusal(Refusal("service_unavailable", retry_after=1))
-    except Exception:
-        log.exception("request failed", request_id=request_id, path=request.path)
-        return respond_refusal(Refusal("internal_error"))
+        response = refusal_response(Refusal(code), await count_lost(request))
+    except Refusal as limited:
+        return refusal_response(limited)
+    except StoreUnavailable:
+        response = refusal_response(Refusal(code))
+    if isinstance(error, web.HTTPMethodNotAllowed):
+        response.headers[hdrs.ALLOW] = ", ".join(sorted(error.allowed_methods))
+    return response

@@ -1,144 +1,211 @@
-"""The description of the API (OpenAPI 3.1) and its page, made from the models and the routes."""
+"""The API's description (OpenAPI 3.1), made from the table of endpoints, the models and the problems."""
 
 from __future__ import annotations
 
-import html
 import re
+from html import escape
+from importlib.metadata import version
 from typing import Any, Final
 
 import orjson
-from aiohttp import web
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
-from dispatcher import __version__
 from dispatcher.core.errors import PROBLEMS
-from dispatcher.web import handlers
-from dispatcher.web.requests import Availability, CancelTrip, CreateTrip, Location, TripAction
+from dispatcher.web.endpoints import ENDPOINTS, Endpoint
 
-#: What each endpoint takes and does; a test holds the keys against the routes.
-SUMMARIES: Final[dict[tuple[str, str], tuple[type[BaseModel] | None, str]]] = {
-    ("POST", handlers.CREATE): (CreateTrip, "Create a trip (customer)"),
-    ("POST", handlers.CANCEL): (CancelTrip, "Cancel an own trip (customer)"),
-    ("GET", "/api/customer/ride/{id}"): (None, "An own trip (customer)"),
-    ("POST", handlers.ACTION): (TripAction, "Accept, decline, arrive, start, complete, cancel (driver)"),
-    ("POST", handlers.LOCATION): (Location, "Positions, one or a batch (driver)"),
-    ("POST", handlers.AVAILABILITY): (Availability, "Availability (driver)"),
-    ("GET", "/api/driver/ride/pending"): (None, "Pending trips nearby, nearest first (driver)"),
-    ("GET", "/api/driver/ride/{id}"): (None, "An own trip (driver)"),
-    ("POST", handlers.ADMIN_CANCEL): (CancelTrip, "Cancel any trip (admin)"),
-    ("GET", "/api/admin/ride/{id}/timeline"): (None, "The history of a trip (admin)"),
-    ("GET", "/api/admin/rides/abandoned"): (None, "Trips taken long ago, not started (admin)"),
-    ("GET", "/api/admin/zones/{zone}/statistics"): (None, "Live trips of a zone by state (admin)"),
-    ("GET", "/healthz"): (None, "Liveness"),
-    ("GET", "/readyz"): (None, "Readiness"),
-    ("GET", "/metrics"): (None, "Metrics for Prometheus"),
-    ("GET", "/ws"): (None, "The WebSocket of driver and customer apps"),
-    ("GET", "/openapi.json"): (None, "This description"),
-    ("GET", "/docs"): (None, "This description as a page"),
+_SCHEMAS: Final = "#/components/schemas/"
+_READING: Final = ("malformed_request", "malformed_json", "invalid_body", "body_too_large",
+                   "unsupported_media_type")  # fmt: skip
+_KEYS: Final = ("invalid_idempotency_key", "duplicate_idempotency_key", "missing_idempotency_key",
+                "request_in_progress", "idempotency_key_reused")  # fmt: skip
+_ALWAYS: Final = ("rate_limit_exceeded", "internal_error", "service_unavailable")
+_IDENTITY: Final = ("missing_token", "invalid_token", "token_expired", "wrong_role")
+_FIELD_CODES: Final = {
+    "NewTrip": ("invalid_location", "invalid_trip_id", "invalid_zone", "invalid_vehicle_type"),
+    "Cancellation": ("invalid_trip_id", "invalid_version"),
+    "TripAction": ("unknown_action", "invalid_trip_id", "invalid_version"),
+    "Fix": ("invalid_location",),
+    "Availability": ("invalid_location", "invalid_zone", "invalid_vehicle_type"),
+}
+_LIMIT_HEADERS: Final = {
+    "X-RateLimit-Limit": "Calls that the limit admits in its window",
+    "X-RateLimit-Remaining": "Calls that remain",
+    "X-RateLimit-Reset": "When it eases, in s since the epoch",
+    "RateLimit-Policy": "The limit, as the IETF draft writes it",
+    "RateLimit": "What is left of it, as the IETF draft writes it",
 }
 
 
-def describe() -> list[web.RouteDef]:
-    """Routes for `/openapi.json` and `/docs`."""
-    document = orjson.dumps(openapi(), option=orjson.OPT_INDENT_2)
-    page = _page().encode()
+def codes_of(endpoint: Endpoint) -> list[str]:
+    """Every `response_code` of a refusal that the endpoint can answer."""
+    if not endpoint.path.startswith("/api/"):
+        return list(endpoint.codes)
+    codes = [*_IDENTITY, *_ALWAYS, *endpoint.codes]
+    if endpoint.body:
+        codes += (*_READING, *_FIELD_CODES[endpoint.body[0].__name__])
+    if endpoint.is_change:
+        codes += (*_KEYS, "outcome_unknown")
+    if endpoint.query is not None:
+        codes += ("invalid_body", "invalid_zone")
+    if "{id}" in endpoint.path:
+        codes.append("invalid_trip_id")
+    if "{zone}" in endpoint.path:
+        codes.append("invalid_zone")
+    return codes
 
-    async def as_json(_: web.Request) -> web.Response:
-        return web.Response(body=document, content_type="application/json")
 
-    async def as_page(_: web.Request) -> web.Response:
-        return web.Response(body=page, content_type="text/html", charset="utf-8")
-
-    return [web.get("/openapi.json", as_json), web.get("/docs", as_page)]
-
-
-def openapi() -> dict[str, Any]:
-    """The document for all routes."""
-    models: list[tuple[type[BaseModel], Any]] = [
-        (model, "validation") for model in {m for m, _ in SUMMARIES.values() if m}
-    ]
-    _, schemas = models_json_schema(models, ref_template="#/components/schemas/{model}")
+def describe() -> dict[str, Any]:
+    """The description as a document."""
+    models = dict.fromkeys(m for e in ENDPOINTS for m in (*e.body, *((e.query,) if e.query else ())))
+    _, schemas = models_json_schema(
+        [(m, "validation") for m in models], ref_template=_SCHEMAS + "{model}"
+    )
     paths: dict[str, Any] = {}
-    for method, path in sorted(SUMMARIES):
-        model, summary = SUMMARIES[method, path]
-        operation: dict[str, Any] = {
-            "summary": summary,
-            "responses": {
-                "default": {
-                    "description": "A refusal",
-                    "content": {
-                        "application/problem+json": {"schema": {"$ref": "#/components/schemas/Problem"}}
-                    },
-                },
-                "2XX": {"description": "Done"},
-            },
-            "parameters": [
-                {"name": name, "in": "path", "required": True, "schema": {"type": "string"}}
-                for name in re.findall(r"{(\w+)}", path)
-            ],
-        }
-        if path.startswith("/api/"):
-            operation["security"] = [{"bearer": []}]
-        if model is not None:
-            operation["requestBody"] = {
-                "required": True,
-                "content": {
-                    "application/json": {"schema": {"$ref": f"#/components/schemas/{model.__name__}"}}
-                },
-            }
-            if model is not Location:
-                operation["parameters"].append({"$ref": "#/components/parameters/IdempotencyKey"})
-        paths.setdefault(path, {})[method.lower()] = operation
+    for endpoint in ENDPOINTS:
+        paths.setdefault(endpoint.path, {})[endpoint.method.lower()] = _operation(endpoint)
     return {
         "openapi": "3.1.0",
-        "info": {"title": "dispatcher", "version": __version__},
+        "info": {
+            "title": "dispatcher",
+            "version": version("redis-trip-dispatcher"),
+            "description": "Riders create trips, drivers accept them, and exactly one driver wins.",
+            "license": {"name": "MIT", "identifier": "MIT"},
+        },
         "paths": paths,
         "components": {
+            "schemas": {**schemas["$defs"], "Problem": _problem_schema()},
             "securitySchemes": {"bearer": {"type": "http", "scheme": "bearer", "bearerFormat": "JWT"}},
-            "parameters": {
-                "IdempotencyKey": {
-                    "name": "Idempotency-Key",
-                    "in": "header",
-                    "schema": {"type": "string", "minLength": 1, "maxLength": 255},
-                }
-            },
-            "schemas": {
-                **schemas.get("$defs", {}),
-                "Problem": {
-                    "type": "object",
-                    "required": ["type", "title", "status", "detail", "response_code", "message"],
-                    "properties": {
-                        "type": {"type": "string"},
-                        "title": {"type": "string"},
-                        "status": {"type": "integer"},
-                        "detail": {"type": "string"},
-                        "response_code": {"type": "string", "enum": sorted(PROBLEMS)},
-                        "message": {"type": "string"},
-                        "retry_after": {"type": "integer"},
-                        "version": {"type": "integer"},
-                    },
-                },
-            },
         },
     }
 
 
-def _page() -> str:
-    calls = "".join(
-        f"<tr><td><code>{method}</code></td><td><code>{html.escape(path)}</code></td>"
-        f"<td>{html.escape(summary)}</td></tr>"
-        for (method, path), (_, summary) in sorted(SUMMARIES.items(), key=lambda item: item[0][1])
+def _problem_schema() -> dict[str, Any]:
+    """RFC 9457, with what apps switch on."""
+    text = {"type": "string"}
+    number = {"type": "integer"}
+    return {
+        "type": "object",
+        "description": "Any answer of 400 and above.",
+        "required": ["type", "title", "status", "detail", "response_code", "message"],
+        "properties": {
+            "type": text, "title": text, "status": number, "detail": text,
+            "response_code": {"type": "string", "enum": list(PROBLEMS)}, "message": text,
+            "retry_after": {**number, "description": "s"},
+            "version": {**number, "description": "The trip's current version"},
+            "current_status": text, "field": text, "limit_class": text,
+        },
+    }  # fmt: skip
+
+
+def _operation(endpoint: Endpoint) -> dict[str, Any]:
+    operation: dict[str, Any] = {
+        "operationId": endpoint.name,
+        "summary": endpoint.summary,
+        "parameters": _parameters(endpoint),
+        "responses": _responses(endpoint),
+    }
+    if endpoint.role is not None:
+        operation["description"] = f"For the role `{endpoint.role}`."
+        operation["security"] = [{"bearer": []}]
+    if endpoint.body:
+        refs = [{"$ref": _SCHEMAS + model.__name__} for model in endpoint.body]
+        schema = refs[0] if len(refs) == 1 else {"oneOf": refs}
+        content = {"application/json": {"schema": schema}}
+        operation["requestBody"] = {"required": True, "content": content}
+    return operation
+
+
+def _parameters(endpoint: Endpoint) -> list[dict[str, Any]]:
+    text = {"type": "string"}
+    found: list[dict[str, Any]] = [
+        {"name": name, "in": "path", "required": True, "schema": text}
+        for name in re.findall(r"{(\w+)}", endpoint.path)
+    ]
+    if endpoint.query is not None:
+        properties = _properties(endpoint.query)
+        found += [{"name": n, "in": "query", "schema": s} for n, s in properties.items()]
+    if endpoint.is_change:
+        found.append(
+            {
+                "name": "Idempotency-Key",
+                "in": "header",
+                "description": "The same key has one effect and one answer.",
+                "schema": {**text, "minLength": 1, "maxLength": 255},
+            }
+        )
+    if endpoint.name in ("customer_trip", "driver_trip"):
+        found.append({"name": "If-None-Match", "in": "header", "schema": text})
+    return found
+
+
+def _properties(model: type[BaseModel]) -> dict[str, Any]:
+    found: dict[str, Any] = model.model_json_schema()["properties"]
+    return found
+
+
+def _responses(endpoint: Endpoint) -> dict[str, Any]:
+    success: dict[str, Any] = {"description": endpoint.summary}
+    if endpoint.role is not None:
+        success["headers"] = {
+            name: {"description": text, "schema": {"type": "string"}}
+            for name, text in _LIMIT_HEADERS.items()
+        }
+        success["content"] = {"application/json": {"schema": {"type": "object"}}}
+    responses = {str(endpoint.status): success}
+    if endpoint.name in ("customer_trip", "driver_trip"):
+        responses["304"] = {"description": "The client has this version"}
+    by_status: dict[int, list[str]] = {}
+    for code in dict.fromkeys(codes_of(endpoint)):
+        by_status.setdefault(PROBLEMS[code].status, []).append(code)
+    for status, codes in sorted(by_status.items()):
+        responses[str(status)] = {
+            "description": ", ".join(f"`{code}`" for code in codes),
+            "content": {"application/problem+json": {"schema": {"$ref": _SCHEMAS + "Problem"}}},
+        }
+    return responses
+
+
+def render() -> bytes:
+    """The description as JSON."""
+    return orjson.dumps(describe())
+
+
+_STYLE: Final = (
+    "body{font:16px/1.5 system-ui,sans-serif;margin:2rem auto;max-width:62rem;padding:0 1rem}"
+    "code,pre{font:14px/1.4 ui-monospace,monospace}pre{background:#8881;padding:1rem;overflow:auto}"
+    "h2{margin-top:2.5rem}td,th{padding:.2rem .8rem .2rem 0;text-align:left;vertical-align:top}"
+    ":root{color-scheme:light dark}"
+)
+
+
+def render_page() -> bytes:
+    """The same as a page that needs nothing from elsewhere."""
+    parts = [
+        "<!doctype html><html lang=en><meta charset=utf-8><title>dispatcher: API</title>",
+        "<meta name=viewport content='width=device-width'>",
+        f"<style>{_STYLE}</style><h1>dispatcher: API</h1>",
+        "<p>For programs: <a href=/openapi.json>openapi.json</a>.</p>",
+    ]
+    for endpoint in ENDPOINTS:
+        role = f" ({endpoint.role})" if endpoint.role else ""
+        parts.append(
+            f"<h2><code>{endpoint.method} {escape(endpoint.path)}</code></h2>"
+            f"<p>{escape(endpoint.summary)}{role} → {endpoint.status}</p>"
+        )
+        for model in (*endpoint.body, *((endpoint.query,) if endpoint.query else ())):
+            schema = orjson.dumps(model.model_json_schema(), option=orjson.OPT_INDENT_2).decode()
+            parts.append(
+                f"<details><summary><code>{model.__name__}</code></summary>"
+                f"<pre>{escape(schema)}</pre></details>"
+            )
+        codes = dict.fromkeys(codes_of(endpoint))
+        if codes:
+            listed = ", ".join(f"<a href='#{code}'><code>{code}</code></a>" for code in codes)
+            parts.append(f"<p>Refusals: {listed}</p>")
+    parts.append("<h2>Problems</h2><table><tr><th>response_code<th>status<th>message")
+    parts += (
+        f"<tr id={p.code}><td><code>{p.code}</code><td>{p.status}<td>{escape(p.message)}"
+        for p in PROBLEMS.values()
     )
-    codes = "".join(
-        f"<tr><td>{p.status}</td><td><code>{code}</code></td><td>{html.escape(p.message)}</td></tr>"
-        for code, p in sorted(PROBLEMS.items(), key=lambda item: (item[1].status, item[0]))
-    )
-    return (
-        "<!doctype html><html lang=en><meta charset=utf-8><title>dispatcher API</title><style>"
-        "body{font:15px/1.5 system-ui;max-width:60rem;margin:2rem auto;padding:0 1rem}"
-        "table{border-collapse:collapse;width:100%}td,th{border-bottom:1px solid #ccc;padding:.3rem;"
-        "text-align:left;vertical-align:top}</style><h1>dispatcher API</h1>"
-        "<p>Schemas: <a href=/openapi.json>openapi.json</a></p><h2>Calls</h2><table>"
-        f"{calls}</table><h2>Refusals</h2><table>{codes}</table></html>"
-    )
+    return "".join((*parts, "</table></html>")).encode()

@@ -1,20 +1,22 @@
-"""aiohttp's server, with its own refusals in our form."""
+"""The runner: aiohttp's own, but what is no HTTP is answered as a problem too."""
 
 from __future__ import annotations
 
 import asyncio
-from typing import Any
 
+import structlog
 from aiohttp import web
-from aiohttp.web_protocol import RequestHandler
 
 from dispatcher.core.errors import Refusal
-from dispatcher.web.answers import respond_refusal
+from dispatcher.web.answers import refusal_response
+
+_log = structlog.get_logger("dispatcher.web")
+
+#: How long the rest of a refused body is read and dropped, so that the client sees the answer.
+_LINGER_S = 5.0
 
 
-class _Protocol(RequestHandler):
-    """A request that cannot be parsed never reaches a handler; it is refused here."""
-
+class _Protocol(web.RequestHandler):  # one connection
     __slots__ = ()
 
     def handle_error(
@@ -24,32 +26,48 @@ class _Protocol(RequestHandler):
         exc: BaseException | None = None,
         message: str | None = None,
     ) -> web.StreamResponse:
-        """The problem for a request that aiohttp refuses."""
-        if status >= 500:
-            self.log_exception("Error handling request from %s", request.remote, exc_info=exc)
+        """Answers what the parser could not read, or what failed outside of any handler."""
         if request.writer.output_size > 0:
-            raise ConnectionError("the answer has begun already")
-        response = respond_refusal(Refusal("malformed_request" if status < 500 else "internal_error"))
+            raise ConnectionError("the response was already on its way")
+        if status >= 500:
+            _log.error("Connection failed", exc_info=exc)
+            response = refusal_response(Refusal("internal_error"))
+        else:
+            _log.debug("Malformed request", reason=message, peer=request.remote)
+            response = refusal_response(Refusal("malformed_request"))
         response.force_close()
         return response
 
+    async def finish_response(
+        self, request: web.BaseRequest, resp: web.StreamResponse, start_time: float | None
+    ) -> tuple[web.StreamResponse, bool]:
+        """Sends a response. What aiohttp raised before any middleware ran becomes a problem."""
+        if isinstance(resp, web.HTTPException):  # an expectation that nobody knows
+            resp = refusal_response(Refusal("malformed_request", resp.reason))
+        return await super().finish_response(request, resp, start_time)
+
 
 class _Server(web.Server):
-    def __call__(self) -> Any:
-        return _Protocol(self, loop=asyncio.get_running_loop(), **self._kwargs)
-
-
-class Runner(web.AppRunner):
-    """Runs an application with `_Protocol`."""
-
-    __slots__ = ()
-
-    async def _make_server(self) -> Any:
-        self._app.on_startup.freeze()
-        await self._app.startup()
-        self._app.freeze()
-        return _Server(
-            self._app._handle,  # type: ignore[arg-type]  # as AppRunner itself does
-            request_factory=self._app._make_request,
-            **self._kwargs,
+    def __call__(self) -> web.RequestHandler:
+        return _Protocol(
+            self,
+            loop=asyncio.get_running_loop(),
+            access_log=None,  # type: ignore[arg-type]  # slow and failed requests are logged by the middleware
+            auto_decompress=False,  # encoded bodies are refused, not inflated
+            lingering_time=_LINGER_S,
         )
+
+
+class _Runner(web.AppRunner):
+    async def _make_server(self) -> web.Server:
+        made = await super()._make_server()
+        return _Server(
+            made.request_handler,
+            request_factory=made.request_factory,
+            handler_cancellation=False,  # a client that goes away does not undo a commit
+        )
+
+
+def make_runner(app: web.Application, *, shutdown_timeout_s: float = 10.0) -> web.AppRunner:
+    """A runner for the application; `shutdown_timeout_s` is for requests that are being answered."""
+    return _Runner(app, shutdown_timeout=shutdown_timeout_s)

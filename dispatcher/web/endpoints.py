@@ -1,0 +1,90 @@
+"""The table of endpoints: what the handlers serve, and what the API's description tells."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+from pydantic import BaseModel
+
+from dispatcher.core.model import Role
+from dispatcher.web import requests
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """One row. `name` is the handler's; a change takes an `Idempotency-Key`."""
+
+    method: str
+    path: str
+    name: str
+    summary: str
+    role: Role | None = None
+    body: tuple[type[BaseModel], ...] = ()
+    query: type[BaseModel] | None = None
+    is_change: bool = False
+    status: int = 200
+    codes: tuple[str, ...] = ()
+
+
+_CHANGE: Final = ("trip_not_found", "version_conflict", "trip_busy")
+
+ENDPOINTS: Final = (
+    Endpoint(
+        "POST", "/api/customer/ride/create", "create", "Ask for a trip",
+        Role.CUSTOMER, (requests.NewTrip,), None, True, 201, ("trip_exists",),
+    ),
+    Endpoint(
+        "POST", "/api/customer/ride/cancel", "cancel", "Cancel an own trip",
+        Role.CUSTOMER, (requests.Cancellation,), None, True, 200, (*_CHANGE, "invalid_trip_status"),
+    ),
+    Endpoint(
+        "GET", "/api/customer/ride/{id}", "customer_trip", "An own trip",
+        Role.CUSTOMER, codes=("trip_not_found",),
+    ),
+    Endpoint(
+        "GET", "/api/driver/ride/pending", "pending", "Pending trips near the driver, nearest first",
+        Role.DRIVER, query=requests.PendingQuery, codes=("driver_not_online",),
+    ),
+    Endpoint(
+        "GET", "/api/driver/ride/{id}", "driver_trip", "An own trip",
+        Role.DRIVER, codes=("trip_not_found",),
+    ),
+    Endpoint(
+        "POST", "/api/driver/ride/trip-action", "trip_action", "Take a step with a trip",
+        Role.DRIVER, (requests.TripAction,), None, True, 200,
+        (*_CHANGE, "trip_already_assigned", "trip_not_pending", "invalid_trip_status",
+         "driver_not_online", "driver_not_available", "not_offered"),
+    ),
+    Endpoint(
+        "POST", "/api/driver/ride/location", "location", "Report one or several positions",
+        Role.DRIVER, (requests.Fix, requests.Fixes), status=202, codes=("driver_not_online",),
+    ),
+    Endpoint(
+        "POST", "/api/driver/availability", "availability", "Go online or offline, be available or not",
+        Role.DRIVER, (requests.Availability,), None, True, 200,
+        ("driver_has_active_trip", "trip_busy"),
+    ),
+    Endpoint(
+        "POST", "/api/admin/ride/cancel", "admin_cancel", "Cancel any trip",
+        Role.ADMIN, (requests.Cancellation,), None, True, 200, (*_CHANGE, "invalid_trip_status"),
+    ),
+    Endpoint(
+        "GET", "/api/admin/ride/{id}/timeline", "timeline", "The history of a trip, a row a version",
+        Role.ADMIN, codes=("trip_not_found",),
+    ),
+    Endpoint(
+        "GET", "/api/admin/rides/abandoned", "abandoned", "Trips taken long ago that have not started",
+        Role.ADMIN, query=requests.AbandonedQuery,
+    ),
+    Endpoint(
+        "GET", "/api/admin/zones/{zone}/statistics", "statistics", "Live trips of a zone by state",
+        Role.ADMIN,
+    ),
+    Endpoint("GET", "/ws", "websocket", "Open a WebSocket", status=101),
+    Endpoint("GET", "/healthz", "healthz", "200 while the process lives"),
+    Endpoint("GET", "/readyz", "readyz", "200 while the service can decide", codes=("service_unavailable",)),
+    Endpoint("GET", "/metrics", "metrics", "Metrics in Prometheus' text format"),
+    Endpoint("GET", "/openapi.json", "openapi", "This description"),
+    Endpoint("GET", "/docs", "docs", "This description as a page"),
+)  # fmt: skip
