@@ -7,15 +7,13 @@ import sys
 from bisect import bisect_left
 from collections import Counter
 from collections.abc import Callable, Iterator
-from typing import Any, BinaryIO, Final
+from typing import Any, BinaryIO, Final, Protocol
 
 import orjson
 import structlog
 from prometheus_client import CollectorRegistry, Gauge, ProcessCollector, generate_latest
 from prometheus_client.core import CounterMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
-
-from dispatcher.config import Settings
 
 _LEVELS: Final = {"debug": 10, "info": 20, "warning": 30, "error": 40}
 
@@ -37,7 +35,17 @@ def refusal(code: str, **fields: Any) -> None:
         _log.log(*line, **fields)
 
 
-def configure(settings: Settings, stream: BinaryIO | None = None) -> None:
+class LogSettings(Protocol):
+    """The settings that concern log lines."""
+
+    @property
+    def log_level(self) -> str: ...
+
+    @property
+    def log_format(self) -> str: ...
+
+
+def configure(settings: LogSettings, stream: BinaryIO | None = None) -> None:
     """Sets the form of all log lines: one JSON object a line, or colours for people.
 
     Lines of the standard library's loggers take the same road. `stream` is stderr by default.

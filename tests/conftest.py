@@ -126,9 +126,7 @@ async def empty_database_url(engines: EngineUrls, admin: asyncpg.Connection) -> 
         yield url
 
 
-async def _database(
-    engines: EngineUrls, admin: asyncpg.Connection, template: str
-) -> AsyncIterator[str]:
+async def _database(engines: EngineUrls, admin: asyncpg.Connection, template: str) -> AsyncIterator[str]:
     name = f"test_{uuid.uuid4().hex}"
     await admin.execute(f"CREATE DATABASE {name} TEMPLATE {template}")
     yield _url_of(engines, name)

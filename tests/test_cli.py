@@ -82,9 +82,7 @@ def test_a_token_carries_the_usual_claims() -> None:
         DISPATCHER_JWT_ISSUER="issuer",
     )
     assert result.returncode == 0, result.stderr
-    claims = jwt.decode(
-        result.stdout.strip(), JWT_SECRET, algorithms=["HS256"], audience="dispatcher"
-    )
+    claims = jwt.decode(result.stdout.strip(), JWT_SECRET, algorithms=["HS256"], audience="dispatcher")
     assert claims.items() >= {"sub": "d1", "role": "driver", "iss": "issuer"}.items()
     assert claims["exp"] - claims["iat"] == 60
     assert abs(claims["iat"] - time.time()) < 10
@@ -287,8 +285,7 @@ async def test_workers_die_with_a_killed_supervisor(serve: Serve) -> None:
     await _until(
         lambda: (
             not any(
-                worker.is_running() and worker.status() != psutil.STATUS_ZOMBIE
-                for worker in workers
+                worker.is_running() and worker.status() != psutil.STATUS_ZOMBIE for worker in workers
             )
         ),
         5.0,

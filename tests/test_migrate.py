@@ -125,9 +125,7 @@ async def test_an_edited_migration_is_refused(empty_database_url: str, small: Pa
             await call
 
 
-async def test_a_database_of_a_newer_version_is_refused(
-    empty_database_url: str, small: Path
-) -> None:
+async def test_a_database_of_a_newer_version_is_refused(empty_database_url: str, small: Path) -> None:
     await migrate.up(empty_database_url, small)
     for file in small.glob("0003_*"):
         file.unlink()
@@ -167,9 +165,7 @@ def test_a_file_with_another_name_is_refused(small: Path) -> None:
         migrate.read_migrations(small)
 
 
-async def test_servers_that_start_at_once_migrate_once(
-    empty_database_url: str, small: Path
-) -> None:
+async def test_servers_that_start_at_once_migrate_once(empty_database_url: str, small: Path) -> None:
     _write(small, "0002_second", "SELECT pg_sleep(0.2); CREATE TABLE second ();", "")
     calls = [migrate.up(empty_database_url, small) for _ in range(8)]
     applied = [labels for labels in await asyncio.gather(*calls) if labels]

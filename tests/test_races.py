@@ -93,9 +93,7 @@ async def test_a_driver_who_accepts_two_trips_at_once_gets_one(city: City) -> No
 async def test_one_key_a_hundred_times_at_once(city: City) -> None:
     await city.online("d1")
     trip = await city.trip()
-    answers = await asyncio.gather(
-        *(city.act(driver("d1"), "accept", trip, "k1") for _ in range(100))
-    )
+    answers = await asyncio.gather(*(city.act(driver("d1"), "accept", trip, "k1") for _ in range(100)))
     done = [a for a in answers if a.status == 200]
     assert len({a.body for a in done}) == 1
     assert {code_of(a) for a in answers if a.status != 200} <= {"request_in_progress"}
@@ -125,9 +123,7 @@ async def test_two_servers_and_a_redis_that_forgets(redis_url: str, database_url
                 await asyncio.sleep(0.02)
                 await one.redis("FLUSHDB")
 
-        await asyncio.gather(
-            forget(), *(fight((one, two)[i % 2], name) for i, name in enumerate(names))
-        )
+        await asyncio.gather(forget(), *(fight((one, two)[i % 2], name) for i, name in enumerate(names)))
         assert await one.double_assignments() == 0
 
 

@@ -23,9 +23,7 @@ assert read_migrations(MIGRATIONS_DIR)
 
 def _run(*command: str, cwd: Path) -> str:
     clean = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    result = subprocess.run(
-        command, cwd=cwd, env=clean, capture_output=True, text=True, check=False
-    )
+    result = subprocess.run(command, cwd=cwd, env=clean, capture_output=True, text=True, check=False)
     assert result.returncode == 0, f"{command}: {result.stdout}{result.stderr}"
     return result.stdout
 

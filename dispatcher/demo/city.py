@@ -34,7 +34,7 @@ _FOUGHT_FOR: Final = 0.3
 _CROWD: Final = 4
 _CROWD_M: Final = 10_000.0
 #: Drop-offs are drawn among other pickups that make a ride of this length.
-_RIDE_M: Final = (800.0, 15_000.0)
+_RIDE_M: Final = (800.0, 10_000.0)
 _DRAWS: Final = 20
 _REPORT_S: Final = 0.5
 _ONLINE_S: Final = 30.0

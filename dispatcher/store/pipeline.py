@@ -17,7 +17,16 @@ import structlog
 from redis.asyncio import Redis, RedisCluster
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
-from redis.exceptions import NoScriptError, RedisError, ResponseError
+from redis.exceptions import (
+    ClusterDownError,
+    MasterDownError,
+    NoScriptError,
+    OutOfMemoryError,
+    ReadOnlyError,
+    RedisError,
+    ResponseError,
+    TryAgainError,
+)
 
 from dispatcher.core.errors import StoreUnavailable
 from dispatcher.store.files import LUA_DIR
@@ -27,6 +36,13 @@ log = structlog.get_logger("dispatcher.redis")
 _INCLUDE = re.compile(r'^--- @include "([a-z_]+)"$', re.MULTILINE)
 # A batch this large keeps Redis busy for some 5 ms; larger ones only delay the first reply.
 _MOST = 512
+_AWAY = (
+    ClusterDownError,
+    MasterDownError,
+    OutOfMemoryError,
+    ReadOnlyError,
+    TryAgainError,
+)  # a server that is loading counts as a lost connection there
 # Batches on their way at once: the second one fills Redis' input while the first is answered.
 _LANES = 2
 
@@ -35,7 +51,14 @@ def connect(url: str, *, cluster: bool) -> Any:
     """A client that never sends a command twice by itself: a script may have run already."""
     once = Retry(NoBackoff(), 0)
     if cluster:
-        return RedisCluster.from_url(url, decode_responses=True, protocol=2, retry=once)
+        return RedisCluster.from_url(
+            url,
+            decode_responses=True,
+            protocol=2,
+            retry=once,
+            socket_connect_timeout=2,
+            socket_timeout=5,
+        )
     return Redis.from_url(
         url,
         decode_responses=True,
@@ -108,8 +131,7 @@ class Pipeline:
             again = [i for i, reply in enumerate(replies) if isinstance(reply, NoScriptError)]
             if again:
                 # The rest of the batch has run: only what failed is sent again.
-                await self.load_scripts()
-                fresh = await self._execute([batch[i][0] for i in again])
+                fresh = await self._again([batch[i][0] for i in again])
                 for i, reply in zip(again, fresh, strict=True):
                     replies[i] = reply
         except (RedisError, OSError, TimeoutError) as error:
@@ -130,6 +152,14 @@ class Pipeline:
                 future.set_exception(StoreUnavailable(str(reply)))
             else:
                 future.set_result(reply)
+
+    async def _again(self, commands: list[tuple[Any, ...]]) -> list[Any]:
+        try:
+            await self.load_scripts()
+            return await self._execute(commands)
+        except (RedisError, OSError, TimeoutError) as error:
+            log.warning("redis did not answer", calls=len(commands), error=str(error))
+            return [StoreUnavailable("redis")] * len(commands)
 
     async def _execute(self, commands: list[tuple[Any, ...]]) -> list[Any]:
         if isinstance(self._redis, RedisCluster):
@@ -167,8 +197,7 @@ class Pipeline:
 
 def _meaning(error: ResponseError) -> Exception:
     # Answers of a server that is starting, failing over, full or read-only: nothing was done.
-    if str(error).startswith(
-        ("LOADING", "READONLY", "OOM", "MASTERDOWN", "CLUSTERDOWN", "MISCONF", "NOREPLICAS", "BUSY")
-    ):
+    # The client cuts the code off where it has a class for it.
+    if isinstance(error, _AWAY) or str(error).startswith(("MISCONF", "NOREPLICAS", "BUSY")):
         return StoreUnavailable(str(error))
     return error

@@ -9,7 +9,7 @@ from aiohttp import hdrs, web
 from multidict import CIMultiDict, istr
 
 from dispatcher.core.errors import Refusal
-from dispatcher.service.answers import Answer, RateLimited, refusal_answer
+from dispatcher.service.answers import Answer, refusal_answer
 from dispatcher.store.scripts import LimitState
 from dispatcher.web.auth import challenge
 
@@ -40,11 +40,9 @@ def to_response(answer: Answer) -> web.Response:
     return web.Response(body=answer.body, status=answer.status, headers=headers)
 
 
-def refusal_response(refusal: Refusal, limit: LimitState | None = None) -> web.Response:
-    """The response that a refusal becomes; `limit` is the one that counted the call."""
-    if isinstance(refusal, RateLimited):
-        limit = refusal.limit
-    response = to_response(refusal_answer(refusal, limit))
+def refusal_response(refusal: Refusal) -> web.Response:
+    """The response that a refusal becomes."""
+    response = to_response(refusal_answer(refusal))
     if response.status == 401:
         response.headers[hdrs.WWW_AUTHENTICATE] = challenge(refusal)
     return response
@@ -82,4 +80,5 @@ def _add_limit(headers: CIMultiDict[str], limit: LimitState) -> None:
     headers[_REMAINING] = str(left)
     headers[_RESET] = str(-(-limit.reset_ms // 1000))
     headers[_POLICY] = f'"{name}";q={quota};w={window_s}'
-    headers[_STATE] = f'"{name}";r={left};t={max(0, -((limit.now_ms - limit.reset_ms) // 1000))}'
+    left_s = max(0, min(window_s, -((limit.now_ms - limit.reset_ms) // 1000)))
+    headers[_STATE] = f'"{name}";r={left};t={left_s}'

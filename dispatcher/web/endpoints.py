@@ -83,7 +83,7 @@ ENDPOINTS: Final = (
     ),
     Endpoint("GET", "/ws", "websocket", "Open a WebSocket", status=101),
     Endpoint("GET", "/healthz", "healthz", "200 while the process lives"),
-    Endpoint("GET", "/readyz", "readyz", "200 while the service can decide", codes=("service_unavailable",)),
+    Endpoint("GET", "/readyz", "readyz", "200 while it can decide", codes=("service_unavailable",)),
     Endpoint("GET", "/metrics", "metrics", "Metrics in Prometheus' text format"),
     Endpoint("GET", "/openapi.json", "openapi", "This description"),
     Endpoint("GET", "/docs", "docs", "This description as a page"),

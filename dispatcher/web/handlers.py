@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
+import contextlib
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, TypeVar
 
@@ -29,7 +30,7 @@ from dispatcher.web.answers import (
 from dispatcher.web.auth import Verifier, bearer
 from dispatcher.web.client_ip import ClientIp
 from dispatcher.web.endpoints import ENDPOINTS
-from dispatcher.web.middleware import Counted, make_middleware
+from dispatcher.web.middleware import make_middleware
 
 Ready = Callable[[], Awaitable[tuple[bool, dict[str, Any]]]]
 #: (actor, ip, user agent): a driver's app has called.
@@ -141,25 +142,22 @@ class Handlers:
             _require(actor, Role.DRIVER)
             points = requests.check_fixes(await requests.read_object(request))
         except Refusal as refusal:
-            raise await self._counted(refusal, actor, ip) from None
+            refusal.limit = await self._limits.check("general", actor, ip)
+            raise
         return to_response(await self._drivers.positions(actor, points, ip=ip))
 
     async def pending(self, request: web.Request) -> web.Response:
         actor, query, limit = await self._look(request, Role.DRIVER, requests.PendingQuery)
-        try:
+        with _counted(limit):
             trips = await self._drivers.pending_near(actor, query.limit)
-        except Refusal as refusal:
-            raise Counted(refusal, limit) from None
         return json_response({"trips": trips}, limit)
 
     # --- admins
 
     async def timeline(self, request: web.Request) -> web.Response:
         _, path, limit = await self._look(request, Role.ADMIN, requests.TripPath)
-        try:
+        with _counted(limit):
             events = await self._trips.timeline(path.id)
-        except Refusal as refusal:
-            raise Counted(refusal, limit) from None
         return json_response({"trip_id": path.id, "events": events}, limit)
 
     async def abandoned(self, request: web.Request) -> web.Response:
@@ -170,10 +168,8 @@ class Handlers:
 
     async def statistics(self, request: web.Request) -> web.Response:
         _, path, limit = await self._look(request, Role.ADMIN, requests.ZonePath)
-        try:
+        with _counted(limit):
             return json_response(await self._trips.zone_statistics(path.zone), limit)
-        except Refusal as refusal:
-            raise Counted(refusal, limit) from None
 
     # --- everybody
 
@@ -213,12 +209,13 @@ class Handlers:
     # --- what they share
 
     async def _identify(self, request: web.Request) -> tuple[Actor, str | None]:
-        """Who calls, and from which address. Raises Counted, or RateLimited."""
+        """Who calls, and from which address. Raises Refusal."""
         headers, ip = request.headers, self._ip(request)
         try:
             actor, _ = self._verifier.verify(bearer(headers.get(hdrs.AUTHORIZATION)))
         except Refusal as refusal:
-            raise Counted(refusal, await self._count_stranger(ip)) from None
+            refusal.limit = await self._count_stranger(ip)
+            raise
         if self._seen is not None and actor.role is Role.DRIVER:
             self._seen(actor, ip, headers.get(hdrs.USER_AGENT, ""))
         return actor, ip
@@ -229,14 +226,10 @@ class Handlers:
         except StoreUnavailable:
             return None  # a wrong token stays wrong, whoever is away
 
-    async def _counted(self, refusal: Refusal, actor: Actor, ip: str | None) -> Counted:
-        """A call that never reaches the service, whose scripts count the others."""
-        return Counted(refusal, await self._limits.check("general", actor, ip))
-
     async def _change(
         self, request: web.Request, role: Role, kind: type[_Body]
     ) -> tuple[Actor, str | None, _Body, IdempotencyKey | None]:
-        """Everything about a change; the service counts it."""
+        """Everything about a change. The service counts it; what never gets there is counted here."""
         actor, ip = await self._identify(request)
         try:
             _require(actor, role)
@@ -246,7 +239,8 @@ class Handlers:
                 request.headers, actor, request.path, data, required=self._key_required
             )
         except Refusal as refusal:
-            raise await self._counted(refusal, actor, ip) from None
+            refusal.limit = await self._limits.check("general", actor, ip)
+            raise
         return actor, ip, body, key
 
     async def _look(
@@ -255,19 +249,25 @@ class Handlers:
         """Everything about a question, which is counted here. A path's parts win over the query."""
         actor, ip = await self._identify(request)
         limit = await self._limits.check("general", actor, ip)
-        try:
+        with _counted(limit):
             _require(actor, role)
             return actor, requests.check(kind, {**request.query, **request.match_info}), limit
-        except Refusal as refusal:
-            raise Counted(refusal, limit) from None
 
     async def _trip(self, request: web.Request, role: Role) -> web.Response:
         actor, path, limit = await self._look(request, role, requests.TripPath)
-        try:
+        with _counted(limit):
             trip = await self._trips.read(actor, path.id)
-        except Refusal as refusal:
-            raise Counted(refusal, limit) from None
         return trip_response(request, {"trip": trip.to_json()}, trip.version, limit)
+
+
+@contextlib.contextmanager
+def _counted(limit: LimitState | None) -> Iterator[None]:
+    """A refusal in here is of a call that `limit` has counted."""
+    try:
+        yield
+    except Refusal as refusal:
+        refusal.limit = limit
+        raise
 
 
 def _require(actor: Actor, role: Role) -> None:

@@ -34,15 +34,6 @@ _PREFIX_BYTES: Final = 5  # of chance, so that ids of other processes differ
 CountStranger = Callable[[web.Request], Awaitable[LimitState | None]]
 
 
-class Counted(Exception):
-    """A refusal of a call that a limit has counted."""
-
-    def __init__(self, refusal: Refusal, limit: LimitState | None) -> None:
-        super().__init__(refusal.code)
-        self.refusal = refusal
-        self.limit = limit
-
-
 def make_middleware(metrics: Metrics, count_lost: CountStranger) -> Middleware:
     """The middleware; `count_lost` counts calls of addresses that do not exist."""
     prefix, numbers = os.urandom(_PREFIX_BYTES).hex(), count(1)
@@ -85,8 +76,6 @@ async def _problem(
     request: web.Request, error: Exception, request_id: str, count_lost: CountStranger
 ) -> web.StreamResponse:
     match error:
-        case Counted():
-            return refusal_response(error.refusal, error.limit)
         case Refusal():
             return refusal_response(error)
         case web.HTTPException():
@@ -107,12 +96,14 @@ async def _lost(
 ) -> web.StreamResponse:
     """No such address, or not with this method."""
     code = {404: "not_found", 405: "method_not_allowed"}.get(error.status, "malformed_request")
+    refusal = Refusal(code)
     try:
-        response = refusal_response(Refusal(code), await count_lost(request))
+        refusal.limit = await count_lost(request)
     except Refusal as limited:
         return refusal_response(limited)
     except StoreUnavailable:
-        response = refusal_response(Refusal(code))
+        pass  # there is nothing at this address, whoever is away
+    response = refusal_response(refusal)
     if isinstance(error, web.HTTPMethodNotAllowed):
         response.headers[hdrs.ALLOW] = ", ".join(sorted(error.allowed_methods))
     return response
