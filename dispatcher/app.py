@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import socket
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
@@ -251,6 +252,10 @@ async def run(
             await web.SockSite(runner, sock, backlog=2048).start()
             for job in jobs:
                 job.start()
+            # What stands now stays: collecting it again and again cost a tenth of the time, and pauses.
+            gc.collect()
+            gc.freeze()
+            gc.set_threshold(50_000, 20, 100)
             log.info("serving", zones=zones.names())
             on_ready()
             await stop.wait()

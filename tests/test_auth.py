@@ -87,14 +87,8 @@ def test_every_claim_is_required(by_secret: Verifier, claim: str) -> None:
     ],
 )  # fmt: skip
 def test_wrong_claims(by_secret: Verifier, wrong: dict[str, Any]) -> None:
-    try:
-        token = hs(**wrong)
-    except TypeError:  # PyJWT does not sign a sub that is no text
-        head, _, _ = hs().split(".")
-        body = base64.urlsafe_b64encode(json.dumps(claims(**wrong)).encode()).rstrip(b"=").decode()
-        token = jwt.api_jws.encode(json.dumps(claims(**wrong)).encode(), SECRET, "HS256")
-        assert head
-        assert body
+    # By hand: PyJWT does not sign a sub that is no text.
+    token = jwt.api_jws.encode(json.dumps(claims(**wrong)).encode(), SECRET, "HS256")
     assert code(by_secret, token) == "invalid_token"
 
 

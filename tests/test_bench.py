@@ -9,13 +9,11 @@ from pathlib import Path
 
 import pytest
 
-pytest.importorskip("matplotlib", reason="needs the dependency group `bench`")
-pytest.importorskip("limits", reason="needs the dependency group `bench`")
-
 BENCH = Path(__file__).parent.parent / "bench"
 SCRIPTS = sorted(path.stem for path in BENCH.glob("*.py") if path.stem != "report")
 
 
+@pytest.mark.bench
 @pytest.mark.parametrize("name", SCRIPTS)
 def test_a_small_run(name: str, tmp_path: Path) -> None:
     script = BENCH / f"{name}.py"

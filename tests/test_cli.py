@@ -19,9 +19,9 @@ from urllib.parse import urlsplit
 import jwt
 import psutil
 import pytest
-from conftest import JWT_SECRET, Serve, Server, processes_of, wait_for_end
 
 from dispatcher.store.embedded import Engines, development_secret
+from tests.conftest import JWT_SECRET, Serve, Server, processes_of, wait_for_end
 
 
 def _run(*args: str, **env: str) -> subprocess.CompletedProcess[str]:

@@ -18,7 +18,6 @@ import psutil
 import pytest
 import redis
 import redis.asyncio
-from conftest import processes_of, wait_for_end
 
 from dispatcher.config import SettingsError
 from dispatcher.store.embedded import (
@@ -28,6 +27,7 @@ from dispatcher.store.embedded import (
     running_database_url,
     stop_left_behind,
 )
+from tests.conftest import processes_of, wait_for_end
 
 Hold = Callable[..., "subprocess.Popen[str]"]
 

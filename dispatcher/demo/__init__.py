@@ -99,7 +99,8 @@ async def _live(plan: Plan, view: View) -> State:
         state: dict[str, Any] = {}
         async for line in process.stdout:
             state = orjson.loads(line)
-            view.show(state)
+            if "outcome" not in state:
+                view.show(state)
         status = await process.wait()
         if "outcome" not in state:
             raise DemoError(f"the city ended with status {status}")

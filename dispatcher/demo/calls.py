@@ -171,12 +171,17 @@ class Caller:
         raise Unanswered
 
     async def _compare(self, copies: list[asyncio.Task[Reply]]) -> None:
-        first, second = await asyncio.gather(*copies)
-        self._judge(first, second)
+        first, second = await asyncio.gather(*copies, return_exceptions=True)
+        if isinstance(first, Reply) and isinstance(second, Reply):
+            self._judge(first, second)
 
     async def _send_once_more(self, name: str, first: Reply, again: Send) -> None:
         await asyncio.sleep(self._rng.uniform(0.0, 0.5))
-        second = await self._persist(name, again)
+        try:
+            second = await self._persist(name, again)
+        except Unanswered:
+            self._tally.counts["unanswered for good"] += 1
+            return
         if first.kept and not second.replayed:
             self._tally.mismatches.append(f"not replayed: {first.code}, then {second.code}")
         self._judge(first, second)
@@ -188,12 +193,8 @@ class Caller:
     def _later(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(work)
         self._background.add(task)
-        task.add_done_callback(self._done)
-
-    def _done(self, task: asyncio.Task[None]) -> None:
-        self._background.discard(task)
-        if not task.cancelled() and task.exception() is not None:
-            self._tally.counts["unanswered for good"] += 1
+        task.add_done_callback(self._background.discard)
+        task.add_done_callback(self._tally.ended)
 
     async def finish(self, timeout_s: float) -> None:
         """Waits for the repetitions that are still under way."""

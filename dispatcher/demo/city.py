@@ -14,6 +14,7 @@ import signal
 import sys
 import time
 from collections import Counter
+from collections.abc import Coroutine
 from dataclasses import asdict, dataclass
 from typing import Any, Final
 
@@ -107,8 +108,8 @@ class City:
 
     async def run(self) -> None:
         """A replay from the first pickup to the last trip's end, or until it is stopped."""
-        tasks = [asyncio.create_task(self._start_driver(driver)) for driver in self.drivers]
-        reports = asyncio.create_task(self._report())
+        tasks = [self._task(self._start_driver(driver)) for driver in self.drivers]
+        reports = self._task(self._report())
         try:
             await self._until(self._all_online(), _ONLINE_S)
             if not any(driver.connected for driver in self.drivers):
@@ -123,6 +124,13 @@ class City:
                 task.cancel()
             await asyncio.gather(*tasks, *self._customers, return_exceptions=True)
             await self.caller.finish(5.0)
+        if self.tally.bugs:
+            raise self.tally.bugs[0]
+
+    def _task(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        task = asyncio.create_task(work)
+        task.add_done_callback(self.tally.ended)
+        return task
 
     async def _start_driver(self, driver: DriverApp) -> None:
         await asyncio.sleep(self.rng.uniform(0, len(self.drivers) / 200))  # no stampede of handshakes
@@ -150,7 +158,7 @@ class City:
             if delay > 0:
                 await asyncio.sleep(delay)
             self._next = number + 1
-            task = asyncio.create_task(self._customer(number, (lat, lng)).run())
+            task = self._task(self._customer(number, (lat, lng)).run())
             self._customers.add(task)
             task.add_done_callback(self._customers.discard)
 

@@ -45,12 +45,14 @@ class CustomerApp:
         }
         self._trip_id = ""
         self._cancels = rng.random() < _CANCELS
+        self._canceller: asyncio.Task[None] | None = None
         self._over = asyncio.Event()
 
     async def run(self) -> None:
-        """Until the trip is over. Raises Unanswered."""
+        """Until the trip is over."""
         # The app is open before the trip is wanted: no news can be missed.
         watch = asyncio.create_task(self._watch())
+        watch.add_done_callback(self._tally.ended)
         try:
             await self._create()
             await self._over.wait()
@@ -118,6 +120,7 @@ class CustomerApp:
             if self._cancels:
                 self._cancels = False
                 self._canceller = asyncio.create_task(self._cancel())
+                self._canceller.add_done_callback(self._tally.ended)
         if story.status in FINAL:
             self._over.set()
 

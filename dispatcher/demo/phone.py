@@ -39,6 +39,7 @@ class Phone:
         hear: Callable[[Frame], None],
     ) -> None:
         self._caller = caller
+        self._tally = tally
         self._counts = tally.counts
         self._rng = rng
         self._token = token
@@ -75,6 +76,7 @@ class Phone:
         task = asyncio.create_task(self._counted(work))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(self._tally.ended)
         return task
 
     async def _counted(self, work: Coroutine[Any, Any, None]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 import time
 from collections import Counter
@@ -46,11 +47,18 @@ class Tally:
     #: Answered successes: (trip id, version). Each must be in Postgres.
     answered: list[tuple[str, int]] = field(default_factory=list)
     mismatches: list[str] = field(default_factory=list)
+    #: Errors of the apps themselves: the demo is broken, whatever the server did.
+    bugs: list[BaseException] = field(default_factory=list)
     accepts_at: list[float] = field(default_factory=list)
 
     def took(self, name: str, seconds: float) -> None:
         """One more sample of a latency."""
         self.latencies.setdefault(name, []).append(seconds)
+
+    def ended(self, task: asyncio.Task[None]) -> None:
+        """Callback of an app's task: keeps the error that it ended with."""
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self.bugs.append(error)
 
     def accepted(self) -> None:
         """A driver got a trip."""

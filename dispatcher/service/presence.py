@@ -18,7 +18,8 @@ from dispatcher.store.scripts import Scripts
 
 #: The connection of an app that has no socket: it lives on from call to call.
 HTTP: Final = "http"
-_BATCH: Final = 200
+#: Some 3 ms of Redis' time: other calls wait for no longer.
+_BATCH: Final = 50
 
 
 @dataclass(slots=True)
@@ -30,13 +31,15 @@ class Connection:
     zone: str
     about: str
     seen: float = field(default_factory=time.monotonic)
-    dirty: bool = True
+    #: The sign of life that Redis was last told of, and when.
+    told: float = 0.0
+    told_at: float = 0.0
 
 
 class Presence:
     """The connections of this process, and their keys in Redis.
 
-    Traffic only marks a connection; `flush` prolongs the marked ones, a script call for 200.
+    Traffic only marks a connection; `flush` prolongs the marked ones, a script call for 50.
     """
 
     def __init__(self, *, scripts: Scripts, homes: Homes, node: str, ttl_s: int) -> None:
@@ -74,7 +77,6 @@ class Presence:
     def seen(self, connection: Connection) -> None:
         """A sign of life."""
         connection.seen = time.monotonic()
-        connection.dirty = True
 
     def seen_over_http(self, actor: Actor, ip: str | None, user_agent: str) -> None:
         """A call of a driver's app, which may have no socket."""
@@ -83,14 +85,6 @@ class Presence:
             # The zone is filled in by the flush: a call does not wait for a look-up.
             known = self._new(HTTP, actor, "", ip, user_agent)
         known.seen = time.monotonic()
-        known.dirty = True
-
-    def move(self, actor: Actor, zone: str) -> None:
-        """The user works in another zone now: their connections are listed there from now on."""
-        for connection in self._connections.values():
-            if connection.actor == actor:
-                connection.zone = zone
-                connection.dirty = True
 
     async def remove(self, connection: Connection) -> None:
         """A socket was closed; whoever else the user is connected by stays."""
@@ -100,12 +94,16 @@ class Presence:
             await self._scripts.drop_presence(keys_of(connection.zone), own, connection.id)
 
     async def flush(self) -> None:
-        """Prolongs the connections that gave a sign of life since the last flush."""
+        """Prolongs the connections that gave a sign of life Redis does not know of.
+
+        A connection is told of again after a quarter of its life: often enough, and no more.
+        """
         now = time.monotonic()
         dirty: list[Connection] = []
         for where, connection in list(self._connections.items()):
-            if connection.dirty:
-                dirty.append(connection)
+            if connection.seen > connection.told:
+                if now - connection.told_at >= self._ttl_s / 4:
+                    dirty.append(connection)
             elif connection.id == HTTP and now - connection.seen > self._ttl_s:
                 del self._connections[where]
         for connection in dirty:
@@ -120,7 +118,7 @@ class Presence:
         by_zone: dict[str, list[tuple[str, str, str, str, int]]] = {}
         for c in connections:
             left_ms = int((self._ttl_s - (now - c.seen)) * 1000)
-            c.dirty = False
+            c.told, c.told_at = c.seen, now
             if left_ms > 0:
                 by_zone.setdefault(c.zone, []).append(
                     (c.actor.role, c.actor.user_id, c.id, c.about, left_ms)
@@ -130,5 +128,5 @@ class Presence:
                 await self._scripts.touch_presence(keys_of(zone), touches)
             except StoreUnavailable:
                 for c in connections:
-                    c.dirty = True
+                    c.told = c.told_at = 0.0
                 raise

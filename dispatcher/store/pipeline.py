@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import hiredis
 import structlog
 from redis.asyncio import Redis, RedisCluster
 from redis.asyncio.retry import Retry
@@ -45,6 +46,8 @@ _AWAY = (
 )  # a server that is loading counts as a lost connection there
 # Batches on their way at once: the second one fills Redis' input while the first is answered.
 _LANES = 2
+# A batch takes milliseconds: a Redis that is silent this long is away.
+_REPLY_S = 5.0
 
 
 def connect(url: str, *, cluster: bool) -> Any:
@@ -65,7 +68,6 @@ def connect(url: str, *, cluster: bool) -> Any:
         protocol=2,
         retry=once,
         socket_connect_timeout=2,
-        socket_timeout=5,
         max_connections=256,
     )
 
@@ -162,13 +164,34 @@ class Pipeline:
             return [StoreUnavailable("redis")] * len(commands)
 
     async def _execute(self, commands: list[tuple[Any, ...]]) -> list[Any]:
-        if isinstance(self._redis, RedisCluster):
-            pipeline: Any = self._redis.pipeline()
-        else:
-            pipeline = self._redis.pipeline(transaction=False)
+        if not isinstance(self._redis, RedisCluster):
+            return await self._exchange(commands)
+        pipeline: Any = self._redis.pipeline()
         for command in commands:
             pipeline.execute_command(*command)
         replies: list[Any] = await pipeline.execute(raise_on_error=False)
+        return replies
+
+    async def _exchange(self, commands: list[tuple[Any, ...]]) -> list[Any]:
+        """One write, then the replies: redis-py's connections at half the cost of its pipeline."""
+        pool = self._redis.connection_pool
+        connection = await pool.get_connection()
+        replies: list[Any] = []
+        try:
+            async with asyncio.timeout(_REPLY_S):
+                packed = b"".join([hiredis.pack_command(command) for command in commands])
+                await connection.send_packed_command(packed, check_health=False)
+                for _ in commands:
+                    try:
+                        replies.append(await connection.read_response(disconnect_on_error=False))
+                    except ResponseError as error:
+                        replies.append(error)
+        except BaseException:
+            # Replies that were not read must not be taken for those of the next batch.
+            await connection.disconnect(nowait=True)
+            raise
+        finally:
+            await pool.release(connection)
         return replies
 
     async def load_scripts(self) -> None:

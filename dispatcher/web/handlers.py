@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, TypeVar
@@ -282,7 +283,8 @@ def routes(deps: Deps, handlers: Handlers) -> list[web.AbstractRouteDef]:
         handler = deps.websocket if endpoint.name == "websocket" else getattr(handlers, endpoint.name)
         if handler is not None:
             add = web.get if endpoint.method == "GET" else web.post
-            found.append(add(endpoint.path, handler))
+            # aiohttp's own pattern turns braces into 404; here they are a wrong id or zone.
+            found.append(add(re.sub(r"{(\w+)}", r"{\1:[^/]+}", endpoint.path), handler))
     return [*found, *deps.more]
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 
 import structlog
-from aiohttp import web
+from aiohttp import hdrs, web
 
 from dispatcher.core.errors import Refusal
 from dispatcher.web.answers import refusal_response
@@ -14,6 +14,7 @@ _log = structlog.get_logger("dispatcher.web")
 
 #: How long the rest of a refused body is read and dropped, so that the client sees the answer.
 _LINGER_S = 5.0
+_CONTINUE = "100-continue"
 
 
 class _Protocol(web.RequestHandler):  # one connection
@@ -27,8 +28,12 @@ class _Protocol(web.RequestHandler):  # one connection
         message: str | None = None,
     ) -> web.StreamResponse:
         """Answers what the parser could not read, or what failed outside of any handler."""
+        if isinstance(exc, ConnectionError):
+            raise exc  # the client is gone, and nobody waits for an answer
         if request.writer.output_size > 0:
             raise ConnectionError("the response was already on its way")
+        if request.headers.get(hdrs.EXPECT, _CONTINUE).lower() != _CONTINUE:
+            status = 400  # aiohttp trips over the text of an expectation that it does not know
         if status >= 500:
             _log.error("Connection failed", exc_info=exc)
             response = refusal_response(Refusal("internal_error"))

@@ -30,6 +30,11 @@ AUTH_S: Final = 10.0
 #: Like a body over HTTP.
 MAX_FRAME: Final = 64 * 1024
 
+#: These come often, and an app that does not number them does not wait for an answer.
+_UNANSWERED: Final = frozenset({"heartbeat", "location"})
+_HEARD: Final = Answer(200, b'{"response_code":"heartbeat"}')
+_RENEWED: Final = Answer(200, b'{"response_code":"token_renewed"}')
+
 Frame = dict[str, Any]
 Verify = Callable[[str], tuple[Actor, int]]
 #: (actor, frame, ip) -> the answer to an action or to positions.
@@ -118,7 +123,7 @@ class WebSockets:
         try:
             frame = _parse(message.data)
             if frame.get("type") != "auth" or not isinstance(frame.get("token"), str):
-                raise Refusal("missing_token", "The first frame must be auth, with a token.")
+                raise Refusal("invalid_frame", "The first frame must be auth, with a token.")
             return await self._admit(frame["token"], ip)
         except Refusal as refusal:
             code = Close.BAD_FIRST_FRAME
@@ -198,26 +203,11 @@ class WebSockets:
         if socket.expires_at <= time.time():
             return False
         id_: Any = None
+        frame: Frame = {}
         try:
             frame = _parse(text)
-            id_ = frame.get("id")
-            if not isinstance(id_, str | int | None):
-                id_ = None
-                raise Refusal("invalid_frame", "The id of a frame is text or a whole number.")
-            match frame.get("type"):
-                case "heartbeat":
-                    if id_ is not None:
-                        socket.send(orjson.dumps({"type": "ack", "id": id_}))
-                    return True
-                case "location":
-                    answer = await self._locate(socket.actor, frame, ip)
-                case "trip_action":
-                    answer = await self._act(socket.actor, frame, ip)
-                case "auth":
-                    self._renew(socket, frame)
-                    answer = Answer(200, b'{"response_code":"token_renewed"}')
-                case _:
-                    raise Refusal("unknown_frame_type")
+            id_ = _id_of(frame)
+            answer = await self._do(socket, frame, ip)
         except Refusal as refusal:
             answer = refusal_answer(refusal)
         except OutcomeUnknown:
@@ -227,8 +217,25 @@ class WebSockets:
         except Exception:
             log.exception("frame failed", user=socket.actor.user_id)
             answer = refusal_answer(Refusal("internal_error"))
-        socket.send(_ack(id_, answer) if answer.status < 400 else _error(id_, answer))
+        if answer.status >= 400:
+            socket.send(_error(id_, answer))
+        elif id_ is not None or frame["type"] not in _UNANSWERED:
+            socket.send(_ack(id_, answer))
         return True
+
+    async def _do(self, socket: Socket, frame: Frame, ip: str | None) -> Answer:
+        match frame.get("type"):
+            case "heartbeat":
+                return _HEARD
+            case "location":
+                return await self._locate(socket.actor, frame, ip)
+            case "trip_action":
+                return await self._act(socket.actor, frame, ip)
+            case "auth":
+                self._renew(socket, frame)
+                return _RENEWED
+            case _:
+                raise Refusal("unknown_frame_type")
 
     def _renew(self, socket: Socket, frame: Frame) -> None:
         token = frame.get("token")
@@ -266,6 +273,13 @@ def _parse(text: str) -> Frame:
     if not isinstance(frame, dict):
         raise Refusal("malformed_json")
     return frame
+
+
+def _id_of(frame: Frame) -> str | int | None:
+    id_ = frame.get("id")
+    if not isinstance(id_, str | int | None):
+        raise Refusal("invalid_frame", "The id of a frame is text or a whole number.")
+    return id_
 
 
 def _ack(id_: Any, answer: Answer) -> bytes:

@@ -79,17 +79,19 @@ BEGIN
            END
        AND (c.required_driver IS NULL OR (
                d.is_online AND d.availability_status = 'available' AND d.zone = c.zone
-               AND NOT EXISTS (SELECT FROM trip_requests a
-                                WHERE a.driver_id = c.required_driver
-                                  AND a.current_status IN ('accepted', 'arrived', 'ongoing'))))
+               -- LIMIT keeps the planner at one index probe a change; NOT EXISTS would be hashed, and read
+               -- every active trip there is.
+               AND (SELECT true FROM trip_requests a
+                     WHERE a.driver_id = c.required_driver
+                       AND a.current_status IN ('accepted', 'arrived', 'ongoing') LIMIT 1) IS NULL))
        AND (c.set_driver IS NULL OR (
                coalesce(d.version, -1) = c.expect_driver_version
                -- Whoever goes offline, or elsewhere, takes no trip along that has not started.
                AND ((c.set_online AND c.set_zone = coalesce(d.zone, c.set_zone))
-                    OR NOT EXISTS (SELECT FROM trip_requests a
-                                    WHERE a.driver_id = c.set_driver
-                                      AND a.current_status IN ('accepted', 'arrived')
-                                      AND a.id IS DISTINCT FROM c.trip_id))));
+                    OR (SELECT true FROM trip_requests a
+                         WHERE a.driver_id = c.set_driver
+                           AND a.current_status IN ('accepted', 'arrived')
+                           AND a.id IS DISTINCT FROM c.trip_id LIMIT 1) IS NULL)));
 
     IF has_keys THEN
         WITH inserted AS (
