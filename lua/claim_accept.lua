@@ -75,10 +75,10 @@ if code == 'claimed' then
   elseif policy == 'offered' and (tonumber(redis.call('ZSCORE', offers, driver_id) or 0) <= now_ms) then
     code, kept = 'not_offered', false
   elseif redis.call('EXISTS', trip_claim) == 1 then
-    -- Not kept: should that claim come to nothing, a retry deserves a new look.
-    code, kept = 'trip_already_assigned', false
+    -- Kept, though that claim may yet come to nothing: one key has one answer. A new try takes a new key.
+    code = 'trip_already_assigned'
   elseif redis.call('EXISTS', driver_claim) == 1 then
-    code, kept = 'driver_not_available', false
+    code = 'driver_not_available'
   end
 end
 

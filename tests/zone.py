@@ -24,6 +24,7 @@ from dispatcher.store.scripts import Attempt, Limit, Scripts, Verdict, driver_fi
 BACKENDS = ("fakeredis", "valkey")
 START_MS = 1_795_000_000_000
 LEASE_MS = 10_000
+MARGIN_MS = 5  # an idempotency lease outlives the claims by this
 FIX_AGE_MS = 60_000
 _CLOCK = "clock-of-the-test"
 _TOKENS = itertools.count(1)

@@ -26,8 +26,6 @@ _PATIENCE_S: Final = 10.0
 _PASSING: Final = frozenset(
     {"request_in_progress", "trip_busy", "service_unavailable", "outcome_unknown", "rate_limit_exceeded"}
 )
-#: Refusals that may be due to a claim alone, as long as the trip is pending.
-_WHILE_CLAIMED: Final = frozenset({"trip_already_assigned", "driver_not_available"})
 #: Fields in which a frame and a replay differ from the first answer.
 _ENVELOPE: Final = ("type", "id", "status", "replayed", "problem", "rate_limit")
 #: What may happen to a request on its way.
@@ -65,12 +63,7 @@ class Reply:
 
     @property
     def kept(self) -> bool:
-        """Whether the server remembers it: only then must the next answer be the same.
-
-        A loser who met a claim that was not yet committed may look again with the same key.
-        """
-        if self.code in _WHILE_CLAIMED and self.body.get("current_status") == "pending":
-            return False
+        """Whether the server remembers it: only then must the next answer be the same."""
         return self.ok or (self.code in PROBLEMS and PROBLEMS[self.code].kept)
 
 

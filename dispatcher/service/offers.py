@@ -18,7 +18,8 @@ from dispatcher.store.scripts import Scripts, WaveResult, flat_to_dict
 
 log = structlog.get_logger("dispatcher.offers")
 
-#: Where nobody could be found, the next look comes after this long, and reaches further.
+#: Where nobody could be found, the next wave reaches further at once; the widest looks again after this.
+_LOOK_FURTHER_MS: Final = 10
 _LOOK_AGAIN_MS: Final = 1_000
 #: Candidates looked at for each place in a wave: many of the nearest are busy or have declined.
 _CANDIDATES: Final = 6
@@ -78,7 +79,8 @@ class Offers:
         result = await self._scripts.offer_trip(
             keys, trip, orjson.dumps(trip.to_json()).decode(), candidates,
             reach=reach, size=wave.size, answer_ms=int(wave.deadline_s * 1000),
-            again_ms=_LOOK_AGAIN_MS, share=zone.offers_per_driver, fix_age_ms=self._fix_age_ms,
+            again_ms=_LOOK_AGAIN_MS if reach >= last else _LOOK_FURTHER_MS,
+            share=zone.offers_per_driver, fix_age_ms=self._fix_age_ms,
             patience_ms=int(sum(w.deadline_s for w in zone.waves) * 1000), ask_again=reach >= last,
         )  # fmt: skip
         self._record(trip_id, result, dict(candidates))

@@ -38,9 +38,12 @@ local function look_up_key(key, fingerprint, asked, horizon)
   return nil
 end
 
+-- The record's lease outlives the claims': a retry that may go on must not meet its own forerunner's claims.
+local LEASE_MARGIN_MS = 5
+
 local function lease_key(key, fingerprint, ttl_ms, lease_end_ms, token)
   if fingerprint ~= '' then
-    redis.call('SET', key, 'L ' .. fingerprint .. ' ' .. whole(lease_end_ms) .. ' ' .. token, 'PX', ttl_ms)
+    redis.call('SET', key, 'L ' .. fingerprint .. ' ' .. whole(lease_end_ms + LEASE_MARGIN_MS) .. ' ' .. token, 'PX', ttl_ms)
   end
 end
 
