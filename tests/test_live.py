@@ -405,3 +405,30 @@ async def test_a_socket_that_never_reads_is_closed(serve: Serve, session: aiohtt
     deaf.transport.abort()
     await driver.send({"type": "heartbeat", "id": 1})
     await driver.frame("ack")
+
+
+async def test_fifteen_accepts_in_a_minute(serve: Serve, session: aiohttp.ClientSession) -> None:
+    server = await serve(env={**FAST, "DISPATCHER_LIMIT_TRIP_ACCEPT": "10/2"})
+    app = App(session, server, "driver", "d1")
+    await app.online()
+    rider = App(session, server, "customer", "r1")
+    trips = [await rider.trip() for _ in range(15)]
+    path = f"{server.url}/api/driver/ride/trip-action"
+    statuses, headers = [], {}
+    for trip in trips:
+        body = {"action": "accept", "trip_request_id": trip}
+        async with session.post(path, json=body, headers=app.headers) as answer:
+            statuses.append(answer.status)
+            headers = dict(answer.headers)
+            problem = await answer.json(content_type=None)
+    assert statuses[:10] == [200] + [409] * 9
+    assert statuses[10:] == [429] * 5
+    assert problem["response_code"] == "rate_limit_exceeded"
+    assert problem["retry_after"] == int(headers["Retry-After"])
+    assert problem["message"].endswith(f"Please try again in {headers['Retry-After']} seconds.")
+    assert (headers["X-RateLimit-Limit"], headers["X-RateLimit-Remaining"]) == ("10", "0")
+    await asyncio.sleep(int(headers["Retry-After"]))  # what is tested is that this is enough
+    body = {"action": "accept", "trip_request_id": trips[0]}
+    async with session.post(path, json=body, headers=app.headers) as answer:
+        assert answer.status == 409
+    assert any("Rate limit exceeded" in line for line in server.log_lines())
