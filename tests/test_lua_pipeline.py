@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import gc
 import socket
 import subprocess
-import warnings
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
@@ -287,24 +285,40 @@ async def _form_cluster(port: int) -> str:
     return f"redis://127.0.0.1:{port}"
 
 
+@contextlib.asynccontextmanager
+async def _client_of(url: str) -> AsyncIterator[Any]:
+    client = connect(url, cluster=True)
+    # redis-py forgets these, connected, when it has learned the cluster's slots from them.
+    first = list(client.nodes_manager.startup_nodes.values())
+    try:
+        yield client
+    finally:
+        await client.aclose()
+        for node in first:
+            await node.disconnect()
+
+
 async def test_a_cluster_that_went_away(cluster: tuple[str, subprocess.Popen[bytes]]) -> None:
     url, process = cluster
-    client = connect(url, cluster=True)
-    pipeline = Pipeline(client)
-    assert (await Scripts(pipeline).check_limit(keys_of("z"), [limit(5)])).code == "admitted"
-    process.kill()
-    process.wait()
-    calls = (Scripts(pipeline).check_limit(keys_of(z), [limit(5)]) for z in ("a", "b", "c"))
-    results = await asyncio.gather(*calls, return_exceptions=True)
-    assert {type(result) for result in results} == {StoreUnavailable}
-    with pytest.raises(StoreUnavailable):
-        await pipeline.run_id(keys_of("z").epoch)
-    await client.aclose()
+    async with _client_of(url) as client:
+        pipeline = Pipeline(client)
+        assert (await Scripts(pipeline).check_limit(keys_of("z"), [limit(5)])).code == "admitted"
+        process.kill()
+        process.wait()
+        calls = (Scripts(pipeline).check_limit(keys_of(z), [limit(5)]) for z in ("a", "b", "c"))
+        results = await asyncio.gather(*calls, return_exceptions=True)
+        assert {type(result) for result in results} == {StoreUnavailable}
+        with pytest.raises(StoreUnavailable):
+            await pipeline.run_id(keys_of("z").epoch)
 
 
 async def test_every_script_runs_in_a_cluster(cluster: tuple[str, subprocess.Popen[bytes]]) -> None:
     """Every key is declared and of one slot: a cluster refuses a script that breaks that."""
-    client = connect(cluster[0], cluster=True)
+    async with _client_of(cluster[0]) as client:
+        await _run_every_script(client)
+
+
+async def _run_every_script(client: Any) -> None:
     pipeline = Pipeline(client)
     ran: set[str] = set()
     run = pipeline.run
@@ -319,12 +333,6 @@ async def test_every_script_runs_in_a_cluster(cluster: tuple[str, subprocess.Pop
     )
     assert {v.code for v in verdicts} == {"admitted"}
     await pipeline.close()
-    await client.aclose()
-    del pipeline, scripts, client
-    with warnings.catch_warnings():
-        # redis-py forgets the node object that it replaced when it learned the cluster's slots.
-        warnings.simplefilter("ignore", ResourceWarning)
-        gc.collect()
 
 
 async def _walk(pipeline: Pipeline, scripts: Scripts, keys: Keys) -> None:

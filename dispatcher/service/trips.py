@@ -156,7 +156,12 @@ class Trips:
         reason: str | None = None,
     ) -> Answer:
         """Takes one step with a trip, as driver, customer or admin; see model.TRANSITIONS."""
-        zone = self._zone(trip_id)
+        try:
+            zone = self._zone(trip_id)
+        except Refusal as refusal:
+            # No zone, no script that would count the call: whoever tries ids is limited all the same.
+            refusal.limit = await self._limits.check("general", actor, ip)
+            raise
         if actor.role is Role.DRIVER:
             if action == "decline":
                 return await self._decline(actor, trip_id, zone, version, key, ip)

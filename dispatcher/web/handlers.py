@@ -31,13 +31,15 @@ from dispatcher.web.answers import (
 from dispatcher.web.auth import Verifier, bearer
 from dispatcher.web.client_ip import ClientIp
 from dispatcher.web.endpoints import ENDPOINTS
-from dispatcher.web.middleware import make_middleware
+from dispatcher.web.middleware import make_around
 
 Ready = Callable[[], Awaitable[tuple[bool, dict[str, Any]]]]
 #: (actor, ip, user agent): a driver's app has called.
 Seen = Callable[[Actor, str | None, str], None]
 _Body = TypeVar("_Body", bound=BaseModel)
 
+#: Any address that no other route answers.
+_LOST: Final = "/{rest}"
 _METRICS_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
 
 
@@ -53,7 +55,7 @@ class Deps:
     ready: Ready
     seen: Seen | None = None
     websocket: Handler | None = None
-    more: Sequence[web.AbstractRouteDef] = ()
+    more: Sequence[web.RouteDef] = ()
     metrics: Metrics = field(default_factory=Metrics)
 
 
@@ -198,14 +200,23 @@ class Handlers:
             **{"Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'"},
         )
 
-    async def count_lost(self, request: web.Request) -> LimitState | None:
-        """Counts a call of an address that does not exist. Raises RateLimited."""
-        ip = self._ip(request)
+    async def lost(self, request: web.Request) -> web.Response:
+        """No such address, or not with this method."""
+        allowed: set[str] = set()
+        for resource in request.app.router.resources():
+            if resource.canonical != _LOST:
+                allowed |= (await resource.resolve(request))[1]
+        refusal, ip = Refusal("method_not_allowed" if allowed else "not_found"), self._ip(request)
         try:
             actor, _ = self._verifier.verify(bearer(request.headers.get(hdrs.AUTHORIZATION)))
         except Refusal:
-            return await self._limits.check("anonymous", None, ip)
-        return await self._limits.check("general", actor, ip)
+            refusal.limit = await self._count_stranger(ip)
+        else:
+            refusal.limit = await self._limits.check("general", actor, ip)
+        response = refusal_response(refusal)
+        if allowed:
+            response.headers[hdrs.ALLOW] = ", ".join(sorted(allowed))
+        return response
 
     # --- what they share
 
@@ -276,24 +287,26 @@ def _require(actor: Actor, role: Role) -> None:
         raise Refusal("wrong_role", f"Only a {role} may do this.")
 
 
-def routes(deps: Deps, handlers: Handlers) -> list[web.AbstractRouteDef]:
-    """The routes of the table of endpoints."""
-    found: list[web.AbstractRouteDef] = []
+def routes(deps: Deps) -> list[web.RouteDef]:
+    """The routes of the table of endpoints, and those that were given."""
+    handlers, around = Handlers(deps), make_around(deps.metrics)
+    found: list[web.RouteDef] = []
     for endpoint in ENDPOINTS:
         handler = deps.websocket if endpoint.name == "websocket" else getattr(handlers, endpoint.name)
         if handler is not None:
             add = web.get if endpoint.method == "GET" else web.post
             # aiohttp's own pattern turns braces into 404; here they are a wrong id or zone.
-            found.append(add(re.sub(r"{(\w+)}", r"{\1:[^/]+}", endpoint.path), handler))
-    return [*found, *deps.more]
+            path = re.sub(r"{(\w+)}", r"{\1:[^/]+}", endpoint.path)
+            found.append(add(path, around(endpoint.path, handler)))
+    found += [
+        web.RouteDef(given.method, given.path, around(given.path, given.handler), given.kwargs)
+        for given in deps.more
+    ]
+    return [*found, web.route("*", _LOST.replace("}", ":.*}"), around("", handlers.lost))]
 
 
 def build(deps: Deps) -> web.Application:
     """The application; `server.make_runner` runs it."""
-    handlers = Handlers(deps)
-    app = web.Application(
-        middlewares=[make_middleware(deps.metrics, handlers.count_lost)],
-        client_max_size=requests.MAX_BODY,
-    )
-    app.add_routes(routes(deps, handlers))
+    app = web.Application(client_max_size=requests.MAX_BODY)
+    app.add_routes(routes(deps))
     return app

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+from functools import lru_cache
 from typing import Any, Final
 
 import orjson
@@ -14,7 +15,7 @@ from dispatcher.core.model import Actor, IdempotencyKey
 
 IDEMPOTENCY_KEY: Final = istr("Idempotency-Key")
 
-_BARE: Final = re.compile(r"[\x20-\x7e]{1,255}")
+_LONGEST: Final = 255
 # RFC 8941, 3.3.3: printable ASCII, with backslash and quote escaped by a backslash.
 _QUOTED: Final = re.compile(r'"((?:[\x20-\x21\x23-\x5b\x5d-\x7e]|\\["\\])*)"')
 _ESCAPED: Final = re.compile(r'\\(["\\])')
@@ -48,8 +49,15 @@ def key_of(
         payload = orjson.dumps(data, option=orjson.OPT_SORT_KEYS)
     except orjson.JSONEncodeError:  # nested deeper than orjson writes
         raise Refusal("malformed_json", "The body is nested too deeply.") from None
-    fingerprint = hashlib.sha256(f"POST {route}\n".encode() + payload).hexdigest()
-    return IdempotencyKey(actor.user_id, route, key, fingerprint, payload)
+    digest = _begun(route).copy()
+    digest.update(payload)
+    return IdempotencyKey(actor.user_id, route, key, digest.hexdigest(), payload)
+
+
+@lru_cache(maxsize=64)
+def _begun(route: str) -> hashlib._Hash:
+    """The digest that all fingerprints of a route begin with."""
+    return hashlib.sha256(f"POST {route}\n".encode())
 
 
 def unquote(text: str) -> str | None:
@@ -59,4 +67,5 @@ def unquote(text: str) -> str | None:
         if match is None:
             return None
         text = _ESCAPED.sub(r"\1", match[1])
-    return text if _BARE.fullmatch(text) else None
+    # In ASCII, printable is 0x20 to 0x7e.
+    return text if text.isascii() and text.isprintable() and 0 < len(text) <= _LONGEST else None

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Coroutine
+from typing import Any
 
 import structlog
 from aiohttp import hdrs, web
@@ -43,13 +45,13 @@ class _Protocol(web.RequestHandler):  # one connection
         response.force_close()
         return response
 
-    async def finish_response(
+    def finish_response(
         self, request: web.BaseRequest, resp: web.StreamResponse, start_time: float | None
-    ) -> tuple[web.StreamResponse, bool]:
-        """Sends a response. What aiohttp raised before any middleware ran becomes a problem."""
-        if isinstance(resp, web.HTTPException):  # an expectation that nobody knows
+    ) -> Coroutine[Any, Any, tuple[web.StreamResponse, bool]]:
+        """Sends a response. What aiohttp raised before any handler ran becomes a problem."""
+        if isinstance(resp, web.HTTPException):  # an expectation that nobody knows, or `OPTIONS *`
             resp = refusal_response(Refusal("malformed_request", resp.reason))
-        return await super().finish_response(request, resp, start_time)
+        return super().finish_response(request, resp, start_time)
 
 
 class _Server(web.Server):
@@ -57,7 +59,8 @@ class _Server(web.Server):
         return _Protocol(
             self,
             loop=asyncio.get_running_loop(),
-            access_log=None,  # type: ignore[arg-type]  # slow and failed requests are logged by the middleware
+            # Slow and failed requests are logged around the handlers.
+            access_log=None,  # type: ignore[arg-type]
             auto_decompress=False,  # encoded bodies are refused, not inflated
             lingering_time=_LINGER_S,
         )
