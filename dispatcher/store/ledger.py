@@ -203,6 +203,9 @@ class Ledger:
             log.warning("commit gave way too often", changes=len(batch), error=str(error))
             _fail(batch, StoreUnavailable("postgres"))
             return
+        except (asyncpg.DataError, ValueError) as error:
+            await self._part(batch, error)
+            return
         except asyncpg.ReadOnlySQLTransactionError:
             # A failover left us with a standby: nothing happened, and the next one looks again.
             self._drop()
@@ -225,6 +228,16 @@ class Ledger:
                 outcome.set_exception(RuntimeError(code))
             else:
                 outcome.set_result(Outcome(code, *stored))
+
+    async def _part(self, batch: list[_Entry], error: Exception) -> None:
+        # An argument that cannot be written or read fails the statement before a row could fail alone.
+        if len(batch) == 1:
+            log.error("change cannot be sent", reason=repr(error), trip=batch[0].change.trip_id)
+            batch[0].outcome.set_exception(RuntimeError(str(error)))
+            batch[0].outcome.exception()
+            return
+        for entry in batch:
+            await self._commit_batch([entry])
 
     async def _connected(self) -> Any:
         if self._connection is None or self._connection.is_closed():

@@ -55,12 +55,14 @@ DECLARE
     kept       integer[];
     lost       integer[];
     has_keys   boolean;
+    has_states boolean;
+    written    bigint;
 BEGIN
     SELECT array_agg(c.trip_id) FILTER (WHERE c.trip_id IS NOT NULL),
            array_agg(coalesce(c.set_driver, c.required_driver))
                FILTER (WHERE c.set_driver IS NOT NULL OR c.required_driver IS NOT NULL),
-           bool_or(c.idem_key IS NOT NULL)
-      INTO trip_ids, driver_ids, has_keys
+           bool_or(c.idem_key IS NOT NULL), bool_or(c.set_driver IS NOT NULL)
+      INTO trip_ids, driver_ids, has_keys, has_states
       FROM unnest(changes) c;
 
     -- One order for every batch of every server: drivers, then trips, each by name.
@@ -151,16 +153,26 @@ BEGIN
       FROM unnest(changes) c
      WHERE c.event IS NOT NULL AND c.idx = ANY (kept);
 
-    INSERT INTO driver_details AS d (user_id, zone, availability_status, is_online, vehicle_type,
-                                     created_at, updated_at)
-    SELECT c.set_driver, c.set_zone, c.set_available, c.set_online, c.set_vehicle, c.at, c.at
-      FROM unnest(changes) c
-     WHERE c.set_driver IS NOT NULL AND c.idx = ANY (kept)
-     ORDER BY c.set_driver
-    ON CONFLICT (user_id) DO UPDATE
-       SET zone = excluded.zone, availability_status = excluded.availability_status,
-           is_online = excluded.is_online, vehicle_type = excluded.vehicle_type,
-           version = d.version + 1, updated_at = excluded.updated_at;
+    IF has_states THEN
+        INSERT INTO driver_details AS d (user_id, zone, availability_status, is_online, vehicle_type, version,
+                                         created_at, updated_at)
+        SELECT c.set_driver, c.set_zone, c.set_available, c.set_online, c.set_vehicle,
+               c.expect_driver_version + 1, c.at, c.at
+          FROM unnest(changes) c
+         WHERE c.set_driver IS NOT NULL AND c.idx = ANY (kept)
+         ORDER BY c.set_driver
+        ON CONFLICT (user_id) DO UPDATE
+           SET zone = excluded.zone, availability_status = excluded.availability_status,
+               is_online = excluded.is_online, vehicle_type = excluded.vehicle_type,
+               version = excluded.version, updated_at = excluded.updated_at
+         WHERE d.version = excluded.version - 1;
+        GET DIAGNOSTICS written = ROW_COUNT;
+        IF written < (SELECT count(*) FROM unnest(changes) c
+                       WHERE c.set_driver IS NOT NULL AND c.idx = ANY (kept)) THEN
+            -- A driver nobody knew, so there was no row to lock, and another server was faster.
+            RAISE unique_violation USING MESSAGE = 'a driver has become known meanwhile';
+        END IF;
+    END IF;
 
     INSERT INTO trip_offers AS o (trip_id, driver_id, wave, offered_at, outcome, outcome_at)
     SELECT c.trip_id, c.declines,
