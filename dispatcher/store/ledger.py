@@ -233,8 +233,7 @@ class Ledger:
         # An argument that cannot be written or read fails the statement before a row could fail alone.
         if len(batch) == 1:
             log.error("change cannot be sent", reason=repr(error), trip=batch[0].change.trip_id)
-            batch[0].outcome.set_exception(RuntimeError(str(error)))
-            batch[0].outcome.exception()
+            _fail(batch, RuntimeError(str(error)))
             return
         for entry in batch:
             await self._commit_batch([entry])
