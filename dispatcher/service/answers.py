@@ -7,7 +7,7 @@ from typing import Any, Final
 
 import orjson
 
-from dispatcher.core.errors import PROBLEMS, Refusal
+from dispatcher.core.errors import Refusal
 from dispatcher.core.model import Driver, Trip
 from dispatcher.store.scripts import LimitState
 
@@ -97,6 +97,3 @@ def replay_of(record: str, limit: LimitState | None) -> Answer:
     code, version, state = rest.split(" ")
     answer = refused(code, version, state, limit)
     return Answer(answer.status, answer.body, limit, replayed=True)
-
-
-KNOWN_CODES: Final = frozenset(PROBLEMS)

@@ -8,7 +8,7 @@ import random
 import secrets
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Final
+from typing import Final
 
 import structlog
 
@@ -70,7 +70,6 @@ class Road:
         self._halt_at = halt_at
         self.node = secrets.token_hex(6)
         self._count = itertools.count(1)
-        self._settling: set[asyncio.Task[Any]] = set()
 
     def attempt(
         self,

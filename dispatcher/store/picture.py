@@ -97,7 +97,10 @@ class Picture:
         now_ms = time.time_ns() // 1_000_000
         for start in range(0, len(answers), _PAGE):
             await asyncio.gather(
-                *(self._keep_row(keys, row, now_ms) for row in answers[start : start + _PAGE])
+                *(
+                    self._keep(keys.idem(row["user_id"], row["endpoint"], row["idempotency_key"]), row)
+                    for row in answers[start : start + _PAGE]
+                )
             )
         horizon_ms = 0
         if len(answers) == _ANSWERS:
@@ -117,12 +120,13 @@ class Picture:
             yield page
             after = page[-1][column]
 
-    async def _keep_row(self, keys: Keys, row: Any, now_ms: int) -> None:
-        left_ms = (millis(row["expires_at"]) or 0) - now_ms
+    async def _keep(self, record: str, row: Any) -> None:
+        """Keeps a stored answer under `record` for what is left of its life."""
+        left_ms = (millis(row["expires_at"]) or 0) - time.time_ns() // 1_000_000
         if left_ms > 0:
             await self._pipeline.command(
                 "SET",
-                keys.idem(row["user_id"], row["endpoint"], row["idempotency_key"]),
+                record,
                 done_record(row["request_fingerprint"], row["status_code"], row["response_payload"]),
                 "PX",
                 left_ms,
@@ -156,19 +160,8 @@ class Picture:
         )
         if row is None:
             return None
-        left_ms = (millis(row["expires_at"]) or 0) - time.time_ns() // 1_000_000
-        outcome = Outcome(
-            "replay", row["status_code"], row["response_payload"], row["request_fingerprint"]
-        )
-        if left_ms > 0:
-            await self._pipeline.command(
-                "SET",
-                keys.idem(key.user_id, key.endpoint, key.key),
-                done_record(row["request_fingerprint"], row["status_code"], row["response_payload"]),
-                "PX",
-                left_ms,
-            )
-        return outcome
+        await self._keep(keys.idem(key.user_id, key.endpoint, key.key), row)
+        return Outcome("replay", row["status_code"], row["response_payload"], row["request_fingerprint"])
 
 
 def _fix(row: Any) -> dict[str, Any]:

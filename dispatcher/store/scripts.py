@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 from dispatcher.config import Rate
-from dispatcher.core.model import FINAL, Driver, IdempotencyKey, Status, Trip
+from dispatcher.core.model import ACTIVE, FINAL, Driver, IdempotencyKey, Status, Trip
 from dispatcher.store.keys import Keys
 from dispatcher.store.pipeline import Pipeline
 
@@ -315,7 +315,7 @@ class Scripts:
     async def load_trip(self, keys: Keys, trip: Trip, *, former_driver: str | None = None) -> bool:
         """Puts a trip from Postgres into the live picture. Says whether it was newer."""
         own = keys.trip(trip.id)
-        bound = trip.driver_id is not None and trip.current_status in _BOUND
+        bound = trip.driver_id is not None and trip.current_status in ACTIVE
         reply: int = await self._pipeline.run(
             "load_trip",
             (
@@ -496,6 +496,3 @@ class Scripts:
         """Whether the driver is online in this zone."""
         online: str | None = await self._pipeline.command("HGET", keys.driver(driver_id), "is_online")
         return online == "1"
-
-
-_BOUND = frozenset({Status.ACCEPTED, Status.ARRIVED, Status.ONGOING})
