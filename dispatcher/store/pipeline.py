@@ -1,7 +1,7 @@
 """Calls to Redis that arrive together travel together.
 
-A pipeline of redis-py costs the event loop about a third of what single calls cost, so calls are
-gathered: while one batch is on its way, the next one fills. Nothing waits on purpose.
+One write, one read and one wake-up of Redis are then shared by many calls, so calls are gathered:
+while batches are on their way, the next one fills. Nothing waits on purpose.
 """
 
 from __future__ import annotations
@@ -9,9 +9,10 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import re
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Callable, Coroutine, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import hiredis
 import structlog
@@ -48,6 +49,18 @@ _AWAY = (
 _LANES = 2
 # A batch takes milliseconds: a Redis that is silent this long is away.
 _REPLY_S = 5.0
+# What a connection says of errors that redis-py has classes for.
+_CODES_OF_AWAY = (
+    "BUSY",
+    "CLUSTERDOWN",
+    "LOADING",
+    "MASTERDOWN",
+    "MISCONF",
+    "NOREPLICAS",
+    "OOM",
+    "READONLY",
+    "TRYAGAIN",
+)
 
 
 def connect(url: str, *, cluster: bool) -> Any:
@@ -81,14 +94,101 @@ def read_script(name: str, directory: Path = LUA_DIR) -> str:
     return _INCLUDE.sub(included, (directory / f"{name}.lua").read_text())
 
 
+class _Call(NamedTuple):
+    """A command, who waits for its reply, and whether it was sent before its script was known."""
+
+    command: tuple[Any, ...]
+    reply: asyncio.Future[Any]
+    again: bool = False
+
+
+class _Line(asyncio.Protocol):
+    """A connection that redis-py has opened, read without its streams.
+
+    The parser answers the waiting futures as bytes come in; redis-py's own way takes a coroutine and
+    a timeout for each reply, which is more than all the rest of a call.
+    """
+
+    def __init__(
+        self, connection: Any, answered: Callable[[_Call, Any], None], finished: Callable[[], None]
+    ) -> None:
+        self.connection = connection
+        self._transport = connection._writer.transport
+        self._streams = self._transport.get_protocol()
+        self._transport.set_protocol(self)
+        self._parser = hiredis.Reader(encoding="utf-8", replyError=ResponseError)
+        self._answered = answered
+        self._finished = finished
+        self._calls: deque[_Call] = deque()
+        # How many calls the batches on their way hold, and when the first of them has taken too long.
+        self._batches: deque[tuple[int, float]] = deque()
+        self._loop = asyncio.get_running_loop()
+        self._watch: asyncio.TimerHandle | None = None
+        self.is_open = True
+
+    def send(self, batch: Sequence[_Call]) -> None:
+        """Writes a batch in one piece."""
+        self._calls.extend(batch)
+        self._batches.append((len(batch), self._loop.time() + _REPLY_S))
+        self._transport.write(b"".join([hiredis.pack_command(call.command) for call in batch]))
+        if self._watch is None:
+            self._watch = self._loop.call_later(_REPLY_S, self._look)
+
+    def data_received(self, data: bytes) -> None:
+        parser, calls, answered = self._parser, self._calls, self._answered
+        parser.feed(data)
+        taken = 0
+        # With RESP2 no reply is False: that is how the parser says that it has no more.
+        while (reply := parser.gets()) is not False:
+            taken += 1
+            answered(calls.popleft(), reply)
+        batches = self._batches
+        while taken:
+            left, deadline = batches[0]
+            if left > taken:
+                batches[0] = (left - taken, deadline)
+                break
+            taken -= left
+            batches.popleft()
+            self._finished()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.is_open = False
+        self._streams.connection_lost(exc)  # redis-py waits for it when it closes
+        if self._watch is not None:
+            self._watch.cancel()
+        if self._calls:
+            log.warning("redis did not answer", calls=len(self._calls), error=str(exc or "closed"))
+        while self._calls:
+            self._answered(self._calls.popleft(), StoreUnavailable("redis"))
+        while self._batches:
+            self._batches.popleft()
+            self._finished()
+
+    def _look(self) -> None:
+        self._watch = None
+        if not self._batches:
+            return
+        _, deadline = self._batches[0]
+        if deadline <= self._loop.time():
+            self._transport.abort()
+        else:
+            self._watch = self._loop.call_at(deadline, self._look)
+
+
 class Pipeline:
     """Gathers calls of one event loop. `run` calls a script, `command` anything else."""
 
     def __init__(self, redis: Any) -> None:
         self._redis = redis
-        self._waiting: list[tuple[tuple[Any, ...], asyncio.Future[Any]]] = []
+        self._waiting: list[_Call] = []
+        self._unknown: list[_Call] = []  # their scripts were
+        self._line: _Line | None = None
+        # A cluster has many connections, and fakeredis has no socket: their clients send.
+        self._by_client = isinstance(redis, RedisCluster)
         self._lanes = 0
         self._scheduled = False
+        self._idle = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
         self._texts = {path.stem: read_script(path.stem) for path in sorted(LUA_DIR.glob("*.lua"))}
         self._shas = {
@@ -104,95 +204,114 @@ class Pipeline:
         """Sends one command. A caller that is cancelled leaves its reply to be read and dropped."""
         loop = asyncio.get_running_loop()
         reply: asyncio.Future[Any] = loop.create_future()
-        self._waiting.append((command, reply))
+        self._waiting.append(_Call(command, reply))
         if not self._scheduled and self._lanes < _LANES:
             self._scheduled = True
-            loop.call_soon(self._start)
+            loop.call_soon(self._flush)
         return reply
 
-    def _start(self) -> None:
+    def _flush(self) -> None:
         self._scheduled = False
-        if not self._waiting or self._lanes >= _LANES:
-            return
-        self._lanes += 1
-        task = asyncio.get_running_loop().create_task(self._drain())
+        while self._waiting and self._lanes < _LANES:
+            line = self._line
+            if line is None and not self._by_client:
+                self._spawn(self._open(), lanes=_LANES)
+                return
+            batch, self._waiting = self._waiting[:_MOST], self._waiting[_MOST:]
+            if line is None:
+                self._spawn(self._send_by_client(batch))
+            elif line.is_open:
+                self._lanes += 1
+                line.send(batch)
+            else:
+                self._waiting[:0] = batch
+                self._line = None
+                self._spawn(self._reopen(line), lanes=_LANES)
+
+    def _spawn(self, work: Coroutine[Any, Any, None], *, lanes: int = 1) -> None:
+        self._lanes += lanes
+        task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
 
-    async def _drain(self) -> None:
-        try:
-            while self._waiting:
-                batch, self._waiting = self._waiting[:_MOST], self._waiting[_MOST:]
-                await self._send(batch)
-        finally:
-            self._lanes -= 1
+        def ended(task: asyncio.Task[None]) -> None:
+            self._tasks.discard(task)
+            self._finished(lanes)
 
-    async def _send(self, batch: list[tuple[tuple[Any, ...], asyncio.Future[Any]]]) -> None:
+        task.add_done_callback(ended)
+
+    def _finished(self, lanes: int = 1) -> None:
+        self._lanes -= lanes
+        if self._waiting:
+            if not self._scheduled:
+                self._scheduled = True
+                asyncio.get_running_loop().call_soon(self._flush)
+        elif not self._lanes:
+            self._idle.set()
+
+    async def _open(self) -> None:
         try:
-            replies = await self._execute([command for command, _ in batch])
-            again = [i for i, reply in enumerate(replies) if isinstance(reply, NoScriptError)]
-            if again:
-                # The rest of the batch has run: only what failed is sent again.
-                fresh = await self._again([batch[i][0] for i in again])
-                for i, reply in zip(again, fresh, strict=True):
-                    replies[i] = reply
+            connection = await self._redis.connection_pool.get_connection()
+        except (RedisError, OSError, TimeoutError) as error:
+            waiting, self._waiting = self._waiting, []
+            log.warning("redis did not answer", calls=len(waiting), error=str(error))
+            for call in waiting:
+                self._answer(call, StoreUnavailable("redis"))
+            return
+        if hasattr(connection._writer, "transport"):
+            self._line = _Line(connection, self._answer, self._finished)
+        else:
+            self._by_client = True
+            await self._redis.connection_pool.release(connection)
+
+    async def _reopen(self, lost: _Line) -> None:
+        await self._let_go(lost)
+        await self._open()
+
+    async def _let_go(self, line: _Line) -> None:
+        await line.connection.disconnect(nowait=True)
+        await self._redis.connection_pool.release(line.connection)
+
+    async def _send_by_client(self, batch: list[_Call]) -> None:
+        try:
+            pipeline: Any = self._redis.pipeline()
+            for call in batch:
+                pipeline.execute_command(*call.command)
+            replies = await pipeline.execute(raise_on_error=False)
         except (RedisError, OSError, TimeoutError) as error:
             log.warning("redis did not answer", calls=len(batch), error=str(error))
             replies = [StoreUnavailable("redis")] * len(batch)
         except BaseException:
-            for _, future in batch:
-                future.cancel()
+            for call in batch:
+                call.reply.cancel()
             raise
-        for (_, future), reply in zip(batch, replies, strict=True):
-            if future.done():
-                continue
-            if isinstance(reply, StoreUnavailable):
-                future.set_exception(StoreUnavailable("redis"))
-            elif isinstance(reply, ResponseError):
-                future.set_exception(_meaning(reply))
-            elif isinstance(reply, Exception):
-                future.set_exception(StoreUnavailable(str(reply)))
-            else:
-                future.set_result(reply)
+        for call, reply in zip(batch, replies, strict=True):
+            self._answer(call, reply)
 
-    async def _again(self, commands: list[tuple[Any, ...]]) -> list[Any]:
+    def _answer(self, call: _Call, reply: Any) -> None:
+        if isinstance(reply, Exception):
+            if not call.again and _is_unknown_script(reply):
+                # The rest of the batch has run: only what failed is sent again.
+                self._unknown.append(call)
+                if len(self._unknown) == 1:
+                    self._spawn(self._make_known())
+            elif not call.reply.done():
+                call.reply.set_exception(_meaning(reply))
+        elif not call.reply.done():
+            call.reply.set_result(reply)
+
+    async def _make_known(self) -> None:
+        error: Exception | None = None
         try:
             await self.load_scripts()
-            return await self._execute(commands)
-        except (RedisError, OSError, TimeoutError) as error:
-            log.warning("redis did not answer", calls=len(commands), error=str(error))
-            return [StoreUnavailable("redis")] * len(commands)
-
-    async def _execute(self, commands: list[tuple[Any, ...]]) -> list[Any]:
-        if not isinstance(self._redis, RedisCluster):
-            return await self._exchange(commands)
-        pipeline: Any = self._redis.pipeline()
-        for command in commands:
-            pipeline.execute_command(*command)
-        replies: list[Any] = await pipeline.execute(raise_on_error=False)
-        return replies
-
-    async def _exchange(self, commands: list[tuple[Any, ...]]) -> list[Any]:
-        """One write, then the replies: redis-py's connections at half the cost of its pipeline."""
-        pool = self._redis.connection_pool
-        connection = await pool.get_connection()
-        replies: list[Any] = []
-        try:
-            async with asyncio.timeout(_REPLY_S):
-                packed = b"".join([hiredis.pack_command(command) for command in commands])
-                await connection.send_packed_command(packed, check_health=False)
-                for _ in commands:
-                    try:
-                        replies.append(await connection.read_response(disconnect_on_error=False))
-                    except ResponseError as error:
-                        replies.append(error)
-        except BaseException:
-            # Replies that were not read must not be taken for those of the next batch.
-            await connection.disconnect(nowait=True)
-            raise
-        finally:
-            await pool.release(connection)
-        return replies
+        except (RedisError, OSError, TimeoutError) as failure:
+            log.warning("redis did not answer", calls=len(self._unknown), error=str(failure))
+            error = StoreUnavailable("redis")
+        calls, self._unknown = self._unknown, []
+        for call in calls:
+            if error is None:
+                self._waiting.append(call._replace(again=True))
+            else:
+                self._answer(call._replace(again=True), error)
 
     async def load_scripts(self) -> None:
         """Makes every script known to Redis (to every primary of a cluster)."""
@@ -213,14 +332,23 @@ class Pipeline:
         return str(info["run_id"])
 
     async def close(self) -> None:
-        """Waits for what is on its way."""
-        while self._tasks:
-            await asyncio.wait(self._tasks)
+        """Waits for what is on its way, then lets go of the connection."""
+        while self._waiting or self._lanes:
+            self._idle.clear()
+            await self._idle.wait()
+        if self._line is not None:
+            line, self._line = self._line, None
+            await self._let_go(line)
 
 
-def _meaning(error: ResponseError) -> Exception:
+def _is_unknown_script(error: Exception) -> bool:
+    return isinstance(error, NoScriptError) or str(error).startswith("NOSCRIPT")
+
+
+def _meaning(error: Exception) -> Exception:
     # Answers of a server that is starting, failing over, full or read-only: nothing was done.
-    # The client cuts the code off where it has a class for it.
-    if isinstance(error, _AWAY) or str(error).startswith(("MISCONF", "NOREPLICAS", "BUSY")):
+    # redis-py cuts the code off where it has a class for it; one error has one future.
+    away = isinstance(error, _AWAY) or str(error).startswith(_CODES_OF_AWAY)
+    if away or not isinstance(error, ResponseError):
         return StoreUnavailable(str(error))
     return error
