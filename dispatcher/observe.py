@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
+import atexit
+import contextlib
 import logging
 import sys
+import time
 from bisect import bisect_left
 from collections import Counter
 from collections.abc import Callable, Iterator
-from typing import Any, BinaryIO, Final, Protocol
+from typing import Any, BinaryIO, Final, Protocol, cast
 
 import orjson
 import structlog
@@ -55,7 +59,7 @@ def configure(settings: LogSettings, stream: BinaryIO | None = None) -> None:
     shared: list[structlog.typing.Processor] = [
         structlog.stdlib.add_log_level,
         _add_name,
-        structlog.processors.TimeStamper(fmt="iso", utc=True),
+        _Stamp(),
     ]
     last: list[structlog.typing.Processor]
     if settings.log_format == "json":
@@ -65,12 +69,61 @@ def configure(settings: LogSettings, stream: BinaryIO | None = None) -> None:
     structlog.configure(
         processors=[*shared, *last],
         wrapper_class=structlog.make_filtering_bound_logger(level),
-        logger_factory=structlog.BytesLoggerFactory(out),
+        logger_factory=structlog.BytesLoggerFactory(cast(BinaryIO, _Lines(out))),
         cache_logger_on_first_use=True,
     )
     root = logging.getLogger()
     root.handlers[:] = [_ToStructlog()]
     root.setLevel(max(level, logging.INFO))  # libraries' debug lines drown everything else
+
+
+class _Lines:
+    """The stream, written to some fifty times a second at most and not once a line.
+
+    A crowd of refused drivers makes a line each. A process that is killed loses its last lines.
+    """
+
+    _EVERY_S: Final = 0.02
+
+    def __init__(self, out: BinaryIO) -> None:
+        self._out = out
+        self._lines: list[bytes] = []
+        self._scheduled_on: asyncio.AbstractEventLoop | None = None
+        self.write = self._lines.append
+        atexit.register(self._write_out)
+
+    def flush(self) -> None:
+        try:
+            loop = asyncio.get_running_loop()
+        except RuntimeError:  # another thread, or no loop yet or any more
+            self._write_out()
+            return
+        if self._scheduled_on is not loop:
+            self._scheduled_on = loop
+            loop.call_later(self._EVERY_S, self._write_out)
+
+    def _write_out(self) -> None:
+        self._scheduled_on = None
+        lines = self._lines[:]
+        del self._lines[: len(lines)]
+        with contextlib.suppress(OSError):  # whoever read them is gone
+            self._out.write(b"".join(lines))
+            self._out.flush()
+
+
+class _Stamp:
+    """structlog's TimeStamper in UTC, with the seconds' text kept: lines come many to a second."""
+
+    def __init__(self) -> None:
+        self._second, self._text = 0, ""
+
+    def __call__(self, _: Any, __: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
+        second, ns = divmod(time.time_ns(), 1_000_000_000)
+        if second != self._second:
+            self._text = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(second))
+            self._second = second
+        event["timestamp"] = f"{self._text}.{ns // 1000:06d}Z"
+        return event
 
 
 class _ToStructlog(logging.Handler):

@@ -22,16 +22,18 @@ from dispatcher.service.trips import Trips
 from dispatcher.store.scripts import LimitState
 from dispatcher.web import idempotency, openapi, requests
 from dispatcher.web.answers import (
-    json_response,
-    refusal_response,
-    text_response,
-    to_response,
-    trip_response,
+    json_reply,
+    refusal_reply,
+    text_reply,
+    to_reply,
+    trip_reply,
 )
 from dispatcher.web.auth import Verifier, bearer
 from dispatcher.web.client_ip import ClientIp
 from dispatcher.web.endpoints import ENDPOINTS
 from dispatcher.web.middleware import make_around
+from dispatcher.web.reply import Reply
+from dispatcher.web.server import FIXED
 
 Ready = Callable[[], Awaitable[tuple[bool, dict[str, Any]]]]
 #: (actor, ip, user agent): a driver's app has called.
@@ -77,9 +79,9 @@ class Handlers:
 
     # --- customers
 
-    async def create(self, request: web.Request) -> web.Response:
+    async def create(self, request: web.Request) -> Reply:
         actor, ip, body, key = await self._change(request, Role.CUSTOMER, requests.NewTrip)
-        return to_response(
+        return to_reply(
             await self._trips.create(
                 actor,
                 pickup=body.pickup.pair(),
@@ -92,41 +94,41 @@ class Handlers:
             )
         )
 
-    async def cancel(self, request: web.Request) -> web.Response:
+    async def cancel(self, request: web.Request) -> Reply:
         return await self._cancel(request, Role.CUSTOMER)
 
-    async def admin_cancel(self, request: web.Request) -> web.Response:
+    async def admin_cancel(self, request: web.Request) -> Reply:
         return await self._cancel(request, Role.ADMIN)
 
-    async def _cancel(self, request: web.Request, role: Role) -> web.Response:
+    async def _cancel(self, request: web.Request, role: Role) -> Reply:
         actor, ip, body, key = await self._change(request, role, requests.Cancellation)
-        return to_response(
+        return to_reply(
             await self._trips.act(
                 actor, "cancel", body.trip_request_id,
                 version=body.version, key=key, ip=ip, reason=body.reason,
             )
         )  # fmt: skip
 
-    async def customer_trip(self, request: web.Request) -> web.Response:
+    async def customer_trip(self, request: web.Request) -> Reply:
         return await self._trip(request, Role.CUSTOMER)
 
     # --- drivers
 
-    async def driver_trip(self, request: web.Request) -> web.Response:
+    async def driver_trip(self, request: web.Request) -> Reply:
         return await self._trip(request, Role.DRIVER)
 
-    async def trip_action(self, request: web.Request) -> web.Response:
+    async def trip_action(self, request: web.Request) -> Reply:
         actor, ip, body, key = await self._change(request, Role.DRIVER, requests.TripAction)
-        return to_response(
+        return to_reply(
             await self._trips.act(
                 actor, body.action, body.trip_request_id,
                 version=body.version, key=key, ip=ip, reason=body.reason,
             )
         )  # fmt: skip
 
-    async def availability(self, request: web.Request) -> web.Response:
+    async def availability(self, request: web.Request) -> Reply:
         actor, ip, body, key = await self._change(request, Role.DRIVER, requests.Availability)
-        return to_response(
+        return to_reply(
             await self._drivers.set_availability(
                 actor,
                 availability_status=body.availability_status,
@@ -139,7 +141,7 @@ class Handlers:
             )
         )
 
-    async def location(self, request: web.Request) -> web.Response:
+    async def location(self, request: web.Request) -> Reply:
         actor, ip = await self._identify(request)
         try:
             _require(actor, Role.DRIVER)
@@ -147,60 +149,58 @@ class Handlers:
         except Refusal as refusal:
             refusal.limit = await self._limits.check("general", actor, ip)
             raise
-        return to_response(await self._drivers.positions(actor, points, ip=ip))
+        return to_reply(await self._drivers.positions(actor, points, ip=ip))
 
-    async def pending(self, request: web.Request) -> web.Response:
+    async def pending(self, request: web.Request) -> Reply:
         actor, query, limit = await self._look(request, Role.DRIVER, requests.PendingQuery)
         with _counted(limit):
             trips = await self._drivers.pending_near(actor, query.limit)
-        return json_response({"trips": trips}, limit)
+        return json_reply({"trips": trips}, limit)
 
     # --- admins
 
-    async def timeline(self, request: web.Request) -> web.Response:
+    async def timeline(self, request: web.Request) -> Reply:
         _, path, limit = await self._look(request, Role.ADMIN, requests.TripPath)
         with _counted(limit):
             events = await self._trips.timeline(path.id)
-        return json_response({"trip_id": path.id, "events": events}, limit)
+        return json_reply({"trip_id": path.id, "events": events}, limit)
 
-    async def abandoned(self, request: web.Request) -> web.Response:
+    async def abandoned(self, request: web.Request) -> Reply:
         _, query, limit = await self._look(request, Role.ADMIN, requests.AbandonedQuery)
-        return json_response(
-            {"trips": await self._trips.abandoned(query.zone, query.older_than_s)}, limit
-        )
+        return json_reply({"trips": await self._trips.abandoned(query.zone, query.older_than_s)}, limit)
 
-    async def statistics(self, request: web.Request) -> web.Response:
+    async def statistics(self, request: web.Request) -> Reply:
         _, path, limit = await self._look(request, Role.ADMIN, requests.ZonePath)
         with _counted(limit):
-            return json_response(await self._trips.zone_statistics(path.zone), limit)
+            return json_reply(await self._trips.zone_statistics(path.zone), limit)
 
     # --- everybody
 
-    async def healthz(self, _: web.Request) -> web.Response:
-        return json_response({"status": "ok"})
+    async def healthz(self, _: web.Request) -> Reply:
+        return json_reply({"status": "ok"})
 
-    async def readyz(self, _: web.Request) -> web.Response:
+    async def readyz(self, _: web.Request) -> Reply:
         is_ready, state = await self._ready()
         if is_ready:
-            return json_response({"status": "ready", **state})
-        return refusal_response(
+            return json_reply({"status": "ready", **state})
+        return refusal_reply(
             Refusal("service_unavailable", **{**state, "status": 503, "state": state.get("status")})
         )
 
-    async def metrics(self, _: web.Request) -> web.Response:
-        return text_response(self._metrics.render(), _METRICS_TYPE)
+    async def metrics(self, _: web.Request) -> Reply:
+        return text_reply(self._metrics.render(), _METRICS_TYPE)
 
-    async def openapi(self, _: web.Request) -> web.Response:
-        return text_response(self._description, "application/json")
+    async def openapi(self, _: web.Request) -> Reply:
+        return text_reply(self._description, "application/json")
 
-    async def docs(self, _: web.Request) -> web.Response:
-        return text_response(
+    async def docs(self, _: web.Request) -> Reply:
+        return text_reply(
             self._page,
             "text/html; charset=utf-8",
             **{"Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'"},
         )
 
-    async def lost(self, request: web.Request) -> web.Response:
+    async def lost(self, request: web.Request) -> Reply:
         """No such address, or not with this method."""
         allowed: set[str] = set()
         for resource in request.app.router.resources():
@@ -213,10 +213,10 @@ class Handlers:
             refusal.limit = await self._count_stranger(ip)
         else:
             refusal.limit = await self._limits.check("general", actor, ip)
-        response = refusal_response(refusal)
+        reply = refusal_reply(refusal)
         if allowed:
-            response.headers[hdrs.ALLOW] = ", ".join(sorted(allowed))
-        return response
+            reply.headers[hdrs.ALLOW] = ", ".join(sorted(allowed))
+        return reply
 
     # --- what they share
 
@@ -265,11 +265,11 @@ class Handlers:
             _require(actor, role)
             return actor, requests.check(kind, {**request.query, **request.match_info}), limit
 
-    async def _trip(self, request: web.Request, role: Role) -> web.Response:
+    async def _trip(self, request: web.Request, role: Role) -> Reply:
         actor, path, limit = await self._look(request, role, requests.TripPath)
         with _counted(limit):
             trip = await self._trips.read(actor, path.id)
-        return trip_response(request, {"trip": trip.to_json()}, trip.version, limit)
+        return trip_reply(request, {"trip": trip.to_json()}, trip.version, limit)
 
 
 @contextlib.contextmanager
@@ -308,5 +308,8 @@ def routes(deps: Deps) -> list[web.RouteDef]:
 def build(deps: Deps) -> web.Application:
     """The application; `server.make_runner` runs it."""
     app = web.Application(client_max_size=requests.MAX_BODY)
-    app.add_routes(routes(deps))
+    found = routes(deps)
+    app.add_routes(found)
+    # Of changes, since questions ask aiohttp's router for the parts of their path.
+    app[FIXED] = {r.path: r.handler for r in found if r.method == "POST" and "{" not in r.path}
     return app

@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from itertools import count
-from typing import Final
+from typing import Any, Final
 
 import structlog
 from aiohttp import web
@@ -16,8 +16,9 @@ from multidict import istr
 
 from dispatcher.core.errors import OutcomeUnknown, Refusal, StoreUnavailable
 from dispatcher.observe import Metrics
-from dispatcher.web.answers import refusal_response
+from dispatcher.web.answers import refusal_reply
 from dispatcher.web.idempotency import IDEMPOTENCY_KEY
+from dispatcher.web.reply import Reply
 
 _log = structlog.get_logger("dispatcher.web")
 
@@ -29,7 +30,9 @@ _SLOW_S: Final = 1.0
 _RETRY_S: Final = 1
 _PREFIX_BYTES: Final = 5  # of chance, so that ids of other processes differ
 
-Around = Callable[[str, Handler], Handler]
+#: A handler of ours, or one that has a socket of its own.
+Answering = Callable[[web.Request], Awaitable[Reply | web.StreamResponse]]
+Around = Callable[[str, Answering], Handler]
 
 
 def make_around(metrics: Metrics) -> Around:
@@ -40,8 +43,8 @@ def make_around(metrics: Metrics) -> Around:
     prefix, numbers = os.urandom(_PREFIX_BYTES).hex(), count(1)
     count_request, clock = metrics.count_request, time.perf_counter
 
-    def around(route: str, handler: Handler) -> Handler:
-        async def answered(request: web.Request) -> web.StreamResponse:
+    def around(route: str, handler: Answering) -> Handler:
+        async def answered(request: web.Request) -> Any:
             started = clock()
             given = request.headers
             request_id = given.get(REQUEST_ID)
@@ -51,7 +54,7 @@ def make_around(metrics: Metrics) -> Around:
                 response = await handler(request)
             except Exception as error:
                 response = _problem(request, error, request_id)
-            if response.prepared:  # a socket that has ended
+            if not isinstance(response, Reply):  # a socket that has ended
                 return response
             headers = response.headers
             headers[REQUEST_ID] = request_id
@@ -74,16 +77,16 @@ def make_around(metrics: Metrics) -> Around:
     return around
 
 
-def _problem(request: web.Request, error: Exception, request_id: str) -> web.StreamResponse:
+def _problem(request: web.Request, error: Exception, request_id: str) -> Reply:
     match error:
         case Refusal():
-            return refusal_response(error)
+            return refusal_reply(error)
         case OutcomeUnknown():
-            return refusal_response(Refusal("outcome_unknown", retry_after=_RETRY_S))
+            return refusal_reply(Refusal("outcome_unknown", retry_after=_RETRY_S))
         case StoreUnavailable():
-            return refusal_response(Refusal("service_unavailable", retry_after=_RETRY_S))
+            return refusal_reply(Refusal("service_unavailable", retry_after=_RETRY_S))
         case ConnectionError():
             raise error  # the client is gone
         case _:
             _log.error("Request failed", request_id=request_id, path=request.path, exc_info=error)
-            return refusal_response(Refusal("internal_error"))
+            return refusal_reply(Refusal("internal_error"))
