@@ -27,28 +27,20 @@
 --- @include "clock"
 --- @include "limits"
 --- @include "idempotency"
+--- @include "gate"
 local epoch, record, trip, driver = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
 local trip_claim, driver_claim, claims, offers = KEYS[5], KEYS[6], KEYS[7], KEYS[8]
 local token, lease_ms, fingerprint, ttl_ms = ARGV[1], tonumber(ARGV[2]), ARGV[3], ARGV[4]
 local resolved, entry, expected, driver_id, policy = ARGV[5], ARGV[6], ARGV[7], ARGV[8], ARGV[9]
 local FIRST_LIMIT, FIRST_PAIR = 9, 10
 
-local zone = redis.call('GET', epoch)
-if not zone then
-  return { 'cold', now_ms, 0, 0, 0 }
-end
-local refused, place, remaining, reset_ms = check_limits(FIRST_LIMIT, FIRST_PAIR)
-local counted = string.find(resolved, 'l')
-local found, stored = look_up_key(record, fingerprint, string.find(resolved, 'k'), horizon_ms(zone))
-if found and not (found == 'key_unresolved' and refused and not counted) then
-  return { found, now_ms, place, remaining, reset_ms, stored or '' }
-end
-if refused and not counted then
-  return { 'rate_limited', now_ms, place, remaining, reset_ms }
+local reply, counted, place, remaining, reset_ms = gate(epoch, record, fingerprint, resolved, FIRST_LIMIT, FIRST_PAIR)
+if reply then
+  return reply
 end
 
 local state = redis.call('HMGET', trip, 'current_status', 'version')
-if not state[1] and not string.find(resolved, 't') then
+if not state[1] and not string.find(resolved, 't', 1, true) then
   return { 'trip_unknown', now_ms, place, remaining, reset_ms }
 end
 local code, kept = 'claimed', true
@@ -64,7 +56,7 @@ end
 local vehicle_type = ''
 if code == 'claimed' then
   local who = redis.call('HMGET', driver, 'is_online', 'availability_status', 'trip_id', 'vehicle_type')
-  if not who[1] and not string.find(resolved, 'd') then
+  if not who[1] and not string.find(resolved, 'd', 1, true) then
     return { 'driver_unknown', now_ms, place, remaining, reset_ms }
   end
   vehicle_type = who[4] or ''
@@ -74,10 +66,11 @@ if code == 'claimed' then
     code = 'driver_not_available'
   elseif policy == 'offered' and (tonumber(redis.call('ZSCORE', offers, driver_id) or 0) <= now_ms) then
     code, kept = 'not_offered', false
-  elseif redis.call('EXISTS', trip_claim) == 1 then
+  elseif not redis.call('SET', trip_claim, token, 'NX', 'PX', lease_ms) then
     -- Kept, though that claim may yet come to nothing: one key has one answer. A new try takes a new key.
     code = 'trip_already_assigned'
-  elseif redis.call('EXISTS', driver_claim) == 1 then
+  elseif not redis.call('SET', driver_claim, token, 'NX', 'PX', lease_ms) then
+    redis.call('DEL', trip_claim)
     code = 'driver_not_available'
   end
 end
@@ -92,8 +85,6 @@ if code ~= 'claimed' then
   end
   return { code, now_ms, place, remaining, reset_ms, version, status }
 end
-redis.call('SET', trip_claim, token, 'NX', 'PX', lease_ms)
-redis.call('SET', driver_claim, token, 'NX', 'PX', lease_ms)
 redis.call('ZADD', claims, whole(now_ms + lease_ms), entry)
 lease_key(record, fingerprint, ttl_ms, now_ms + lease_ms, token)
 return {

@@ -28,6 +28,7 @@
 --- @include "clock"
 --- @include "limits"
 --- @include "idempotency"
+--- @include "gate"
 local epoch, record, driver, driver_claim = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
 local claims, trip, trip_claim = KEYS[5], KEYS[6], KEYS[7]
 local token, lease_ms, fingerprint, ttl_ms = ARGV[1], tonumber(ARGV[2]), ARGV[3], ARGV[4]
@@ -35,22 +36,13 @@ local resolved, entry, trip_id = ARGV[5], ARGV[6], ARGV[7]
 local goes_offline, changes_zone, vehicle_type = ARGV[8] == '1', ARGV[9] == '1', ARGV[10]
 local FIRST_LIMIT, FIRST_PAIR = 8, 11
 
-local zone = redis.call('GET', epoch)
-if not zone then
-  return { 'cold', now_ms, 0, 0, 0 }
-end
-local refused, place, remaining, reset_ms = check_limits(FIRST_LIMIT, FIRST_PAIR)
-local counted = string.find(resolved, 'l')
-local found, stored = look_up_key(record, fingerprint, string.find(resolved, 'k'), horizon_ms(zone))
-if found and not (found == 'key_unresolved' and refused and not counted) then
-  return { found, now_ms, place, remaining, reset_ms, stored or '' }
-end
-if refused and not counted then
-  return { 'rate_limited', now_ms, place, remaining, reset_ms }
+local reply, counted, place, remaining, reset_ms = gate(epoch, record, fingerprint, resolved, FIRST_LIMIT, FIRST_PAIR)
+if reply then
+  return reply
 end
 
 local who = redis.call('HMGET', driver, 'is_online', 'trip_id', 'vehicle_type')
-if not who[1] and not string.find(resolved, 'd') then
+if not who[1] and not string.find(resolved, 'd', 1, true) then
   return { 'driver_unknown', now_ms, place, remaining, reset_ms }
 end
 if (who[2] or '') ~= trip_id then

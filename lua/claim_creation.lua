@@ -19,23 +19,15 @@
 --- @include "clock"
 --- @include "limits"
 --- @include "idempotency"
+--- @include "gate"
 local epoch, record, trip, trip_claim, claims = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
 local token, lease_ms, fingerprint, ttl_ms = ARGV[1], tonumber(ARGV[2]), ARGV[3], ARGV[4]
 local resolved, entry = ARGV[5], ARGV[6]
 local FIRST_LIMIT, FIRST_PAIR = 6, 7
 
-local zone = redis.call('GET', epoch)
-if not zone then
-  return { 'cold', now_ms, 0, 0, 0 }
-end
-local refused, place, remaining, reset_ms = check_limits(FIRST_LIMIT, FIRST_PAIR)
-local counted = string.find(resolved, 'l')
-local found, stored = look_up_key(record, fingerprint, string.find(resolved, 'k'), horizon_ms(zone))
-if found and not (found == 'key_unresolved' and refused and not counted) then
-  return { found, now_ms, place, remaining, reset_ms, stored or '' }
-end
-if refused and not counted then
-  return { 'rate_limited', now_ms, place, remaining, reset_ms }
+local reply, counted, place, remaining, reset_ms = gate(epoch, record, fingerprint, resolved, FIRST_LIMIT, FIRST_PAIR)
+if reply then
+  return reply
 end
 if redis.call('EXISTS', trip_claim) == 1 then
   return { 'trip_busy', now_ms, place, remaining, reset_ms }

@@ -19,27 +19,19 @@
 --- @include "clock"
 --- @include "limits"
 --- @include "idempotency"
+--- @include "gate"
 local epoch, record, trip, claims = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
 local token, lease_ms, fingerprint, ttl_ms = ARGV[1], tonumber(ARGV[2]), ARGV[3], ARGV[4]
 local resolved, entry, expected = ARGV[5], ARGV[6], ARGV[7]
 local FIRST_LIMIT, FIRST_PAIR = 5, 8
 
-local zone = redis.call('GET', epoch)
-if not zone then
-  return { 'cold', now_ms, 0, 0, 0 }
-end
-local refused, place, remaining, reset_ms = check_limits(FIRST_LIMIT, FIRST_PAIR)
-local counted = string.find(resolved, 'l')
-local found, stored = look_up_key(record, fingerprint, string.find(resolved, 'k'), horizon_ms(zone))
-if found and not (found == 'key_unresolved' and refused and not counted) then
-  return { found, now_ms, place, remaining, reset_ms, stored or '' }
-end
-if refused and not counted then
-  return { 'rate_limited', now_ms, place, remaining, reset_ms }
+local reply, counted, place, remaining, reset_ms = gate(epoch, record, fingerprint, resolved, FIRST_LIMIT, FIRST_PAIR)
+if reply then
+  return reply
 end
 
 local state = redis.call('HMGET', trip, 'current_status', 'version')
-if not state[1] and not string.find(resolved, 't') then
+if not state[1] and not string.find(resolved, 't', 1, true) then
   return { 'trip_unknown', now_ms, place, remaining, reset_ms }
 end
 local code, kept = 'claimed', true

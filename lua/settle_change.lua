@@ -29,9 +29,11 @@
 -- ARGV[12] oldest fix that counts, in ms before now
 -- ARGV[13] event for the stream (JSON), or empty
 -- ARGV[14] message for the push channel (JSON), or empty
--- ARGV[15] how many driver fields follow, n
--- ARGV[16...] n field-value pairs of the driver, then the trip's pairs
--- RETURNS 1 where the trip's hash was older and was written, 0 where it was not
+-- ARGV[15] version the trip's pairs are the changes of, or empty: they are the whole trip
+-- ARGV[16] how many driver fields follow, n
+-- ARGV[17...] n field-value pairs of the driver, then the trip's pairs
+-- RETURNS 1 where the trip's hash was older and was written, 0 where it was not; -1 where the hash is not of the
+--   version in ARGV[15]: nothing was done, the whole trip is needed
 --- @include "clock"
 local trip, driver, trip_claim, driver_claim, claims = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
 local record, geo, seen, events, channel = KEYS[6], KEYS[7], KEYS[8], KEYS[9], KEYS[10]
@@ -39,20 +41,22 @@ local offers, waves, barred = KEYS[11], KEYS[12], KEYS[13]
 local token, entry, answer, answer_ttl_ms = ARGV[1], ARGV[2], ARGV[3], ARGV[4]
 local version, trip_ttl_s, trip_id, wave = ARGV[5], ARGV[6], ARGV[7], ARGV[8]
 local driver_id, effect, bars, fix_age_ms = ARGV[9], ARGV[10], ARGV[11], tonumber(ARGV[12])
-local event, message, driver_fields = ARGV[13], ARGV[14], tonumber(ARGV[15])
-local FIRST_INBOX, FIRST_FIELD = 14, 16
+local event, message, base, driver_fields = ARGV[13], ARGV[14], ARGV[15], tonumber(ARGV[16])
+local FIRST_INBOX, FIRST_FIELD = 14, 17
 local EVENTS_KEPT = 100000
 local BARRED_S = 86400
 
 local known = version ~= '' and redis.call('HGET', trip, 'version')
 local newer = version ~= '' and (not known or tonumber(known) < tonumber(version))
+if newer and base ~= '' and known ~= base then
+  return -1
+end
 
 if newer then
   redis.call('HSET', trip, unpack(ARGV, FIRST_FIELD + 2 * driver_fields))
   if trip_ttl_s ~= '' then
     redis.call('EXPIRE', trip, trip_ttl_s)
-  else
-    redis.call('PERSIST', trip)
+    redis.call('DEL', barred)
   end
   if wave == 'start' then
     redis.call('HSET', trip, 'reach', 0, 'waiting_since', whole(now_ms))
@@ -63,9 +67,6 @@ if newer then
       redis.call('ZREM', KEYS[k], trip_id)
     end
     redis.call('DEL', offers)
-  end
-  if trip_ttl_s ~= '' then
-    redis.call('DEL', barred)
   end
 end
 if bars ~= '' then
@@ -82,7 +83,10 @@ if bars ~= '' then
   end
 end
 
-if driver_id ~= '' then
+if driver_id ~= '' and newer and effect == 'take' then
+  redis.call('HSET', driver, 'trip_id', trip_id)
+  redis.call('ZREM', geo, driver_id)
+elseif driver_id ~= '' then
   local vehicle = redis.call('HGET', driver, 'vehicle_type')
   if driver_fields > 0 then
     local before = redis.call('HGET', driver, 'version')
@@ -96,9 +100,7 @@ if driver_id ~= '' then
       redis.call('HSET', driver, unpack(ARGV, FIRST_FIELD, FIRST_FIELD + 2 * driver_fields - 1))
     end
   end
-  if newer and effect == 'take' then
-    redis.call('HSET', driver, 'trip_id', trip_id)
-  elseif newer and effect == 'free' and redis.call('HGET', driver, 'trip_id') == trip_id then
+  if newer and effect == 'free' and redis.call('HGET', driver, 'trip_id') == trip_id then
     redis.call('HSET', driver, 'trip_id', '')
   end
   local who = redis.call('HMGET', driver, 'is_online', 'availability_status', 'trip_id', 'lat', 'lng', 'fix_ms',
@@ -126,10 +128,11 @@ end
 if message ~= '' then
   redis.call('SPUBLISH', channel, message)
 end
-if redis.call('GET', trip_claim) == token then
+local held = redis.call('MGET', trip_claim, driver_claim)
+if held[1] == token then
   redis.call('DEL', trip_claim)
 end
-if redis.call('GET', driver_claim) == token then
+if held[2] == token then
   redis.call('DEL', driver_claim)
 end
 redis.call('ZREM', claims, entry)

@@ -86,7 +86,7 @@ def test_what_a_header_declares_is_what_the_code_uses(name: str, kind: str) -> N
     for number, local in named.items():
         assert len(re.findall(rf"\b{local}\b", code)) > 1, f"{kind}[{number}] ({local}) is not used"
         assert len(re.findall(rf"\b{kind}\[{number}\]", code)) == 1, "from then on by its name"
-    reads_open = bool(re.search(rf"#{kind}\b|\b{kind}\[[a-z]|unpack\({kind}|check_limits\(", code))
+    reads_open = bool(re.search(rf"#{kind}\b|\b{kind}\[[a-z]|unpack\({kind}|check_limits\(|gate\(", code))
     assert reads_open == (tail is not None)
     if tail is not None:
         assert re.search(rf"\b{tail}\b", re.sub(rf"{kind}\[\d+\]", "", code)), "the open end's place"
@@ -156,7 +156,7 @@ def _calls(text: str) -> list[tuple[str, list[str]]]:
 def test_every_key_is_one_of_keys(name: str) -> None:
     text = (LUA_DIR / f"{name}.lua").read_text()
     text = re.sub(r"--.*", "", text)
-    keys = {"key"} if name.startswith("lib/") else set()
+    keys = {"key", "epoch_key"} if name.startswith("lib/") else set()
     for names, values in re.findall(r"^\s*local ([\w, ]+) = (.*)$", text, re.MULTILINE):
         for local, value in zip(names.split(", "), values.split(", "), strict=False):
             if value.startswith("KEYS["):

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field, fields, replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from enum import StrEnum
+from functools import lru_cache
+from operator import attrgetter
 from typing import Any, Final, Self
 
 # Redis keys are built from these, so nothing that means something in a key may pass.
@@ -14,6 +16,8 @@ ZONE: Final = re.compile(r"[a-z0-9-]{1,32}")
 VEHICLE_TYPE: Final = re.compile(r"[a-z0-9-]{1,32}")
 TRIP_ID: Final = re.compile(r"[a-z0-9-]{1,32}_[A-Za-z0-9_-]{1,64}")
 TRIP_SUFFIX: Final = re.compile(r"[A-Za-z0-9_-]{1,64}")
+
+_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 
 DEFAULT_ZONE: Final = "default"
 DEFAULT_VEHICLE_TYPE: Final = "car"
@@ -131,13 +135,19 @@ def iso(at_ms: int | None) -> str | None:
     """RFC 3339 in UTC with milliseconds, or None."""
     if at_ms is None:
         return None
-    text = datetime.fromtimestamp(at_ms / 1000, UTC).isoformat(timespec="milliseconds")
-    return text[:-6] + "Z"
+    second, ms = divmod(at_ms, 1000)
+    return f"{_to_second(second)}.{ms:03d}Z"
+
+
+@lru_cache(maxsize=16_384)
+def _to_second(second: int) -> str:
+    # Trips of one hour share most of their seconds, and one trip is shown many times.
+    return datetime.fromtimestamp(second, UTC).isoformat()[:19]
 
 
 def moment(at_ms: int) -> datetime:
     """Milliseconds since the epoch as an aware datetime, exact to the millisecond."""
-    return datetime.fromtimestamp(at_ms // 1000, UTC).replace(microsecond=at_ms % 1000 * 1000)
+    return _EPOCH + timedelta(milliseconds=at_ms)
 
 
 def millis(at: datetime | None) -> int | None:
@@ -178,12 +188,19 @@ class Trip:
         """A trip from its Redis hash: every value is text, and empty text stands for nothing."""
         return cls(**{n: parse(hash_[n]) for n, parse in _PARSE.items() if hash_.get(n)})
 
-    def to_hash(self) -> list[str]:
-        """Field, value, field, value, … for the Redis hash."""
+    def to_hash(self, since: Trip | None = None) -> list[str]:
+        """Field, value, field, value, … for the Redis hash; only what has changed `since` then.
+
+        A new trip has no hash yet, so what is empty is left out.
+        """
         flat: list[str] = []
-        for name in _PARSE:
-            value = getattr(self, name)
-            flat += (name, "" if value is None else str(value))
+        is_new = self.version == 0
+        for name, value in zip(_PARSE, _VALUES(self), strict=True):
+            if value is None:
+                if not is_new and (since is None or getattr(since, name) is not None):
+                    flat += (name, "")
+            elif since is None or getattr(since, name) != value:
+                flat += (name, str(value))
         return flat
 
     def after(self, transition: Transition, at_ms: int, **changes: Any) -> Trip:
@@ -238,10 +255,11 @@ def _parser(annotation: str) -> Any:
         return int
     if annotation.startswith("float"):
         return float
-    return Status if annotation == "Status" else str
+    return {status.value: status for status in Status}.__getitem__ if annotation == "Status" else str
 
 
 _PARSE: Final = {f.name: _parser(str(f.type)) for f in fields(Trip)}
+_VALUES: Final = attrgetter(*_PARSE)
 
 
 @dataclass(frozen=True, slots=True)

@@ -72,11 +72,6 @@ def refused(code: str, version: str, status: str, limit: LimitState | None) -> A
     return refusal_answer(Refusal(code, **fields), limit)
 
 
-def trip_body(response_code: str, trip: Trip) -> bytes:
-    """The body of a success that concerns a trip."""
-    return orjson.dumps({"response_code": response_code, "trip": trip.to_json()})
-
-
 def driver_body(driver: Driver, released: Trip | None) -> bytes:
     """The body of a change of availability."""
     return orjson.dumps(

@@ -25,6 +25,7 @@ from dispatcher.service.answers import Answer, RateLimited, driver_body, refusal
 from dispatcher.service.bell import Bell
 from dispatcher.service.homes import Homes
 from dispatcher.service.limits import Limits
+from dispatcher.service.news import shown
 from dispatcher.service.positions import Positions
 from dispatcher.service.road import Plan, Road
 from dispatcher.service.trips import settlement_of, transition_columns
@@ -148,7 +149,7 @@ class Drivers:
                 released = trip.after(RELEASE, now)
                 after = replace(after, trip_id=None)
                 columns = transition_columns(attempt, actor, RELEASE, trip, released, "driver_offline")
-                settlement = settlement_of(RELEASE, actor, trip, released, [], "")
+                settlement = settlement_of(RELEASE, actor, trip, released, shown(released), [], "")
             settlement.driver_id = actor.user_id
             settlement.driver_vehicle = before.vehicle_type or after.vehicle_type
             settlement.effect = "free" if released else "state"

@@ -26,20 +26,37 @@ def event_payload(token: str, trip: Trip, **more: Any) -> str:
     return orjson.dumps(payload).decode()
 
 
-def stream_event(event: str, actor: Actor, trip: Trip) -> str:
+def shown(trip: Trip) -> orjson.Fragment:
+    """The trip as JSON, made once for the answer, the stream and the sockets."""
+    return orjson.Fragment(orjson.dumps(trip.to_json()))
+
+
+def trip_body(response_code: str, trip: orjson.Fragment) -> bytes:
+    """The body of a success that concerns a trip."""
+    return orjson.dumps({"response_code": response_code, "trip": trip})
+
+
+def stream_event(event: str, actor: Actor, at_ms: int, trip: orjson.Fragment) -> str:
     """The entry in the zone's stream, for other services."""
     return orjson.dumps(
         {
             "event": event,
             "actor_id": actor.user_id,
             "actor_role": actor.role,
-            "at": iso(trip.updated_at),
-            "trip": trip.to_json(),
+            "at": iso(at_ms),
+            "trip": trip,
         }
     ).decode()
 
 
-def trip_messages(event: str, trip: Trip, *, former_driver: str | None, offered: Sequence[str]) -> str:
+def trip_messages(
+    event: str,
+    trip: Trip,
+    as_json: orjson.Fragment,
+    *,
+    former_driver: str | None,
+    offered: Sequence[str],
+) -> str:
     """Messages for the push channel: a JSON list of [addresses, frame].
 
     The customer and the driver (who may be the former one) get the trip; whoever still holds an
@@ -49,7 +66,7 @@ def trip_messages(event: str, trip: Trip, *, former_driver: str | None, offered:
     driver = trip.driver_id or former_driver
     if driver:
         to.append(address(Role.DRIVER, driver))
-    messages: list[Any] = [[to, {"type": "trip", "event": event, "trip": trip.to_json()}]]
+    messages: list[Any] = [[to, {"type": "trip", "event": event, "trip": as_json}]]
     others = [address(Role.DRIVER, d) for d in offered if d != trip.driver_id]
     if others and event != "released":
         messages.append(

@@ -7,6 +7,8 @@ import time
 from dataclasses import replace
 from typing import Any, Final
 
+import orjson
+
 from dispatcher.core.errors import Refusal
 from dispatcher.core.model import (
     ACCEPT,
@@ -28,10 +30,17 @@ from dispatcher.core.model import (
     zone_of,
 )
 from dispatcher.core.zones import Zone, Zones
-from dispatcher.service.answers import Answer, trip_body
+from dispatcher.service.answers import Answer
 from dispatcher.service.bell import Bell
 from dispatcher.service.limits import Limits
-from dispatcher.service.news import event_name, event_payload, stream_event, trip_messages
+from dispatcher.service.news import (
+    event_name,
+    event_payload,
+    shown,
+    stream_event,
+    trip_body,
+    trip_messages,
+)
 from dispatcher.service.offer_log import OfferLog
 from dispatcher.service.road import Plan, Road
 from dispatcher.store.keys import keys_of
@@ -106,7 +115,8 @@ class Trips:
                 dropoff_lng=dropoff[1] if dropoff else None,
                 created_at=now, updated_at=now,
             )  # fmt: skip
-            body = trip_body("trip_created", trip)
+            as_json = shown(trip)
+            body = trip_body("trip_created", as_json)
             change = Change(
                 trip_id=trip_id, is_creation=True, to_status=trip.current_status,
                 zone=where.name, customer_id=actor.user_id, vehicle_type=vehicle_type,
@@ -123,8 +133,8 @@ class Trips:
             )  # fmt: skip
             settlement = Settlement(
                 trip=trip,
-                event=stream_event("created", actor, trip),
-                message=trip_messages("created", trip, former_driver=None, offered=()),
+                event=stream_event("created", actor, now, as_json),
+                message=trip_messages("created", trip, as_json, former_driver=None, offered=()),
             )
             return Plan(change, settlement, 201, body)
 
@@ -245,14 +255,15 @@ class Trips:
         if transition is CANCEL:
             changes["cancel_reason"] = reason
         after = trip.after(transition, now, **changes)
-        body = trip_body(event_name(transition), after)
+        as_json = shown(after)
+        body = trip_body(event_name(transition), as_json)
         change = Change(
             **transition_columns(attempt, actor, transition, trip, after, reason),
             required_driver=actor.user_id if accepting else None,
             key=attempt.key, response=body.decode(), status_code=200,
             expires_at_ms=now + self._key_ttl_ms,
         )  # fmt: skip
-        settlement = settlement_of(transition, actor, trip, after, offered, vehicle)
+        settlement = settlement_of(transition, actor, trip, after, as_json, offered, vehicle)
         return Plan(change, settlement, 200, body)
 
     async def _decline(
@@ -269,7 +280,7 @@ class Trips:
 
         def plan(verdict: Verdict) -> Plan:
             trip = Trip.from_hash(flat_to_dict(verdict.detail[0]))
-            body = trip_body("trip_declined", trip)
+            body = trip_body("trip_declined", shown(trip))
             change = Change(
                 trip_id=trip_id, sources=(Status.PENDING,), zone=zone.name,
                 declines=actor.user_id, at_ms=verdict.now_ms,
@@ -350,6 +361,7 @@ def settlement_of(
     actor: Actor,
     trip: Trip,
     after: Trip,
+    as_json: orjson.Fragment,
     offered: list[str],
     vehicle: str,
 ) -> Settlement:
@@ -359,11 +371,12 @@ def settlement_of(
     former = trip.driver_id if freed else None
     return Settlement(
         trip=replace(after, driver_vehicle_type=None) if freed else after,
+        before=trip,
         driver_id=(after.driver_id if taken else former) or "",
         driver_vehicle=vehicle,
         effect="take" if taken else "free" if former else "",
         bars=former if former and transition.driver is DriverEffect.CLEARED else "",
         inboxes=offered,
-        event=stream_event(transition.event, actor, after),
-        message=trip_messages(transition.event, after, former_driver=former, offered=offered),
+        event=stream_event(transition.event, actor, after.updated_at, as_json),
+        message=trip_messages(transition.event, after, as_json, former_driver=former, offered=offered),
     )

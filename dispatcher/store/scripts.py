@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Awaitable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
@@ -84,6 +84,7 @@ class Settlement:
 
     answer: str = ""
     trip: Trip | None = None
+    before: Trip | None = None  # the trip as it was claimed: only what differs is sent
     driver_id: str = ""
     driver_vehicle: str = ""
     effect: str = ""  # take, free, state
@@ -280,24 +281,31 @@ class Scripts:
         if trip is not None:
             wave = "start" if trip.current_status is Status.PENDING else "stop"
             ttl = str(FINISHED_TTL_S) if trip.current_status in FINAL else ""
-        fields = settlement.driver_fields
-        reply: int = await self._pipeline.run(
-            "settle_change",
-            (
+        fields, before = settlement.driver_fields, settlement.before
+        names = (
                 keys.trip(trip_id) if trip_id else keys.epoch,
                 keys.driver(driver_id) if driver_id else keys.epoch,
                 keys.trip_claim(trip_id or "-"), keys.driver_claim(attempt.driver_id or "-"),
                 keys.claims, attempt.record(keys), keys.geo(settlement.driver_vehicle or "-"),
                 keys.seen, keys.events, keys.push, keys.offers(trip_id or "-"), keys.waves,
                 keys.barred(trip_id or "-"), *(keys.inbox(d) for d in settlement.inboxes),
-            ),
-            (
+        )  # fmt: skip
+        args = (
                 attempt.token, attempt.entry, settlement.answer, attempt.key_ttl_ms,
                 trip.version if trip else "", ttl, trip_id, wave, driver_id, settlement.effect,
                 settlement.bars, fix_age_ms, settlement.event, settlement.message,
-                len(fields) // 2, *fields, *(trip.to_hash() if trip else ()),
-            ),
         )  # fmt: skip
+
+        def run(since: Trip | None) -> Awaitable[int]:
+            base = "" if since is None else since.version
+            pairs = trip.to_hash(since) if trip else ()
+            return self._pipeline.run(
+                "settle_change", names, (*args, base, len(fields) // 2, *fields, *pairs)
+            )
+
+        reply = await run(before)
+        if reply < 0:
+            reply = await run(None)
         return reply == 1
 
     async def release_claim(self, keys: Keys, attempt: Attempt) -> int:

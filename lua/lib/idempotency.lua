@@ -10,11 +10,7 @@ end
 
 -- Returns nil to go on, or the code to answer with, and the record without its fingerprint.
 -- `asked` says that Postgres has been asked and knows no answer.
-local function look_up_key(key, fingerprint, asked, horizon)
-  if fingerprint == '' then
-    return nil
-  end
-  local record = redis.call('GET', key)
+local function judge_key(record, fingerprint, asked, horizon)
   if not record then
     if horizon > now_ms and not asked then
       return 'key_unresolved'
