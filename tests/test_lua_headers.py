@@ -86,7 +86,9 @@ def test_what_a_header_declares_is_what_the_code_uses(name: str, kind: str) -> N
     for number, local in named.items():
         assert len(re.findall(rf"\b{local}\b", code)) > 1, f"{kind}[{number}] ({local}) is not used"
         assert len(re.findall(rf"\b{kind}\[{number}\]", code)) == 1, "from then on by its name"
-    reads_open = bool(re.search(rf"#{kind}\b|\b{kind}\[[a-z]|unpack\({kind}|check_limits\(|gate\(", code))
+    reads_open = bool(
+        re.search(rf"#{kind}\b|\b{kind}\[[a-z]|unpack\({kind}|check_limits\(|gate\(", code)
+    )
     assert reads_open == (tail is not None)
     if tail is not None:
         assert re.search(rf"\b{tail}\b", re.sub(rf"{kind}\[\d+\]", "", code)), "the open end's place"

@@ -9,7 +9,16 @@ import pytest
 
 from dispatcher.core.model import Status, Trip
 from dispatcher.store.scripts import FINISHED_TTL_S
-from tests.zone import BACKENDS, FIX_AGE_MS, START_MS, Zone, make_driver, make_trip, open_zone
+from tests.zone import (
+    BACKENDS,
+    FIX_AGE_MS,
+    START_MS,
+    Zone,
+    limit,
+    make_driver,
+    make_trip,
+    open_zone,
+)
 
 
 @pytest.fixture(params=BACKENDS)
@@ -147,7 +156,7 @@ async def put(zone: Zone, *fixes: tuple[str, float, float, int], vehicle: str = 
         zone.keys, vehicle, fixes, fix_age_ms=FIX_AGE_MS
     )
     assert now_ms == zone.now_ms
-    return code if code != "taken" else results
+    return code if code != "taken" else [placed[:2] for placed in results]
 
 
 async def test_each_driver_has_their_own_result(zone: Zone) -> None:
@@ -226,3 +235,32 @@ async def test_a_cold_zone_takes_no_position(zone: Zone) -> None:
     before = await zone.dump()
     assert await put(zone, ("d1", 50.1, 8.6, START_MS)) == "cold"
     assert await zone.dump() == before
+
+
+async def test_each_fix_counts_against_its_own_limits(zone: Zone) -> None:
+    await zone.driver("d1")
+    names = ("d1", "d1", "d1", "nobody", "nobody")
+    fixes = [(name, 50.1, 8.6, START_MS + i - 9) for i, name in enumerate(names)]
+    limits = [
+        [limit(2, name="location_update", subject=n), limit(4, name="ip", subject="10.0.0.1")]
+        for n in names
+    ]
+    _, _, results = await zone.scripts.put_positions(
+        zone.keys, "car", fixes, fix_age_ms=FIX_AGE_MS, limits=limits
+    )
+    assert [placed.word for placed in results] == [
+        "taken", "taken", "rate_limited", "unknown", "unknown",
+    ]  # fmt: skip
+    states = [placed.limit for placed in results]
+    assert [(s.name, s.remaining) for s in states if s] == [
+        ("location_update", 1), ("location_update", 0), ("location_update", 0),
+        ("location_update", 1), ("location_update", 0),
+    ]  # fmt: skip
+    own = zone.keys.limit("location_update", "d1")
+    assert await zone.redis.llen(own) == 2, "a refused fix is not counted"
+    assert await zone.redis.llen(zone.keys.limit("ip", "10.0.0.1")) == 4
+    (refused,) = (await zone.scripts.put_positions(
+        zone.keys, "car", [("d1", 51.0, 9.0, START_MS)], fix_age_ms=FIX_AGE_MS, limits=limits[:1]
+    ))[2]  # fmt: skip
+    assert refused.word == "rate_limited"
+    assert (await zone.hash(zone.keys.driver("d1")))["fix_ms"] == str(START_MS - 8)

@@ -358,7 +358,7 @@ async def _walk(pipeline: Pipeline, scripts: Scripts, keys: Keys) -> None:
     code, _, results = await scripts.put_positions(
         keys, "car", [("d1", 50.1, 8.6, now_ms), ("d2", 50.1, 8.61, now_ms)], fix_age_ms=FIX_AGE_MS
     )
-    assert (code, results) == ("taken", [("taken", ""), ("taken", "")])
+    assert (code, results) == ("taken", [("taken", "", None), ("taken", "", None)])
     touches = [("driver", name, "c1", "{}", 60_000) for name in ("d1", "d2")]
     await scripts.touch_presence(keys, touches)
     assert (await scripts.claim_waves(keys))[2] == [trip_id]

@@ -11,7 +11,17 @@ from typing import Any
 import pytest
 import redis.asyncio
 
-from dispatcher.core.model import ACCEPT, CANCEL, COMPLETE, EXPIRE, GIVE_BACK, Status, Trip
+from dispatcher.core.model import (
+    ACCEPT,
+    ARRIVE,
+    CANCEL,
+    COMPLETE,
+    EXPIRE,
+    GIVE_BACK,
+    START,
+    Status,
+    Trip,
+)
 from dispatcher.store.scripts import FINISHED_TTL_S, Attempt, Settlement, driver_fields
 from tests.zone import (
     BACKENDS,
@@ -342,3 +352,32 @@ async def test_a_stream_of_events_in_their_order(zone: Zone) -> None:
         await settle(zone, trip=replace(trip, version=n + 1), event=str(n))
     found = [fields["event"] for _, fields in await zone.redis.xrange(zone.keys.events)]
     assert found == list("01234")
+
+
+async def test_changes_of_another_version_write_nothing(zone: Zone) -> None:
+    """The picture missed a change: what differs is not enough, so the whole trip is sent."""
+    before = await zone.trip("1")
+    claimed = before.after(ACCEPT, START_MS, driver_id="d1", driver_vehicle_type="car")
+    arrived = claimed.after(ARRIVE, START_MS + 1)
+    ran: list[int] = []
+    run = zone.pipeline.run
+
+    def spy(script: str, keys: Any, args: Any) -> Any:
+        reply = run(script, keys, args)
+        reply.add_done_callback(lambda done: ran.append(done.result()))
+        return reply
+
+    zone.pipeline.run = spy  # type: ignore[method-assign]
+    a = zone.attempt()
+    settled = Settlement(trip=arrived, before=claimed, event="{}")
+    assert await zone.scripts.settle_change(zone.keys, a, settled, fix_age_ms=FIX_AGE_MS)
+    assert ran == [-1, 1]
+    stored = await zone.hash(zone.keys.trip(before.id))
+    assert Trip.from_hash(stored) == arrived
+    assert await zone.redis.xlen(zone.keys.events) == 1, "told once"
+
+    await zone.redis.delete(zone.keys.trip(before.id))
+    settled = Settlement(trip=arrived.after(START, START_MS + 2), before=arrived)
+    assert await zone.scripts.settle_change(zone.keys, a, settled, fix_age_ms=FIX_AGE_MS)
+    assert Trip.from_hash(await zone.hash(zone.keys.trip(before.id))) == settled.trip
+    assert ran == [-1, 1, -1, 1]

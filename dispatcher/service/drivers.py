@@ -198,15 +198,10 @@ class Drivers:
     ) -> Answer:
         """Takes a driver's fixes: (lat, lng, ms or None for now). Answers 202."""
         limits = self._limits.of("location_update", actor, ip)
-        limit = None
-        if limits:
-            home = await self._homes.of(actor.user_id)
-            zone = home[0] if home else DEFAULT_ZONE
-            verdict = await self._road.scripts.check_limit(keys_of(zone), limits)
-            limit = verdict.limit
-            if verdict.code == "rate_limited" and limit is not None:
-                return refusal_answer(RateLimited(limit))
-        taken = await self._positions.take(actor.user_id, points)
+        try:
+            taken, limit = await self._positions.take(actor.user_id, points, limits)
+        except RateLimited as refusal:
+            return refusal_answer(refusal)
         body = orjson.dumps({"response_code": "location_updated", "taken": taken})
         return Answer(202, body, limit)
 

@@ -11,14 +11,15 @@ from typing import Final
 import structlog
 
 from dispatcher.core.errors import Refusal, StoreUnavailable
-from dispatcher.core.model import moment
+from dispatcher.core.model import DEFAULT_ZONE, moment
+from dispatcher.service.answers import RateLimited
 from dispatcher.service.homes import Homes
 from dispatcher.store.keys import keys_of
 from dispatcher.store.picture import Picture
 from dispatcher.store.pipeline import Pipeline
 from dispatcher.store.push import publish
 from dispatcher.store.queries import Database
-from dispatcher.store.scripts import Scripts
+from dispatcher.store.scripts import Limit, LimitState, Placed, Scripts
 
 log = structlog.get_logger("dispatcher.positions")
 
@@ -29,7 +30,9 @@ _TRIES: Final = 4
 _CUSTOMERS: Final = 100_000
 
 _Fix = tuple[str, float, float, int]
-_Group = tuple[str, str]
+#: Zone, vehicle type, and how many limits apply: what one script call takes together.
+_Group = tuple[str, str, int]
+_Waiting = tuple[_Fix, Sequence[Limit], asyncio.Future[Placed]]
 
 
 class Positions:
@@ -51,9 +54,7 @@ class Positions:
         self._database = database
         self._fix_age_ms = fix_age_s * 1000
         self._homes = homes
-        self._waiting: dict[_Group, list[tuple[_Fix, asyncio.Future[tuple[str, str]]]]] = defaultdict(
-            list
-        )
+        self._waiting: dict[_Group, list[_Waiting]] = defaultdict(list)
         #: Customers of the trips that drivers are on.
         self._customers: dict[str, str] = {}
         self._sending = False
@@ -61,49 +62,79 @@ class Positions:
         #: Drivers' newest fixes that Postgres has not seen.
         self.unsaved: dict[str, tuple[float, float, int]] = {}
 
-    async def take(self, driver_id: str, points: Sequence[tuple[float, float, int | None]]) -> int:
-        """Takes a driver's points; returns how many were new. Raises Refusal driver_not_online."""
+    async def take(
+        self,
+        driver_id: str,
+        points: Sequence[tuple[float, float, int | None]],
+        limits: Sequence[Limit] = (),
+    ) -> tuple[int, LimitState | None]:
+        """Takes a driver's points: how many were new, and the limit to report.
+
+        Raises Refusal driver_not_online, RateLimited.
+        """
         now_ms = time.time_ns() // 1_000_000
         fixes = sorted(
             ((lat, lng, now_ms if at is None else at) for lat, lng, at in points),
             key=lambda fix: fix[2],
         )
         lat, lng, at = fixes[-1]
-        result, _ = await self._put((driver_id, lat, lng, at))
-        if result != "taken":
-            return 0
+        word, limit = await self._put((driver_id, lat, lng, at), limits)
+        if word != "taken":
+            return 0, limit
         self.unsaved[driver_id] = (lat, lng, min(at, now_ms))
-        return len(fixes)
+        return len(fixes), limit
 
-    async def _put(self, fix: _Fix) -> tuple[str, str]:
-        driver_id = fix[0]
+    async def _put(self, fix: _Fix, limits: Sequence[Limit]) -> tuple[str, LimitState | None]:
+        driver_id, limit = fix[0], None
         for _ in range(_TRIES):
-            group = await self._homes.of(driver_id)
-            if group is None:
+            home = await self._homes.of(driver_id)
+            if home is None:
                 break
-            loop = asyncio.get_running_loop()
-            reply: asyncio.Future[tuple[str, str]] = loop.create_future()
-            self._waiting[group].append((fix, reply))
-            if not self._sending:
-                self._sending = True
-                self._task = loop.create_task(self._send())
-            result, detail = await reply
-            match result:
-                case "cold":
-                    await self._picture.warm(group[0])
-                case "unknown":
-                    if not await self._picture.load_driver(keys_of(group[0]), driver_id):
-                        break
-                case "other_vehicle":
-                    self._homes.learn(driver_id, group[0], detail)
-                case "offline":
-                    # They may have moved to another zone by way of another server.
-                    self._homes.forget(driver_id)
-                    if await self._homes.of(driver_id) == group:
-                        break
-                case _:
-                    return result, detail
-        raise Refusal("driver_not_online")
+            word, detail, state = await self._place(fix, home, limits)
+            limit = state or limit
+            if word in ("taken", "late"):
+                return word, limit
+            if word == "rate_limited" and limit is not None:
+                raise RateLimited(limit)
+            if word != "cold":
+                limits = ()  # this call was counted
+            if not await self._has_learned(word, detail, driver_id, home):
+                break
+        if limits:
+            # No zone that counted the call: whoever was never online is limited all the same.
+            verdict = await self._scripts.check_limit(keys_of(DEFAULT_ZONE), limits)
+            limit = verdict.limit
+            if verdict.code == "rate_limited" and limit is not None:
+                raise RateLimited(limit)
+        refusal = Refusal("driver_not_online")
+        refusal.limit = limit
+        raise refusal
+
+    def _place(
+        self, fix: _Fix, home: tuple[str, str], limits: Sequence[Limit]
+    ) -> asyncio.Future[Placed]:
+        loop = asyncio.get_running_loop()
+        reply: asyncio.Future[Placed] = loop.create_future()
+        self._waiting[*home, len(limits)].append((fix, limits, reply))
+        if not self._sending:
+            self._sending = True
+            self._task = loop.create_task(self._send())
+        return reply
+
+    async def _has_learned(self, word: str, detail: str, driver_id: str, home: tuple[str, str]) -> bool:
+        """Whether another try may end better, since something was learned after this one."""
+        match word:
+            case "cold":
+                await self._picture.warm(home[0])
+            case "unknown":
+                return await self._picture.load_driver(keys_of(home[0]), driver_id)
+            case "other_vehicle":
+                self._homes.learn(driver_id, home[0], detail)
+            case "offline":
+                # They may have moved to another zone by way of another server.
+                self._homes.forget(driver_id)
+                return await self._homes.of(driver_id) != home
+        return True
 
     async def _send(self) -> None:
         # One turn of the loop gathers what arrived together; while a batch is away, the next fills.
@@ -121,27 +152,29 @@ class Positions:
         finally:
             self._sending = False
 
-    async def _send_group(
-        self, group: _Group, batch: list[tuple[_Fix, asyncio.Future[tuple[str, str]]]]
-    ) -> None:
+    async def _send_group(self, group: _Group, batch: list[_Waiting]) -> None:
         try:
             code, _, results = await self._scripts.put_positions(
-                keys_of(group[0]), group[1], [fix for fix, _ in batch], fix_age_ms=self._fix_age_ms
+                keys_of(group[0]),
+                group[1],
+                [fix for fix, _, _ in batch],
+                fix_age_ms=self._fix_age_ms,
+                limits=[limits for _, limits, _ in batch],
             )
         except Exception as error:
-            for _, reply in batch:
+            for _, _, reply in batch:
                 if not reply.done():
                     reply.set_exception(type(error)(*error.args))
             return
         if code == "cold":
-            results = [("cold", "")] * len(batch)
-        for (_, reply), result in zip(batch, results, strict=True):
+            results = [Placed("cold")] * len(batch)
+        for (_, _, reply), placed in zip(batch, results, strict=True):
             if not reply.done():
-                reply.set_result(result)
+                reply.set_result(placed)
         moves = [
-            (fix, trip_id)
-            for (fix, _), (result, trip_id) in zip(batch, results, strict=True)
-            if result == "taken" and trip_id
+            (waiting[0], placed.detail)
+            for waiting, placed in zip(batch, results, strict=True)
+            if placed.word == "taken" and placed.detail
         ]
         if moves:
             await self._tell_customers(group[0], moves)

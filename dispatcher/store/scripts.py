@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from dispatcher.config import Rate
 from dispatcher.core.model import ACTIVE, FINAL, Driver, IdempotencyKey, Status, Trip
@@ -93,6 +93,14 @@ class Settlement:
     inboxes: Sequence[str] = ()
     event: str = ""
     message: str = ""
+
+
+class Placed(NamedTuple):
+    """What became of a fix: the script's word, what it adds, and the limit to report."""
+
+    word: str
+    detail: str = ""
+    limit: LimitState | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -367,15 +375,31 @@ class Scripts:
         fixes: Sequence[tuple[str, float, float, int]],
         *,
         fix_age_ms: int,
-    ) -> tuple[str, int, list[tuple[str, str]]]:
-        """Takes fixes (driver, lat, lng, ms) of one vehicle type: (code, now ms, result each)."""
+        limits: Sequence[Sequence[Limit]] = (),
+    ) -> tuple[str, int, list[Placed]]:
+        """Takes fixes (driver, lat, lng, ms) of one vehicle type: (code, now ms, result each).
+
+        `limits` are those of each fix: as many for each, and of the same rates.
+        """
         names = [keys.epoch, keys.geo(vehicle_type), keys.seen, keys.vehicles]
-        args: list[Any] = [fix_age_ms, vehicle_type]
-        for fix in fixes:
+        shared = limits[0] if limits else ()
+        args: list[Any] = [fix_age_ms, vehicle_type, len(shared)]
+        for limit in shared:
+            args += limit.rate
+        for i, fix in enumerate(fixes):
             names.append(keys.driver(fix[0]))
             args += fix
+            if shared:
+                names += [keys.limit(limit.name, limit.subject) for limit in limits[i]]
         code, now_ms, results = await self._pipeline.run("put_positions", names, args)
-        return code, now_ms, [(result, detail) for result, detail in results]
+        placed = []
+        for i, (word, detail, place, remaining, reset_ms) in enumerate(results):
+            state = None
+            if place:
+                limit = limits[i][place - 1]
+                state = LimitState(limit.name, limit.rate, remaining, reset_ms, now_ms)
+            placed.append(Placed(word, detail, state))
+        return code, now_ms, placed
 
     async def sweep_claims(self, keys: Keys, *, most: int = 100) -> list[str]:
         """Entries of attempts whose lease is over: `token trip driver`, with - for none."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
+from collections.abc import Coroutine
 from enum import IntEnum
 from typing import Any, Final
 
@@ -23,6 +24,7 @@ _SEND_S: Final = 15.0
 #: Sustained, this is more than any app has to say: positions come in batches.
 _MOST_FRAMES: Final = 200
 _WINDOW_S: Final = 1.0
+_MOST_UNDER_WAY: Final = 16
 
 
 class Close(IntEnum):
@@ -47,6 +49,7 @@ class Socket:
         "_latest",
         "_sender",
         "_since",
+        "_under_way",
         "_websocket",
         "actor",
         "closing",
@@ -65,6 +68,7 @@ class Socket:
         self._sender: asyncio.Task[None] | None = None
         self._since = 0.0
         self._count = 0
+        self._under_way: set[asyncio.Task[None]] = set()
         self.actor = actor
         self.connection = connection
         #: When the token ends, in s since the epoch.
@@ -101,6 +105,15 @@ class Socket:
             self.closing = True
         finally:
             self._sender = None
+
+    async def in_background(self, work: Coroutine[Any, Any, None]) -> None:
+        """Lets work go on while the next frame is read; not too much of it at once."""
+        if len(self._under_way) >= _MOST_UNDER_WAY:
+            await work
+            return
+        task = asyncio.get_running_loop().create_task(work)
+        self._under_way.add(task)
+        task.add_done_callback(self._under_way.discard)
 
     def resync(self) -> None:
         """Tells the client its state anew, once at a time."""

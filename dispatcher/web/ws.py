@@ -188,7 +188,7 @@ class WebSockets:
                 await socket.close(Close.TOO_MANY_FRAMES, "too many frames")
                 return
             if message.type is WSMsgType.TEXT:
-                if await self._answer(socket, message.data, ip):
+                if await self._take(socket, message.data, ip):
                     continue
                 await socket.close(Close.UNAUTHORIZED, "token expired")
                 return
@@ -198,15 +198,26 @@ class WebSockets:
         if websocket.close_code == Close.TOO_BIG:
             log.warning("socket closed", code=1009, reason="frame too big", user=socket.actor.user_id)
 
-    async def _answer(self, socket: Socket, text: str, ip: str | None) -> bool:
-        """Answers one frame. False where the token has expired."""
+    async def _take(self, socket: Socket, text: str, ip: str | None) -> bool:
+        """Takes one frame. False where the token has expired."""
         if socket.expires_at <= time.time():
             return False
-        id_: Any = None
-        frame: Frame = {}
         try:
             frame = _parse(text)
             id_ = _id_of(frame)
+        except Refusal as refusal:
+            socket.send(_error(None, refusal_answer(refusal)))
+            return True
+        answering = self._answer(socket, frame, id_, ip)
+        if id_ is None and frame.get("type") == "location":
+            # Nobody waits for it, so the next frame does not either.
+            await socket.in_background(answering)
+        else:
+            await answering
+        return True
+
+    async def _answer(self, socket: Socket, frame: Frame, id_: str | int | None, ip: str | None) -> None:
+        try:
             answer = await self._do(socket, frame, ip)
         except Refusal as refusal:
             answer = refusal_answer(refusal)
@@ -221,7 +232,6 @@ class WebSockets:
             socket.send(_error(id_, answer))
         elif id_ is not None or frame["type"] not in _UNANSWERED:
             socket.send(_ack(id_, answer))
-        return True
 
     async def _do(self, socket: Socket, frame: Frame, ip: str | None) -> Answer:
         match frame.get("type"):

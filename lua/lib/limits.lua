@@ -1,11 +1,11 @@
 -- Sliding logs: a list of the times (µs) of what was admitted, oldest first. Needs clock.lua.
--- The limits of a script are the tail of its KEYS, and of its ARGV as pairs: most admitted, window in s.
+-- The limits of a call are neighbours in KEYS, mostly its tail, and in ARGV as pairs: most admitted, window in s.
 
 -- Returns refused, place of the limit to report (0: none), what remains, and when (ms) it eases.
 -- A refusal that lasts longest is reported before others, and the tightest limit where none refuses.
-local function check_limits(first_key, first_arg)
+local function check_limits(first_key, first_arg, last_key)
   local refused, place, remaining, reset_us = false, 0, 0, 0
-  for k = first_key, #KEYS do
+  for k = first_key, last_key or #KEYS do
     local at = first_arg + 2 * (k - first_key)
     local most = tonumber(ARGV[at])
     local window_us = tonumber(ARGV[at + 1]) * 1000000
@@ -31,8 +31,8 @@ local function check_limits(first_key, first_arg)
 end
 
 -- Returns what remains of the reported limit afterwards.
-local function record_admission(first_key, first_arg, remaining)
-  for k = first_key, #KEYS do
+local function record_admission(first_key, first_arg, remaining, last_key)
+  for k = first_key, last_key or #KEYS do
     redis.call('RPUSH', KEYS[k], whole(now_us))
     -- A second more than the window: a key's end is counted in whole ms, what is admitted in µs.
     redis.call('EXPIRE', KEYS[k], tonumber(ARGV[first_arg + 2 * (k - first_key) + 1]) + 1)
