@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Final
 
 import orjson
@@ -64,12 +65,19 @@ _RETRY_S: Final = {"request_in_progress": 1, "trip_busy": 1}
 
 def refused(code: str, version: str, status: str, limit: LimitState | None) -> Answer:
     """The answer to a claim that was refused with `code`, given the trip's version and state."""
+    answer = _refused(code, version, status)
+    return Answer(answer.status, answer.body, limit, retry_after_s=answer.retry_after_s)
+
+
+@lru_cache(maxsize=1_024)
+def _refused(code: str, version: str, status: str) -> Answer:
+    # A crowd that lost the same trip gets the same bytes.
     fields: dict[str, Any] = {}
     if version not in ("", "-"):
         fields = {"version": int(version), "current_status": status}
     if code in _RETRY_S:
         fields["retry_after"] = _RETRY_S[code]
-    return refusal_answer(Refusal(code, **fields), limit)
+    return refusal_answer(Refusal(code, **fields))
 
 
 def driver_body(driver: Driver, released: Trip | None) -> bytes:

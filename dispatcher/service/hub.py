@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Any, Protocol
+
+import orjson
 
 
 class Listener(Protocol):
@@ -33,24 +35,20 @@ class Hub:
             if not listeners:
                 del self._listeners[address]
 
-    def deliver(self, addresses: list[str], frame: bytes) -> None:
-        """Sends a frame to every socket of every addressee."""
-        for address in addresses:
-            for listener in self._listeners.get(address, ()):
-                listener.send(frame, replaces=_position_of(frame))
+    def deliver(self, addresses: list[str], frame: dict[str, Any]) -> None:
+        """Sends a frame to every socket of every addressee; most have theirs on other servers."""
+        here = [self._listeners[address] for address in addresses if address in self._listeners]
+        if not here:
+            return
+        text = orjson.dumps(frame)
+        # Positions of one trip replace each other; every other frame is kept.
+        replaces = frame["trip_request_id"] if frame["type"] == "driver_location" else None
+        for listeners in here:
+            for listener in listeners:
+                listener.send(text, replaces=replaces)
 
     def resync(self) -> None:
         """The link between the servers was down: everybody gets their state anew."""
         for listeners in list(self._listeners.values()):
             for listener in list(listeners):
                 listener.resync()
-
-
-_POSITION = b'{"type":"driver_location","trip_request_id":"'
-
-
-def _position_of(frame: bytes) -> str | None:
-    """Positions of one trip replace each other; every other frame is kept."""
-    if not frame.startswith(_POSITION):
-        return None
-    return frame[len(_POSITION) : frame.index(b'"', len(_POSITION))].decode()

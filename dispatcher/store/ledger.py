@@ -135,7 +135,7 @@ class Ledger:
         entry = _Entry(change)
         self._waiting.append(entry)
         self._wake.set()
-        return await asyncio.shield(entry.outcome)
+        return await entry.outcome
 
     async def close(self) -> None:
         """Commits what is waiting, then lets go of the connection."""

@@ -20,13 +20,13 @@ _RETRY_S = 0.5
 #: A subscription that is silent this long is checked by a ping.
 _QUIET_S = 15.0
 
-Deliver = Callable[[list[str], bytes], None]
+Deliver = Callable[[list[str], Any], None]
 
 
 class Push:
     """Subscribes to the zones' channels. A message is a JSON list of [addresses, frame].
 
-    `deliver` gets the addresses and the frame as bytes; `resync` is called once a lost subscription
+    `deliver` gets the addresses and the frame; `resync` is called once a lost subscription
     stands again: what was sent meanwhile is gone, so whoever listens has to be told the state anew.
     """
 
@@ -109,8 +109,8 @@ class Push:
     def _hand_out(self, payload: str | bytes) -> None:
         try:
             for addresses, frame in orjson.loads(payload):
-                self._deliver(addresses, orjson.dumps(frame))
-        except (ValueError, TypeError):
+                self._deliver(addresses, frame)
+        except (ValueError, TypeError, LookupError, AttributeError):
             log.warning("push message is not understood", size=len(payload))
 
 

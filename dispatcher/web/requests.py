@@ -224,7 +224,10 @@ async def read_object(request: web.Request) -> dict[str, Any]:
     length = request.content_length
     if length is not None and length > MAX_BODY:
         raise Refusal("body_too_large")
+    content = request.content
     try:
+        if content.is_eof() and length is not None:  # all of it came along with the head
+            return parse_object(content.read_nowait(-1))
         raw = await request.read()
     except web.HTTPRequestEntityTooLarge:
         raise Refusal("body_too_large") from None
