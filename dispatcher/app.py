@@ -29,9 +29,10 @@ from dispatcher.service.presence import Presence
 from dispatcher.service.road import Road
 from dispatcher.service.snapshot import Snapshots
 from dispatcher.service.trips import Trips
+from dispatcher.store.connection import connect
 from dispatcher.store.ledger import Ledger
 from dispatcher.store.picture import Picture
-from dispatcher.store.pipeline import Pipeline, connect
+from dispatcher.store.pipeline import Pipeline
 from dispatcher.store.push import Push
 from dispatcher.store.queries import Database
 from dispatcher.store.scripts import Scripts

@@ -14,8 +14,9 @@ from dataclasses import dataclass, field
 import pytest
 
 from dispatcher.core.errors import StoreUnavailable
+from dispatcher.store.connection import connect
 from dispatcher.store.keys import keys_of
-from dispatcher.store.pipeline import Pipeline, connect
+from dispatcher.store.pipeline import Pipeline
 from dispatcher.store.scripts import Limit, Scripts
 from tests.zone import BACKENDS, START_MS, Zone, limit, open_zone
 

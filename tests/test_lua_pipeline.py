@@ -15,10 +15,11 @@ import redis.asyncio
 
 from dispatcher.core.errors import StoreUnavailable
 from dispatcher.core.model import ACCEPT, Status, Trip
+from dispatcher.store.connection import connect
 from dispatcher.store.embedded_valkey import _find_program
 from dispatcher.store.files import LUA_DIR
 from dispatcher.store.keys import Keys, keys_of
-from dispatcher.store.pipeline import Pipeline, connect
+from dispatcher.store.pipeline import Pipeline
 from dispatcher.store.scripts import Attempt, Limit, Scripts, Settlement, driver_fields, flat_to_dict
 from tests.zone import FIX_AGE_MS, key, limit, make_driver, make_trip
 

@@ -13,8 +13,9 @@ from limits.aio.strategies import MovingWindowRateLimiter
 from redis.asyncio import Redis
 
 from dispatcher.config import Rate
+from dispatcher.store.connection import connect
 from dispatcher.store.keys import keys_of
-from dispatcher.store.pipeline import Pipeline, connect
+from dispatcher.store.pipeline import Pipeline
 from dispatcher.store.scripts import Limit, Scripts
 from harness.http_load import Sample
 

@@ -16,9 +16,7 @@ from typing import Any, NamedTuple
 
 import hiredis
 import structlog
-from redis.asyncio import Redis, RedisCluster
-from redis.asyncio.retry import Retry
-from redis.backoff import NoBackoff
+from redis.asyncio import RedisCluster
 from redis.exceptions import (
     ClusterDownError,
     MasterDownError,
@@ -31,6 +29,7 @@ from redis.exceptions import (
 )
 
 from dispatcher.core.errors import StoreUnavailable
+from dispatcher.store.connection import Line, can_be_taken
 from dispatcher.store.files import LUA_DIR
 
 log = structlog.get_logger("dispatcher.redis")
@@ -63,28 +62,6 @@ _CODES_OF_AWAY = (
 )
 
 
-def connect(url: str, *, cluster: bool) -> Any:
-    """A client that never sends a command twice by itself: a script may have run already."""
-    once = Retry(NoBackoff(), 0)
-    if cluster:
-        return RedisCluster.from_url(
-            url,
-            decode_responses=True,
-            protocol=2,
-            retry=once,
-            socket_connect_timeout=2,
-            socket_timeout=5,
-        )
-    return Redis.from_url(
-        url,
-        decode_responses=True,
-        protocol=2,
-        retry=once,
-        socket_connect_timeout=2,
-        max_connections=256,
-    )
-
-
 def read_script(name: str, directory: Path = LUA_DIR) -> str:
     """The text of `lua/<name>.lua` with its includes, which are one level deep."""
 
@@ -102,21 +79,13 @@ class _Call(NamedTuple):
     again: bool = False
 
 
-class _Line(asyncio.Protocol):
-    """A connection that redis-py has opened, read without its streams.
-
-    The parser answers the waiting futures as bytes come in; redis-py's own way takes a coroutine and
-    a timeout for each reply, which is more than all the rest of a call.
-    """
+class _Line(Line):
+    """Calls go out in batches; each reply is the oldest call's that has none."""
 
     def __init__(
         self, connection: Any, answered: Callable[[_Call, Any], None], finished: Callable[[], None]
     ) -> None:
-        self.connection = connection
-        self._transport = connection._writer.transport
-        self._streams = self._transport.get_protocol()
-        self._transport.set_protocol(self)
-        self._parser = hiredis.Reader(encoding="utf-8", replyError=ResponseError)
+        super().__init__(connection)
         self._answered = answered
         self._finished = finished
         self._calls: deque[_Call] = deque()
@@ -124,21 +93,18 @@ class _Line(asyncio.Protocol):
         self._batches: deque[tuple[int, float]] = deque()
         self._loop = asyncio.get_running_loop()
         self._watch: asyncio.TimerHandle | None = None
-        self.is_open = True
 
     def send(self, batch: Sequence[_Call]) -> None:
         """Writes a batch in one piece."""
         self._calls.extend(batch)
         self._batches.append((len(batch), self._loop.time() + _REPLY_S))
-        self._transport.write(b"".join([hiredis.pack_command(call.command) for call in batch]))
+        self.transport.write(b"".join([hiredis.pack_command(call.command) for call in batch]))
         if self._watch is None:
             self._watch = self._loop.call_later(_REPLY_S, self._look)
 
-    def data_received(self, data: bytes) -> None:
-        parser, calls, answered = self._parser, self._calls, self._answered
-        parser.feed(data)
+    def received(self) -> None:
+        parser, calls, answered = self.parser, self._calls, self._answered
         taken = 0
-        # With RESP2 no reply is False: that is how the parser says that it has no more.
         while (reply := parser.gets()) is not False:
             taken += 1
             answered(calls.popleft(), reply)
@@ -152,13 +118,11 @@ class _Line(asyncio.Protocol):
             batches.popleft()
             self._finished()
 
-    def connection_lost(self, exc: Exception | None) -> None:
-        self.is_open = False
-        self._streams.connection_lost(exc)  # redis-py waits for it when it closes
+    def lost(self, error: Exception | None) -> None:
         if self._watch is not None:
             self._watch.cancel()
         if self._calls:
-            log.warning("redis did not answer", calls=len(self._calls), error=str(exc or "closed"))
+            log.warning("redis did not answer", calls=len(self._calls), error=str(error or "closed"))
         while self._calls:
             self._answered(self._calls.popleft(), StoreUnavailable("redis"))
         while self._batches:
@@ -171,7 +135,7 @@ class _Line(asyncio.Protocol):
             return
         _, deadline = self._batches[0]
         if deadline <= self._loop.time():
-            self._transport.abort()
+            self.transport.abort()
         else:
             self._watch = self._loop.call_at(deadline, self._look)
 
@@ -257,7 +221,7 @@ class Pipeline:
             for call in waiting:
                 self._answer(call, StoreUnavailable("redis"))
             return
-        if hasattr(connection._writer, "transport"):
+        if can_be_taken(connection):
             self._line = _Line(connection, self._answer, self._finished)
         else:
             self._by_client = True

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Callable
 from typing import Any
 
+import hiredis
 import orjson
 import structlog
 from redis.asyncio import Redis, RedisCluster
-from redis.exceptions import RedisError
+from redis.exceptions import RedisError, ResponseError
 
+from dispatcher.store.connection import Line, connect
 from dispatcher.store.keys import keys_of
-from dispatcher.store.pipeline import Pipeline, connect
+from dispatcher.store.pipeline import Pipeline
 
 log = structlog.get_logger("dispatcher.push")
 
@@ -21,6 +24,49 @@ _RETRY_S = 0.5
 _QUIET_S = 15.0
 
 Deliver = Callable[[list[str], Any], None]
+
+
+class _Subscription(Line):
+    """Hands on what comes."""
+
+    def __init__(self, connection: Any, heard: Callable[[Any], None]) -> None:
+        super().__init__(connection)
+        self._heard = heard
+        self._messages = 0
+        self._closed = asyncio.Event()
+        self._error: Exception | None = None
+
+    def received(self) -> None:
+        parser, heard = self.parser, self._heard
+        while (message := parser.gets()) is not False:
+            self._messages += 1
+            # Refused, or ended by a cluster that moved the slot: another connection asks anew.
+            if isinstance(message, ResponseError) or message[0] == "sunsubscribe":
+                self._error = message if isinstance(message, ResponseError) else None
+                self.transport.abort()
+                return
+            heard(message)
+
+    def lost(self, error: Exception | None) -> None:
+        self._error = self._error or error
+        self._closed.set()
+
+    async def watch(self) -> None:
+        """Until the connection is lost, or is so silent that it must be; raises ConnectionError."""
+        asked = False
+        while not self._closed.is_set():
+            before = self._messages
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_QUIET_S):
+                    await self._closed.wait()
+            if self._messages != before:
+                asked = False
+            elif asked:
+                self.transport.abort()
+            else:
+                self.transport.write(hiredis.pack_command(("PING",)))
+                asked = True
+        raise ConnectionError(str(self._error or "closed"))
 
 
 class Push:
@@ -74,23 +120,24 @@ class Push:
             await asyncio.sleep(_RETRY_S)
 
     async def _subscribed(self, channels: list[str], ready: asyncio.Event) -> None:
+        confirmed = 0
+
+        def heard(message: Any) -> None:
+            nonlocal confirmed
+            if message[0] == "smessage":
+                self._hand_out(message[2])
+            elif message[0] == "ssubscribe":
+                confirmed += 1
+                if confirmed == len(channels):
+                    if ready.is_set():
+                        self._resync()
+                    ready.set()
+
         client = await self._client(channels[0])
         try:
-            async with client.pubsub() as pubsub:
-                await pubsub.execute_command("SSUBSCRIBE", *channels)
-                confirmed = 0
-                while True:
-                    message: Any = await pubsub.parse_response(block=True, timeout=_QUIET_S)
-                    if message is None:
-                        await pubsub.ping()
-                    elif message[0] in ("ssubscribe", b"ssubscribe"):
-                        confirmed += 1
-                        if confirmed == len(channels):
-                            if ready.is_set():
-                                self._resync()
-                            ready.set()
-                    elif message[0] in ("smessage", b"smessage"):
-                        self._hand_out(message[2])
+            subscription = _Subscription(await client.connection_pool.get_connection(), heard)
+            subscription.transport.write(hiredis.pack_command(("SSUBSCRIBE", *channels))  # type: ignore[arg-type])
+            await subscription.watch()
         finally:
             await client.aclose()
 
@@ -104,7 +151,7 @@ class Push:
             k: v for k, v in cluster.connection_kwargs.items() if k in ("username", "password", "ssl")
         }
         await cluster.aclose()
-        return Redis(host=node.host, port=int(node.port), decode_responses=True, **options)
+        return Redis(host=node.host, port=int(node.port), decode_responses=True, protocol=2, **options)
 
     def _hand_out(self, payload: str | bytes) -> None:
         try:
