@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 import time
+from dataclasses import dataclass
 from typing import Final, Protocol
 
 from dispatcher.core.model import ACTIVE
@@ -14,11 +15,7 @@ from dispatcher.demo.line import Frame
 from dispatcher.demo.phone import Phone
 from dispatcher.demo.tally import Tally, TripStory
 
-#: Of all offers; the rest is ignored until its deadline.
-_ACCEPTS: Final = 0.80
-_DECLINES: Final = 0.12
-#: Simulated seconds: to look at an offer, to get in, to have a break.
-_THINKS_S: Final = (2.0, 8.0)
+#: Simulated seconds: to get in, to have a break.
 _BOARDS_S: Final = 60.0
 _BREAK_S: Final = 600.0
 #: Of accepted trips: the driver gives it back at the pickup. Of completed ones: a break follows.
@@ -28,6 +25,21 @@ _PAUSES: Final = 0.04
 _ORDER_S: Final = 2.0
 
 
+@dataclass(frozen=True, slots=True)
+class Habits:
+    """What drivers do with offers: shares of all, and simulated seconds to look at one.
+
+    What is neither accepted nor declined is ignored until its deadline.
+    """
+
+    accepts: float = 0.80
+    declines: float = 0.12
+    thinks_s: tuple[float, float] = (2.0, 8.0)
+
+
+DEFAULT_HABITS: Final = Habits()
+
+
 class Town(Protocol):
     """What a driver needs of the city."""
 
@@ -35,6 +47,7 @@ class Town(Protocol):
     tally: Tally
     rng: random.Random
     speed: float
+    habits: Habits
 
     def story(self, trip_id: str) -> TripStory:
         """The story of a trip."""
@@ -127,14 +140,14 @@ class DriverApp:
         if story.assigned_at is None:
             story.wave = max(story.wave, wave or 0)
         self._offers.add(trip["id"])
-        draw = self._town.rng.random()
-        if not self.free or draw >= _ACCEPTS + _DECLINES:
+        draw, habits = self._town.rng.random(), self._town.habits
+        if not self.free or draw >= habits.accepts + habits.declines:
             self._counts["offers ignored"] += 1
         else:
-            self._phone.spawn(self._decide(trip, draw < _ACCEPTS))
+            self._phone.spawn(self._decide(trip, draw < habits.accepts))
 
     async def _decide(self, trip: Frame, accepts: bool) -> None:
-        await asyncio.sleep(self._town.rng.uniform(*_THINKS_S) / self._town.speed)
+        await asyncio.sleep(self._town.rng.uniform(*self._town.habits.thinks_s) / self._town.speed)
         if trip["id"] not in self._offers or not self.free:
             return
         if accepts:
