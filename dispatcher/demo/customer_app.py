@@ -110,13 +110,14 @@ class CustomerApp:
         if trip["version"] <= story.version:
             return
         story.version, story.status = trip["version"], trip["current_status"]
+        # News of a slow connection may begin with a later state than "accepted".
+        if trip["driver_id"] is not None and story.assigned_at is None:
+            story.assigned_at = now
+            self._tally.took("time to assignment", now - story.requested_at)
         if story.status == "accepted":
             sent_at = story.accept_sent_at.get(trip["driver_id"])
             if sent_at is not None:
                 self._tally.took("accept to customer", now - sent_at)
-            if story.assigned_at is None:
-                story.assigned_at = now
-                self._tally.took("time to assignment", now - story.requested_at)
             if self._cancels:
                 self._cancels = False
                 self._canceller = asyncio.create_task(self._cancel())
