@@ -7,7 +7,7 @@ the rate that is asked for), cars that say once a second where they are, rides, 
 trip, a third of all requests sent twice, connections that break.
 
 There are twice the drivers that are on a trip at any moment, so nobody waits for a driver to become
-free; the fewest that were free are printed. The apps live in one process. Where its event loop runs
+free; the fewest that were free are printed. Pickups that no free driver is in reach of are left out. The apps live in one process. Where its event loop runs
 late, or its CPU is used up, the time is the apps' and not the server's: such a step is no knee, and
 is marked as the generator's.
 """
@@ -34,7 +34,7 @@ from report import Report
 from dispatcher.demo.city import Plan
 from dispatcher.demo.invariants import Finding, check_invariants
 from dispatcher.demo.pickups import SHIPPED, read_pickups
-from dispatcher.demo.server import GRACE_S, PRESENCE_S, zones_at
+from dispatcher.demo.server import GRACE_S, PRESENCE_S, waves_at, zones_at
 
 LIMIT_MS = 1_000.0
 # On its way to a customer, get in, and to the drop-off: simulated seconds of a mean trip at 30 km/h.
@@ -53,8 +53,8 @@ ONLINE_S = 120.0
 
 PROCESSES = ("server", "redis", "postgres", "generator")
 TIMES = ["trips/s", "assigned/s", "% assigned", "p50", "p90", "p99", "p99.9", *PARTS]
-COSTS = ["trips/s", "µs server", "µs Redis", "µs Postgres", "cores server", "Redis", "Postgres", "generator",
-         "late p99 ms", "free drivers"]  # fmt: skip
+COSTS = ["trips/s", *(f"µs {name}" for name in PROCESSES[:3]), *(f"cores {name}" for name in PROCESSES)]
+COSTS += ["late p99 ms", "free drivers"]
 
 
 class Step:
@@ -117,7 +117,7 @@ class Bench:
             drivers=0,
             speed=self.speed,
             minutes=None,
-            reach_m=0.0,
+            reach_m=max(wave.radius_m for wave in waves_at(self.speed)),
         )
         self.generator.call("open", plan)
 

@@ -8,10 +8,12 @@ import time
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from itertools import cycle
 
 import aiohttp
 
 from dispatcher.core.errors import PROBLEMS
+from dispatcher.demo.car import Place, distance_m
 from dispatcher.demo.city import City, Plan
 from dispatcher.demo.driver_app import Habits
 from dispatcher.demo.tally import TripStory
@@ -75,6 +77,7 @@ class CityLoad:
         self.plan = plan
         self.city = City(plan, self.session, EAGER)
         self.asked = 0
+        self.pickups = cycle(plan.pickups)
 
     async def populate(self, drivers: int, patience_s: float) -> None:
         """More drivers, until there are that many and nearly all of them are connected."""
@@ -131,18 +134,28 @@ class CityLoad:
         return sample
 
     async def _ask(self, rate: float, seconds: float) -> list[TripStory]:
-        city, pickups = self.city, self.plan.pickups
-        stories = []
+        city, stories = self.city, []
         now = due = time.monotonic()
         end = now + seconds
         while (due := due + city.rng.expovariate(rate)) < end:
             if due > (now := time.monotonic()):
                 await asyncio.sleep(due - now)
-            _, lat, lng = pickups[self.asked % len(pickups)]
-            stories.append(city.ask(self.asked, (lat, lng)))
+            stories.append(city.ask(self.asked, self._pickup()))
             self.asked += 1
         await asyncio.sleep(max(0.0, end - time.monotonic()))
         return stories
+
+    def _pickup(self) -> Place:
+        """The next one that a free driver is in reach of: the real ones have far outliers."""
+        for _ in self.plan.pickups:
+            _, lat, lng = next(self.pickups)
+            place = lat, lng
+            if any(
+                driver.free and distance_m(driver.car.place, place) < self.plan.reach_m
+                for driver in self.city.drivers
+            ):
+                break
+        return place
 
     async def _decided(self, stories: Iterable[TripStory], patience_s: float) -> None:
         deadline = time.monotonic() + patience_s
