@@ -7,9 +7,9 @@ the rate that is asked for), cars that say once a second where they are, rides, 
 trip, a third of all requests sent twice, connections that break.
 
 There are twice the drivers that are on a trip at any moment, so nobody waits for a driver to become
-free; the fewest that were free are printed. Pickups that no free driver is in reach of are left out. The apps live in one process. Where its event loop runs
-late, or its CPU is used up, the time is the apps' and not the server's: such a step is no knee, and
-is marked as the generator's.
+free; the fewest that were free are printed. Pickups that no free driver is in reach of are left out.
+The apps live in one process. Where its event loop runs late, or its CPU is used up, the time is the
+apps' and not the server's: such a step is no knee, and is marked as the generator's.
 """
 
 from __future__ import annotations
