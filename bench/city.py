@@ -24,6 +24,7 @@ from typing import Any
 
 import psutil
 from harness import engines, options
+from harness.accounting import Cpu
 from harness.city_load import PARTS, CityLoad, CitySample
 from harness.figures import Run, Summary, percentiles_ms
 from harness.generator import Generator
@@ -51,10 +52,10 @@ CALM_S = 30.0
 ONLINE_S = 120.0
 
 
-PROCESSES = ("server", "redis", "postgres", "generator")
+PROCESSES = ("server", "redis", "postgres", "generator", "others")
 TIMES = ["trips/s", "assigned/s", "% assigned", "p50", "p90", "p99", "p99.9", *PARTS]
-COSTS = ["trips/s", *(f"µs {name}" for name in PROCESSES[:3]), *(f"cores {name}" for name in PROCESSES)]
-COSTS += ["late p99 ms", "free drivers"]
+COSTS = ["trips/s", "µs server", "µs redis", "µs postgres"]
+COSTS += [f"cores {name}" for name in PROCESSES] + ["late p99 ms", "free drivers"]
 
 
 class Step:
@@ -132,13 +133,14 @@ class Bench:
         seconds = self.chosen.seconds
         self.generator.start("measure", rate, warm_s, seconds, PATIENCE_S)
         time.sleep(warm_s)
-        before, own, started = self.server.accounts.read(), self._used_s(), time.monotonic()
+        before, own, whole, started = *self._used(), time.monotonic()
         time.sleep(seconds)
-        cpu = self.server.accounts.read() - before
-        took = time.monotonic() - started
-        own = self._used_s() - own
+        after, own_after, whole_after = self._used()
+        took, cpu, own = time.monotonic() - started, after - before, own_after - own
         sample: CitySample = self.generator.result()
-        used_s = dict(zip(PROCESSES, (cpu.server, cpu.redis, cpu.postgres, own), strict=True))
+        others = whole_after - whole - own - cpu.server - cpu.redis - cpu.postgres
+        used = (cpu.server, cpu.redis, cpu.postgres, own, max(0.0, others))
+        used_s = dict(zip(PROCESSES, used, strict=True))
         return Run(
             rate=sample.assignments / sample.elapsed_s,
             count=sample.asked,
@@ -159,9 +161,11 @@ class Bench:
             },
         )
 
-    def _used_s(self) -> float:
-        times = self.process.cpu_times()
-        return float(times.user + times.system)
+    def _used(self) -> tuple[Cpu, float, float]:
+        """CPU seconds so far: of the system under test, of the generator, of the whole machine."""
+        times, machine = self.process.cpu_times(), psutil.cpu_times()
+        whole = sum(machine) - machine.idle - getattr(machine, "iowait", 0.0)
+        return self.server.accounts.read(), float(times.user + times.system), float(whole)
 
     def close(self) -> tuple[list[Finding], list[str]]:
         """Everybody leaves; then Postgres is asked whether every invariant held."""

@@ -72,6 +72,7 @@ class DriverApp:
         self._phone = Phone(town.caller, town.tally, town.rng, token, self.car, self._hear)
         self._pausing = False
         self._accepting = 0
+        self._answered = asyncio.Event()
         self._finishing = False
         self._held_since = 0.0
         self._offers: set[str] = set()
@@ -141,13 +142,16 @@ class DriverApp:
             story.wave = max(story.wave, wave or 0)
         self._offers.add(trip["id"])
         draw, habits = self._town.rng.random(), self._town.habits
-        if not self.free or draw >= habits.accepts + habits.declines:
+        busy = self.trip is not None or self._pausing or not self.connected
+        if busy or draw >= habits.accepts + habits.declines:
             self._counts["offers ignored"] += 1
         else:
             self._phone.spawn(self._decide(trip, draw < habits.accepts))
 
     async def _decide(self, trip: Frame, accepts: bool) -> None:
         await asyncio.sleep(self._town.rng.uniform(*self._town.habits.thinks_s) / self._town.speed)
+        while self._accepting:  # whoever is refused another trip looks at this one
+            await self._answered.wait()
         if trip["id"] not in self._offers or not self.free:
             return
         if accepts:
@@ -164,12 +168,15 @@ class DriverApp:
     async def take(self, trip: Frame, *, over_http: bool = False) -> None:
         """Tries to get the trip. Raises Unanswered."""
         self._accepting += 1
+        self._answered.clear()
         self._town.story(trip["id"]).accept_sent_at[self.id] = time.monotonic()
         self._counts["accepts"] += 1
         try:
             reply = await self._phone.act("accept", trip["id"], over_http=over_http)
         finally:
             self._accepting -= 1
+            if not self._accepting:
+                self._answered.set()
         if reply.ok:
             self._town.tally.accepted()
             self._learn(reply.body["trip"])
