@@ -137,15 +137,14 @@ class CityLoad:
         return sample
 
     async def _ask(self, rate: float, seconds: float) -> list[TripStory]:
-        city, stories = self.city, []
-        now = due = time.monotonic()
-        end = now + seconds
-        while (due := due + city.rng.expovariate(rate)) < end:
-            if due > (now := time.monotonic()):
-                await asyncio.sleep(due - now)
+        """As many as belong into the time, at times that know nothing of each other."""
+        city, stories, begun = self.city, [], time.monotonic()
+        for after_s in sorted(city.rng.uniform(0, seconds) for _ in range(round(rate * seconds))):
+            if (delay := begun + after_s - time.monotonic()) > 0:
+                await asyncio.sleep(delay)
             stories.append(city.ask(self.asked, self._pickup()))
             self.asked += 1
-        await asyncio.sleep(max(0.0, end - time.monotonic()))
+        await asyncio.sleep(max(0.0, begun + seconds - time.monotonic()))
         return stories
 
     def _pickup(self) -> Place:
