@@ -107,11 +107,17 @@ class Bench:
         self.speed: float = chosen.speed
         self.generator = Generator(CityLoad)
         self.process = psutil.Process(self.generator.pid)
+        self.drivers = 0
+        self.answered: list[tuple[str, int]] = []
+        self.mismatches: list[str] = []
+        self._enter()
+
+    def _enter(self) -> None:
         _, pickups = read_pickups(SHIPPED, None)
         plan = Plan(
-            url=server.url,
+            url=self.server.url,
             server_pid=0,
-            secret=server.secret,
+            secret=self.server.secret,
             audience=AUDIENCE,
             issuer=None,
             run=secrets.token_hex(4),
@@ -123,10 +129,22 @@ class Bench:
         )
         self.generator.call("open", plan)
 
+    def _leave(self) -> None:
+        answered, mismatches = self.generator.call("close")
+        self.answered += answered
+        self.mismatches += mismatches
+
     def step(self, rate: float) -> Step:
         trip_s = TRIP_S / self.speed
-        self.generator.call("settle", CALM_S)
-        self.generator.call("populate", FEWEST_DRIVERS + math.ceil(rate * trip_s * SPARE), ONLINE_S)
+        drivers = FEWEST_DRIVERS + math.ceil(rate * trip_s * SPARE)
+        fewer = drivers < self.drivers
+        self.generator.call("settle", CALM_S, empty=fewer)
+        if fewer:  # idle drivers are load, too: a new city, once the server has missed the old one
+            self._leave()
+            time.sleep(2 * (PRESENCE_S + GRACE_S))
+            self._enter()
+        self.drivers = drivers
+        self.generator.call("populate", drivers, ONLINE_S)
         return Step(rate, [self.run(rate, trip_s) for _ in range(self.chosen.rounds)])
 
     def run(self, rate: float, warm_s: float) -> Run:
@@ -170,11 +188,12 @@ class Bench:
 
     def close(self) -> tuple[list[Finding], list[str]]:
         """Everybody leaves; then Postgres is asked whether every invariant held."""
-        answered, mismatches = self.generator.call("close")
+        self._leave()
         self.generator.__exit__(None, None, None)
         if self.server.database_url is None:
-            return [], mismatches
-        return asyncio.run(check_invariants(self.server.database_url, answered)), mismatches
+            return [], self.mismatches
+        findings = asyncio.run(check_invariants(self.server.database_url, self.answered))
+        return findings, self.mismatches
 
 
 def p99(samples: list[float]) -> float:

@@ -9,10 +9,12 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from itertools import cycle
+from typing import Any
 
 import aiohttp
 
 from dispatcher.core.errors import PROBLEMS
+from dispatcher.core.model import ACTIVE
 from dispatcher.demo.car import Place, distance_m
 from dispatcher.demo.city import City, Plan
 from dispatcher.demo.driver_app import Habits
@@ -67,10 +69,17 @@ class Lag:
         return self.samples
 
 
+def complain(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    """As ever, but not of handshakes that were under way when a city's people left."""
+    if not context["message"].startswith("Unclosed"):
+        loop.default_exception_handler(context)
+
+
 class CityLoad:
     """One city for a whole script: drivers are added as the load rises, and live on between steps."""
 
     async def open(self, plan: Plan) -> None:
+        asyncio.get_running_loop().set_exception_handler(complain)
         connector = aiohttp.TCPConnector(limit=0)
         timeout = aiohttp.ClientTimeout(total=None, sock_connect=10)
         self.session = aiohttp.ClientSession(connector=connector, timeout=timeout)
@@ -86,12 +95,13 @@ class CityLoad:
         self.city.enlist(drivers - len(self.city.drivers))
         await asyncio.wait_for(self.city.all_online(), patience_s)
 
-    async def settle(self, patience_s: float) -> None:
-        """Waits until no customer waits for a driver any more."""
+    async def settle(self, patience_s: float, *, empty: bool = False) -> None:
+        """Waits until nobody waits for a driver any more; `empty`: until every trip is over."""
+        unsettled = {"requested", "pending", *(ACTIVE if empty else ())}
         deadline = time.monotonic() + patience_s
         stories = self.city.tally.trips
         while time.monotonic() < deadline:
-            if not any(story.status in ("requested", "pending") for story in stories.values()):
+            if not any(story.status in unsettled for story in stories.values()):
                 return
             await asyncio.sleep(0.1)
 
