@@ -24,7 +24,7 @@ import orjson
 from dispatcher.demo.calls import Caller, mint
 from dispatcher.demo.car import Place, distance_m
 from dispatcher.demo.customer_app import CustomerApp
-from dispatcher.demo.driver_app import DriverApp
+from dispatcher.demo.driver_app import DEFAULT_HABITS, DriverApp, Habits
 from dispatcher.demo.line import Frame
 from dispatcher.demo.tally import Tally, TripStory
 
@@ -37,6 +37,7 @@ _CROWD_M: Final = 10_000.0
 #: Drop-offs are drawn among other pickups that make a ride of this length.
 _RIDE_M: Final = (800.0, 10_000.0)
 _DRAWS: Final = 20
+_ARRIVE_PER_S: Final = 200.0
 _REPORT_S: Final = 0.5
 _ONLINE_S: Final = 30.0
 #: Time for trips that have begun: the longest ride and a wait, or this much real time.
@@ -66,15 +67,19 @@ class Plan:
 class City:
     """Everybody in it, and its clock."""
 
-    def __init__(self, plan: Plan, session: aiohttp.ClientSession) -> None:
+    def __init__(
+        self, plan: Plan, session: aiohttp.ClientSession, habits: Habits = DEFAULT_HABITS
+    ) -> None:
         self._plan = plan
         self.speed = plan.speed
+        self.habits = habits
         self.tally = Tally()
         self.rng = random.Random(plan.run)  # noqa: S311  no secrets here
         self.caller = Caller(session, plan.url, self.tally, self.rng)
         self.stopping = asyncio.Event()
         self._places: list[Place] = [(lat, lng) for _, lat, lng in plan.pickups]
-        self.drivers = [self._driver(number) for number in range(plan.drivers)]
+        self.drivers: list[DriverApp] = []
+        self._drivers: list[asyncio.Task[None]] = []
         self._customers: set[asyncio.Task[None]] = set()
         self._next = 0
         self._begun_at: float | None = None
@@ -108,10 +113,10 @@ class City:
 
     async def run(self) -> None:
         """A replay from the first pickup to the last trip's end, or until it is stopped."""
-        tasks = [self._task(self._start_driver(driver)) for driver in self.drivers]
+        self.enlist(self._plan.drivers)
         reports = self._task(self._report())
         try:
-            await self._until(self._all_online(), _ONLINE_S)
+            await self._until(self.all_online(), _ONLINE_S)
             if not any(driver.connected for driver in self.drivers):
                 return
             minutes = self._plan.minutes
@@ -120,10 +125,23 @@ class City:
             drain_s = min(_DRAIN_MOST_S, _DRAIN_S + _DRAIN_SIMULATED_S / self.speed)
             await self._until(self._drained(), drain_s)
         finally:
-            for task in [reports, *tasks, *self._customers]:
-                task.cancel()
-            await asyncio.gather(*tasks, *self._customers, return_exceptions=True)
-            await self.caller.finish(5.0)
+            reports.cancel()
+            await self.close()
+
+    def enlist(self, amount: int) -> None:
+        """That many more drivers, who come online one by one: no stampede of handshakes."""
+        for place in range(amount):
+            driver = self._driver(len(self.drivers))
+            self.drivers.append(driver)
+            self._drivers.append(self._task(self._start_driver(driver, place / _ARRIVE_PER_S)))
+
+    async def close(self) -> None:
+        """Everybody leaves. Raises the first error of the apps' own."""
+        tasks = [*self._drivers, *self._customers]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await self.caller.finish(5.0)
         if self.tally.bugs:
             raise self.tally.bugs[0]
 
@@ -132,8 +150,8 @@ class City:
         task.add_done_callback(self.tally.ended)
         return task
 
-    async def _start_driver(self, driver: DriverApp) -> None:
-        await asyncio.sleep(self.rng.uniform(0, len(self.drivers) / 200))  # no stampede of handshakes
+    async def _start_driver(self, driver: DriverApp, after_s: float) -> None:
+        await asyncio.sleep(after_s)
         await driver.run()
 
     async def _until(self, work: Any, timeout_s: float | None) -> None:
@@ -145,7 +163,8 @@ class City:
         with contextlib.suppress(asyncio.CancelledError):
             await doing
 
-    async def _all_online(self) -> None:
+    async def all_online(self) -> None:
+        """Returns once nearly all drivers are connected."""
         while not all(driver.connected for driver in self.drivers):
             await asyncio.sleep(0.05)
             if sum(driver.connected for driver in self.drivers) >= 0.95 * len(self.drivers):
@@ -158,9 +177,15 @@ class City:
             if delay > 0:
                 await asyncio.sleep(delay)
             self._next = number + 1
-            task = self._task(self._customer(number, (lat, lng)).run())
-            self._customers.add(task)
-            task.add_done_callback(self._customers.discard)
+            self.ask(number, (lat, lng))
+
+    def ask(self, number: int, pickup: Place) -> TripStory:
+        """One more customer, who wants a trip now."""
+        app = self._customer(number, pickup)
+        task = self._task(app.run())
+        self._customers.add(task)
+        task.add_done_callback(self._customers.discard)
+        return app.story
 
     def _customer(self, number: int, pickup: Place) -> CustomerApp:
         name = f"{self._plan.run}-{number:05}"

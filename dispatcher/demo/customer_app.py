@@ -37,7 +37,7 @@ class CustomerApp:
         self._caller = caller
         self._tally = tally
         self._token = token
-        self._story = story
+        self.story = story
         self._wanted = {
             "trip_request_id": trip_request_id,
             "pickup": {"lat": pickup[0], "lng": pickup[1]},
@@ -57,7 +57,7 @@ class CustomerApp:
             await self._create()
             await self._over.wait()
         except Unanswered:
-            self._story.status = "not created"
+            self.story.status = "not created"
             self._tally.counts["unanswered for good"] += 1
         finally:
             watch.cancel()
@@ -68,10 +68,10 @@ class CustomerApp:
         async def send() -> Reply:
             return await self._caller.post(self._token, "/api/customer/ride/create", self._wanted, key)
 
-        self._story.requested_at = time.monotonic()
+        self.story.requested_at = time.monotonic()
         reply = await self._caller.ask("create", send)
         if not reply.ok:
-            self._story.status = "not created"
+            self.story.status = "not created"
             self._over.set()
             return
         self._trip_id = reply.body["trip"]["id"]
@@ -106,17 +106,18 @@ class CustomerApp:
                 self._tally.counts["positions seen by customers"] += 1
 
     def _learn(self, trip: Frame) -> None:
-        story, now = self._story, time.monotonic()
+        story, now = self.story, time.monotonic()
         if trip["version"] <= story.version:
             return
         story.version, story.status = trip["version"], trip["current_status"]
+        # News of a slow connection may begin with a later state than "accepted".
+        if trip["driver_id"] is not None and story.assigned_at is None:
+            story.assigned_at = now
+            self._tally.took("time to assignment", now - story.requested_at)
         if story.status == "accepted":
             sent_at = story.accept_sent_at.get(trip["driver_id"])
             if sent_at is not None:
                 self._tally.took("accept to customer", now - sent_at)
-            if story.assigned_at is None:
-                story.assigned_at = now
-                self._tally.took("time to assignment", now - story.requested_at)
             if self._cancels:
                 self._cancels = False
                 self._canceller = asyncio.create_task(self._cancel())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 import time
+from dataclasses import dataclass
 from typing import Final, Protocol
 
 from dispatcher.core.model import ACTIVE
@@ -14,11 +15,7 @@ from dispatcher.demo.line import Frame
 from dispatcher.demo.phone import Phone
 from dispatcher.demo.tally import Tally, TripStory
 
-#: Of all offers; the rest is ignored until its deadline.
-_ACCEPTS: Final = 0.80
-_DECLINES: Final = 0.12
-#: Simulated seconds: to look at an offer, to get in, to have a break.
-_THINKS_S: Final = (2.0, 8.0)
+#: Simulated seconds: to get in, to have a break.
 _BOARDS_S: Final = 60.0
 _BREAK_S: Final = 600.0
 #: Of accepted trips: the driver gives it back at the pickup. Of completed ones: a break follows.
@@ -28,6 +25,21 @@ _PAUSES: Final = 0.04
 _ORDER_S: Final = 2.0
 
 
+@dataclass(frozen=True, slots=True)
+class Habits:
+    """What drivers do with offers: shares of all, and simulated seconds to look at one.
+
+    What is neither accepted nor declined is ignored until its deadline.
+    """
+
+    accepts: float = 0.80
+    declines: float = 0.12
+    thinks_s: tuple[float, float] = (2.0, 8.0)
+
+
+DEFAULT_HABITS: Final = Habits()
+
+
 class Town(Protocol):
     """What a driver needs of the city."""
 
@@ -35,6 +47,7 @@ class Town(Protocol):
     tally: Tally
     rng: random.Random
     speed: float
+    habits: Habits
 
     def story(self, trip_id: str) -> TripStory:
         """The story of a trip."""
@@ -59,6 +72,7 @@ class DriverApp:
         self._phone = Phone(town.caller, town.tally, town.rng, token, self.car, self._hear)
         self._pausing = False
         self._accepting = 0
+        self._answered = asyncio.Event()
         self._finishing = False
         self._held_since = 0.0
         self._offers: set[str] = set()
@@ -127,14 +141,17 @@ class DriverApp:
         if story.assigned_at is None:
             story.wave = max(story.wave, wave or 0)
         self._offers.add(trip["id"])
-        draw = self._town.rng.random()
-        if not self.free or draw >= _ACCEPTS + _DECLINES:
+        draw, habits = self._town.rng.random(), self._town.habits
+        busy = self.trip is not None or self._pausing or not self.connected
+        if busy or draw >= habits.accepts + habits.declines:
             self._counts["offers ignored"] += 1
         else:
-            self._phone.spawn(self._decide(trip, draw < _ACCEPTS))
+            self._phone.spawn(self._decide(trip, draw < habits.accepts))
 
     async def _decide(self, trip: Frame, accepts: bool) -> None:
-        await asyncio.sleep(self._town.rng.uniform(*_THINKS_S) / self._town.speed)
+        await asyncio.sleep(self._town.rng.uniform(*self._town.habits.thinks_s) / self._town.speed)
+        while self._accepting:  # whoever is refused another trip looks at this one
+            await self._answered.wait()
         if trip["id"] not in self._offers or not self.free:
             return
         if accepts:
@@ -151,12 +168,15 @@ class DriverApp:
     async def take(self, trip: Frame, *, over_http: bool = False) -> None:
         """Tries to get the trip. Raises Unanswered."""
         self._accepting += 1
+        self._answered.clear()
         self._town.story(trip["id"]).accept_sent_at[self.id] = time.monotonic()
         self._counts["accepts"] += 1
         try:
             reply = await self._phone.act("accept", trip["id"], over_http=over_http)
         finally:
             self._accepting -= 1
+            if not self._accepting:
+                self._answered.set()
         if reply.ok:
             self._town.tally.accepted()
             self._learn(reply.body["trip"])

@@ -98,7 +98,7 @@ def _environment(settings: Settings, speed: float, scratch: Path) -> dict[str, s
     ours = {name: value for name, value in ours.items() if name not in given}
     if settings.zones_file is None:
         file = scratch / "zones.toml"
-        file.write_text(_zones(speed))
+        file.write_text(zones_at(speed))
         ours["zones_file"] = str(file)
     return ours | {"port": "0", "host": "127.0.0.1"}
 
@@ -113,7 +113,8 @@ def waves_at(speed: float) -> list[Wave]:
     return [Wave(wave.size, wave.radius_m, wave.deadline_s * factor) for wave in DEFAULT_WAVES]
 
 
-def _zones(speed: float) -> str:
+def zones_at(speed: float) -> str:
+    """A zones file with those waves."""
     lines = [
         f"  {{ size = {w.size}, radius_m = {w.radius_m}, deadline_s = {w.deadline_s:.3f} }},"
         for w in waves_at(speed)
