@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Final
 
 import orjson
@@ -51,13 +52,13 @@ class Offers:
         assert zone is not None
         keys = keys_of(zone_name)
         now_ms, next_ms, due = await self._scripts.claim_waves(keys)
-        for trip_id in due:
-            try:
-                await self._run(zone, trip_id)
-            except StoreUnavailable:
-                raise
-            except Exception:
-                log.exception("wave failed", trip_id=trip_id)
+        # Together: a wave is three round trips, and in a row they held a zone to some 60 trips a second.
+        ran = await asyncio.gather(*(self._run(zone, t) for t in due), return_exceptions=True)
+        for trip_id, error in zip(due, ran, strict=True):
+            if isinstance(error, StoreUnavailable):
+                raise error
+            if error is not None:
+                log.error("wave failed", trip_id=trip_id, exc_info=error)
         if due:
             return 0
         return max(0, next_ms - now_ms) if next_ms else None

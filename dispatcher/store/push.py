@@ -136,7 +136,8 @@ class Push:
         client = await self._client(channels[0])
         try:
             subscription = _Subscription(await client.connection_pool.get_connection(), heard)
-            subscription.transport.write(hiredis.pack_command(("SSUBSCRIBE", *channels))  # type: ignore[arg-type])
+            command: Any = ("SSUBSCRIBE", *channels)
+            subscription.transport.write(hiredis.pack_command(command))
             await subscription.watch()
         finally:
             await client.aclose()
