@@ -828,7 +828,6 @@ def test_the_three_lines() -> None:
     out = io.BytesIO()
     try:
         observe.configure(Settings(), out)
-        observe._log = structlog.get_logger("dispatcher.refusals")
         for code in (
             "rate_limit_exceeded",
             "version_conflict",
@@ -838,7 +837,7 @@ def test_the_three_lines() -> None:
             observe.refusal(code, user="d1", trip_id=None)
     finally:
         structlog.configure(**before)
-        observe._log = structlog.get_logger("dispatcher.refusals")
+        observe._crowd.lines = None
     lines = [json.loads(line) for line in out.getvalue().splitlines()]
     assert [(line["event"], line["level"]) for line in lines] == [
         ("Rate limit exceeded", "warning"),

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import orjson
 
@@ -15,8 +14,7 @@ from dispatcher.store.scripts import LimitState
 PROBLEM_TYPE: Final = "urn:dispatcher:problem:"
 
 
-@dataclass(frozen=True, slots=True)
-class Answer:
+class Answer(NamedTuple):
     """Status and body of an answer, with what its headers tell.
 
     The body is JSON, `application/problem+json` where the status is 400 or more.

@@ -19,8 +19,7 @@ _SWEEP_AGAIN_MS: Final = 10_000
 _WAVE_AGAIN_MS: Final = 2_000
 
 
-@dataclass(frozen=True, slots=True)
-class Limit:
+class Limit(NamedTuple):
     """A limit that applies to a call: at most `rate` calls of `subject` in class `name`."""
 
     name: str
@@ -28,8 +27,7 @@ class Limit:
     rate: Rate
 
 
-@dataclass(frozen=True, slots=True)
-class LimitState:
+class LimitState(NamedTuple):
     """How a limit stood after a call; times in ms since the epoch, by Redis' clock."""
 
     name: str
@@ -68,8 +66,7 @@ class Attempt:
         return keys.idem(self.key.user_id, self.key.endpoint, self.key.key)
 
 
-@dataclass(frozen=True, slots=True)
-class Verdict:
+class Verdict(NamedTuple):
     """What a claim said: its code, Redis' time, the limit to report, and what the script adds."""
 
     code: str
