@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from functools import lru_cache
-from operator import attrgetter
-from typing import Any, Final, Self
+from typing import Any, Final, NamedTuple, get_type_hints
 
 # Redis keys are built from these, so nothing that means something in a key may pass.
 USER_ID: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:@|-]{0,63}")
@@ -155,8 +154,7 @@ def millis(at: datetime | None) -> int | None:
     return None if at is None else round(at.timestamp() * 1000)
 
 
-@dataclass(frozen=True, slots=True)
-class Trip:
+class Trip(NamedTuple):
     """A trip as Redis and Postgres hold it. Times are milliseconds since the epoch."""
 
     id: str
@@ -184,9 +182,12 @@ class Trip:
     driver_vehicle_type: str | None = None
 
     @classmethod
-    def from_hash(cls, hash_: dict[str, str]) -> Self:
+    def from_hash(cls, hash_: dict[str, str]) -> Trip:
         """A trip from its Redis hash: every value is text, and empty text stands for nothing."""
-        return cls(**{n: parse(hash_[n]) for n, parse in _PARSE.items() if hash_.get(n)})
+        get = hash_.get
+        return cls._make(
+            [parse(text) if (text := get(name)) else empty for name, parse, empty in _FIELDS]
+        )
 
     def to_hash(self, since: Trip | None = None) -> list[str]:
         """Field, value, field, value, … for the Redis hash; only what has changed `since` then.
@@ -195,12 +196,13 @@ class Trip:
         """
         flat: list[str] = []
         is_new = self.version == 0
-        for name, value in zip(_PARSE, _VALUES(self), strict=True):
-            if value is None:
-                if not is_new and (since is None or getattr(since, name) is not None):
-                    flat += (name, "")
-            elif since is None or getattr(since, name) != value:
+        for name, value, before in zip(self._fields, self, since or _NOTHING, strict=True):
+            if since is not None and before == value:
+                continue
+            if value is not None:
                 flat += (name, str(value))
+            elif not is_new:
+                flat += (name, "")
         return flat
 
     def after(self, transition: Transition, at_ms: int, **changes: Any) -> Trip:
@@ -222,7 +224,7 @@ class Trip:
             changes["locked_at"] = at_ms
         if transition.stamp:
             changes[transition.stamp] = at_ms
-        return replace(self, **changes)
+        return self._replace(**changes)
 
     def to_json(self) -> dict[str, Any]:
         """The trip as answers and frames show it."""
@@ -250,16 +252,16 @@ class Trip:
         }
 
 
-def _parser(annotation: str) -> Any:
-    if annotation.startswith("int"):
-        return int
-    if annotation.startswith("float"):
-        return float
-    return {status.value: status for status in Status}.__getitem__ if annotation == "Status" else str
+def _parser(hint: Any) -> Any:
+    if hint == Status:
+        return {status.value: status for status in Status}.__getitem__
+    return next(kind for kind in (int, float, str) if hint in (kind, kind | None))
 
 
-_PARSE: Final = {f.name: _parser(str(f.type)) for f in fields(Trip)}
-_VALUES: Final = attrgetter(*_PARSE)
+_FIELDS: Final = [
+    (name, _parser(hint), Trip._field_defaults.get(name)) for name, hint in get_type_hints(Trip).items()
+]
+_NOTHING: Final = (None,) * len(_FIELDS)
 
 
 @dataclass(frozen=True, slots=True)

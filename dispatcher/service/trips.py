@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import time
-from dataclasses import replace
 from typing import Any, Final
 
 import orjson
@@ -370,7 +369,7 @@ def settlement_of(
     freed = transition.driver in (DriverEffect.FREED, DriverEffect.CLEARED)
     former = trip.driver_id if freed else None
     return Settlement(
-        trip=replace(after, driver_vehicle_type=None) if freed else after,
+        trip=after._replace(driver_vehicle_type=None) if freed else after,
         before=trip,
         driver_id=(after.driver_id if taken else former) or "",
         driver_vehicle=vehicle,

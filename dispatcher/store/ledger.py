@@ -30,6 +30,13 @@ log = structlog.get_logger("dispatcher.ledger")
 #: Postgres asks for these to be sent again (manual, 13.5): five times in all, with jitter.
 _TRIES: Final = 5
 _AGAIN: Final = (asyncpg.DeadlockDetectedError, asyncpg.SerializationError)
+# After the first try, which is made without it: its machinery costs as much as a whole change.
+_RETRYING: Final = AsyncRetrying(
+    stop=stop_after_attempt(_TRIES - 1),
+    wait=wait_random_exponential(multiplier=0.005, max=0.2),
+    retry=retry_if_exception_type(_AGAIN),
+    reraise=True,
+)
 # Every join of the commit is by primary key over a batch. A plan that was made while a table was
 # empty would scan it from end to end an hour later.
 _SESSION: Final = {
@@ -188,16 +195,10 @@ class Ledger:
             return
         rows = [_composite(i, entry.change) for i, entry in enumerate(batch)]
         try:
-            async for attempt in AsyncRetrying(
-                stop=stop_after_attempt(_TRIES),
-                wait=wait_random_exponential(multiplier=0.005, max=0.2),
-                retry=retry_if_exception_type(_AGAIN),
-                reraise=True,
-            ):
-                with attempt:
-                    outcomes = await connection.fetch(
-                        QUERIES.commit_changes.sql, rows, timeout=self._timeout_s
-                    )
+            try:
+                outcomes = await self._send(connection, rows)
+            except _AGAIN:
+                outcomes = await _RETRYING(self._send, connection, rows)
         except _AGAIN as error:
             # Rolled back as often as we may try: nothing happened.
             log.warning("commit gave way too often", changes=len(batch), error=str(error))
@@ -228,6 +229,9 @@ class Ledger:
                 outcome.set_exception(RuntimeError(code))
             else:
                 outcome.set_result(Outcome(code, *stored))
+
+    async def _send(self, connection: Any, rows: list[tuple[Any, ...]]) -> Any:
+        return await connection.fetch(QUERIES.commit_changes.sql, rows, timeout=self._timeout_s)
 
     async def _part(self, batch: list[_Entry], error: Exception) -> None:
         # An argument that cannot be written or read fails the statement before a row could fail alone.
