@@ -44,8 +44,10 @@ _AWAY = (
     ReadOnlyError,
     TryAgainError,
 )  # a server that is loading counts as a lost connection there
-# Batches on their way at once: the second one fills Redis' input while the first is answered.
-_LANES = 2
+# Batches on their way at once: the next ones fill Redis' input while the first is answered.
+_LANES = 4
+# So many calls leave at once: Redis works on them while we take the next requests.
+_EAGER = 8
 # A batch takes milliseconds: a Redis that is silent this long is away.
 _REPLY_S = 5.0
 # What a connection says of errors that redis-py has classes for.
@@ -169,9 +171,12 @@ class Pipeline:
         loop = asyncio.get_running_loop()
         reply: asyncio.Future[Any] = loop.create_future()
         self._waiting.append(_Call(command, reply))
-        if not self._scheduled and self._lanes < _LANES:
-            self._scheduled = True
-            loop.call_soon(self._flush)
+        if self._lanes < _LANES:
+            if len(self._waiting) >= _EAGER:
+                self._flush()
+            elif not self._scheduled:
+                self._scheduled = True
+                loop.call_soon(self._flush)
         return reply
 
     def _flush(self) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import sys
+from collections.abc import Coroutine
 from typing import Any, Final, cast
 
 import structlog
@@ -24,8 +26,33 @@ _CONTINUE = "100-continue"
 FIXED: Final = web.AppKey("fixed", dict[str, Handler])
 
 
+class _WithoutTasks:
+    """The event loop as aiohttp's loop over the requests of a connection sees it in Python 3.11.
+
+    There, each request would get a task of its own and wait for the loop's next turn, a tenth of all
+    its time; here the coroutine is awaited as it is. Later Pythons have eager tasks, which cost little.
+    """
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self.time = loop.time
+        self.create_future = loop.create_future
+        self.call_at = loop.call_at
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._loop, name)
+
+    def create_task(self, coroutine: Coroutine[Any, Any, Any]) -> Coroutine[Any, Any, Any]:
+        return coroutine
+
+
 class _Protocol(web.RequestHandler):  # one connection
     __slots__ = ()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        super().connection_made(transport)
+        if sys.version_info < (3, 12):
+            self._loop = cast(asyncio.AbstractEventLoop, _WithoutTasks(self._loop))
 
     def handle_error(
         self,
