@@ -14,8 +14,7 @@ import pytest
 
 from dispatcher.core.errors import StoreUnavailable
 from dispatcher.core.model import IdempotencyKey
-from dispatcher.store.ledger import Change, Ledger, Outcome, _composite
-from dispatcher.store.queries import QUERIES
+from dispatcher.store.ledger import Change, Ledger, Outcome, _composite, send
 
 AT_MS = 1_795_000_000_000
 DAY_MS = 86_400_000
@@ -34,7 +33,7 @@ class Book:
     ) -> list[tuple[Any, ...]]:
         """What became of each change, in the order of the changes: (outcome, status, body)."""
         rows = [_composite(i, change) for i, change in enumerate(changes)]
-        found = await (by or self.connection).fetch(QUERIES.commit_changes.sql, rows)
+        found = await send(by or self.connection, rows)
         ordered = sorted(found, key=lambda row: row["idx"])
         assert [row["idx"] for row in ordered] == list(range(len(changes))), "one row a change"
         return [(r["outcome"], r["stored_status"], r["stored_response"]) for r in ordered]
@@ -258,7 +257,7 @@ async def test_a_used_key_stops_a_change_whose_guards_hold(book: Book) -> None:
     await start_with(book, create(), create("z_2"), driver(), keyed(accept(), key_of()))
     await start_with(book, step("z_1", 1, "released"))
     again = keyed(accept("z_2"), key_of(asked="y"), "other")
-    rows = await book.connection.fetch(QUERIES.commit_changes.sql, [_composite(0, again)])
+    rows = await send(book.connection, [_composite(0, again)])
     assert tuple(rows[0])[1:] == ("replay", 200, "{}", key_of().fingerprint)
     assert await book.trip("z_2") == ("pending", 0, None)
 

@@ -196,9 +196,9 @@ class Ledger:
         rows = [_composite(i, entry.change) for i, entry in enumerate(batch)]
         try:
             try:
-                outcomes = await self._send(connection, rows)
+                outcomes = await send(connection, rows, timeout_s=self._timeout_s)
             except _AGAIN:
-                outcomes = await _RETRYING(self._send, connection, rows)
+                outcomes = await _RETRYING(send, connection, rows, timeout_s=self._timeout_s)
         except _AGAIN as error:
             # Rolled back as often as we may try: nothing happened.
             log.warning("commit gave way too often", changes=len(batch), error=str(error))
@@ -230,9 +230,6 @@ class Ledger:
             else:
                 outcome.set_result(Outcome(code, *stored))
 
-    async def _send(self, connection: Any, rows: list[tuple[Any, ...]]) -> Any:
-        return await connection.fetch(QUERIES.commit_changes.sql, rows, timeout=self._timeout_s)
-
     async def _part(self, batch: list[_Entry], error: Exception) -> None:
         # An argument that cannot be written or read fails the statement before a row could fail alone.
         if len(batch) == 1:
@@ -261,6 +258,17 @@ class Ledger:
         if self._connection is not None:
             self._connection.terminate()
             self._connection = None
+
+
+async def send(connection: Any, rows: list[tuple[Any, ...]], *, timeout_s: float | None = None) -> Any:
+    """Commits a batch; says of each row what became of it."""
+    try:
+        return await connection.fetch(QUERIES.apply_changes.sql, rows, timeout=timeout_s)
+    except (*UNAVAILABLE, *_AGAIN):
+        raise
+    except asyncpg.PostgresError:
+        # A row breaks a constraint, and nothing was done: now each row for itself.
+        return await connection.fetch(QUERIES.commit_changes.sql, rows, timeout=timeout_s)
 
 
 def _fail(batch: list[_Entry], error: Exception) -> None:

@@ -7,7 +7,8 @@ CREATE TABLE idempotency_keys (
     endpoint            text NOT NULL,
     zone                text NOT NULL,
     request_payload     jsonb NOT NULL,
-    request_fingerprint text NOT NULL CHECK (request_fingerprint ~ '^[0-9a-f]{64}$'),
+    request_fingerprint text NOT NULL CHECK (length(request_fingerprint) = 64
+        AND translate(request_fingerprint, '0123456789abcdef', '') = ''),
     response_payload    text NOT NULL,
     status_code         smallint NOT NULL CHECK (status_code BETWEEN 200 AND 299),
     expires_at          timestamptz NOT NULL,

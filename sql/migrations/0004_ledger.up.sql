@@ -53,21 +53,29 @@ DECLARE
     driver_ids text[];
     passed     integer[];
     kept       integer[];
-    lost       integer[];
     has_keys   boolean;
     has_states boolean;
+    has_births boolean;
+    has_events boolean;
+    has_nos    boolean;
     written    bigint;
 BEGIN
+    -- Each statement below costs as much as a change, so those with nothing to do are left out.
     SELECT array_agg(c.trip_id) FILTER (WHERE c.trip_id IS NOT NULL),
            array_agg(coalesce(c.set_driver, c.required_driver))
                FILTER (WHERE c.set_driver IS NOT NULL OR c.required_driver IS NOT NULL),
-           bool_or(c.idem_key IS NOT NULL), bool_or(c.set_driver IS NOT NULL)
-      INTO trip_ids, driver_ids, has_keys, has_states
+           bool_or(c.idem_key IS NOT NULL), bool_or(c.set_driver IS NOT NULL),
+           bool_or(c.is_creation), bool_or(c.event IS NOT NULL), bool_or(c.declines IS NOT NULL)
+      INTO trip_ids, driver_ids, has_keys, has_states, has_births, has_events, has_nos
       FROM unnest(changes) c;
 
     -- One order for every batch of every server: drivers, then trips, each by name.
-    PERFORM 1 FROM driver_details d WHERE d.user_id = ANY (driver_ids) ORDER BY d.user_id FOR NO KEY UPDATE;
-    PERFORM 1 FROM trip_requests t WHERE t.id = ANY (trip_ids) ORDER BY t.id FOR NO KEY UPDATE;
+    IF driver_ids IS NOT NULL THEN
+        PERFORM 1 FROM driver_details d WHERE d.user_id = ANY (driver_ids) ORDER BY d.user_id FOR NO KEY UPDATE;
+    END IF;
+    IF trip_ids IS NOT NULL THEN
+        PERFORM 1 FROM trip_requests t WHERE t.id = ANY (trip_ids) ORDER BY t.id FOR NO KEY UPDATE;
+    END IF;
 
     SELECT array_agg(c.idx) INTO passed
       FROM unnest(changes) c
@@ -122,36 +130,40 @@ BEGIN
         kept := passed;
     END IF;
 
-    INSERT INTO trip_requests (id, zone, customer_id, vehicle_type, pickup_location, dropoff_location,
-                               created_at, updated_at)
-    SELECT c.trip_id, c.zone, c.customer_id, c.vehicle_type, c.pickup, c.dropoff, c.at, c.at
-      FROM unnest(changes) c
-     WHERE c.is_creation AND c.idx = ANY (kept);
+    IF has_births THEN
+        INSERT INTO trip_requests (id, zone, customer_id, vehicle_type, pickup_location, dropoff_location,
+                                   created_at, updated_at)
+        SELECT c.trip_id, c.zone, c.customer_id, c.vehicle_type, c.pickup, c.dropoff, c.at, c.at
+          FROM unnest(changes) c
+         WHERE c.is_creation AND c.idx = ANY (kept);
+    END IF;
 
-    UPDATE trip_requests t
-       SET version = t.version + 1,
-           current_status = c.to_status,
-           driver_id = c.driver_id,
-           updated_at = c.at,
-           locked_at = CASE WHEN c.event = 'accepted' THEN c.at
-                            WHEN c.event = 'released' THEN NULL ELSE t.locked_at END,
-           accepted_at = CASE WHEN c.event = 'accepted' THEN c.at
-                              WHEN c.event = 'released' THEN NULL ELSE t.accepted_at END,
-           arrived_at = CASE WHEN c.event = 'arrived' THEN c.at
-                             WHEN c.event = 'released' THEN NULL ELSE t.arrived_at END,
-           trip_start_time = CASE WHEN c.event = 'started' THEN c.at ELSE t.trip_start_time END,
-           completed_at = CASE WHEN c.event = 'completed' THEN c.at ELSE t.completed_at END,
-           cancelled_at = CASE WHEN c.event = 'cancelled' THEN c.at ELSE t.cancelled_at END,
-           expired_at = CASE WHEN c.event = 'expired' THEN c.at ELSE t.expired_at END,
-           cancel_reason = CASE WHEN c.event = 'cancelled' THEN c.reason ELSE t.cancel_reason END
-      FROM unnest(changes) c
-     WHERE t.id = c.trip_id AND c.idx = ANY (kept) AND c.event IS NOT NULL AND NOT c.is_creation
-       AND t.version = c.expect_version AND t.current_status = ANY (c.sources);
+    IF has_events THEN
+        UPDATE trip_requests t
+           SET version = t.version + 1,
+               current_status = c.to_status,
+               driver_id = c.driver_id,
+               updated_at = c.at,
+               locked_at = CASE WHEN c.event = 'accepted' THEN c.at
+                                WHEN c.event = 'released' THEN NULL ELSE t.locked_at END,
+               accepted_at = CASE WHEN c.event = 'accepted' THEN c.at
+                                  WHEN c.event = 'released' THEN NULL ELSE t.accepted_at END,
+               arrived_at = CASE WHEN c.event = 'arrived' THEN c.at
+                                 WHEN c.event = 'released' THEN NULL ELSE t.arrived_at END,
+               trip_start_time = CASE WHEN c.event = 'started' THEN c.at ELSE t.trip_start_time END,
+               completed_at = CASE WHEN c.event = 'completed' THEN c.at ELSE t.completed_at END,
+               cancelled_at = CASE WHEN c.event = 'cancelled' THEN c.at ELSE t.cancelled_at END,
+               expired_at = CASE WHEN c.event = 'expired' THEN c.at ELSE t.expired_at END,
+               cancel_reason = CASE WHEN c.event = 'cancelled' THEN c.reason ELSE t.cancel_reason END
+          FROM unnest(changes) c
+         WHERE t.id = c.trip_id AND c.idx = ANY (kept) AND c.event IS NOT NULL AND NOT c.is_creation
+           AND t.version = c.expect_version AND t.current_status = ANY (c.sources);
 
-    INSERT INTO trip_events (trip_id, version, event, actor_id, actor_role, payload, created_at)
-    SELECT c.trip_id, coalesce(c.expect_version + 1, 0), c.event, c.actor_id, c.actor_role, c.payload, c.at
-      FROM unnest(changes) c
-     WHERE c.event IS NOT NULL AND c.idx = ANY (kept);
+        INSERT INTO trip_events (trip_id, version, event, actor_id, actor_role, payload, created_at)
+        SELECT c.trip_id, coalesce(c.expect_version + 1, 0), c.event, c.actor_id, c.actor_role, c.payload, c.at
+          FROM unnest(changes) c
+         WHERE c.event IS NOT NULL AND c.idx = ANY (kept);
+    END IF;
 
     IF has_states THEN
         INSERT INTO driver_details AS d (user_id, zone, availability_status, is_online, vehicle_type, version,
@@ -174,20 +186,20 @@ BEGIN
         END IF;
     END IF;
 
-    INSERT INTO trip_offers AS o (trip_id, driver_id, wave, offered_at, outcome, outcome_at)
-    SELECT c.trip_id, c.declines,
-           coalesce((SELECT max(p.wave) FROM trip_offers p
-                      WHERE p.trip_id = c.trip_id AND p.driver_id = c.declines), 0),
-           c.at, 'declined', c.at
-      FROM unnest(changes) c
-     WHERE c.declines IS NOT NULL AND c.idx = ANY (kept)
-    ON CONFLICT (trip_id, driver_id, wave) DO UPDATE
-       SET outcome = excluded.outcome, outcome_at = excluded.outcome_at;
-
-    SELECT array_agg(c.idx) INTO lost FROM unnest(changes) c WHERE c.idx <> ALL (coalesce(kept, '{}'));
+    IF has_nos THEN
+        INSERT INTO trip_offers AS o (trip_id, driver_id, wave, offered_at, outcome, outcome_at)
+        SELECT c.trip_id, c.declines,
+               coalesce((SELECT max(p.wave) FROM trip_offers p
+                          WHERE p.trip_id = c.trip_id AND p.driver_id = c.declines), 0),
+               c.at, 'declined', c.at
+          FROM unnest(changes) c
+         WHERE c.declines IS NOT NULL AND c.idx = ANY (kept)
+        ON CONFLICT (trip_id, driver_id, wave) DO UPDATE
+           SET outcome = excluded.outcome, outcome_at = excluded.outcome_at;
+    END IF;
 
     RETURN QUERY SELECT k, 'ok'::text, NULL::smallint, NULL::text, NULL::text FROM unnest(kept) k;
-    IF lost IS NOT NULL THEN
+    IF coalesce(cardinality(kept), 0) < cardinality(changes) THEN
         RETURN QUERY
         SELECT c.idx, CASE WHEN k.id IS NULL THEN 'stale' ELSE 'replay' END,
                k.status_code, k.response_payload, k.request_fingerprint
@@ -195,11 +207,12 @@ BEGIN
           LEFT JOIN idempotency_keys k
             ON k.user_id = c.idem_user AND k.endpoint = c.idem_endpoint
            AND k.idempotency_key = c.idem_key AND k.expires_at > now()
-         WHERE c.idx = ANY (lost);
+         WHERE c.idx <> ALL (coalesce(kept, '{}'));
     END IF;
 END $$;
 
--- The door for servers: a row that breaks a constraint fails alone, its neighbours are committed.
+-- The door for a batch that apply_changes() has thrown out: the row that breaks a constraint fails alone, its
+-- neighbours are committed. (A server tries without it first: a subtransaction costs as much as six changes.)
 -- Deadlocks and serialization failures go out to the caller, who sends the batch again.
 CREATE FUNCTION commit_changes(changes ledger_change[])
 RETURNS TABLE (idx integer, outcome text, stored_status smallint, stored_response text, stored_fingerprint text)
@@ -208,13 +221,12 @@ LANGUAGE plpgsql AS $$
 DECLARE
     change ledger_change;
 BEGIN
-    BEGIN
-        RETURN QUERY SELECT * FROM apply_changes(changes);
-        RETURN;
-    EXCEPTION
-        WHEN deadlock_detected OR serialization_failure OR query_canceled OR lock_not_available THEN RAISE;
-        WHEN OTHERS THEN NULL;
-    END;
+    -- All locks first, in the order of every batch: row by row, two batches could wait for each other.
+    PERFORM 1 FROM driver_details d
+      WHERE d.user_id = ANY (ARRAY(SELECT coalesce(c.set_driver, c.required_driver) FROM unnest(changes) c))
+      ORDER BY d.user_id FOR NO KEY UPDATE;
+    PERFORM 1 FROM trip_requests t WHERE t.id = ANY (ARRAY(SELECT c.trip_id FROM unnest(changes) c))
+      ORDER BY t.id FOR NO KEY UPDATE;
     FOREACH change IN ARRAY changes LOOP
         BEGIN
             RETURN QUERY SELECT * FROM apply_changes(ARRAY[change]);
