@@ -47,7 +47,7 @@ _AWAY = (
 # Batches on their way at once: the next ones fill Redis' input while the first is answered.
 _LANES = 4
 # So many calls leave at once: Redis works on them while we take the next requests.
-_EAGER = 8
+_EAGER = 16
 # A batch takes milliseconds: a Redis that is silent this long is away.
 _REPLY_S = 5.0
 # What a connection says of errors that redis-py has classes for.
