@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 import urllib.error
 import urllib.request
 from dataclasses import dataclass, field
@@ -20,6 +21,7 @@ ACTION = "/api/driver/ride/trip-action"
 # Trips and drivers stand apart (Staten Island, the Bronx): a load of accepts is then not at the
 # same time a load of offers. Scripts that measure offers place their drivers themselves.
 PICKUP = {"lat": 40.58, "lng": -74.15}
+PATIENCE_S = 15.0
 DRIVERS_AT = {"lat": 40.85, "lng": -73.87}
 
 
@@ -32,6 +34,7 @@ class Stage:
     zone: str = "default"
     prefix: str = field(default_factory=lambda: uuid4().hex[:8])
     _numbers: count[int] = field(default_factory=count)
+    _online: int = 0
 
     def names(self, kind: str, amount: int) -> list[str]:
         """Names that nobody had before."""
@@ -57,6 +60,7 @@ class Stage:
         path = "/api/driver/availability"
         calls = [request("POST", path, body, bearer=self.bearer("driver", name)) for name in names]
         self.generator.send_all(self.server, calls, expect="200")
+        self._online += len(names)
 
     def trips(self, amount: int, *, pickup: dict[str, float] | None = None) -> list[str]:
         """New pending trips; a customer has a hundred of them."""
@@ -83,11 +87,16 @@ class Stage:
         """Before the clock starts: nobody looks for drivers for the trips that were prepared, and
         the writes of the preparation are not paid for during the run.
 
-        Tens of thousands of trips that all still wait for a wave are no load of accepts.
+        Tens of thousands of trips that all still wait for a wave are no load of accepts, and neither are
+        drivers who were never seen before: the server tells Redis of them every ten seconds at most.
         """
         if self.server.redis_url:
+            keys = keys_of(self.zone)
             with engines.redis_client(self.server.redis_url) as client:
-                client.delete(keys_of(self.zone).waves)
+                client.delete(keys.waves)
+                deadline = time.monotonic() + PATIENCE_S
+                while client.zcard(keys.present) < self._online and time.monotonic() < deadline:
+                    time.sleep(0.1)
         if self.server.database_url:
             engines.execute(self.server.database_url, "CHECKPOINT")
 
