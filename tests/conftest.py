@@ -33,6 +33,19 @@ _READY_S = 60.0
 _databases = deque(range(1, 16))  # of the session's Valkey; 0 is left alone
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """Where nothing may be compiled into the tree, it is compiled into a directory of the run.
+
+    Some hundred processes are started here; each would compile all that it imports, for a second.
+    """
+    if sys.dont_write_bytecode and not hasattr(config, "workerinput"):
+        directory = tempfile.mkdtemp(prefix="dispatcher-bytecode-")
+        config.add_cleanup(lambda: shutil.rmtree(directory, ignore_errors=True))
+        os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+        os.environ["PYTHONPYCACHEPREFIX"] = sys.pycache_prefix = directory
+        sys.dont_write_bytecode = False
+
+
 def processes_of(directory: Path) -> list[psutil.Process]:
     """Live processes that work below `directory`: named in the command line, or their cwd."""
     found = []
