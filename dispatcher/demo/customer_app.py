@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
 import time
 from typing import Final
@@ -47,6 +48,7 @@ class CustomerApp:
         self._cancels = rng.random() < _CANCELS
         self._canceller: asyncio.Task[None] | None = None
         self._over = asyncio.Event()
+        self._heartbeat_s = 5.0
 
     async def run(self) -> None:
         """Until the trip is over."""
@@ -81,18 +83,27 @@ class CustomerApp:
         while True:
             try:
                 line = await Line.open(self._caller, self._token)
+                beat = asyncio.create_task(self._beat(line))
                 try:
                     async for frame in line.frames():
                         await self._hear(frame)
                 finally:
+                    beat.cancel()
                     await line.close()
             except LOST:
                 self._tally.counts["connections failed"] += 1
             await asyncio.sleep(_AGAIN_S)
 
+    async def _beat(self, line: Line) -> None:
+        with contextlib.suppress(*LOST):  # the reader sees that too
+            while True:
+                await asyncio.sleep(self._heartbeat_s)
+                await line.tell({"type": "heartbeat"})
+
     async def _hear(self, frame: Frame) -> None:
         match frame["type"]:
             case "welcome":
+                self._heartbeat_s = float(frame["heartbeat_s"])
                 live = frame["snapshot"]["trips"]
                 for trip in live:
                     self._learn(trip)

@@ -76,6 +76,7 @@ class Phone:
         task = asyncio.create_task(self._counted(work))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(lambda _: work.close())  # one that was cancelled before it began
         task.add_done_callback(self._tally.ended)
         return task
 
