@@ -19,6 +19,7 @@ _PORTS = range(20_000, 32_768)  # below the ephemeral ports of Linux and macOS
 
 # noeviction: an evicted claim or trip would be a wrong answer. appendonly: the live picture is
 # there after a restart. save "": the append-only file is the only copy, so a stop is quick.
+# Its rewrites are rare and plain: a busy zone writes 64 MB in seconds, and each takes most of a core.
 # set-proc-title: the command line must keep naming the directory, see EngineProcess.find.
 _CONFIGURATION = """\
 bind 127.0.0.1
@@ -28,6 +29,9 @@ dir "{directory}"
 maxmemory-policy noeviction
 appendonly yes
 appendfsync everysec
+auto-aof-rewrite-min-size 256mb
+auto-aof-rewrite-percentage 200
+rdbcompression no
 save ""
 daemonize no
 set-proc-title no
