@@ -61,7 +61,10 @@ class Bench:
 
     def run(self, load: str, variant: str, *, paced: float | None = None) -> Run:
         server = {"echo": self.echo, "lock": self.lock, "dispatcher": self.dispatcher}[variant]
-        rate = self.expected.get((load, variant), {"lock": 3_000, "echo": 20_000}.get(variant, 9_000))
+        rate = self.expected.get(
+            (load, variant),
+            {"lock": 2_000, "echo": 20_000}.get(variant, 4_000 if load == "winners" else 15_000),
+        )
         count = int(rate * self.chosen.seconds * SPARE) + 100
         if paced is not None:
             count = int(paced * self.chosen.seconds * 1.2) + 100

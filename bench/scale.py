@@ -32,7 +32,7 @@ class Winners:
         self.generator = generator
         self.chosen = chosen
         self.stages = [Stage(server, generator, zone) for zone in zones]
-        self.expected = 6_000.0
+        self.expected = 3_000.0
 
     def run(self, _: int = 0) -> Run:
         count = int(self.expected * self.chosen.seconds * 1.4 / len(self.stages)) + 50

@@ -31,6 +31,7 @@ from dispatcher.web.endpoints import ENDPOINTS
 from dispatcher.web.frames import Frames
 from dispatcher.web.handlers import Deps, build
 from dispatcher.web.idempotency import key_of, unquote
+from dispatcher.web.reply import Reply
 from dispatcher.web.server import make_runner
 from tests.conftest import JWT_SECRET, make_token
 
@@ -847,3 +848,59 @@ def test_the_three_lines() -> None:
     assert lines[0]["user"] == "d1"
     assert lines[0]["logger"] == "dispatcher.refusals"
     assert lines[0]["timestamp"].endswith("Z")
+
+
+# --- replies
+
+
+def test_a_header_with_a_line_break_is_not_sent() -> None:
+    for value in ("a\r\nSet-Cookie: b", "a\nb", "a\rb"):
+        with pytest.raises(ValueError, match="line break"):
+            Reply(200, b"{}", {"X-Request-Id": value}).encode()
+
+
+async def _exchange(port: int, request: bytes) -> tuple[bytes, bytes, bool]:
+    """Status line and headers, body, and whether the server kept the connection open."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    writer.write(request)
+    head = await reader.readuntil(b"\r\n\r\n")
+    length = re.search(rb"(?i)content-length: (\d+)", head)
+    body = b""
+    if not request.startswith(b"HEAD") and length is not None:
+        body = await reader.readexactly(int(length[1]))
+    writer.write(b"GET /healthz HTTP/1.1\r\nHost: h\r\n\r\n")
+    try:
+        kept = bool(await reader.read(1))
+    except ConnectionError:
+        kept = False
+    writer.close()
+    return head, body, kept
+
+
+async def test_http_versions_and_methods(client: Client) -> None:
+    """Replies in one write and those of aiohttp's own tell the same."""
+    whole, body, kept = await _exchange(client.port, b"GET /healthz HTTP/1.1\r\nHost: h\r\n\r\n")
+    assert (whole[:15], body, kept) == (b"HTTP/1.1 200 OK", b'{"status":"ok"}', True)
+    assert b"\r\nContent-Type: application/json\r\n" in whole
+    assert b"\r\nServer: dispatcher\r\n" in whole
+    assert b"\r\nDate: " in whole
+    head, body, kept = await _exchange(client.port, b"HEAD /healthz HTTP/1.1\r\nHost: h\r\n\r\n")
+    assert (body, kept) == (b"", True)
+    assert b"\r\nContent-Length: 15\r\n" in head
+    closing = b"GET /healthz HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n"
+    head, body, kept = await _exchange(client.port, closing)
+    assert (body, kept) == (b'{"status":"ok"}', False)
+    assert b"\r\nConnection: close\r\n" in head
+    head, body, kept = await _exchange(client.port, b"GET /healthz HTTP/1.0\r\nHost: h\r\n\r\n")
+    assert head.startswith(b"HTTP/1.0 200 OK")
+    assert (body, kept) == (b'{"status":"ok"}', False)
+
+
+async def test_two_requests_in_one_packet(client: Client) -> None:
+    reader, writer = await asyncio.open_connection("127.0.0.1", client.port)
+    writer.write(b"GET /healthz HTTP/1.1\r\nHost: h\r\n\r\n" * 3)
+    for _ in range(3):
+        head = await reader.readuntil(b"\r\n\r\n")
+        assert head.startswith(b"HTTP/1.1 200 OK")
+        assert await reader.readexactly(15) == b'{"status":"ok"}'
+    writer.close()
