@@ -65,8 +65,18 @@ def wait_for_end(directory: Path, timeout_s: float = 5.0) -> list[psutil.Process
     """What still works below `directory` after `timeout_s` at most; empty is what one wants."""
     deadline = time.monotonic() + timeout_s
     while (left := processes_of(directory)) and time.monotonic() < deadline:
-        time.sleep(0.02)
+        look_again_at = min(deadline, time.monotonic() + 0.2)  # for what they have started
+        while any(_lives(process) for process in left) and time.monotonic() < look_again_at:
+            time.sleep(0.01)
     return left
+
+
+def _lives(process: psutil.Process) -> bool:
+    # Not psutil.wait_procs, which would take the status of a child from its Popen.
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 def make_token(sub: str, role: str, **claims: Any) -> str:
@@ -86,10 +96,29 @@ def data_dir() -> Iterator[Path]:
     try:
         yield directory
     finally:
-        stop_left_behind(directory)
-        left = wait_for_end(directory)
+        left = processes_of(directory)
+        if left:
+            stop_left_behind(directory)
+            left = wait_for_end(directory)
         shutil.rmtree(directory)
         assert not left, f"left behind: {left}"
+
+
+@pytest.fixture(scope="session")
+def _cluster() -> Iterator[Path]:
+    """What a first start makes of a Postgres' directory, stopped."""
+    directory = Path(tempfile.mkdtemp(prefix="dispatcher-cluster-"))
+    with Engines(directory, redis=False):
+        pass
+    yield directory / "postgres"
+    shutil.rmtree(directory)
+
+
+@pytest.fixture
+def started_before(data_dir: Path, _cluster: Path) -> None:
+    """For tests that are not about the first start of engines: spares `data_dir` the initdb."""
+    # Not shutil, which would not keep the owner.
+    subprocess.run(["cp", "-pR", str(_cluster), str(data_dir / "postgres")], check=True)
 
 
 @pytest.fixture(scope="session")

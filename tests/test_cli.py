@@ -189,6 +189,7 @@ async def test_serve_on_embedded_engines_from_start_to_end(serve: Serve, data_di
     assert wait_for_end(data_dir, 1.0) == []
 
 
+@pytest.mark.usefixtures("started_before")
 async def test_ctrl_c_and_impatience_are_tolerated(serve: Serve, data_dir: Path) -> None:
     server = await serve(embedded=True)
     for _ in range(3):
@@ -199,6 +200,7 @@ async def test_ctrl_c_and_impatience_are_tolerated(serve: Serve, data_dir: Path)
     assert wait_for_end(data_dir, 1.0) == []
 
 
+@pytest.mark.usefixtures("started_before")
 async def test_a_killed_server_can_be_started_again(serve: Serve, data_dir: Path) -> None:
     first = await serve(embedded=True)
     first.kill9()
@@ -210,6 +212,7 @@ async def test_a_killed_server_can_be_started_again(serve: Serve, data_dir: Path
     assert wait_for_end(data_dir, 2.0) == []
 
 
+@pytest.mark.usefixtures("started_before")
 async def test_an_embedded_engine_that_is_killed_comes_back(serve: Serve, data_dir: Path) -> None:
     server = await serve(embedded=True)
     valkey = next(one for one in processes_of(data_dir) if one.name() == "valkey-server")
@@ -292,6 +295,7 @@ async def test_workers_die_with_a_killed_supervisor(serve: Serve) -> None:
     )
 
 
+@pytest.mark.usefixtures("started_before")
 async def test_no_secret_is_on_a_command_line(serve: Serve, data_dir: Path) -> None:
     server = await serve("--workers", "2", embedded=True)
     password = urlsplit(server.redis_url).password

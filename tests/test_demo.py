@@ -26,7 +26,7 @@ from dispatcher.demo.tally import percentile
 from dispatcher.demo.view import View
 from tests.conftest import wait_for_end
 
-_CITY = ["--limit", "60", "--drivers", "60", "--speed", "300"]
+_CITY = ["--limit", "60", "--drivers", "60", "--speed", "600"]
 
 
 def _command(*more: str) -> list[str]:
@@ -36,7 +36,7 @@ def _command(*more: str) -> list[str]:
 @pytest.fixture
 def environment(tmp_path: Path) -> dict[str, str]:
     given = {name: value for name, value in os.environ.items() if "DISPATCHER_" not in name}
-    return given | {"TMPDIR": str(tmp_path)}
+    return given | {"TMPDIR": str(tmp_path), "DISPATCHER_DRAIN_S": "1"}
 
 
 def _values(report: str) -> dict[str, str]:
@@ -69,6 +69,7 @@ async def test_a_small_city(environment: dict[str, str], data_dir: Path) -> None
         assert re.match(r"p50 [\d.]+ m?s, p99 [\d.]+ m?s", rows[latency])
 
 
+@pytest.mark.usefixtures("started_before")
 async def test_it_ends_early_when_asked(environment: dict[str, str], data_dir: Path) -> None:
     command = _command("--data-dir", str(data_dir), "--speed", "60")
     process = await asyncio.create_subprocess_exec(
@@ -84,6 +85,7 @@ async def test_it_ends_early_when_asked(environment: dict[str, str], data_dir: P
     assert _values(said)["double assignments"] == "0"
 
 
+@pytest.mark.usefixtures("started_before")
 async def test_nothing_outlives_a_killed_demo(environment: dict[str, str], data_dir: Path) -> None:
     command = _command("--data-dir", str(data_dir), "--speed", "60")
     process = await asyncio.create_subprocess_exec(

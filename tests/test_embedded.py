@@ -43,9 +43,11 @@ time.sleep(600)
 """
 
 
-async def _write(urls: EngineUrls, text: str) -> None:
+async def _write(urls: EngineUrls, text: str, *, to_disk: bool = False) -> None:
     async with redis.asyncio.Redis.from_url(urls.redis_url) as client:
         await client.set("text", text)
+        if to_disk:  # the append-only file, which is synchronized every second
+            assert await client.waitaof(num_local=1, num_replicas=0, timeout=5_000) == [1, 0]
     connection = await asyncpg.connect(urls.database_url)
     await connection.execute("CREATE TABLE IF NOT EXISTS texts (text text)")
     await connection.execute("INSERT INTO texts VALUES ($1)", text)
@@ -140,6 +142,7 @@ async def test_only_the_owner_gets_in(data_dir: Path) -> None:
                 await client.get("text")
 
 
+@pytest.mark.usefixtures("started_before")
 async def test_engines_do_not_share_the_terminal_of_the_server(data_dir: Path) -> None:
     engines = Engines(data_dir)
     with engines:
@@ -147,6 +150,7 @@ async def test_engines_do_not_share_the_terminal_of_the_server(data_dir: Path) -
             assert os.getsid(pid) != os.getsid(0)
 
 
+@pytest.mark.usefixtures("started_before")
 async def test_engines_do_not_see_the_secrets_of_the_server(
     data_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -159,6 +163,7 @@ async def test_engines_do_not_see_the_secrets_of_the_server(
             assert not [name for name in names if name.startswith(("DISPATCHER_", "PGPORT"))]
 
 
+@pytest.mark.usefixtures("started_before")
 async def test_a_second_live_server_is_refused(data_dir: Path) -> None:
     with Engines(data_dir):
         with pytest.raises(SettingsError, match=f"DISPATCHER_DATA_DIR.*process {os.getpid()}"):
@@ -185,6 +190,7 @@ async def test_of_many_that_start_at_once_one_gets_the_directory(data_dir: Path)
     started[0].stop()
 
 
+@pytest.mark.usefixtures("started_before")
 async def test_engines_of_a_killed_server_are_taken_over(data_dir: Path, hold: Hold) -> None:
     holder = hold()
     running = {process.pid for process in processes_of(data_dir)}
@@ -202,6 +208,7 @@ async def test_engines_of_a_killed_server_are_taken_over(data_dir: Path, hold: H
         assert await _read(urls) == ("kept", "kept")
 
 
+@pytest.mark.usefixtures("started_before")
 async def test_engines_that_were_killed_too_start_again_with_what_was_written(
     data_dir: Path, hold: Hold
 ) -> None:
@@ -210,8 +217,7 @@ async def test_engines_that_were_killed_too_start_again_with_what_was_written(
     assert url is not None
     port = (data_dir / "valkey" / "port").read_text()
     password = (data_dir / "valkey" / "password").read_text()
-    await _write(EngineUrls(f"redis://:{password}@127.0.0.1:{port}/0", url), "kept")
-    time.sleep(1.1)  # the append-only file is written out every second
+    await _write(EngineUrls(f"redis://:{password}@127.0.0.1:{port}/0", url), "kept", to_disk=True)
     for process in [psutil.Process(holder.pid), *processes_of(data_dir)]:
         try:
             process.kill()
@@ -224,6 +230,7 @@ async def test_engines_that_were_killed_too_start_again_with_what_was_written(
     assert wait_for_end(data_dir, 1.0) == []
 
 
+@pytest.mark.usefixtures("started_before")
 async def test_engines_of_a_killed_server_end_by_themselves_if_nobody_comes(
     data_dir: Path, hold: Hold
 ) -> None:
@@ -240,6 +247,7 @@ async def test_a_start_waits_until_what_was_left_behind_is_stopped(data_dir: Pat
             assert time.monotonic() - began >= 0.5
 
 
+@pytest.mark.usefixtures("started_before")
 async def test_a_pid_file_that_names_another_program_is_no_obstacle(data_dir: Path) -> None:
     with Engines(data_dir, redis=False):
         stale = (data_dir / "postgres" / "postmaster.pid").read_text()
@@ -257,6 +265,7 @@ async def test_half_a_first_start_is_no_obstacle(data_dir: Path) -> None:
     assert not list(data_dir.glob("postgres.new.*"))
 
 
+@pytest.mark.usefixtures("started_before")
 async def test_a_restart_keeps_the_urls(data_dir: Path) -> None:
     engines = Engines(data_dir)
     with engines as urls:
@@ -267,12 +276,12 @@ async def test_a_restart_keeps_the_urls(data_dir: Path) -> None:
         assert await _read(urls) == ("kept", "kept")
 
 
+@pytest.mark.usefixtures("started_before")
 async def test_an_engine_that_died_is_revived_at_the_same_url(data_dir: Path) -> None:
     engines = Engines(data_dir)
     with engines as urls:
         assert engines.revive() == []
-        await _write(urls, "kept")
-        time.sleep(1.1)
+        await _write(urls, "kept", to_disk=True)
         for pid in _pids(engines):
             psutil.Process(pid).kill()
         deadline = time.monotonic() + 5

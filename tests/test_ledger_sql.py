@@ -399,6 +399,14 @@ async def _many(url: str, count: int) -> list[asyncpg.Connection]:
     return list(await asyncio.gather(*(asyncpg.connect(url) for _ in range(count))))
 
 
+async def _waits_for_a_lock(book: Book, connection: asyncpg.Connection) -> None:
+    """Until this one's statement is held up by another connection's transaction."""
+    held_up = "SELECT cardinality(pg_blocking_pids($1)) > 0"
+    async with asyncio.timeout(15):
+        while not await book.connection.fetchval(held_up, connection.get_server_pid()):
+            await asyncio.sleep(0.005)
+
+
 async def test_one_key_from_many_connections_has_one_effect(book: Book) -> None:
     await start_with(book, create(), driver())
     servers = await _many(book.url, 12)
@@ -425,7 +433,7 @@ async def test_a_second_connection_waits_for_the_first_one_s_end(book: Book) -> 
         change = keyed(step(name, 0, "expired"), key_of(name), name)
         assert (await book.commit(change, by=first))[0][0] == "ok"
         waiting = asyncio.create_task(book.commit(change, by=second))
-        await asyncio.sleep(0.1)
+        await _waits_for_a_lock(book, second)
         assert not waiting.done()
         await (transaction.commit() if ends_well else transaction.rollback())
         assert (await waiting)[0][0] == outcome
@@ -483,7 +491,7 @@ async def test_a_new_driver_s_first_states_on_two_connections(book: Book) -> Non
     await transaction.start()
     assert (await book.commit(driver("new"), by=first))[0][0] == "ok"
     waiting = asyncio.create_task(book.commit(driver("new", set_online=False), by=second))
-    await asyncio.sleep(0.1)
+    await _waits_for_a_lock(book, second)
     await transaction.commit()
     assert (await waiting)[0][0] == "stale"
     assert await book.one("SELECT is_online, version FROM driver_details") == (True, 0)

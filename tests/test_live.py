@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import socket
 import time
 from collections.abc import AsyncIterator, Callable
 from typing import Any
@@ -386,7 +387,11 @@ async def test_a_socket_that_never_reads_is_closed(serve: Serve, session: aiohtt
     driver = await App(session, server, "driver", "d1").open()
     await driver.online()
     host, port = server.url.removeprefix("http://").split(":")
-    _, deaf = await asyncio.open_connection(host, int(port), limit=1024)
+    # As little room as the kernel gives, so that the noise that nobody reads has to be waited for soon.
+    line = socket.socket()
+    line.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1024)
+    line.connect((host, int(port)))
+    _, deaf = await asyncio.open_connection(sock=line, limit=1024)
     deaf.write(
         (
             f"GET /ws HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"

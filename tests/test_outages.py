@@ -71,6 +71,7 @@ async def test_kill_on_the_road(serve: Serve, session: aiohttp.ClientSession, po
     await client.aclose()
 
 
+@pytest.mark.usefixtures("started_before")
 async def test_replay_after_both_engines_restart(data_dir: Path) -> None:
     engines = Engines(data_dir)
     urls = engines.start()
@@ -95,6 +96,7 @@ async def test_replay_after_both_engines_restart(data_dir: Path) -> None:
         engines.stop()
 
 
+@pytest.mark.usefixtures("started_before")
 async def test_engines_away_and_back(data_dir: Path) -> None:
     """Bounded waiting and a clear refusal; then everything goes on by itself."""
     from dispatcher.core.errors import OutcomeUnknown, StoreUnavailable
