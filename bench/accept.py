@@ -22,6 +22,7 @@ FLOORS = {  # load: (floor and aim in parts of echo, floor and aim in times lock
     "losers": ((0.50, 0.70), (6.0, 9.0)),
     "replays": ((0.50, 0.70), None),
 }
+PARTS = {"half": 0.5, "a quarter": 0.25, "an eighth": 0.125}  # of the full load
 SPARE = 1.4  # requests prepared beyond what the last round needed
 
 
@@ -123,13 +124,15 @@ def compare(bench: Bench, report: Report, load: str, variants: list[str]) -> dic
     return found
 
 
-def at_half_load(bench: Bench, report: Report, full: float) -> Summary:
-    """Winners arriving at half the rate the dispatcher can take: latency in a normal hour."""
-    runs = {"dispatcher": lambda _: bench.run("winners", "dispatcher", paced=full / 2)}
-    found = report.in_turn(runs, bench.chosen.rounds, what="winners at half load")["dispatcher"]
-    report.results("half load", found.as_json())
-    report.table("winners at half the load", load_columns(), [load_row(found)])
-    return found
+def below_full_load(bench: Bench, report: Report, full: float) -> None:
+    """Winners arriving at parts of the rate the dispatcher can take: latency in a normal hour."""
+    runs = {
+        name: (lambda _, part=part: bench.run("winners", "dispatcher", paced=full * part))
+        for name, part in PARTS.items()
+    }
+    found = report.in_turn(runs, bench.chosen.rounds, what="winners below full load")
+    report.results("below full load", {name: summary.as_json() for name, summary in found.items()})
+    report.table("winners below full load", load_columns(), [load_row(s) for s in found.values()])
 
 
 def ratios(found: dict[str, dict[str, Summary]]) -> list[list[str]]:
@@ -161,7 +164,7 @@ def draw(found: dict[str, dict[str, Summary]]) -> Any:
 
 
 def main() -> None:
-    parser = options.parser(__doc__, seconds=4.0, rounds=5, connections=64)
+    parser = options.parser(__doc__, seconds=4.0, rounds=5, connections=256)
     parser.add_argument("--lock-pool", type=int, default=10, help="connections of the rival lock")
     chosen = options.parse(parser, seconds=0.3, rounds=1, connections=16)
     report = Report(
@@ -189,7 +192,7 @@ def main() -> None:
         report.note(f"the generator's own ceiling: {ceiling.rate:,.0f} a second")
         variants = ["echo", "lock", "dispatcher"] if lock is not None else ["echo", "dispatcher"]
         found = {load: compare(bench, report, load, variants) for load in FLOORS}
-        at_half_load(bench, report, found["winners"]["dispatcher"].rate)
+        below_full_load(bench, report, found["winners"]["dispatcher"].rate)
     rows = ratios(found)
     report.results("ratios", rows)
     report.table("dispatcher against", ["load", "rival", "ratio", "floor", "aim"], rows)

@@ -105,7 +105,7 @@ def draw(found: dict[str, dict[str, Summary]]) -> Any:
 
 
 def main() -> None:
-    parser = options.parser(__doc__, seconds=3.0, rounds=5, connections=64)
+    parser = options.parser(__doc__, seconds=3.0, rounds=5, connections=256)
     parser.add_argument("--workers", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--zones", type=int, nargs="+", default=[1, 4, 16])
     parser.add_argument("--history", type=int, nargs="+", default=[10_000, 1_000_000])

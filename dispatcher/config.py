@@ -119,7 +119,7 @@ class Settings(BaseSettings):
     commit_timeout_s: float = Field(
         5.0, ge=0.1, le=30, description="how long a commit may take before its outcome is unknown"
     )
-    commit_batch: int = Field(256, ge=1, le=2_000, description="changes in one commit at most")
+    commit_batch: int = Field(64, ge=1, le=2_000, description="changes in one commit at most")
     database_pool: int = Field(
         4, ge=1, le=64, description="connections for reads, for each server process"
     )
