@@ -8,6 +8,7 @@ round trip is spared.
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import deque
 from dataclasses import dataclass, field
 from typing import Any, Final, NamedTuple
@@ -37,8 +38,8 @@ _RETRYING: Final = AsyncRetrying(
     retry=retry_if_exception_type(_AGAIN),
     reraise=True,
 )
-# Every join of the commit is by primary key over a batch. A plan that was made while a table was
-# empty would scan it from end to end an hour later.
+# Every join of the commit is by a key over a batch. Its plans are made once, since making them takes
+# longer than a small batch.
 _SESSION: Final = {
     "application_name": "dispatcher-ledger",
     "enable_seqscan": "off",
@@ -47,6 +48,11 @@ _SESSION: Final = {
     "plan_cache_mode": "force_generic_plan",
     "jit": "off",
 }
+# A plan that was made while a table or a partial index was small reads it from end to end once it is
+# large, until ANALYZE comes by. So plans are made anew whenever twice as much may have been written as
+# before, and as often as this in s: trips that are live come and go within the hour.
+_FIRST_PLANS: Final = 64
+_PLANS_LIVE_S: Final = 10.0
 
 
 class Change(NamedTuple):
@@ -122,6 +128,9 @@ class Ledger:
         self._connection: Any = None
         self._task: asyncio.Task[None] | None = None
         self._closing = False
+        # When the plans are to be made anew: in changes, and by the monotonic clock.
+        self._changes_left = self._plans_last = _FIRST_PLANS
+        self._plans_end = 0.0
         #: Batches sent and changes in them, for the metrics.
         self.batches = 0
         self.changes = 0
@@ -195,6 +204,7 @@ class Ledger:
             return
         rows = [_composite(i, entry.change) for i, entry in enumerate(batch)]
         try:
+            await self._plan_anew(connection, len(batch))
             try:
                 outcomes = await send(connection, rows, timeout_s=self._timeout_s)
             except _AGAIN:
@@ -229,6 +239,16 @@ class Ledger:
                 outcome.set_exception(RuntimeError(code))
             else:
                 outcome.set_result(Outcome(code, *stored))
+
+    async def _plan_anew(self, connection: Any, changes: int) -> None:
+        now = time.monotonic()
+        self._changes_left -= changes
+        if self._changes_left >= 0 and now < self._plans_end:
+            return
+        if self._changes_left < 0:
+            self._plans_last *= 2
+        self._changes_left, self._plans_end = self._plans_last, now + _PLANS_LIVE_S
+        await connection.execute("DISCARD PLANS", timeout=self._timeout_s)
 
     async def _part(self, batch: list[_Entry], error: Exception) -> None:
         # An argument that cannot be written or read fails the statement before a row could fail alone.

@@ -88,7 +88,11 @@ class Database:
             min_size=0,
             max_size=size,
             command_timeout=timeout_s,
-            server_settings={"application_name": "dispatcher"},
+            # A plan that is kept was made for the tables as they were then, which may have been empty.
+            server_settings={
+                "application_name": "dispatcher",
+                "plan_cache_mode": "force_custom_plan",
+            },
         )
         return cls(pool, timeout_s)
 
