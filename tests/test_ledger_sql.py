@@ -564,3 +564,41 @@ async def test_what_cannot_be_sent_fails_alone(book: Book) -> None:
     assert await ledger.commit(create("z_after")) == Outcome("ok")
     await ledger.close()
     assert await book.count("trip_requests") == 6
+
+
+_HISTORY = """
+    INSERT INTO trip_requests (id, zone, customer_id, driver_id, current_status, version, vehicle_type,
+                               pickup_location, completed_at)
+    SELECT 'z_old-' || n, 'z', 'c' || n, 'd' || n % 50, 'completed', 4, 'car', point(8.6, 50.1), now()
+      FROM generate_series(1, 3000) n
+"""
+_READ = """
+    SELECT sum(idx_tup_read) FROM pg_stat_user_indexes
+     WHERE relname IN ('trip_requests', 'driver_details')
+"""
+
+
+async def test_a_change_reads_as_little_as_ever_once_the_tables_have_grown(book: Book) -> None:
+    # A quiet night: all that is live is gone, and autovacuum has noted how little there is.
+    await book.connection.execute(_HISTORY)
+    await book.connection.execute("VACUUM ANALYZE")
+    before = await book.connection.fetchval(_READ)
+    ledger = Ledger(book.url, timeout_s=5, most=16)
+    await ledger.start()
+    # The morning: plans are made with the first change, and kept.
+    names = [str(n) for n in range(600)]
+    made = [change for n in names for change in (driver(f"d{n}"), create(f"z_{n}"))]
+    taken = [accept(f"z_{n}", f"d{n}") for n in names]
+    outcomes = await asyncio.gather(*map(ledger.commit, made))
+    outcomes += await asyncio.gather(*map(ledger.commit, taken))
+    await ledger.close()
+    assert {outcome.code for outcome in outcomes} == {"ok"}
+    # A connection's counts are told when it ends, which is after the client has closed it.
+    async with asyncio.timeout(10):
+        while await book.connection.fetchval(
+            "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'dispatcher-ledger'"
+            " AND datname = current_database()"
+        ):
+            await asyncio.sleep(0.01)
+    read = await book.connection.fetchval(_READ) - before
+    assert read / len(outcomes) < 40
