@@ -36,6 +36,7 @@ from dispatcher.store.pipeline import Pipeline
 from dispatcher.store.push import Push
 from dispatcher.store.queries import Database
 from dispatcher.store.scripts import Scripts
+from dispatcher.store.settler import Settler
 from dispatcher.web.auth import Verifier
 from dispatcher.web.client_ip import ClientIp
 from dispatcher.web.frames import Frames
@@ -88,6 +89,8 @@ async def services(settings: Settings, zones: Zones) -> AsyncIterator[Services]:
         await pipeline.load_scripts()
         stack.push_async_callback(pipeline.close)
         scripts = Scripts(pipeline)
+        settler = Settler(scripts, fix_age_s=settings.fix_max_age_s)
+        stack.push_async_callback(settler.close)
         database = await Database.open(
             settings.database_url,
             size=settings.database_pool,
@@ -106,10 +109,10 @@ async def services(settings: Settings, zones: Zones) -> AsyncIterator[Services]:
             scripts=scripts,
             picture=picture,
             ledger=ledger,
+            settler=settler,
             database=database,
             lease_ms=settings.claim_lease_ms,
             key_ttl_s=settings.idempotency_ttl_s,
-            fix_age_s=settings.fix_max_age_s,
             halt_at=settings.halt_at,
         )
         limits = Limits(settings, scripts)

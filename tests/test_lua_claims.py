@@ -10,7 +10,7 @@ import pytest
 
 from dispatcher.core.model import Status
 from dispatcher.store.scripts import Attempt, Settlement, Verdict
-from tests.zone import BACKENDS, FIX_AGE_MS, LEASE_MS, MARGIN_MS, START_MS, Zone, key, limit, open_zone
+from tests.zone import BACKENDS, LEASE_MS, MARGIN_MS, START_MS, Zone, key, limit, open_zone
 
 Claim = Callable[[Attempt], Awaitable[Verdict]]
 CLAIMS = ("accept", "transition", "creation", "availability", "decline")
@@ -623,8 +623,7 @@ async def test_a_release_leaves_an_answer_alone(zone: Zone) -> None:
     attempt = zone.attempt(key=key())
     await zone.accept(attempt)
     answer = f"D {key().fingerprint} 200 {{}}"
-    settled = Settlement(answer=answer)
-    await zone.scripts.settle_change(zone.keys, attempt, settled, fix_age_ms=FIX_AGE_MS)
+    await zone.settler.settle(zone.keys, attempt, Settlement(answer=answer))
     assert await zone.scripts.release_claim(zone.keys, attempt) == 0
     assert await zone.redis.get(attempt.record(zone.keys)) == answer
     # Nor does it touch what stands in for a record where no key was sent.

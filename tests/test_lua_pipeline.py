@@ -344,6 +344,9 @@ async def _walk(pipeline: Pipeline, scripts: Scripts, keys: Keys) -> None:
     def attempt(token: str, trip: str = trip_id) -> Attempt:
         return Attempt(token, trip, "d1", 10_000, key(token), 60_000, limits)
 
+    async def settle(attempt: Attempt, settlement: Settlement) -> list[int | str]:
+        return await scripts.settle_changes(keys, [(attempt, settlement)], fix_age_ms=FIX_AGE_MS)
+
     assert (await scripts.check_limit(keys, limits)).code == "admitted"
     assert (await scripts.claim_creation(keys, attempt("t0"))).code == "cold"
     await pipeline.command("SET", keys.epoch, "1 0 run")
@@ -352,7 +355,7 @@ async def _walk(pipeline: Pipeline, scripts: Scripts, keys: Keys) -> None:
     now_ms = created.now_ms
     trip = make_trip("1", id=trip_id, zone=keys.zone, pickup_lat=50.1, pickup_lng=8.6)
     settled = Settlement(trip=trip, event="{}", message="[]", answer="D f 201 {}")
-    assert await scripts.settle_change(keys, attempt("t0"), settled, fix_age_ms=FIX_AGE_MS)
+    assert await settle(attempt("t0"), settled) == [1]
 
     for name in ("d1", "d2"):
         await scripts.load_driver(keys, make_driver(name, zone=keys.zone))
@@ -374,18 +377,15 @@ async def _walk(pipeline: Pipeline, scripts: Scripts, keys: Keys) -> None:
 
     declined = Attempt("t1", trip_id, "d2", 10_000, None, 0, limits)
     assert (await scripts.claim_decline(keys, declined, version=0)).code == "claimed"
-    await scripts.settle_change(
-        keys, declined, Settlement(bars="d2", inboxes=["d2"]), fix_age_ms=FIX_AGE_MS
-    )
+    assert await settle(declined, Settlement(bars="d2", inboxes=["d2"])) == [0]
     accept = attempt("t2")
     verdict = await scripts.claim_accept(keys, accept, version=0, policy="offered")
     assert (verdict.code, verdict.detail[2]) == ("claimed", ["d1"])
     taken = trip.after(ACCEPT, now_ms, driver_id="d1", driver_vehicle_type="car")
-    assert await scripts.settle_change(
-        keys, accept,
+    assert await settle(
+        accept,
         Settlement(trip=taken, driver_id="d1", driver_vehicle="car", effect="take", inboxes=["d1"]),
-        fix_age_ms=FIX_AGE_MS,
-    )  # fmt: skip
+    ) == [1]  # fmt: skip
 
     step = attempt("t3")
     sources = (Status.ACCEPTED,)
@@ -401,11 +401,10 @@ async def _walk(pipeline: Pipeline, scripts: Scripts, keys: Keys) -> None:
     assert verdict.code == "claimed"
     assert Trip.from_hash(flat_to_dict(verdict.detail[1])) == taken
     fields = driver_fields(make_driver("d1", zone=keys.zone, version=1, is_online=False))
-    await scripts.settle_change(
-        keys, offline,
+    assert await settle(
+        offline,
         Settlement(driver_id="d1", driver_vehicle="car", effect="state", driver_fields=fields),
-        fix_age_ms=FIX_AGE_MS,
-    )  # fmt: skip
+    ) == [0]  # fmt: skip
     assert not await scripts.is_online(keys, "d1")
     assert await scripts.load_trip(keys, make_trip("1", id=trip_id, version=9), former_driver="d1")
     assert (await scripts.read_driver(keys, "d1"))["trip_id"] == ""

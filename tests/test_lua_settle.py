@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import redis.asyncio
 
+from dispatcher.core.errors import StoreUnavailable
 from dispatcher.core.model import (
     ACCEPT,
     ARRIVE,
@@ -42,9 +43,7 @@ async def zone(request: pytest.FixtureRequest, redis_url: str) -> AsyncIterator[
 
 
 async def settle(zone: Zone, attempt: Attempt | None = None, **columns: Any) -> bool:
-    return await zone.scripts.settle_change(
-        zone.keys, attempt or zone.attempt(), Settlement(**columns), fix_age_ms=FIX_AGE_MS
-    )
+    return await zone.settler.settle(zone.keys, attempt or zone.attempt(), Settlement(**columns))
 
 
 async def geo(zone: Zone, vehicle: str = "car") -> list[str]:
@@ -61,6 +60,20 @@ async def place(zone: Zone, *names: str, vehicle: str = "car") -> None:
     for name in names:
         await zone.redis.geoadd(zone.keys.geo(vehicle), (8.6, 50.1, name))
         await zone.redis.zadd(zone.keys.seen, {name: START_MS})
+
+
+def spy_on(zone: Zone) -> list[Any]:
+    """The results of each call of a script from now on."""
+    ran: list[Any] = []
+    run = zone.pipeline.run
+
+    def spy(script: str, keys: Any, args: Any) -> Any:
+        reply = run(script, keys, args)
+        reply.add_done_callback(lambda done: ran.append(done.result()))
+        return reply
+
+    zone.pipeline.run = spy  # type: ignore[method-assign]
+    return ran
 
 
 def accepted(trip: Trip) -> Trip:
@@ -358,25 +371,129 @@ async def test_changes_of_another_version_write_nothing(zone: Zone) -> None:
     before = await zone.trip("1")
     claimed = before.after(ACCEPT, START_MS, driver_id="d1", driver_vehicle_type="car")
     arrived = claimed.after(ARRIVE, START_MS + 1)
-    ran: list[int] = []
-    run = zone.pipeline.run
-
-    def spy(script: str, keys: Any, args: Any) -> Any:
-        reply = run(script, keys, args)
-        reply.add_done_callback(lambda done: ran.append(done.result()))
-        return reply
-
-    zone.pipeline.run = spy  # type: ignore[method-assign]
+    ran = spy_on(zone)
     a = zone.attempt()
     settled = Settlement(trip=arrived, before=claimed, event="{}")
-    assert await zone.scripts.settle_change(zone.keys, a, settled, fix_age_ms=FIX_AGE_MS)
-    assert ran == [-1, 1]
+    assert await zone.settler.settle(zone.keys, a, settled)
+    assert ran == [[-1], [1]]
     stored = await zone.hash(zone.keys.trip(before.id))
     assert Trip.from_hash(stored) == arrived
     assert await zone.redis.xlen(zone.keys.events) == 1, "told once"
 
     await zone.redis.delete(zone.keys.trip(before.id))
     settled = Settlement(trip=arrived.after(START, START_MS + 2), before=arrived)
-    assert await zone.scripts.settle_change(zone.keys, a, settled, fix_age_ms=FIX_AGE_MS)
+    assert await zone.settler.settle(zone.keys, a, settled)
     assert Trip.from_hash(await zone.hash(zone.keys.trip(before.id))) == settled.trip
-    assert ran == [-1, 1, -1, 1]
+    assert ran == [[-1], [1], [-1], [1]]
+
+
+# --- batches
+
+
+async def test_what_settles_in_one_turn_settles_together(zone: Zone) -> None:
+    trips = [await zone.trip(str(n)) for n in range(20)]
+    attempts = [zone.attempt(trip.id, f"d{n}", key=key(str(n))) for n, trip in enumerate(trips)]
+    for n, attempt in enumerate(attempts):
+        await zone.driver(f"d{n}", fix_ms=START_MS)
+        await place(zone, f"d{n}")
+        await put_on_offer(zone, f"d{n}", trip_id=attempt.trip_id)
+        assert (await zone.accept(attempt)).code == "claimed"
+    await zone.redis.zadd(zone.keys.waves, {trip.id: START_MS for trip in trips} | {"z_99": START_MS})
+    ran = spy_on(zone)
+    after = [
+        trip.after(ACCEPT, START_MS + 5, driver_id=f"d{n}", driver_vehicle_type="car")
+        for n, trip in enumerate(trips)
+    ]
+    assert all(
+        await asyncio.gather(
+            *(
+                settle(
+                    zone, attempt, trip=after[n], before=trips[n], driver_id=f"d{n}",
+                    driver_vehicle="car", effect="take", inboxes=[f"d{n}"],
+                    answer=f"D f 200 {n}", event=str(n),
+                )
+                for n, attempt in enumerate(attempts)
+            )
+        )
+    )  # fmt: skip
+    assert ran == [[1] * 16, [1] * 4]
+    for n, trip in enumerate(after):
+        assert Trip.from_hash(await zone.hash(zone.keys.trip(trip.id))) == trip
+        assert (await zone.hash(zone.keys.driver(f"d{n}")))["trip_id"] == trip.id
+        assert await zone.redis.get(attempts[n].record(zone.keys)) == f"D f 200 {n}"
+    found = [fields["event"] for _, fields in await zone.redis.xrange(zone.keys.events)]
+    assert found == [str(n) for n in range(20)]
+    assert await zone.redis.zrange(zone.keys.waves, 0, -1) == ["z_99"]
+    assert await geo(zone) == []
+    for pattern in ("*:claim*", "*:offers:*", "*:inbox:*"):
+        assert await zone.redis.keys(pattern) == []
+
+
+async def test_two_changes_of_one_trip_keep_their_order(zone: Zone) -> None:
+    """A trip that is given back and taken again waits for no wave."""
+    held = await zone.trip(current_status=Status.ACCEPTED, driver_id="d1", version=1)
+    await zone.driver("d1", trip_id=held.id, fix_ms=START_MS)
+    await zone.driver("d2", fix_ms=START_MS)
+    back = held.after(GIVE_BACK, START_MS)
+    again = back.after(ACCEPT, START_MS + 1, driver_id="d2", driver_vehicle_type="car")
+    ran = spy_on(zone)
+    done = await asyncio.gather(
+        settle(zone, trip=back, driver_id="d1", driver_vehicle="car", effect="free"),
+        settle(zone, trip=again, driver_id="d2", driver_vehicle="car", effect="take"),
+    )
+    assert (done, ran) == ([True, True], [[1], [1]])
+    assert Trip.from_hash(await zone.hash(zone.keys.trip(held.id))) == again
+    assert await zone.redis.exists(zone.keys.waves) == 0
+    assert await geo(zone) == ["d1"]
+
+
+async def test_a_change_that_fails_leaves_its_neighbours_alone(zone: Zone) -> None:
+    trips = [await zone.trip(str(n)) for n in range(3)]
+    attempts = [zone.attempt(trip.id, f"d{n}") for n, trip in enumerate(trips)]
+    for n, attempt in enumerate(attempts):
+        await zone.driver(f"d{n}")
+        await zone.accept(attempt)
+    await zone.redis.delete(zone.keys.trip("z_1"))
+    await zone.redis.set(zone.keys.trip("z_1"), "not a hash")
+    ran = spy_on(zone)
+    done = await asyncio.gather(
+        *(settle(zone, a, trip=trips[n]._replace(version=1)) for n, a in enumerate(attempts)),
+        return_exceptions=True,
+    )
+    assert [type(result) for result in done] == [bool, StoreUnavailable, bool]
+    ((first, wrong, last),) = ran
+    assert (first, last) == (1, 1)
+    assert "WRONGTYPE" in wrong
+    # Its claims stay until their lease is over: the sweeper will ask Postgres.
+    assert await zone.redis.zrange(zone.keys.claims, 0, -1) == [attempts[1].entry]
+    assert await zone.redis.exists(zone.keys.trip_claim("z_1"), zone.keys.driver_claim("d1")) == 2
+
+
+async def test_a_batch_is_told_in_one_message(redis_url: str) -> None:
+    async with open_zone("valkey", redis_url) as zone:
+        trips = [await zone.trip(str(n)) for n in range(3)]
+        async with redis.asyncio.Redis.from_url(
+            redis_url, decode_responses=True, protocol=2
+        ) as listener:
+            connection = await listener.connection_pool.get_connection()
+            await connection.send_command("SSUBSCRIBE", zone.keys.push)
+            await connection.read_response()
+            texts = [json.dumps([[[f"driver:d{n}"], {"n": n}], [["driver:d9"], {}]]) for n in range(2)]
+            await asyncio.gather(
+                *(
+                    settle(zone, trip=trip._replace(version=1), message=text)
+                    for trip, text in zip(trips, [*texts, "[]"], strict=True)
+                )
+            )
+            heard = await asyncio.wait_for(connection.read_response(), 5)
+            await connection.disconnect()
+        assert json.loads(heard[2]) == [*json.loads(texts[0]), *json.loads(texts[1])]
+
+
+async def test_a_settler_that_closes_has_sent_everything(zone: Zone) -> None:
+    trip = await zone.trip()
+    waiting = asyncio.create_task(settle(zone, trip=trip._replace(version=1)))
+    await asyncio.sleep(0)
+    await zone.settler.close()
+    assert (await zone.hash(zone.keys.trip(trip.id)))["version"] == "1"
+    assert await waiting

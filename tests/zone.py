@@ -20,6 +20,7 @@ from dispatcher.core.model import Driver, IdempotencyKey, Trip
 from dispatcher.store.keys import keys_of
 from dispatcher.store.pipeline import Pipeline
 from dispatcher.store.scripts import Attempt, Limit, Scripts, Verdict, driver_fields
+from dispatcher.store.settler import Settler
 
 BACKENDS = ("fakeredis", "valkey")
 START_MS = 1_795_000_000_000
@@ -56,6 +57,7 @@ class Zone:
         self.pipeline = Pipeline(client)
         set_clock_by_hand(self.pipeline)
         self.scripts = Scripts(self.pipeline)
+        self.settler = Settler(self.scripts, fix_age_s=FIX_AGE_MS // 1000)
         self.now_us = START_MS * 1000
 
     @property

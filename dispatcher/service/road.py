@@ -21,6 +21,7 @@ from dispatcher.store.ledger import Change, Ledger, Outcome
 from dispatcher.store.picture import Picture, done_record
 from dispatcher.store.queries import Database
 from dispatcher.store.scripts import Attempt, Limit, Scripts, Settlement, Verdict
+from dispatcher.store.settler import Settler
 
 log = structlog.get_logger("dispatcher.road")
 
@@ -54,19 +55,19 @@ class Road:
         scripts: Scripts,
         picture: Picture,
         ledger: Ledger,
+        settler: Settler,
         database: Database,
         lease_ms: int,
         key_ttl_s: int,
-        fix_age_s: int,
         halt_at: str = "",
     ) -> None:
         self.scripts = scripts
         self.picture = picture
         self.database = database
         self._ledger = ledger
+        self._settler = settler
         self._lease_ms = lease_ms
         self._key_ttl_ms = key_ttl_s * 1000
-        self._fix_age_ms = fix_age_s * 1000
         self._halt_at = halt_at
         self.node = secrets.token_hex(6)
         self._count = itertools.count(1)
@@ -206,7 +207,7 @@ class Road:
                 attempt.key.fingerprint, planned.status, planned.body.decode()
             )
         try:
-            await self.scripts.settle_change(keys, attempt, settlement, fix_age_ms=self._fix_age_ms)
+            await self._settler.settle(keys, attempt, settlement)
         except StoreUnavailable:
             # It is durable, so it is answered; the sweeper or the next load brings Redis along.
             log.warning("committed but not settled", trip_id=attempt.trip_id, token=attempt.token)
@@ -216,7 +217,7 @@ class Road:
         """Tells another zone of a change that was committed by way of this one."""
         there = replace(attempt, trip_id="", key=None)
         try:
-            await self.scripts.settle_change(keys, there, settlement, fix_age_ms=self._fix_age_ms)
+            await self._settler.settle(keys, there, settlement)
         except StoreUnavailable:
             log.warning("committed but not settled", zone=keys.zone, token=attempt.token)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Final, NamedTuple
 
@@ -77,7 +77,7 @@ class Verdict(NamedTuple):
 
 @dataclass(slots=True)
 class Settlement:
-    """What `settle_change` writes. Everything is optional: a change may concern trip or driver."""
+    """What `settle_changes` writes for one change, all of it optional: for trip, driver or both."""
 
     answer: str = ""
     trip: Trip | None = None
@@ -276,42 +276,46 @@ class Scripts:
         )  # fmt: skip
         return _verdict(reply, attempt.limits)
 
-    async def settle_change(
-        self, keys: Keys, attempt: Attempt, settlement: Settlement, *, fix_age_ms: int
-    ) -> bool:
-        """Writes what was committed and drops the claims. Says whether the trip was written."""
-        trip, driver_id = settlement.trip, settlement.driver_id
-        trip_id = trip.id if trip else attempt.trip_id
-        wave, ttl = "", ""
-        if trip is not None:
-            wave = "start" if trip.current_status is Status.PENDING else "stop"
-            ttl = str(FINISHED_TTL_S) if trip.current_status in FINAL else ""
-        fields, before = settlement.driver_fields, settlement.before
-        names = (
+    async def settle_changes(
+        self, keys: Keys, changes: Sequence[tuple[Attempt, Settlement]], *, fix_age_ms: int
+    ) -> list[int | str]:
+        """Writes what was committed and drops the claims; no two changes share a trip or a driver.
+
+        Says of each whether its trip was written (1 or 0), -1 where the hash is not of the version
+        before (nothing was done), or the text of an error.
+        """
+        names: list[str] = [keys.claims, keys.seen, keys.events, keys.push, keys.waves]
+        args: list[Any] = [fix_age_ms]
+        for attempt, settlement in changes:
+            trip, before, driver_id = settlement.trip, settlement.before, settlement.driver_id
+            trip_id = trip.id if trip else attempt.trip_id
+            wave, ttl, version, base = "", "", "", ""
+            pairs: Sequence[Any] = ()
+            if trip is not None:
+                wave = "start" if trip.current_status is Status.PENDING else "stop"
+                ttl = str(FINISHED_TTL_S) if trip.current_status in FINAL else ""
+                version = str(trip.version)
+                base = "" if before is None else str(before.version)
+                pairs = trip.to_hash(before)
+            names += (
                 keys.trip(trip_id) if trip_id else keys.epoch,
                 keys.driver(driver_id) if driver_id else keys.epoch,
                 keys.trip_claim(trip_id or "-"), keys.driver_claim(attempt.driver_id or "-"),
-                keys.claims, attempt.record(keys), keys.geo(settlement.driver_vehicle or "-"),
-                keys.seen, keys.events, keys.push, keys.offers(trip_id or "-"), keys.waves,
-                keys.barred(trip_id or "-"), *(keys.inbox(d) for d in settlement.inboxes),
-        )  # fmt: skip
-        args = (
+                attempt.record(keys), keys.geo(settlement.driver_vehicle or "-"),
+                keys.offers(trip_id or "-"), keys.barred(trip_id or "-"),
+            )  # fmt: skip
+            names += [keys.inbox(d) for d in settlement.inboxes]
+            fields = settlement.driver_fields
+            args += (
+                len(settlement.inboxes), len(fields) // 2, len(pairs) // 2,
                 attempt.token, attempt.entry, settlement.answer, attempt.key_ttl_ms,
-                trip.version if trip else "", ttl, trip_id, wave, driver_id, settlement.effect,
-                settlement.bars, fix_age_ms, settlement.event, settlement.message,
-        )  # fmt: skip
-
-        def run(since: Trip | None) -> Awaitable[int]:
-            base = "" if since is None else since.version
-            pairs = trip.to_hash(since) if trip else ()
-            return self._pipeline.run(
-                "settle_change", names, (*args, base, len(fields) // 2, *fields, *pairs)
-            )
-
-        reply = await run(before)
-        if reply < 0:
-            reply = await run(None)
-        return reply == 1
+                version, base, ttl, trip_id, wave, driver_id, settlement.effect,
+                settlement.bars, settlement.event, settlement.message,
+            )  # fmt: skip
+            args += fields
+            args += pairs
+        results: list[int | str] = await self._pipeline.run("settle_changes", names, args)
+        return results
 
     async def release_claim(self, keys: Keys, attempt: Attempt) -> int:
         """Drops the attempt's claims and its idempotency lease. Returns how many claims."""
