@@ -89,8 +89,8 @@ async def services(settings: Settings, zones: Zones) -> AsyncIterator[Services]:
         await pipeline.load_scripts()
         stack.push_async_callback(pipeline.close)
         scripts = Scripts(pipeline)
-        settler = Settler(scripts, fix_age_s=settings.fix_max_age_s)
-        stack.push_async_callback(settler.close)
+        settler = Settler(scripts, pipeline, fix_age_s=settings.fix_max_age_s)
+        stack.callback(settler.close)
         database = await Database.open(
             settings.database_url,
             size=settings.database_pool,

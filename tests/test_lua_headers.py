@@ -111,7 +111,7 @@ def test_key_units_are_said(name: str) -> None:
 
 def test_a_script_is_a_method_and_a_method_is_a_script() -> None:
     runs: dict[str, list[str]] = {}
-    for name, method in inspect.getmembers(Scripts, inspect.iscoroutinefunction):
+    for name, method in inspect.getmembers(Scripts, inspect.isfunction):
         for script in re.findall(r'\.run\(\s*"(\w+)"', inspect.getsource(method)):
             runs.setdefault(script, []).append(name)
     assert runs == {name: [name] for name in SCRIPTS}

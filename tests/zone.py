@@ -57,7 +57,7 @@ class Zone:
         self.pipeline = Pipeline(client)
         set_clock_by_hand(self.pipeline)
         self.scripts = Scripts(self.pipeline)
-        self.settler = Settler(self.scripts, fix_age_s=FIX_AGE_MS // 1000)
+        self.settler = Settler(self.scripts, self.pipeline, fix_age_s=FIX_AGE_MS // 1000)
         self.now_us = START_MS * 1000
 
     @property

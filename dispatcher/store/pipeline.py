@@ -173,13 +173,14 @@ class Pipeline:
         self._waiting.append(_Call(command, reply))
         if self._lanes < _LANES:
             if len(self._waiting) >= _EAGER:
-                self._flush()
+                self.flush()
             elif not self._scheduled:
                 self._scheduled = True
-                loop.call_soon(self._flush)
+                loop.call_soon(self.flush)
         return reply
 
-    def _flush(self) -> None:
+    def flush(self) -> None:
+        """What waits leaves now, not at the end of the turn, as far as there are lanes."""
         self._scheduled = False
         while self._waiting and self._lanes < _LANES:
             line = self._line
@@ -213,7 +214,7 @@ class Pipeline:
         if self._waiting:
             if not self._scheduled:
                 self._scheduled = True
-                asyncio.get_running_loop().call_soon(self._flush)
+                asyncio.get_running_loop().call_soon(self.flush)
         elif not self._lanes:
             self._idle.set()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Final, NamedTuple
@@ -276,9 +277,9 @@ class Scripts:
         )  # fmt: skip
         return _verdict(reply, attempt.limits)
 
-    async def settle_changes(
+    def settle_changes(
         self, keys: Keys, changes: Sequence[tuple[Attempt, Settlement]], *, fix_age_ms: int
-    ) -> list[int | str]:
+    ) -> asyncio.Future[list[int | str]]:
         """Writes what was committed and drops the claims; no two changes share a trip or a driver.
 
         Says of each whether its trip was written (1 or 0), -1 where the hash is not of the version
@@ -314,8 +315,7 @@ class Scripts:
             )  # fmt: skip
             args += fields
             args += pairs
-        results: list[int | str] = await self._pipeline.run("settle_changes", names, args)
-        return results
+        return self._pipeline.run("settle_changes", names, args)
 
     async def release_claim(self, keys: Keys, attempt: Attempt) -> int:
         """Drops the attempt's claims and its idempotency lease. Returns how many claims."""

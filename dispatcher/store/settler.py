@@ -11,10 +11,10 @@ from dataclasses import dataclass, field, replace
 from typing import Final
 
 import structlog
-from redis.exceptions import ResponseError
 
 from dispatcher.core.errors import StoreUnavailable
 from dispatcher.store.keys import Keys
+from dispatcher.store.pipeline import Pipeline
 from dispatcher.store.scripts import Attempt, Scripts, Settlement
 
 log = structlog.get_logger("dispatcher.settler")
@@ -31,15 +31,34 @@ class _Batch:
     trips: set[str] = field(default_factory=set)
     drivers: set[str] = field(default_factory=set)
 
+    def answered(self, reply: asyncio.Future[list[int | str]]) -> None:
+        """Hands out what the script said of each change."""
+        if reply.cancelled():
+            results: list[int | str] = ["cancelled"] * len(self.changes)
+        elif error := reply.exception():
+            results = [str(error)] * len(self.changes)
+        else:
+            results = reply.result()
+        for (attempt, _), waiting, result in zip(self.changes, self.results, results, strict=True):
+            failed = isinstance(result, str)
+            if failed:
+                log.error("settle failed", reason=result, trip=attempt.trip_id, token=attempt.token)
+            if waiting.done():
+                continue
+            if failed:
+                waiting.set_exception(StoreUnavailable("redis"))
+            else:
+                waiting.set_result(int(result))
+
 
 class Settler:
     """Gathers the settles of each zone. One for each server process."""
 
-    def __init__(self, scripts: Scripts, *, fix_age_s: int) -> None:
+    def __init__(self, scripts: Scripts, pipeline: Pipeline, *, fix_age_s: int) -> None:
         self._scripts = scripts
+        self._pipeline = pipeline
         self._fix_age_ms = fix_age_s * 1000
         self._filling: dict[str, _Batch] = {}
-        self._tasks: set[asyncio.Task[None]] = set()
 
     async def settle(self, keys: Keys, attempt: Attempt, settlement: Settlement) -> bool:
         """Writes what was committed and drops the claims. Says whether the trip was written.
@@ -52,11 +71,10 @@ class Settler:
             result = await self._join(keys, attempt, replace(settlement, before=None))
         return result == 1
 
-    async def close(self) -> None:
-        """Waits for what is on its way."""
+    def close(self) -> None:
+        """Sends what waits, to be answered until the pipeline is closed."""
         for batch in list(self._filling.values()):
-            self._leave(batch)
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+            self._send(batch)
 
     def _join(self, keys: Keys, attempt: Attempt, settlement: Settlement) -> asyncio.Future[int]:
         trip_id = settlement.trip.id if settlement.trip else attempt.trip_id
@@ -64,12 +82,12 @@ class Settler:
         batch = self._filling.get(keys.zone)
         if batch is not None and (trip_id in batch.trips or driver_id in batch.drivers):
             # The script does some of its work for the whole batch at once, so order would be lost.
-            self._leave(batch)
+            self._send(batch)
             batch = None
         loop = asyncio.get_running_loop()
         if batch is None:
             batch = self._filling[keys.zone] = _Batch(keys)
-            loop.call_soon(self._leave, batch)
+            loop.call_soon(self._end_turn, batch)
         if trip_id:
             batch.trips.add(trip_id)
         if driver_id:
@@ -78,31 +96,15 @@ class Settler:
         batch.changes.append((attempt, settlement))
         batch.results.append(result)
         if len(batch.changes) == _MOST:
-            self._leave(batch)
+            self._send(batch)
         return result
 
-    def _leave(self, batch: _Batch) -> None:
-        if self._filling.get(batch.keys.zone) is not batch:
-            return  # it left before the end of the turn
-        del self._filling[batch.keys.zone]
-        task = asyncio.get_running_loop().create_task(self._send(batch))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+    def _end_turn(self, batch: _Batch) -> None:
+        if self._filling.get(batch.keys.zone) is batch:
+            self._send(batch)
+            self._pipeline.flush()  # everything of this turn has been gathered
 
-    async def _send(self, batch: _Batch) -> None:
-        results: list[int | str]
-        try:
-            results = await self._scripts.settle_changes(
-                batch.keys, batch.changes, fix_age_ms=self._fix_age_ms
-            )
-        except (StoreUnavailable, ResponseError) as error:
-            results = [str(error)] * len(batch.changes)
-        for (attempt, _), waiting, result in zip(batch.changes, batch.results, results, strict=True):
-            if isinstance(result, str):
-                log.error("settle failed", reason=result, trip=attempt.trip_id, token=attempt.token)
-            if waiting.done():
-                continue
-            if isinstance(result, str):
-                waiting.set_exception(StoreUnavailable("redis"))
-            else:
-                waiting.set_result(result)
+    def _send(self, batch: _Batch) -> None:
+        del self._filling[batch.keys.zone]
+        reply = self._scripts.settle_changes(batch.keys, batch.changes, fix_age_ms=self._fix_age_ms)
+        reply.add_done_callback(batch.answered)
