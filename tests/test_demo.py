@@ -5,24 +5,26 @@ from __future__ import annotations
 import asyncio
 import io
 import os
+import random
 import re
 import signal
 import subprocess
 import sys
 from pathlib import Path
 
+import aiohttp
 import asyncpg
 import pytest
 from rich.console import Console
 
 from dispatcher import demo
 from dispatcher.config import Settings, SettingsError
-from dispatcher.demo.calls import Reply
+from dispatcher.demo.calls import Caller, Reply
 from dispatcher.demo.car import Car, distance_m
 from dispatcher.demo.invariants import Finding, check_invariants
 from dispatcher.demo.pickups import SHIPPED, read_pickups
 from dispatcher.demo.server import waves_at
-from dispatcher.demo.tally import percentile
+from dispatcher.demo.tally import Tally, percentile
 from dispatcher.demo.view import View
 from tests.conftest import wait_for_end
 
@@ -318,6 +320,27 @@ def test_a_replay_is_the_same_answer() -> None:
     assert first.same_as(Reply(200, frame, True))
     assert not first.same_as(Reply(200, first.body, True, b"y"))
     assert not first.same_as(Reply(200, {**frame, "trip": {"version": 2}}, True))
+
+
+@pytest.mark.parametrize("turns", range(4))
+async def test_a_call_that_is_cancelled_as_it_is_answered_ends(turns: int) -> None:
+    """A driver whose trip is taken away at that moment must not go on with it."""
+    answer: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
+
+    async def send() -> Reply:
+        return await answer
+
+    async with aiohttp.ClientSession() as session:
+        caller = Caller(session, "http://127.0.0.1", Tally(), random.Random(2))
+        call = asyncio.create_task(caller.ask("arrive", send))
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        answer.set_result(Reply(200, {"response_code": "trip_arrived"}, replayed=False))
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        if call.cancel():
+            with pytest.raises(asyncio.CancelledError):
+                await call
 
 
 def test_a_terminal_gets_a_picture() -> None:

@@ -148,7 +148,9 @@ class Caller:
             self._tally.counts["requests"] += 1
             start = time.monotonic()
             try:
-                reply = await asyncio.wait_for(send(), _PATIENCE_S)
+                # Not wait_for: before Python 3.12, one that is cancelled as it is answered goes on.
+                async with asyncio.timeout(_PATIENCE_S):
+                    reply = await send()
             except LOST:
                 self._tally.counts["unanswered"] += 1
                 await asyncio.sleep(min(0.1 * 2**tries, 2))
