@@ -32,6 +32,7 @@ class Stage:
     server: Server
     generator: HttpGenerator
     zone: str = "default"
+    patience_s: float = PATIENCE_S  # how long `settle_down` waits for what is told later
     prefix: str = field(default_factory=lambda: uuid4().hex[:8])
     _numbers: count[int] = field(default_factory=count)
     _online: int = 0
@@ -94,7 +95,7 @@ class Stage:
             keys = keys_of(self.zone)
             with engines.redis_client(self.server.redis_url) as client:
                 client.delete(keys.waves)
-                deadline = time.monotonic() + PATIENCE_S
+                deadline = time.monotonic() + self.patience_s
                 while client.zcard(keys.present) < self._online and time.monotonic() < deadline:
                     time.sleep(0.1)
         if self.server.database_url:
