@@ -240,3 +240,24 @@ async def test_whoever_tries_ids_is_limited(redis_url: str, database_url: str) -
             assert refused.value.code == "trip_not_found"
         with pytest.raises(RateLimited):
             await city.act(driver("d1"), "accept", "nowhere_1")
+
+
+async def test_what_is_committed_is_answered_whatever_redis_says_of_it(city: City) -> None:
+    """Someone has put a text where the stream of events belongs: no settle can be finished."""
+    await city.online("d1")
+    trip = await city.trip()
+    keys = city.keys(trip)
+    await city.redis("DEL", keys.events)
+    await city.redis("SET", keys.events, "not a stream")
+    answer = await city.act(driver("d1"), "accept", trip, "k1")
+    assert answer.status == 200
+    assert (await city.row(trip))["driver_id"] == "d1"
+    # The claim is left to its lease, after which the sweeper asks Postgres.
+    assert await city.redis("ZCARD", keys.claims) == 1
+    await city.redis("DEL", keys.events)
+    again = await city.act(driver("d1"), "arrive", trip, "k2")
+    assert again.status == 409
+    assert code_of(again) in ("trip_busy", "request_in_progress")
+    await city.redis("DEL", keys.trip_claim(trip), keys.driver_claim("d1"))
+    assert (await city.act(driver("d1"), "arrive", trip, "k3")).status == 200
+    assert (await city.row(trip))["version"] == 2
