@@ -14,7 +14,7 @@ from harness import engines, options
 from harness.figures import Run, Summary
 from harness.loads import HttpGenerator
 from harness.servers import Server, start_dispatcher
-from harness.stage import Stage
+from harness.stage import PATIENCE_S, Stage
 from report import Report, load_columns, load_row
 
 FLOOR, AIM = 0.9, 1.0
@@ -32,8 +32,8 @@ class Winners:
         self.generator = generator
         self.chosen = chosen
         # A small run starts six servers and measures little: it does not wait for each to be quiet.
-        more = {"patience_s": 0.0} if chosen.small else {}
-        self.stages = [Stage(server, generator, zone, **more) for zone in zones]
+        patience_s = 0.0 if chosen.small else PATIENCE_S
+        self.stages = [Stage(server, generator, zone, patience_s) for zone in zones]
         self.expected = 500.0 if chosen.small else 3_000.0
 
     def run(self, _: int = 0) -> Run:

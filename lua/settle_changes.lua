@@ -29,8 +29,8 @@ local KEYS_EACH, ARGS_EACH = 8, 17
 local EVENTS_KEPT = 100000
 local BARRED_S = 86400
 
--- What is done for all changes in one call each: calls are what a script's time goes into.
-local gone, stopped, told = {}, {}, {}, {}
+-- Done for all changes in one call each.
+local gone, stopped, told = {}, {}, {}
 local held, owners, entries = {}, {}, {}
 
 local function place(driver, driver_id, geo, newer, effect, trip_id, first_field, fields)

@@ -18,8 +18,8 @@ from dispatcher.store.scripts import Scripts
 SCRIPTS = sorted(path.stem for path in LUA_DIR.glob("*.lua"))
 LIBRARIES = sorted(path.stem for path in (LUA_DIR / "lib").glob("*.lua"))
 # What Lua 5.1 and Redis give to a script and the house uses.
-GLOBALS = {"redis", "KEYS", "ARGV", "tonumber", "tostring", "string", "math", "ipairs", "unpack"}
-GLOBALS |= {"pcall", "table", "type"}
+GLOBALS = {"redis", "KEYS", "ARGV", "tonumber", "tostring", "type", "string", "table", "math", "ipairs",
+           "unpack", "pcall"}  # fmt: skip
 _INCLUDE = re.compile(r'^--- @include "(\w+)"$', re.MULTILINE)
 
 
@@ -166,13 +166,13 @@ def test_every_key_is_one_of_keys(name: str) -> None:
                 keys.add(local)
     # A list of keys: nothing but keys, or what another such list holds, is put into it.
     puts = re.findall(r"^\s*(\w+)\[#\1 \+ 1\](?:, .*?)? = ([\w\[\]]+)", text, re.MULTILINE)
-    lists: dict[str, set[str]] = {}
-    for name_of_list, value in puts:
-        lists.setdefault(name_of_list, set()).add(re.sub(r"\[\w+\]$", "", value))
-    sure = keys
-    while more := {f"unpack({n})" for n, put in lists.items() if put <= sure} - keys:
-        keys |= more
-        sure = keys | {key[7:-1] for key in keys if key.startswith("unpack(")}
+    put: dict[str, set[str]] = {}
+    for into, value in puts:
+        put.setdefault(into, set()).add(re.sub(r"\[\w+\]$", "", value))
+    lists: set[str] = set()
+    while more := {into for into, values in put.items() if values <= keys | lists} - lists:
+        lists |= more
+    keys |= {f"unpack({of_keys})" for of_keys in lists}
     for command, arguments in _calls(text):
         assert re.fullmatch(r"'[A-Z]+'", command), f"{command} is no literal"
         assert command not in ("'KEYS'", "'SCAN'", "'EVAL'", "'SELECT'")

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 import pytest
@@ -74,6 +75,22 @@ def spy_on(zone: Zone) -> list[Any]:
 
     zone.pipeline.run = spy  # type: ignore[method-assign]
     return ran
+
+
+@contextlib.asynccontextmanager
+async def listening(zone: Zone, redis_url: str) -> AsyncIterator[Callable[[], Awaitable[str]]]:
+    """Gives the next message on the zone's push channel."""
+    async with redis.asyncio.Redis.from_url(redis_url, decode_responses=True, protocol=2) as client:
+        connection = await client.connection_pool.get_connection()
+        await connection.send_command("SSUBSCRIBE", zone.keys.push)
+        await connection.read_response()
+
+        async def heard() -> str:
+            message = await asyncio.wait_for(connection.read_response(), 5)
+            return str(message[2])
+
+        yield heard
+        await connection.disconnect()
 
 
 def accepted(trip: Trip) -> Trip:
@@ -346,16 +363,9 @@ async def test_a_message_goes_out_with_the_settle(redis_url: str) -> None:
     async with open_zone("valkey", redis_url) as zone:
         text = json.dumps([["driver:d1"], {"type": "trip"}])
         trip = await zone.trip()
-        async with redis.asyncio.Redis.from_url(
-            redis_url, decode_responses=True, protocol=2
-        ) as listener:
-            connection = await listener.connection_pool.get_connection()
-            await connection.send_command("SSUBSCRIBE", zone.keys.push)
-            await connection.read_response()
+        async with listening(zone, redis_url) as heard:
             await settle(zone, trip=accepted(trip), message=text)
-            heard = await asyncio.wait_for(connection.read_response(), 5)
-            await connection.disconnect()
-        assert heard[2] == text
+            assert await heard() == text
 
 
 async def test_a_stream_of_events_in_their_order(zone: Zone) -> None:
@@ -472,22 +482,16 @@ async def test_a_change_that_fails_leaves_its_neighbours_alone(zone: Zone) -> No
 async def test_a_batch_is_told_in_one_message(redis_url: str) -> None:
     async with open_zone("valkey", redis_url) as zone:
         trips = [await zone.trip(str(n)) for n in range(3)]
-        async with redis.asyncio.Redis.from_url(
-            redis_url, decode_responses=True, protocol=2
-        ) as listener:
-            connection = await listener.connection_pool.get_connection()
-            await connection.send_command("SSUBSCRIBE", zone.keys.push)
-            await connection.read_response()
-            texts = [json.dumps([[[f"driver:d{n}"], {"n": n}], [["driver:d9"], {}]]) for n in range(2)]
+        texts = [json.dumps([[[f"driver:d{n}"], {"n": n}], [["driver:d9"], {}]]) for n in range(2)]
+        async with listening(zone, redis_url) as heard:
             await asyncio.gather(
                 *(
-                    settle(zone, trip=trip._replace(version=1), message=text)
-                    for trip, text in zip(trips, [*texts, "[]"], strict=True)
+                    settle(zone, zone.attempt(t.id), trip=t._replace(version=1), message=text)
+                    for t, text in zip(trips, [*texts, "[]"], strict=True)
                 )
             )
-            heard = await asyncio.wait_for(connection.read_response(), 5)
-            await connection.disconnect()
-        assert json.loads(heard[2]) == [*json.loads(texts[0]), *json.loads(texts[1])]
+            message = json.loads(await heard())
+        assert message == [*json.loads(texts[0]), *json.loads(texts[1])]
 
 
 async def test_a_settler_that_closes_has_sent_everything(zone: Zone) -> None:

@@ -206,20 +206,22 @@ class Road:
             settlement.answer = done_record(
                 attempt.key.fingerprint, planned.status, planned.body.decode()
             )
-        try:
-            await self._settler.settle(keys, attempt, settlement)
-        except StoreUnavailable:
-            # It is durable, so it is answered; the sweeper or the next load brings Redis along.
-            log.warning("committed but not settled", trip_id=attempt.trip_id, token=attempt.token)
+        await self._tell(keys, attempt, settlement)
         return Answer(planned.status, planned.body, verdict.limit)
 
     async def announce(self, keys: Keys, attempt: Attempt, settlement: Settlement) -> None:
         """Tells another zone of a change that was committed by way of this one."""
-        there = replace(attempt, trip_id="", key=None)
+        await self._tell(keys, replace(attempt, trip_id="", key=None), settlement)
+
+    async def _tell(self, keys: Keys, attempt: Attempt, settlement: Settlement) -> None:
         try:
-            await self._settler.settle(keys, there, settlement)
-        except StoreUnavailable:
-            log.warning("committed but not settled", zone=keys.zone, token=attempt.token)
+            await self._settler.settle(keys, attempt, settlement)
+        except StoreUnavailable as error:
+            # It is durable, so it is answered; the sweeper or the next load brings Redis along.
+            log.warning(
+                "committed but not settled", zone=keys.zone, trip_id=attempt.trip_id,
+                token=attempt.token, reason=str(error),
+            )  # fmt: skip
 
     async def _let_go(self, keys: Keys, attempt: Attempt, outcome: Outcome) -> None:
         await self._drop_claims(keys, attempt)

@@ -288,8 +288,8 @@ class Scripts:
         names: list[str] = [keys.claims, keys.seen, keys.events, keys.push, keys.waves]
         args: list[Any] = [fix_age_ms]
         for attempt, settlement in changes:
-            trip, before, driver_id = settlement.trip, settlement.before, settlement.driver_id
-            trip_id = trip.id if trip else attempt.trip_id
+            trip, before = settlement.trip, settlement.before
+            trip_id, driver_id = attempt.trip_id, settlement.driver_id
             wave, ttl, version, base = "", "", "", ""
             pairs: Sequence[Any] = ()
             if trip is not None:

@@ -10,14 +10,10 @@ import asyncio
 from dataclasses import dataclass, field, replace
 from typing import Final
 
-import structlog
-
 from dispatcher.core.errors import StoreUnavailable
 from dispatcher.store.keys import Keys
 from dispatcher.store.pipeline import Pipeline
 from dispatcher.store.scripts import Attempt, Scripts, Settlement
-
-log = structlog.get_logger("dispatcher.settler")
 
 #: A batch this large keeps Redis busy for half a millisecond; more would only delay others.
 _MOST: Final = 16
@@ -39,16 +35,13 @@ class _Batch:
             results = [str(error)] * len(self.changes)
         else:
             results = reply.result()
-        for (attempt, _), waiting, result in zip(self.changes, self.results, results, strict=True):
-            failed = isinstance(result, str)
-            if failed:
-                log.error("settle failed", reason=result, trip=attempt.trip_id, token=attempt.token)
-            if waiting.done():
+        for waiting, result in zip(self.results, results, strict=True):
+            if waiting.done():  # its caller was cancelled
                 continue
-            if failed:
-                waiting.set_exception(StoreUnavailable("redis"))
+            if isinstance(result, str):
+                waiting.set_exception(StoreUnavailable(result))
             else:
-                waiting.set_result(int(result))
+                waiting.set_result(result)
 
 
 class Settler:
@@ -77,8 +70,7 @@ class Settler:
             self._send(batch)
 
     def _join(self, keys: Keys, attempt: Attempt, settlement: Settlement) -> asyncio.Future[int]:
-        trip_id = settlement.trip.id if settlement.trip else attempt.trip_id
-        driver_id = settlement.driver_id
+        trip_id, driver_id = attempt.trip_id, settlement.driver_id
         batch = self._filling.get(keys.zone)
         if batch is not None and (trip_id in batch.trips or driver_id in batch.drivers):
             # The script does some of its work for the whole batch at once, so order would be lost.
