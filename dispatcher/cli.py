@@ -52,7 +52,7 @@ def cli() -> None:
 @_DATA_DIR
 def serve(host: str | None, port: int | None, workers: int | None, data_dir: Path | None) -> None:
     """Run the server, and the embedded engines where no URLs are set."""
-    from dispatcher import supervisor
+    from dispatcher.server import supervisor
 
     supervisor.serve(_settings(host=host, port=port, workers=workers, data_dir=data_dir))
 
@@ -60,7 +60,7 @@ def serve(host: str | None, port: int | None, workers: int | None, data_dir: Pat
 @cli.command("_worker", hidden=True)
 def worker() -> None:
     """One of several server processes; started by `serve`."""
-    from dispatcher import supervisor
+    from dispatcher.server import supervisor
 
     supervisor.work()
 
@@ -74,7 +74,7 @@ def migrate() -> None:
 @_DATA_DIR
 def migrate_up(data_dir: Path | None) -> None:
     """Apply every migration that is missing."""
-    from dispatcher.store import migrate
+    from dispatcher.ledger import migrate
 
     with _database_url(_settings(data_dir=data_dir)) as url:
         _list(asyncio.run(migrate.up(url)), "applied", "nothing to apply")
@@ -85,7 +85,7 @@ def migrate_up(data_dir: Path | None) -> None:
 @_DATA_DIR
 def migrate_down(steps: int, data_dir: Path | None) -> None:
     """Take back the last migrations. What only they stored is gone."""
-    from dispatcher.store import migrate
+    from dispatcher.ledger import migrate
 
     with _database_url(_settings(data_dir=data_dir)) as url:
         _list(asyncio.run(migrate.down(url, steps)), "reverted", "nothing to revert")
@@ -95,7 +95,7 @@ def migrate_down(steps: int, data_dir: Path | None) -> None:
 @_DATA_DIR
 def migrate_status(data_dir: Path | None) -> None:
     """Show which migrations the database has."""
-    from dispatcher.store import migrate
+    from dispatcher.ledger import migrate
 
     with _database_url(_settings(data_dir=data_dir)) as url:
         for item in asyncio.run(migrate.status(url)):
@@ -112,7 +112,7 @@ def token(role: str, sub: str, ttl_s: int, data_dir: Path | None) -> None:
     """Print a signed token for tests and demonstrations."""
     import jwt
 
-    from dispatcher.store.embedded import development_secret
+    from dispatcher.embedded.engines import development_secret
 
     settings = _settings(data_dir=data_dir)
     if settings.jwt_secret is not None:
@@ -138,7 +138,7 @@ def token(role: str, sub: str, ttl_s: int, data_dir: Path | None) -> None:
 @_DATA_DIR
 def cleanup(chunk: int, data_dir: Path | None) -> None:
     """Delete expired rows, a chunk in each transaction."""
-    from dispatcher.store import cleanup
+    from dispatcher.ledger import cleanup
 
     with _database_url(_settings(data_dir=data_dir)) as url:
         click.echo(f"{asyncio.run(cleanup.delete_expired(url, chunk))} rows deleted")
@@ -189,8 +189,8 @@ def _database_url(settings: Settings) -> Iterator[str]:
 
     The embedded one is used where it runs, or else started for the length of the command.
     """
-    from dispatcher.store.checks import check_postgres
-    from dispatcher.store.embedded import Engines, running_database_url
+    from dispatcher.embedded.engines import Engines, running_database_url
+    from dispatcher.server.preflight import check_postgres
 
     if settings.database_url is not None:
         asyncio.run(check_postgres(settings.database_url))
@@ -214,9 +214,9 @@ def _list(labels: list[str], verb: str, nothing: str) -> None:
 def _expected_errors() -> tuple[type[Exception], ...]:
     """Errors whose message is all that an operator needs; others are bugs and keep their trace."""
     from dispatcher.demo.server import DemoError
-    from dispatcher.store.embedded_process import EngineError
-    from dispatcher.store.migrate import MigrationError
-    from dispatcher.worker_pool import ServerError
+    from dispatcher.embedded.process import EngineError
+    from dispatcher.ledger.migrate import MigrationError
+    from dispatcher.server.process_pool import ServerError
 
     return (DemoError, EngineError, MigrationError, ServerError)
 

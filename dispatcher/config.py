@@ -4,26 +4,18 @@ from __future__ import annotations
 
 from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
-from typing import Annotated, Literal, NamedTuple
+from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field, SecretStr, ValidationError, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from dispatcher.core.limits import Rate
 
 ENV_PREFIX = "DISPATCHER_"
 
 
 class SettingsError(Exception):
     """A setting is wrong; the message names it and says what it takes."""
-
-
-class Rate(NamedTuple):
-    """At most `limit` admissions in any window of `window_s` seconds; a limit of 0 means off."""
-
-    limit: int
-    window_s: int
-
-    def __str__(self) -> str:
-        return f"{self.limit}/{self.window_s}" if self.limit else "off"
 
 
 def _parse_rate(value: object) -> object:

@@ -24,8 +24,8 @@ import psutil
 import pytest
 import redis.asyncio
 
-from dispatcher.store import migrate
-from dispatcher.store.embedded import Engines, EngineUrls, stop_left_behind
+from dispatcher.embedded.engines import Engines, EngineUrls, stop_left_behind
+from dispatcher.ledger import migrate
 
 JWT_SECRET = "a-secret-for-tests-with-more-than-32-bytes"
 _TEMPLATE = "dispatcher_template"

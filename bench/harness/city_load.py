@@ -14,7 +14,7 @@ from typing import Any
 import aiohttp
 
 from dispatcher.core.errors import PROBLEMS
-from dispatcher.core.model import ACTIVE
+from dispatcher.core.trips import ACTIVE
 from dispatcher.demo.car import Place, distance_m
 from dispatcher.demo.city import City, Plan
 from dispatcher.demo.driver_app import Habits

@@ -12,11 +12,11 @@ from limits.aio.storage import RedisStorage
 from limits.aio.strategies import MovingWindowRateLimiter
 from redis.asyncio import Redis
 
-from dispatcher.config import Rate
-from dispatcher.store.connection import connect
-from dispatcher.store.keys import keys_of
-from dispatcher.store.pipeline import Pipeline
-from dispatcher.store.scripts import Limit, Scripts
+from dispatcher.core.limits import Limit, Rate
+from dispatcher.live.keys import keys_of
+from dispatcher.live.pipeline import Pipeline
+from dispatcher.live.protocol import connect
+from dispatcher.live.scripts import Scripts
 from harness.http_load import Sample
 
 Admission = tuple[float, float]  # asked and answered, by the client's clock

@@ -11,7 +11,7 @@ from itertools import count
 from typing import Any
 from uuid import uuid4
 
-from dispatcher.store.keys import keys_of
+from dispatcher.live.keys import keys_of
 from harness import engines
 from harness.loads import HttpGenerator
 from harness.servers import Server

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal
 
-from dispatcher.core.model import DEFAULT_ZONE
+DEFAULT_ZONE: Final = "default"
+# Redis keys are built from names, so nothing that means something in a key may pass.
+ZONE: Final = re.compile(r"[a-z0-9-]{1,32}")
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ import random
 import time
 from typing import Final
 
-from dispatcher.core.model import FINAL
+from dispatcher.core.trips import FINAL
 from dispatcher.demo.calls import LOST, Caller, Reply, Unanswered, new_key
 from dispatcher.demo.car import Place
 from dispatcher.demo.line import Frame, Line

@@ -8,7 +8,7 @@ import time
 from dataclasses import dataclass
 from typing import Final, Protocol
 
-from dispatcher.core.model import ACTIVE
+from dispatcher.core.trips import ACTIVE
 from dispatcher.demo.calls import Caller
 from dispatcher.demo.car import Car, Place
 from dispatcher.demo.line import Frame

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from dispatcher.store.queries import Database
+from dispatcher.ledger.database import Database
 
 #: Queries of sql/queries/invariants.sql that together count double assignments.
 _DOUBLE: Final = ("drivers_with_two_trips", "trips_with_two_holders", "drivers_in_two_trips_at_once")

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Final
 
 from dispatcher.config import SettingsError
-from dispatcher.core.model import MAX_LATITUDE
+from dispatcher.core.trips import MAX_LATITUDE
 
 #: A Friday evening in New York; its README tells where it is from.
 SHIPPED: Final = Path(__file__).parent / "data" / "new-york-friday-evening.csv"

@@ -15,9 +15,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from dispatcher.config import ENV_PREFIX, Rate, Settings, SettingsError
+from dispatcher.config import ENV_PREFIX, Settings, SettingsError
+from dispatcher.core.limits import Rate
 from dispatcher.core.zones import DEFAULT_WAVES, Wave
-from dispatcher.store.embedded import development_secret
+from dispatcher.embedded.engines import development_secret
 
 #: The first start makes a database; a slow disk takes its time.
 _READY_S: Final = 120.0

@@ -7,9 +7,10 @@ from typing import Any, Final, NamedTuple
 
 import orjson
 
+from dispatcher.core.drivers import Driver
 from dispatcher.core.errors import Refusal
-from dispatcher.core.model import Driver, Trip
-from dispatcher.store.scripts import LimitState
+from dispatcher.core.limits import LimitState
+from dispatcher.core.trips import Trip
 
 PROBLEM_TYPE: Final = "urn:dispatcher:problem:"
 

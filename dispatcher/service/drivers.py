@@ -9,30 +9,17 @@ from typing import Any, Final
 
 import orjson
 
+from dispatcher.core.actors import Actor, Role
+from dispatcher.core.drivers import AvailabilityStatus, Driver
 from dispatcher.core.errors import Refusal
-from dispatcher.core.model import (
-    DEFAULT_VEHICLE_TYPE,
-    DEFAULT_ZONE,
-    RELEASE,
-    Actor,
-    Driver,
-    IdempotencyKey,
-    Role,
-    Trip,
-)
-from dispatcher.core.zones import Zones
-from dispatcher.service.answers import Answer, RateLimited, driver_body, refusal_answer
-from dispatcher.service.bell import Bell
-from dispatcher.service.homes import Homes
-from dispatcher.service.limits import Limits
-from dispatcher.service.news import shown
-from dispatcher.service.positions import Positions
-from dispatcher.service.road import Plan, Road
-from dispatcher.service.trips import settlement_of, transition_columns
-from dispatcher.store.keys import keys_of
-from dispatcher.store.ledger import Change
-from dispatcher.store.queries import trip_from_row
-from dispatcher.store.scripts import (
+from dispatcher.core.idempotency import IdempotencyKey
+from dispatcher.core.transitions import RELEASE
+from dispatcher.core.trips import DEFAULT_VEHICLE_TYPE, Trip
+from dispatcher.core.zones import DEFAULT_ZONE, Zones
+from dispatcher.ledger.commits import Change
+from dispatcher.ledger.database import trip_from_row
+from dispatcher.live.keys import keys_of
+from dispatcher.live.scripts import (
     Attempt,
     Settlement,
     Verdict,
@@ -40,6 +27,14 @@ from dispatcher.store.scripts import (
     driver_from_hash,
     flat_to_dict,
 )
+from dispatcher.service.answers import Answer, RateLimited, driver_body, refusal_answer
+from dispatcher.service.coordinator import Plan, Road
+from dispatcher.service.driver_directory import Homes
+from dispatcher.service.messages import shown
+from dispatcher.service.positions import Positions
+from dispatcher.service.rate_limits import Limits
+from dispatcher.service.trips import settlement_of, transition_columns
+from dispatcher.service.wave_wakeups import Bell
 
 #: How far `pending` looks around a driver.
 _NEAR_M: Final = 10_000.0
@@ -133,8 +128,10 @@ class Drivers:
             after = Driver(
                 user_id=actor.user_id,
                 zone=goal,
-                availability_status=availability_status
-                or ("available" if first and online else before.availability_status),
+                availability_status=AvailabilityStatus(
+                    availability_status
+                    or ("available" if first and online else before.availability_status)
+                ),
                 is_online=online,
                 vehicle_type=vehicle_type or before.vehicle_type or DEFAULT_VEHICLE_TYPE,
                 version=before.version + 1,
@@ -146,7 +143,7 @@ class Drivers:
             released = None
             if verdict.detail[1]:
                 trip = Trip.from_hash(flat_to_dict(verdict.detail[1]))
-                released = trip.after(RELEASE, now)
+                released = RELEASE.apply(trip, now)
                 after = replace(after, trip_id=None)
                 columns = transition_columns(attempt, actor, RELEASE, trip, released, "driver_offline")
                 settlement = settlement_of(RELEASE, actor, trip, released, shown(released), [], "")

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from dispatcher.core.errors import StoreUnavailable
-from dispatcher.core.model import moment
-from dispatcher.store.queries import Database
+from dispatcher.core.times import moment
+from dispatcher.ledger.database import Database
 
 _OFFER_COLUMNS: Final = ("trips", "drivers", "waves", "distances", "offered", "deadlines")
 

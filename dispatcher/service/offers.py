@@ -9,13 +9,13 @@ import orjson
 import structlog
 
 from dispatcher.core.errors import StoreUnavailable
-from dispatcher.core.model import Trip
+from dispatcher.core.trips import Trip
 from dispatcher.core.zones import Zone, Zones
+from dispatcher.live.keys import keys_of
+from dispatcher.live.scripts import Scripts, WaveResult, flat_to_dict
 from dispatcher.service.offer_log import OfferLog
+from dispatcher.service.rehydration import Picture
 from dispatcher.service.trips import Trips
-from dispatcher.store.keys import keys_of
-from dispatcher.store.picture import Picture
-from dispatcher.store.scripts import Scripts, WaveResult, flat_to_dict
 
 log = structlog.get_logger("dispatcher.offers")
 

@@ -11,15 +11,17 @@ from typing import Final
 import structlog
 
 from dispatcher.core.errors import Refusal, StoreUnavailable
-from dispatcher.core.model import DEFAULT_ZONE, moment
+from dispatcher.core.limits import Limit, LimitState
+from dispatcher.core.times import moment
+from dispatcher.core.zones import DEFAULT_ZONE
+from dispatcher.ledger.database import Database
+from dispatcher.live.keys import keys_of
+from dispatcher.live.pipeline import Pipeline
+from dispatcher.live.pubsub import publish
+from dispatcher.live.scripts import Placed, Scripts
 from dispatcher.service.answers import RateLimited
-from dispatcher.service.homes import Homes
-from dispatcher.store.keys import keys_of
-from dispatcher.store.picture import Picture
-from dispatcher.store.pipeline import Pipeline
-from dispatcher.store.push import publish
-from dispatcher.store.queries import Database
-from dispatcher.store.scripts import Limit, LimitState, Placed, Scripts
+from dispatcher.service.driver_directory import Homes
+from dispatcher.service.rehydration import Picture
 
 log = structlog.get_logger("dispatcher.positions")
 

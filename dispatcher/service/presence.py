@@ -9,12 +9,14 @@ from typing import Final
 
 import orjson
 
+from dispatcher.core.actors import Actor, Role
 from dispatcher.core.errors import StoreUnavailable
-from dispatcher.core.model import DEFAULT_ZONE, Actor, Role, iso
-from dispatcher.service.homes import Homes
-from dispatcher.service.news import address
-from dispatcher.store.keys import keys_of
-from dispatcher.store.scripts import Scripts
+from dispatcher.core.times import iso
+from dispatcher.core.zones import DEFAULT_ZONE
+from dispatcher.live.keys import keys_of
+from dispatcher.live.scripts import Scripts
+from dispatcher.service.driver_directory import Homes
+from dispatcher.service.messages import address
 
 #: The connection of an app that has no socket: it lives on from call to call.
 HTTP: Final = "http"

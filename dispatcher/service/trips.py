@@ -8,31 +8,27 @@ from typing import Any, Final
 
 import orjson
 
+from dispatcher.core.actors import Actor, Role
 from dispatcher.core.errors import Refusal
-from dispatcher.core.model import (
+from dispatcher.core.idempotency import IdempotencyKey
+from dispatcher.core.times import iso, millis
+from dispatcher.core.transitions import (
     ACCEPT,
     CANCEL,
     DRIVER_ACTIONS,
     EXPIRE,
     GIVE_BACK,
-    TRIP_ID,
-    TRIP_SUFFIX,
-    Actor,
     DriverEffect,
-    IdempotencyKey,
-    Role,
-    Status,
     Transition,
-    Trip,
-    iso,
-    millis,
-    zone_of,
 )
+from dispatcher.core.trips import TRIP_ID, TRIP_SUFFIX, Status, Trip, zone_of
 from dispatcher.core.zones import Zone, Zones
+from dispatcher.ledger.commits import Change
+from dispatcher.live.keys import keys_of
+from dispatcher.live.scripts import Attempt, Settlement, Verdict, flat_to_dict
 from dispatcher.service.answers import Answer
-from dispatcher.service.bell import Bell
-from dispatcher.service.limits import Limits
-from dispatcher.service.news import (
+from dispatcher.service.coordinator import Plan, Road
+from dispatcher.service.messages import (
     event_name,
     event_payload,
     shown,
@@ -41,10 +37,8 @@ from dispatcher.service.news import (
     trip_messages,
 )
 from dispatcher.service.offer_log import OfferLog
-from dispatcher.service.road import Plan, Road
-from dispatcher.store.keys import keys_of
-from dispatcher.store.ledger import Change
-from dispatcher.store.scripts import Attempt, Settlement, Verdict, flat_to_dict
+from dispatcher.service.rate_limits import Limits
+from dispatcher.service.wave_wakeups import Bell
 
 SYSTEM: Final = Actor("dispatcher", Role.SYSTEM)
 _MOST_ROWS: Final = 500
@@ -253,7 +247,7 @@ class Trips:
             changes = {"driver_id": actor.user_id, "driver_vehicle_type": vehicle}
         if transition is CANCEL:
             changes["cancel_reason"] = reason
-        after = trip.after(transition, now, **changes)
+        after = transition.apply(trip, now, **changes)
         as_json = shown(after)
         body = trip_body(event_name(transition), as_json)
         change = Change(

@@ -16,8 +16,8 @@ from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicKey
 from cryptography.hazmat.primitives.serialization import load_pem_public_key
 
 from dispatcher.config import ENV_PREFIX, Settings, SettingsError
+from dispatcher.core.actors import USER_ID, Actor, Role
 from dispatcher.core.errors import Refusal
-from dispatcher.core.model import USER_ID, Actor, Role
 
 #: Verified tokens that are remembered; verifying one costs more than the rest of a request.
 _REMEMBERED: Final = 50_000

@@ -7,7 +7,7 @@ from typing import Final
 
 from pydantic import BaseModel
 
-from dispatcher.core.model import Role
+from dispatcher.core.actors import Role
 from dispatcher.web import requests
 
 

@@ -13,27 +13,28 @@ from aiohttp.typedefs import Handler
 from pydantic import BaseModel
 
 from dispatcher.config import Settings
+from dispatcher.core.actors import Actor, Role
 from dispatcher.core.errors import Refusal, StoreUnavailable
-from dispatcher.core.model import Actor, IdempotencyKey, Role
+from dispatcher.core.idempotency import IdempotencyKey
+from dispatcher.core.limits import LimitState
 from dispatcher.observe import Metrics
 from dispatcher.service.drivers import Drivers
-from dispatcher.service.limits import Limits
+from dispatcher.service.rate_limits import Limits
 from dispatcher.service.trips import Trips
-from dispatcher.store.scripts import LimitState
-from dispatcher.web import idempotency, openapi, requests
-from dispatcher.web.answers import (
+from dispatcher.web import idempotency_key, openapi, requests
+from dispatcher.web.auth import Verifier, bearer
+from dispatcher.web.client_ip import ClientIp
+from dispatcher.web.endpoints import ENDPOINTS
+from dispatcher.web.fastpath import FIXED
+from dispatcher.web.middleware import make_around
+from dispatcher.web.reply import Reply
+from dispatcher.web.responses import (
     json_reply,
     refusal_reply,
     text_reply,
     to_reply,
     trip_reply,
 )
-from dispatcher.web.auth import Verifier, bearer
-from dispatcher.web.client_ip import ClientIp
-from dispatcher.web.endpoints import ENDPOINTS
-from dispatcher.web.middleware import make_around
-from dispatcher.web.reply import Reply
-from dispatcher.web.server import FIXED
 
 Ready = Callable[[], Awaitable[tuple[bool, dict[str, Any]]]]
 #: (actor, ip, user agent): a driver's app has called.
@@ -247,7 +248,7 @@ class Handlers:
             _require(actor, role)
             data = await requests.read_object(request)
             body = requests.check(kind, data)
-            key = idempotency.read_key(
+            key = idempotency_key.read_key(
                 request.headers, actor, request.path, data, required=self._key_required
             )
         except Refusal as refusal:

@@ -16,9 +16,9 @@ from multidict import istr
 
 from dispatcher.core.errors import OutcomeUnknown, Refusal, StoreUnavailable
 from dispatcher.observe import Metrics
-from dispatcher.web.answers import refusal_reply
-from dispatcher.web.idempotency import IDEMPOTENCY_KEY
+from dispatcher.web.idempotency_key import IDEMPOTENCY_KEY
 from dispatcher.web.reply import Reply
+from dispatcher.web.responses import refusal_reply
 
 _log = structlog.get_logger("dispatcher.web")
 

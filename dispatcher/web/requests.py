@@ -20,9 +20,10 @@ from pydantic import (
     model_validator,
 )
 
-from dispatcher.core import model
+from dispatcher.core import trips, zones
 from dispatcher.core.errors import PROBLEMS, Refusal
-from dispatcher.core.model import DEFAULT_VEHICLE_TYPE, DRIVER_ACTIONS, MAX_LATITUDE
+from dispatcher.core.transitions import DRIVER_ACTIONS
+from dispatcher.core.trips import DEFAULT_VEHICLE_TYPE, MAX_LATITUDE
 
 MAX_BODY: Final = 64 * 1024
 #: The version column is an integer of four bytes.
@@ -49,10 +50,10 @@ def _to_ms(value: object) -> object:
     return int(datetime.fromisoformat(value.upper()).timestamp() * 1000)
 
 
-TripId = Annotated[str, _pattern(model.TRIP_ID)]
-NewTripId = Annotated[str, _pattern(model.TRIP_ID, model.TRIP_SUFFIX)]
-ZoneName = Annotated[str, _pattern(model.ZONE)]
-VehicleType = Annotated[str, _pattern(model.VEHICLE_TYPE)]
+TripId = Annotated[str, _pattern(trips.TRIP_ID)]
+NewTripId = Annotated[str, _pattern(trips.TRIP_ID, trips.TRIP_SUFFIX)]
+ZoneName = Annotated[str, _pattern(zones.ZONE)]
+VehicleType = Annotated[str, _pattern(trips.VEHICLE_TYPE)]
 Version = Annotated[int, Field(ge=0, le=_MAX_VERSION)]
 Reason = Annotated[str, Field(max_length=500)]
 Moment = Annotated[int, BeforeValidator(_to_ms), Field(ge=0, le=_LAST_MS)]

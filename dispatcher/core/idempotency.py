@@ -1,0 +1,26 @@
+"""Idempotency keys, and the answers that are kept for them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+
+@dataclass(frozen=True, slots=True)
+class IdempotencyKey:
+    """One request's key in its scope, with the fingerprint of what was asked (hex SHA-256)."""
+
+    user_id: str
+    endpoint: str
+    key: str
+    fingerprint: str
+    request_payload: bytes = field(repr=False, default=b"{}")
+
+
+class StoredAnswer(NamedTuple):
+    """The success that is replayed for a key: its status and its body, byte for byte."""
+
+    fingerprint: str
+    status: int
+    body: str
+    expires_at_ms: int

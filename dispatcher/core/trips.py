@@ -1,0 +1,129 @@
+"""Trips: their states, their ids, and their columns in Redis, Postgres and JSON."""
+
+from __future__ import annotations
+
+import re
+from enum import StrEnum
+from typing import Any, Final, NamedTuple, get_type_hints
+
+from dispatcher.core.times import iso
+
+# Redis keys are built from ids, so nothing that means something in a key may pass.
+VEHICLE_TYPE: Final = re.compile(r"[a-z0-9-]{1,32}")
+TRIP_ID: Final = re.compile(r"[a-z0-9-]{1,32}_[A-Za-z0-9_-]{1,64}")
+TRIP_SUFFIX: Final = re.compile(r"[A-Za-z0-9_-]{1,64}")
+
+DEFAULT_VEHICLE_TYPE: Final = "car"
+# Web Mercator's edge: GEOADD refuses anything nearer to a pole.
+MAX_LATITUDE: Final = 85.05112878
+
+
+class Status(StrEnum):
+    """`trip_requests.current_status`."""
+
+    PENDING = "pending"
+    ACCEPTED = "accepted"
+    ARRIVED = "arrived"
+    ONGOING = "ongoing"
+    COMPLETED = "completed"
+    CANCELLED = "cancelled"
+    EXPIRED = "expired"
+
+
+#: A driver with a trip in one of these takes no other.
+ACTIVE: Final = frozenset({Status.ACCEPTED, Status.ARRIVED, Status.ONGOING})
+FINAL: Final = frozenset({Status.COMPLETED, Status.CANCELLED, Status.EXPIRED})
+
+
+class Trip(NamedTuple):
+    """A trip as Redis and Postgres hold it. Times are milliseconds since the epoch."""
+
+    id: str
+    zone: str
+    customer_id: str
+    vehicle_type: str
+    pickup_lat: float
+    pickup_lng: float
+    created_at: int
+    updated_at: int
+    current_status: Status = Status.PENDING
+    version: int = 0
+    driver_id: str | None = None
+    dropoff_lat: float | None = None
+    dropoff_lng: float | None = None
+    locked_at: int | None = None
+    accepted_at: int | None = None
+    arrived_at: int | None = None
+    trip_start_time: int | None = None
+    completed_at: int | None = None
+    cancelled_at: int | None = None
+    expired_at: int | None = None
+    cancel_reason: str | None = None
+    #: The driver's own vehicle type: names the geo set the driver returns to when free.
+    driver_vehicle_type: str | None = None
+
+    @classmethod
+    def from_hash(cls, hash_: dict[str, str]) -> Trip:
+        """A trip from its Redis hash: every value is text, and empty text stands for nothing."""
+        get = hash_.get
+        return cls._make(
+            [parse(text) if (text := get(name)) else empty for name, parse, empty in _FIELDS]
+        )
+
+    def to_hash(self, since: Trip | None = None) -> list[str]:
+        """Field, value, field, value, … for the Redis hash; only what has changed `since` then.
+
+        A new trip has no hash yet, so what is empty is left out.
+        """
+        flat: list[str] = []
+        is_new = self.version == 0
+        for name, value, before in zip(self._fields, self, since or _NOTHING, strict=True):
+            if since is not None and before == value:
+                continue
+            if value is not None:
+                flat += (name, str(value))
+            elif not is_new:
+                flat += (name, "")
+        return flat
+
+    def to_json(self) -> dict[str, Any]:
+        """The trip as answers and frames show it."""
+        return {
+            "id": self.id,
+            "zone": self.zone,
+            "current_status": self.current_status,
+            "version": self.version,
+            "customer_id": self.customer_id,
+            "driver_id": self.driver_id,
+            "vehicle_type": self.vehicle_type,
+            "pickup": {"lat": self.pickup_lat, "lng": self.pickup_lng},
+            "dropoff": None
+            if self.dropoff_lat is None
+            else {"lat": self.dropoff_lat, "lng": self.dropoff_lng},
+            "created_at": iso(self.created_at),
+            "updated_at": iso(self.updated_at),
+            "accepted_at": iso(self.accepted_at),
+            "arrived_at": iso(self.arrived_at),
+            "trip_start_time": iso(self.trip_start_time),
+            "completed_at": iso(self.completed_at),
+            "cancelled_at": iso(self.cancelled_at),
+            "expired_at": iso(self.expired_at),
+            "cancel_reason": self.cancel_reason,
+        }
+
+
+def _parser(hint: Any) -> Any:
+    if hint == Status:
+        return {status.value: status for status in Status}.__getitem__
+    return next(kind for kind in (int, float, str) if hint in (kind, kind | None))
+
+
+_FIELDS: Final = [
+    (name, _parser(hint), Trip._field_defaults.get(name)) for name, hint in get_type_hints(Trip).items()
+]
+_NOTHING: Final = (None,) * len(_FIELDS)
+
+
+def zone_of(trip_id: str) -> str:
+    """The zone that a trip's id names."""
+    return trip_id.partition("_")[0]

@@ -1,0 +1,176 @@
+"""Migrations, forward and backward: `sql/migrations/NNNN_name.up.sql` and `.down.sql`.
+
+Each migration and its row in `schema_migrations` are one transaction, so a migration may not hold
+what Postgres refuses there (`CREATE INDEX CONCURRENTLY`). Runs under an advisory lock of the
+session: behind a pooler that shares sessions, migrate over a direct connection.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import aiosql
+import asyncpg
+
+from dispatcher.resources import SQL_DIR
+
+MIGRATIONS_DIR = SQL_DIR / "migrations"
+
+_FILE_NAME = re.compile(r"(\d{4})_([a-z0-9_]+)\.(up|down)\.sql")
+_LOCK_KEY = 0x6469737061746368  # "dispatch" in ASCII: one key of Postgres's 64-bit space
+_queries: Any = aiosql.from_path(SQL_DIR / "schema_migrations.sql", "asyncpg")
+
+
+class MigrationError(Exception):
+    """The migrations of this program and the state of the database do not fit together."""
+
+
+@dataclass(frozen=True)
+class Migration:
+    """One step of the schema, with the text of both directions."""
+
+    version: int
+    name: str
+    up_sql: str
+    down_sql: str
+
+    @property
+    def label(self) -> str:
+        return f"{self.version:04}_{self.name}"
+
+    @property
+    def checksum(self) -> str:
+        """SHA-256 of the up file, in hexadecimal."""
+        return hashlib.sha256(self.up_sql.encode()).hexdigest()
+
+
+@dataclass(frozen=True)
+class MigrationStatus:
+    """One migration, and when it was applied; None where it was not."""
+
+    version: int
+    name: str
+    applied_at: datetime | None
+
+
+async def up(database_url: str, directory: Path = MIGRATIONS_DIR) -> list[str]:
+    """Apply what is missing, in order; the labels of what was applied.
+
+    Raises MigrationError before anything is changed if the database does not fit the files.
+    """
+    migrations = read_migrations(directory)
+    applied: list[str] = []
+    async with _locked(database_url) as connection:
+        done = await _check_applied(connection, migrations)
+        for migration in migrations[len(done) :]:
+            async with connection.transaction():
+                if not done and not applied:
+                    await _queries.create_schema_migrations(connection)
+                await _run(connection, migration.label, migration.up_sql)
+                await _queries.record_applied(
+                    connection,
+                    version=migration.version,
+                    name=migration.name,
+                    checksum=migration.checksum,
+                )
+            applied.append(migration.label)
+    return applied
+
+
+async def down(database_url: str, steps: int, directory: Path = MIGRATIONS_DIR) -> list[str]:
+    """Take back the last `steps` migrations, newest first; the labels of what was taken back.
+
+    After the last one the database holds nothing of this program. Raises MigrationError.
+    """
+    migrations = read_migrations(directory)
+    reverted: list[str] = []
+    async with _locked(database_url) as connection:
+        done = await _check_applied(connection, migrations)
+        for migration in reversed(migrations[max(0, len(done) - steps) : len(done)]):
+            async with connection.transaction():
+                await _run(connection, migration.label, migration.down_sql)
+                await _queries.forget_applied(connection, version=migration.version)
+                if migration.version == 1:
+                    await _queries.drop_schema_migrations(connection)
+            reverted.append(migration.label)
+    return reverted
+
+
+async def status(database_url: str, directory: Path = MIGRATIONS_DIR) -> list[MigrationStatus]:
+    """Every migration of this program, applied or not. Changes nothing. Raises MigrationError."""
+    migrations = read_migrations(directory)
+    async with _locked(database_url) as connection:
+        times = await _check_applied(connection, migrations)
+    return [
+        MigrationStatus(migration.version, migration.name, times.get(migration.version))
+        for migration in migrations
+    ]
+
+
+def read_migrations(directory: Path) -> list[Migration]:
+    """The migrations of a directory by version, which must run 1, 2, 3 … without a gap."""
+    found: dict[str, dict[str, str]] = {}
+    for path in sorted(directory.glob("*.sql")):
+        match = _FILE_NAME.fullmatch(path.name)
+        if match is None:
+            raise MigrationError(f"{path.name}: a migration is named NNNN_name.up.sql or .down.sql")
+        found.setdefault(f"{match[1]}_{match[2]}", {})[match[3]] = path.read_text("utf-8")
+    migrations = []
+    for expected, (label, texts) in enumerate(sorted(found.items()), start=1):
+        number, _, name = label.partition("_")
+        if int(number) != expected:
+            raise MigrationError(f"migration {expected:04} is missing or there twice: see {label}")
+        if len(texts) != 2:
+            raise MigrationError(f"migration {label} needs both an up and a down file")
+        migrations.append(Migration(expected, name, texts["up"], texts["down"]))
+    return migrations
+
+
+@asynccontextmanager
+async def _locked(database_url: str) -> AsyncIterator[Any]:
+    """A connection that alone may migrate; the lock ends with the connection."""
+    connection = await asyncpg.connect(database_url)
+    try:
+        await _queries.lock_migrations(connection, key=_LOCK_KEY)
+        yield connection
+    finally:
+        await connection.close()
+
+
+async def _check_applied(connection: Any, migrations: list[Migration]) -> dict[int, datetime]:
+    """When each applied version was applied; refuses a database that does not fit the files."""
+    if not await _queries.schema_migrations_exists(connection):
+        return {}
+    times: dict[int, datetime] = {}
+    rows = [row async for row in _queries.list_applied(connection)]
+    for expected, row in enumerate(rows, start=1):
+        label = f"{row['version']:04}_{row['name']}"
+        if row["version"] > len(migrations):
+            raise MigrationError(
+                f"this database is from a newer version of the program: it has migration {label}, "
+                f"and this version knows {len(migrations)}; update the program"
+            )
+        if row["version"] != expected:
+            raise MigrationError(f"migration {expected:04} was not applied, but {label} was")
+        migration = migrations[expected - 1]
+        if (row["name"], row["checksum"]) != (migration.name, migration.checksum):
+            raise MigrationError(
+                f"migration {migration.label} was changed after it was applied (as {label}): "
+                "put its file back as it was, and add a new migration for the change"
+            )
+        times[expected] = row["applied_at"]
+    return times
+
+
+async def _run(connection: Any, label: str, script: str) -> None:
+    try:
+        await connection.execute(script)
+    except asyncpg.PostgresError as error:
+        raise MigrationError(f"migration {label} failed and was rolled back: {error}") from error

@@ -1,0 +1,167 @@
+"""Messages between servers: sharded pub/sub, one channel a zone, so they stay on the zone's node."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Callable
+from typing import Any
+
+import hiredis
+import orjson
+import structlog
+from redis.asyncio import Redis, RedisCluster
+from redis.exceptions import RedisError, ResponseError
+
+from dispatcher.live.keys import keys_of
+from dispatcher.live.pipeline import Pipeline
+from dispatcher.live.protocol import Line, connect
+
+log = structlog.get_logger("dispatcher.push")
+
+_RETRY_S = 0.5
+#: A subscription that is silent this long is checked by a ping.
+_QUIET_S = 15.0
+
+Deliver = Callable[[list[str], Any], None]
+
+
+class _Subscription(Line):
+    """Hands on what comes."""
+
+    def __init__(self, connection: Any, heard: Callable[[Any], None]) -> None:
+        super().__init__(connection)
+        self._heard = heard
+        self._messages = 0
+        self._closed = asyncio.Event()
+        self._error: Exception | None = None
+
+    def received(self) -> None:
+        parser, heard = self.parser, self._heard
+        while (message := parser.gets()) is not False:
+            self._messages += 1
+            # Refused, or ended by a cluster that moved the slot: another connection asks anew.
+            if isinstance(message, ResponseError) or message[0] == "sunsubscribe":
+                self._error = message if isinstance(message, ResponseError) else None
+                self.transport.abort()
+                return
+            heard(message)
+
+    def lost(self, error: Exception | None) -> None:
+        self._error = self._error or error
+        self._closed.set()
+
+    async def watch(self) -> None:
+        """Until the connection is lost, or is so silent that it must be; raises ConnectionError."""
+        asked = False
+        while not self._closed.is_set():
+            before = self._messages
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_QUIET_S):
+                    await self._closed.wait()
+            if self._messages != before:
+                asked = False
+            elif asked:
+                self.transport.abort()
+            else:
+                self.transport.write(hiredis.pack_command(("PING",)))
+                asked = True
+        raise ConnectionError(str(self._error or "closed"))
+
+
+class Push:
+    """Subscribes to the zones' channels. A message is a JSON list of [addresses, frame].
+
+    `deliver` gets the addresses and the frame; `resync` is called once a lost subscription
+    stands again: what was sent meanwhile is gone, so whoever listens has to be told the state anew.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        cluster: bool,
+        zones: list[str],
+        deliver: Deliver,
+        resync: Callable[[], None],
+    ) -> None:
+        self._url = url
+        self._cluster = cluster
+        self._channels = [keys_of(zone).push for zone in zones]
+        self._deliver = deliver
+        self._resync = resync
+        self._tasks: list[asyncio.Task[None]] = []
+
+    async def start(self) -> None:
+        """Begins to listen; returns once every subscription stands."""
+        ready = [asyncio.Event() for _ in self._groups()]
+        self._tasks = [
+            asyncio.create_task(self._listen(channels, event), name="push")
+            for channels, event in zip(self._groups(), ready, strict=True)
+        ]
+        await asyncio.wait_for(asyncio.gather(*(event.wait() for event in ready)), 10)
+
+    def _groups(self) -> list[list[str]]:
+        # In a cluster each channel lives on its slot's node; elsewhere one connection hears all.
+        return [[c] for c in self._channels] if self._cluster else [self._channels]
+
+    async def stop(self) -> None:
+        """Stops listening."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    async def _listen(self, channels: list[str], ready: asyncio.Event) -> None:
+        while True:
+            try:
+                await self._subscribed(channels, ready)
+            except (RedisError, OSError, TimeoutError) as error:
+                log.warning("subscription lost", channels=len(channels), error=str(error))
+            await asyncio.sleep(_RETRY_S)
+
+    async def _subscribed(self, channels: list[str], ready: asyncio.Event) -> None:
+        confirmed = 0
+
+        def heard(message: Any) -> None:
+            nonlocal confirmed
+            if message[0] == "smessage":
+                self._hand_out(message[2])
+            elif message[0] == "ssubscribe":
+                confirmed += 1
+                if confirmed == len(channels):
+                    if ready.is_set():
+                        self._resync()
+                    ready.set()
+
+        client = await self._client(channels[0])
+        try:
+            subscription = _Subscription(await client.connection_pool.get_connection(), heard)
+            command: Any = ("SSUBSCRIBE", *channels)
+            subscription.transport.write(hiredis.pack_command(command))
+            await subscription.watch()
+        finally:
+            await client.aclose()
+
+    async def _client(self, channel: str) -> Any:
+        if not self._cluster:
+            return connect(self._url, cluster=False)
+        cluster: RedisCluster = connect(self._url, cluster=True)
+        await cluster.initialize()
+        node: Any = cluster.get_node_from_key(channel)
+        options = {
+            k: v for k, v in cluster.connection_kwargs.items() if k in ("username", "password", "ssl")
+        }
+        await cluster.aclose()
+        return Redis(host=node.host, port=int(node.port), decode_responses=True, protocol=2, **options)
+
+    def _hand_out(self, payload: str | bytes) -> None:
+        try:
+            for addresses, frame in orjson.loads(payload):
+                self._deliver(addresses, frame)
+        except (ValueError, TypeError, LookupError, AttributeError):
+            log.warning("push message is not understood", size=len(payload))
+
+
+async def publish(pipeline: Pipeline, zone: str, messages: list[Any]) -> None:
+    """Sends a list of [addresses, frame] to every server."""
+    await pipeline.command("SPUBLISH", keys_of(zone).push, orjson.dumps(messages))

@@ -1,0 +1,83 @@
+"""What a change tells others: the row's payload, the stream's event, the messages to sockets."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import orjson
+
+from dispatcher.core.actors import Actor, Role
+from dispatcher.core.times import iso
+from dispatcher.core.transitions import Transition
+from dispatcher.core.trips import Trip
+
+
+def address(role: Role | str, user_id: str) -> str:
+    """Where a message goes: a user in a role, on whichever server their sockets are."""
+    return f"{role}:{user_id}"
+
+
+def event_payload(token: str, trip: Trip, **more: Any) -> str:
+    """The payload of a `trip_events` row: what replaying the history needs, and whose attempt."""
+    payload: dict[str, Any] = {
+        "attempt": token,
+        "current_status": trip.current_status,
+        "driver_id": trip.driver_id,
+        **more,
+    }
+    return orjson.dumps(payload).decode()
+
+
+def shown(trip: Trip) -> orjson.Fragment:
+    """The trip as JSON, made once for the answer, the stream and the sockets."""
+    return orjson.Fragment(orjson.dumps(trip.to_json()))
+
+
+def trip_body(response_code: str, trip: orjson.Fragment) -> bytes:
+    """The body of a success that concerns a trip."""
+    return orjson.dumps({"response_code": response_code, "trip": trip})
+
+
+def stream_event(event: str, actor: Actor, at_ms: int, trip: orjson.Fragment) -> str:
+    """The entry in the zone's stream, for other services."""
+    return orjson.dumps(
+        {
+            "event": event,
+            "actor_id": actor.user_id,
+            "actor_role": actor.role,
+            "at": iso(at_ms),
+            "trip": trip,
+        }
+    ).decode()
+
+
+def trip_messages(
+    event: str,
+    trip: Trip,
+    as_json: orjson.Fragment,
+    *,
+    former_driver: str | None,
+    offered: Sequence[str],
+) -> str:
+    """Messages for the push channel: a JSON list of [addresses, frame].
+
+    The customer and the driver (who may be the former one) get the trip; whoever still holds an
+    offer of it learns that it is withdrawn.
+    """
+    to = [address(Role.CUSTOMER, trip.customer_id)]
+    driver = trip.driver_id or former_driver
+    if driver:
+        to.append(address(Role.DRIVER, driver))
+    messages: list[Any] = [[to, {"type": "trip", "event": event, "trip": as_json}]]
+    others = [address(Role.DRIVER, d) for d in offered if d != trip.driver_id]
+    if others and event != "released":
+        messages.append(
+            [others, {"type": "offer_withdrawn", "trip_request_id": trip.id, "reason": event}]
+        )
+    return orjson.dumps(messages).decode()
+
+
+def event_name(transition: Transition) -> str:
+    """The `response_code` of a transition that succeeded."""
+    return f"trip_{transition.event}"

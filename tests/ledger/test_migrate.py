@@ -1,0 +1,223 @@
+"""Migrations: the runner on small ones, and the real ones forward, back and forward again."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+import asyncpg
+import pytest
+
+from dispatcher.ledger import migrate
+from dispatcher.ledger.migrate import MigrationError
+
+# Everything of the schema that a migration can leave behind or change, by its definition.
+SCHEMA = """
+SELECT 'relation' AS kind, c.relname AS name,
+       concat_ws(' ', c.relkind, c.reloptions::text, obj_description(c.oid)) AS definition
+  FROM pg_class c WHERE c.relnamespace = 'public'::regnamespace
+UNION ALL
+SELECT 'column', c.relname || '.' || a.attname,
+       concat_ws(' ', row_number() OVER (PARTITION BY c.oid ORDER BY a.attnum),
+                 format_type(a.atttypid, a.atttypmod), a.attnotnull, a.attidentity,
+                 pg_get_expr(d.adbin, d.adrelid), col_description(c.oid, a.attnum))
+  FROM pg_class c JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped
+  LEFT JOIN pg_attrdef d ON d.adrelid = c.oid AND d.adnum = a.attnum
+ WHERE c.relnamespace = 'public'::regnamespace
+UNION ALL
+SELECT 'constraint', conname, pg_get_constraintdef(oid)
+  FROM pg_constraint WHERE connamespace = 'public'::regnamespace
+UNION ALL
+SELECT 'index', indexname, indexdef FROM pg_indexes WHERE schemaname = 'public'
+UNION ALL
+SELECT 'function', oid::regprocedure::text,
+       concat_ws(' ', pg_get_functiondef(oid), obj_description(oid))
+  FROM pg_proc WHERE pronamespace = 'public'::regnamespace
+UNION ALL
+SELECT 'type', typname, typtype::text FROM pg_type WHERE typnamespace = 'public'::regnamespace
+UNION ALL
+SELECT 'trigger', tgname, pg_get_triggerdef(oid) FROM pg_trigger WHERE NOT tgisinternal
+ ORDER BY 1, 2, 3
+"""
+
+
+async def _query(url: str, sql: str, *args: Any) -> list[tuple[Any, ...]]:
+    connection = await asyncpg.connect(url)
+    try:
+        return [tuple(row) for row in await connection.fetch(sql, *args)]
+    finally:
+        await connection.close()
+
+
+def _write(directory: Path, label: str, up: str, down: str) -> None:
+    (directory / f"{label}.up.sql").write_text(up)
+    (directory / f"{label}.down.sql").write_text(down)
+
+
+@pytest.fixture
+def small(tmp_path: Path) -> Path:
+    """Three small migrations."""
+    _write(tmp_path, "0001_first", "CREATE TABLE first (id int);", "DROP TABLE first;")
+    _write(tmp_path, "0002_second", "CREATE TABLE second (id int);", "DROP TABLE second;")
+    _write(tmp_path, "0003_third", "CREATE TABLE third (id int);", "DROP TABLE third;")
+    return tmp_path
+
+
+async def test_up_applies_what_is_missing(empty_database_url: str, small: Path) -> None:
+    labels = ["0001_first", "0002_second", "0003_third"]
+    before = await migrate.status(empty_database_url, small)
+    assert [(item.version, item.applied_at) for item in before] == [(1, None), (2, None), (3, None)]
+    assert await _query(empty_database_url, SCHEMA) == []
+
+    assert await migrate.up(empty_database_url, small) == labels
+    assert await migrate.up(empty_database_url, small) == []
+    assert all(item.applied_at for item in await migrate.status(empty_database_url, small))
+
+    _write(small, "0004_fourth", "CREATE TABLE fourth (id int);", "DROP TABLE fourth;")
+    assert await migrate.up(empty_database_url, small) == ["0004_fourth"]
+
+
+async def test_down_takes_back_the_last_ones(empty_database_url: str, small: Path) -> None:
+    await migrate.up(empty_database_url, small)
+    assert await migrate.down(empty_database_url, 2, small) == ["0003_third", "0002_second"]
+    applied = [bool(item.applied_at) for item in await migrate.status(empty_database_url, small)]
+    assert applied == [True, False, False]
+    assert await migrate.up(empty_database_url, small) == ["0002_second", "0003_third"]
+
+
+async def test_down_past_the_first_leaves_nothing(empty_database_url: str, small: Path) -> None:
+    await migrate.up(empty_database_url, small)
+    assert len(await migrate.down(empty_database_url, 99, small)) == 3
+    assert await _query(empty_database_url, SCHEMA) == []
+    assert await migrate.down(empty_database_url, 1, small) == []
+
+
+async def test_a_migration_that_fails_leaves_no_trace(empty_database_url: str, small: Path) -> None:
+    _write(small, "0002_second", "CREATE TABLE half (id int); SELECT 1 / 0;", "DROP TABLE half;")
+    with pytest.raises(MigrationError, match=r"0002_second failed and was rolled back: division"):
+        await migrate.up(empty_database_url, small)
+    tables = "SELECT tablename FROM pg_tables WHERE schemaname = 'public' ORDER BY 1"
+    names = await _query(empty_database_url, tables)
+    assert names == [("first",), ("schema_migrations",)]
+    _write(small, "0002_second", "CREATE TABLE half (id int);", "DROP TABLE half;")
+    assert await migrate.up(empty_database_url, small) == ["0002_second", "0003_third"]
+
+
+async def test_a_first_migration_that_fails_leaves_no_trace(
+    empty_database_url: str, small: Path
+) -> None:
+    _write(small, "0001_first", "SELECT 1 / 0;", "")
+    with pytest.raises(MigrationError, match="0001_first failed"):
+        await migrate.up(empty_database_url, small)
+    assert await _query(empty_database_url, SCHEMA) == []
+
+
+async def test_an_edited_migration_is_refused(empty_database_url: str, small: Path) -> None:
+    await migrate.up(empty_database_url, small)
+    _write(small, "0002_second", "CREATE TABLE second (id bigint);", "DROP TABLE second;")
+    for call in (
+        migrate.up(empty_database_url, small),
+        migrate.down(empty_database_url, 1, small),
+        migrate.status(empty_database_url, small),
+    ):
+        with pytest.raises(MigrationError, match="0002_second was changed after it was applied"):
+            await call
+
+
+async def test_a_database_of_a_newer_version_is_refused(empty_database_url: str, small: Path) -> None:
+    await migrate.up(empty_database_url, small)
+    for file in small.glob("0003_*"):
+        file.unlink()
+    with pytest.raises(MigrationError, match=r"from a newer version.*0003_third.*knows 2"):
+        await migrate.up(empty_database_url, small)
+
+
+async def test_a_gap_in_the_database_is_refused(empty_database_url: str, small: Path) -> None:
+    await migrate.up(empty_database_url, small)
+    await _query(empty_database_url, "DELETE FROM schema_migrations WHERE version = 2")
+    with pytest.raises(MigrationError, match="0002 was not applied, but 0003_third was"):
+        await migrate.up(empty_database_url, small)
+
+
+def test_a_gap_in_the_files_is_refused(small: Path) -> None:
+    for file in small.glob("0002_*"):
+        file.unlink()
+    with pytest.raises(MigrationError, match="0002 is missing"):
+        migrate.read_migrations(small)
+
+
+def test_a_number_that_is_there_twice_is_refused(small: Path) -> None:
+    _write(small, "0002_other", "SELECT 1;", "SELECT 1;")
+    with pytest.raises(MigrationError, match="there twice: see 0002_second"):
+        migrate.read_migrations(small)
+
+
+def test_a_migration_without_a_way_back_is_refused(small: Path) -> None:
+    (small / "0003_third.down.sql").unlink()
+    with pytest.raises(MigrationError, match="0003_third needs both"):
+        migrate.read_migrations(small)
+
+
+def test_a_file_with_another_name_is_refused(small: Path) -> None:
+    (small / "4_fourth.sql").write_text("")
+    with pytest.raises(MigrationError, match=r"4_fourth\.sql: a migration is named"):
+        migrate.read_migrations(small)
+
+
+async def test_servers_that_start_at_once_migrate_once(empty_database_url: str, small: Path) -> None:
+    _write(small, "0002_second", "SELECT pg_sleep(0.2); CREATE TABLE second ();", "")
+    calls = [migrate.up(empty_database_url, small) for _ in range(8)]
+    applied = [labels for labels in await asyncio.gather(*calls) if labels]
+    assert applied == [["0001_first", "0002_second", "0003_third"]]
+
+
+async def test_the_real_ones_go_forward_back_and_forward_again(empty_database_url: str) -> None:
+    count = len(migrate.read_migrations(migrate.MIGRATIONS_DIR))
+    snapshots = [await _query(empty_database_url, SCHEMA)]
+    assert len(await migrate.up(empty_database_url)) == count
+    snapshots.append(await _query(empty_database_url, SCHEMA))
+    assert len(await migrate.down(empty_database_url, count)) == count
+    assert await _query(empty_database_url, SCHEMA) == snapshots[0] == []
+    assert len(await migrate.up(empty_database_url)) == count
+    assert await _query(empty_database_url, SCHEMA) == snapshots[1]
+
+
+async def test_each_real_one_is_taken_back_to_what_was_before(
+    empty_database_url: str, tmp_path: Path
+) -> None:
+    snapshots = []
+    for migration in migrate.read_migrations(migrate.MIGRATIONS_DIR):
+        snapshots.append(await _query(empty_database_url, SCHEMA))
+        _write(tmp_path, migration.label, migration.up_sql, migration.down_sql)
+        assert await migrate.up(empty_database_url, tmp_path) == [migration.label]
+    while snapshots:
+        await migrate.down(empty_database_url, 1)
+        assert await _query(empty_database_url, SCHEMA) == snapshots.pop()
+
+
+async def test_two_steps_back_and_forward_with_data_in_the_tables(database_url: str) -> None:
+    connection = await asyncpg.connect(database_url)
+    await connection.execute("""
+        INSERT INTO trip_requests (id, zone, customer_id, driver_id, current_status, version,
+                                   pickup_location)
+        VALUES ('default_1', 'default', 'c1', 'd1', 'accepted', 1, point(8.68, 50.11));
+        INSERT INTO driver_details (user_id, zone) VALUES ('d1', 'default');
+        INSERT INTO trip_events (trip_id, version, event, actor_id, actor_role)
+        VALUES ('default_1', 0, 'created', 'c1', 'customer'),
+               ('default_1', 1, 'accepted', 'd1', 'driver');
+        INSERT INTO trip_offers (trip_id, driver_id, wave, offered_at)
+        VALUES ('default_1', 'd1', 1, now());
+    """)
+    kept = """
+        SELECT * FROM trip_requests
+          JOIN trip_events ON trip_id = id JOIN driver_details ON user_id = driver_id
+    """
+    before = await connection.fetch(kept)
+    assert len(before) == 2
+    await connection.close()
+
+    reverted = await migrate.down(database_url, 2)
+    assert len(reverted) == 2
+    assert await migrate.up(database_url) == reverted[::-1]
+    assert await _query(database_url, kept) == [tuple(row) for row in before]

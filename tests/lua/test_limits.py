@@ -1,0 +1,214 @@
+"""Sliding logs against an oracle: never more than N in any window, told exactly."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import math
+import random
+import time
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass, field
+
+import pytest
+
+from dispatcher.core.errors import StoreUnavailable
+from dispatcher.core.limits import Limit
+from dispatcher.live.keys import keys_of
+from dispatcher.live.pipeline import Pipeline
+from dispatcher.live.protocol import connect
+from dispatcher.live.scripts import Scripts
+from tests.lua_harness import BACKENDS, START_MS, Zone, limit, open_zone
+
+
+@pytest.fixture(params=BACKENDS)
+async def zone(request: pytest.FixtureRequest, redis_url: str) -> AsyncIterator[Zone]:
+    async with open_zone(request.param, redis_url) as opened:
+        yield opened
+
+
+@dataclass
+class Oracle:
+    """The rule in its plainest form: all admissions are kept, and counted anew each time."""
+
+    admitted: dict[tuple[str, str], list[int]] = field(default_factory=dict)
+
+    def check(self, limits: Sequence[Limit], now_us: int) -> tuple[bool, set[tuple[str, int, int]]]:
+        """Whether it is admitted, and what may be reported: (class, remaining, reset in ms)."""
+        states = []
+        for one in limits:
+            window_us = one.rate.window_s * 1_000_000
+            log = self.admitted.setdefault((one.name, one.subject), [])
+            inside = sorted(at for at in log if now_us - window_us < at <= now_us)
+            if len(inside) >= one.rate.limit:
+                # Room comes when so many have left that fewer than the limit are inside.
+                frees = inside[len(inside) - one.rate.limit] + window_us
+                states.append((True, one.name, 0, frees))
+            else:
+                oldest = inside[0] if inside else now_us
+                states.append((False, one.name, one.rate.limit - len(inside), oldest + window_us))
+        refusing = [s for s in states if s[0]]
+        if refusing:
+            latest = max(s[3] for s in refusing)
+            return False, {(s[1], 0, math.ceil(s[3] / 1000)) for s in refusing if s[3] == latest}
+        tightest = min(s[2] for s in states)
+        for one in limits:
+            self.admitted[one.name, one.subject].append(now_us)
+        return True, {(s[1], tightest - 1, math.ceil(s[3] / 1000)) for s in states if s[2] == tightest}
+
+
+@pytest.mark.parametrize("seed", range(8))
+async def test_random_schedules_against_the_oracle(zone: Zone, seed: int) -> None:
+    rng = random.Random(seed)
+    classes = [
+        limit(rng.randint(1, 6), rng.randint(1, 4), name, subject)
+        for name, subject in (("trip_accept", "d1"), ("general", "d1"), ("ip", "10.0.0.1"))
+    ]
+    oracle = Oracle()
+    refused = 0
+    for _ in range(150):
+        # Gaps that hit the windows' edges to the microsecond, and gaps that do not.
+        gap_us = rng.choice([0, 1, 250_000, 333_333, 999_999, 1_000_000, rng.randint(0, 2_000_000)])
+        await zone.advance(us=gap_us)
+        applying = rng.sample(classes, rng.randint(1, len(classes)))
+        if rng.random() < 0.1:  # a setting that changed between two starts
+            at = rng.randrange(len(classes))
+            old = classes[at]
+            classes[at] = limit(rng.randint(1, 6), old.rate.window_s, old.name, old.subject)
+            continue
+        verdict = await zone.scripts.check_limit(zone.keys, applying)
+        admitted, reports = oracle.check(applying, zone.now_us)
+        assert (verdict.code == "admitted") == admitted
+        assert verdict.limit is not None
+        state = verdict.limit
+        assert (state.name, state.remaining, state.reset_ms) in reports
+        refused += not admitted
+    assert 10 < refused < 140
+    for one in classes:
+        times = oracle.admitted.get((one.name, one.subject), [])
+        stored = await zone.redis.lrange(zone.keys.limit(one.name, one.subject), 0, -1)
+        assert [int(at) for at in stored] == times[len(times) - len(stored) :]
+
+
+async def test_the_window_s_edge_is_exact(zone: Zone) -> None:
+    rate = [limit(2, 1)]
+    for _ in range(2):
+        assert (await zone.scripts.check_limit(zone.keys, rate)).code == "admitted"
+    await zone.advance(us=999_999)
+    assert (await zone.scripts.check_limit(zone.keys, rate)).code == "rate_limited"
+    await zone.advance(us=1)
+    assert (await zone.scripts.check_limit(zone.keys, rate)).code == "admitted"
+
+
+async def test_who_waits_until_the_reset_gets_in(zone: Zone) -> None:
+    rate = [limit(10, 60)]
+    for i in range(15):
+        verdict = await zone.scripts.check_limit(zone.keys, rate)
+        assert verdict.code == ("admitted" if i < 10 else "rate_limited")
+        await zone.advance(us=1_234_567)
+    assert verdict.limit is not None
+    await zone.advance(us=verdict.limit.reset_ms * 1000 - 1000 - zone.now_us)
+    assert (await zone.scripts.check_limit(zone.keys, rate)).code == "rate_limited"
+    await zone.advance(us=1000)
+    verdict = await zone.scripts.check_limit(zone.keys, rate)
+    assert (verdict.code, verdict.limit and verdict.limit.remaining) == ("admitted", 0)
+
+
+async def test_refusals_do_not_extend_the_window(zone: Zone) -> None:
+    rate = [limit(1, 10)]
+    await zone.scripts.check_limit(zone.keys, rate)
+    for _ in range(99):
+        await zone.advance(100)
+        verdict = await zone.scripts.check_limit(zone.keys, rate)
+        assert verdict.code == "rate_limited"
+        assert verdict.limit is not None
+        assert verdict.limit.reset_ms == START_MS + 10_000
+    await zone.advance(100)
+    assert (await zone.scripts.check_limit(zone.keys, rate)).code == "admitted"
+
+
+async def test_of_several_limits_the_one_that_lasts_longest_is_told(zone: Zone) -> None:
+    short, long = limit(1, 10, "trip_accept"), limit(1, 60, "general")
+    await zone.scripts.check_limit(zone.keys, [short, long])
+    for order in ([short, long], [long, short]):
+        verdict = await zone.scripts.check_limit(zone.keys, order)
+        assert verdict.limit is not None
+        assert (verdict.limit.name, verdict.limit.reset_ms) == ("general", START_MS + 60_000)
+    # One that is full refuses for all, and nothing is counted against the other.
+    await zone.advance(10_000)
+    assert (await zone.scripts.check_limit(zone.keys, [short, long])).code == "rate_limited"
+    assert (await zone.scripts.check_limit(zone.keys, [short])).code == "admitted"
+
+
+async def test_of_several_limits_the_tightest_is_told(zone: Zone) -> None:
+    wide, tight = limit(9, 60, "general"), limit(3, 10, "trip_accept")
+    verdict = await zone.scripts.check_limit(zone.keys, [wide, tight])
+    assert verdict.limit is not None
+    assert (verdict.limit.name, verdict.limit.remaining) == ("trip_accept", 2)
+
+
+async def test_a_log_outlives_its_window_and_not_by_much(zone: Zone) -> None:
+    await zone.scripts.check_limit(zone.keys, [limit(3, 60)])
+    left_ms = await zone.redis.pttl(zone.keys.limit("general", "d1"))
+    assert 60_000 < left_ms <= 61_000
+
+
+async def test_no_limit_is_no_limit(zone: Zone) -> None:
+    for _ in range(3):
+        verdict = await zone.scripts.check_limit(zone.keys, [])
+        assert (verdict.code, verdict.limit) == ("admitted", None)
+
+
+async def test_fifty_clients_and_never_more_than_ten_in_any_window(redis_url: str) -> None:
+    """Real connections, real time; judged by Redis' own times of what it admitted."""
+    keys, rate = keys_of("z"), [limit(10, 1)]
+    log = keys.limit("general", "d1")
+    window_us = 1_000_000
+    end = time.monotonic() + 3.2
+    admitted = refused = 0
+    times: set[int] = set()
+
+    async with contextlib.AsyncExitStack() as stack:
+
+        async def client() -> None:
+            nonlocal admitted, refused
+            redis = connect(redis_url, cluster=False)
+            stack.push_async_callback(redis.aclose)
+            pipeline = Pipeline(redis)
+            scripts = Scripts(pipeline)
+            rng = random.Random()
+            while time.monotonic() < end:
+                # In one pipeline with the call, so that no admission leaves the log unseen.
+                call = asyncio.ensure_future(scripts.check_limit(keys, rate))
+                await asyncio.sleep(0)
+                seen = pipeline.command("LRANGE", log, 0, -1)
+                verdict = await call
+                times.update(int(at) for at in await seen)
+                assert verdict.limit is not None
+                if verdict.code == "admitted":
+                    admitted += 1
+                else:
+                    refused += 1
+                    assert verdict.limit.reset_ms > verdict.now_ms - 1
+                await asyncio.sleep(rng.uniform(0, 0.02))
+            await pipeline.close()
+
+        await asyncio.gather(*(client() for _ in range(50)))
+
+    ordered = sorted(times)
+    assert len(ordered) == admitted, "two of the same microsecond would be one here"
+    for first, eleventh in zip(ordered, ordered[10:], strict=False):
+        assert eleventh - first >= window_us
+    # And none was turned away for nothing: in each window that was over, the ten were used.
+    assert 30 <= admitted <= 40
+    assert refused > 1_000
+    gaps = [b - a for a, b in itertools.pairwise(ordered)]
+    assert max(gaps) < 1.2 * window_us
+
+
+async def test_a_limit_without_redis_says_so() -> None:
+    redis = connect("redis://127.0.0.1:1/0", cluster=False)
+    with pytest.raises(StoreUnavailable):
+        await Scripts(Pipeline(redis)).check_limit(keys_of("z"), [limit(1)])
+    await redis.aclose()

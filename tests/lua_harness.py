@@ -1,0 +1,163 @@
+"""A zone of Redis for tests of the scripts: its keys, its scripts, and a clock that is set by hand.
+
+The scripts' only look at the time, `redis.call('TIME')`, is replaced by a look at a key, so that
+leases, windows and deadlines are passed without waiting, on fakeredis and on the real engine alike.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import itertools
+from collections.abc import AsyncIterator, Sequence
+from typing import Any
+
+import fakeredis
+import redis.asyncio
+
+from dispatcher.core.drivers import Driver
+from dispatcher.core.idempotency import IdempotencyKey
+from dispatcher.core.limits import Limit, Rate
+from dispatcher.core.trips import Trip
+from dispatcher.live.keys import keys_of
+from dispatcher.live.pipeline import Pipeline
+from dispatcher.live.scripts import Attempt, Scripts, Verdict, driver_fields
+from dispatcher.live.settle import Settler
+
+BACKENDS = ("fakeredis", "valkey")
+START_MS = 1_795_000_000_000
+LEASE_MS = 10_000
+MARGIN_MS = 5  # an idempotency lease outlives the claims by this
+FIX_AGE_MS = 60_000
+_CLOCK = "clock-of-the-test"
+_TOKENS = itertools.count(1)
+
+
+def limit(most: int, window_s: int = 60, name: str = "general", subject: str = "d1") -> Limit:
+    return Limit(name, subject, Rate(most, window_s))
+
+
+def key(text: str = "k1", asked: str = "accept", user: str = "d1") -> IdempotencyKey:
+    return IdempotencyKey(user, "/act", text, hashlib.sha256(asked.encode()).hexdigest())
+
+
+def set_clock_by_hand(pipeline: Pipeline) -> None:
+    """Makes every script of `pipeline` read the time from a key."""
+    for name, text in pipeline._texts.items():
+        changed = text.replace("redis.call('TIME')", f"redis.call('HMGET', '{_CLOCK}', 's', 'us')")
+        pipeline._texts[name] = changed
+        pipeline._shas[name] = hashlib.sha1(changed.encode()).hexdigest()
+
+
+class Zone:
+    """One zone, `z`; `redis` speaks text, `raw` bytes."""
+
+    def __init__(self, client: Any, raw: Any) -> None:
+        self.redis = client
+        self.raw = raw
+        self.keys = keys_of("z")
+        self.pipeline = Pipeline(client)
+        set_clock_by_hand(self.pipeline)
+        self.scripts = Scripts(self.pipeline)
+        self.settler = Settler(self.scripts, self.pipeline, fix_age_s=FIX_AGE_MS // 1000)
+        self.now_us = START_MS * 1000
+
+    @property
+    def now_ms(self) -> int:
+        return self.now_us // 1000
+
+    async def advance(self, ms: float = 0, us: int = 0) -> None:
+        """Lets time pass for the scripts."""
+        self.now_us += round(ms * 1000) + us
+        seconds, micros = divmod(self.now_us, 1_000_000)
+        await self.redis.hset(_CLOCK, mapping={"s": seconds, "us": micros})
+
+    async def warm(self, horizon_ms: int = 0) -> None:
+        await self.redis.set(self.keys.epoch, f"{START_MS} {horizon_ms} run-id")
+
+    async def trip(self, suffix: str = "1", **columns: Any) -> Trip:
+        """A trip in the picture; pending, version 0, unless said otherwise."""
+        trip = make_trip(suffix, **columns)
+        flat = trip.to_hash()
+        await self.redis.hset(
+            self.keys.trip(trip.id), mapping=dict(zip(flat[::2], flat[1::2], strict=True))
+        )
+        return trip
+
+    async def driver(self, name: str = "d1", *, trip_id: str = "", fix_ms: int | None = None,
+                     **columns: Any) -> Driver:  # fmt: skip
+        """A driver in the picture; online, available, of version 0, unless said otherwise."""
+        driver = make_driver(name, **columns)
+        flat = [*driver_fields(driver), "trip_id", trip_id]
+        if fix_ms is not None:
+            flat += ("lat", "50.1", "lng", "8.6", "fix_ms", str(fix_ms))
+        await self.redis.hset(
+            self.keys.driver(name), mapping=dict(zip(flat[::2], flat[1::2], strict=True))
+        )
+        return driver
+
+    def attempt(
+        self,
+        trip_id: str = "z_1",
+        driver_id: str = "d1",
+        *,
+        key: IdempotencyKey | None = None,
+        limits: Sequence[Limit] = (),
+        resolved: str = "",
+        token: str | None = None,
+    ) -> Attempt:
+        name = token or f"node.{next(_TOKENS)}"
+        return Attempt(name, trip_id, driver_id, LEASE_MS, key, 86_400_000, limits, resolved)
+
+    async def accept(
+        self, attempt: Attempt, *, version: int | None = None, policy: str = "open"
+    ) -> Verdict:
+        return await self.scripts.claim_accept(self.keys, attempt, version=version, policy=policy)
+
+    async def hash(self, name: str) -> dict[str, str]:
+        return dict(await self.redis.hgetall(name))
+
+    async def dump(self) -> dict[bytes, tuple[Any, int]]:
+        """Everything that is stored, with its life: what no script changed is the same again."""
+        found = {}
+        for name in sorted(await self.raw.keys("*")):
+            if name != _CLOCK.encode():
+                found[name] = (await self.raw.dump(name), await self.raw.pexpiretime(name))
+        return found
+
+
+def make_trip(suffix: str = "1", **columns: Any) -> Trip:
+    usual: dict[str, Any] = {
+        "id": f"z_{suffix}", "zone": "z", "customer_id": "c1", "vehicle_type": "car",
+        "pickup_lat": 50.1, "pickup_lng": 8.6, "created_at": START_MS, "updated_at": START_MS,
+    }  # fmt: skip
+    return Trip(**(usual | columns))
+
+
+def make_driver(name: str = "d1", **columns: Any) -> Driver:
+    usual: dict[str, Any] = {
+        "zone": "z", "availability_status": "available", "is_online": True, "vehicle_type": "car",
+    }  # fmt: skip
+    return Driver(name, **(usual | columns))
+
+
+@contextlib.asynccontextmanager
+async def open_zone(backend: str, redis_url: str, *, warm: bool = True) -> AsyncIterator[Zone]:
+    """A zone on one of BACKENDS, warm, at START_MS."""
+    if backend == "fakeredis":
+        server = fakeredis.FakeServer(version=(7,))
+        client: Any = fakeredis.FakeAsyncRedis(server=server, decode_responses=True, protocol=2)
+        raw: Any = fakeredis.FakeAsyncRedis(server=server, protocol=2)
+    else:
+        client = redis.asyncio.Redis.from_url(redis_url, decode_responses=True, protocol=2)
+        raw = redis.asyncio.Redis.from_url(redis_url, protocol=2)
+    try:
+        zone = Zone(client, raw)
+        await zone.advance()
+        if warm:
+            await zone.warm()
+        yield zone
+        await zone.pipeline.close()
+    finally:
+        await client.aclose()
+        await raw.aclose()

@@ -1,0 +1,103 @@
+"""The README is true: its tables are held against the code, and its walk is run."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+from dispatcher.config import ENV_PREFIX, Settings
+from dispatcher.live.keys import Keys
+from dispatcher.web.endpoints import ENDPOINTS
+from dispatcher.web.websocket_connection import Close
+from tests.conftest import Serve
+
+ROOT = Path(__file__).parents[2]
+README = (ROOT / "README.md").read_text()
+
+
+def _rows(name: str) -> list[list[str]]:
+    """The cells of a table between its markers, without its head."""
+    text = README.split(f"<!-- {name} -->")[1].split(f"<!-- /{name} -->")[0]
+    rows = [line for line in text.splitlines() if line.startswith("|")][2:]
+    return [[cell.strip() for cell in re.split(r"(?<!\\)\|", row)[1:-1]] for row in rows]
+
+
+def test_every_setting_is_documented() -> None:
+    documented = {row[0].strip("`"): row for row in _rows("settings")}
+    assert list(documented) == [ENV_PREFIX + name.upper() for name in Settings.model_fields]
+    for name, field in Settings.model_fields.items():
+        _, default, description = documented[ENV_PREFIX + name.upper()]
+        assert description == field.description
+        if not field.is_required() and field.default_factory is None:
+            value = field.default
+            text = str(value).lower() if isinstance(value, bool) else str(value)
+            assert default.strip("`") == ("" if value in (None, "") else text), name
+
+
+def test_every_endpoint_is_documented() -> None:
+    documented = [row[0].strip("`") for row in _rows("endpoints")]
+    assert sorted(documented) == sorted(f"{e.method} {e.path}" for e in ENDPOINTS)
+
+
+def test_every_key_is_documented() -> None:
+    documented = {row[0].strip("`") for row in _rows("keys")}
+    keys = Keys("z")
+    names = {"trip_id": "trip", "driver_id": "driver", "limit_class": "class", "user_id": "user"}
+    made = {value.replace("{z}", "{zone}") for name, value in vars(keys).items() if name[0] not in "_z"}
+    for name in dir(Keys):
+        method = getattr(Keys, name)
+        if name.startswith("_") or not callable(method):
+            continue
+        arguments = method.__code__.co_varnames[1 : method.__code__.co_argcount]
+        made.add(method(keys, *(f"<{names.get(a, a)}>" for a in arguments)).replace("{z}", "{zone}"))
+    documented = {key.replace("<role>:<user>", "<user>") for key in documented}
+    assert made == documented
+
+
+def test_every_close_code_is_documented() -> None:
+    documented = {int(code) for code in re.findall(r"^\| (\d{4}) \|", README, re.MULTILINE)}
+    assert documented == set(Close)
+
+
+def test_the_commands_come_first_and_ci_runs_them() -> None:
+    command = "pip install uv && uv run pytest"
+    assert README.index("uv run dispatcher demo") < README.index(command) < README.index("## ")
+    ci = (ROOT / ".ci" / "run").read_text()
+    assert "uv run pytest" in ci
+
+
+def test_no_registry_and_no_lock() -> None:
+    listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert "uv.lock" not in listed.stdout.split()
+
+
+async def test_the_walk(serve: Serve, tmp_path: Path) -> None:
+    server = await serve()
+    script = README.split("<!-- walk -->")[1].split("```bash\n")[1].split("```")[0]
+    script = script.replace("http://127.0.0.1:8080", server.url)
+    script = script.replace("uv run dispatcher", f"{sys.executable} -m dispatcher")
+    script = script.replace("python3 -c", f"{sys.executable} -c")
+    done = await asyncio.to_thread(
+        subprocess.run,
+        ["bash", "-euo", "pipefail", "-c", script],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=tmp_path,
+        env={
+            **os.environ,
+            "DISPATCHER_JWT_SECRET": "a-secret-for-tests-with-more-than-32-bytes",
+            "PYTHONPATH": str(ROOT),
+        },
+    )
+    assert done.returncode == 0, done.stderr
+    out = done.stdout
+    assert out.count('"response_code":"availability_updated"') == 3
+    assert out.count('"response_code":"trip_accepted"') == 2
+    assert out.lower().count("x-idempotent-replay: true") == 1
+    assert "trip_already_assigned" in out
+    assert '"current_status":"pending","version":2' in out.splitlines()[-1]

@@ -1,0 +1,145 @@
+"""Killed servers, restarted engines, and what is left of a request then: one outcome, and agreement."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import asyncpg
+import pytest
+import redis.asyncio
+
+from dispatcher.embedded.engines import Engines
+from dispatcher.ledger import migrate
+from tests.conftest import Serve
+from tests.service_harness import driver, open_city
+from tests.system.test_websocket import FAST, App, eventually, session
+
+__all__ = ["session"]  # the fixture
+
+LEASE = {"DISPATCHER_CLAIM_LEASE_MS": "1500", "DISPATCHER_COMMIT_TIMEOUT_S": "1"}
+
+
+@pytest.mark.parametrize("point", ["after_claim", "after_commit"])
+async def test_kill_on_the_road(serve: Serve, session: aiohttp.ClientSession, point: str) -> None:
+    """Killed between claim and commit, or commit and settle: a retry has one outcome."""
+    healthy = await serve(env={**FAST, **LEASE, "DISPATCHER_PRESENCE_TTL_S": "60"})
+    app = App(session, healthy, "driver", "d1")
+    await app.online()
+    trip = await App(session, healthy, "customer", "r1").trip()
+    halting = await serve(env={**FAST, **LEASE, "DISPATCHER_HALT_AT": point})
+    doomed = App(session, halting, "driver", "d1")
+    action = {"action": "accept", "trip_request_id": trip}
+    path = "/api/driver/ride/trip-action"
+    request = asyncio.create_task(doomed.post(path, action, **{"Idempotency-Key": "k1"}))
+
+    async def halted() -> bool:
+        return any('"halted"' in line for line in halting.log_lines())
+
+    await eventually(halted)
+    halting.kill9()
+    with pytest.raises(aiohttp.ClientError):
+        await request
+
+    async def answered() -> dict[str, Any] | None:
+        status, body = await app.post(path, action, **{"Idempotency-Key": "k1"})
+        assert status == 200 or body["response_code"] in ("request_in_progress", "trip_already_assigned")
+        return body if status == 200 else None
+
+    body = await eventually(answered)
+    assert body["response_code"] == "trip_accepted"
+    postgres = await asyncpg.connect(healthy.database_url)
+    row = await postgres.fetchrow("SELECT * FROM trip_requests WHERE id = $1", trip)
+    events = await postgres.fetchval("SELECT count(*) FROM trip_events WHERE event = 'accepted'")
+    kept = await postgres.fetchval("SELECT count(*) FROM idempotency_keys WHERE idempotency_key = 'k1'")
+    await postgres.close()
+    assert row is not None
+    assert (row["current_status"], row["driver_id"], row["version"]) == ("accepted", "d1", 1)
+    assert (events, kept) == (1, 1)
+    client = redis.asyncio.Redis.from_url(healthy.redis_url, decode_responses=True)
+
+    async def agrees() -> bool:
+        state = await client.hmget(
+            f"dsp:{{default}}:trip:{trip}", "current_status", "version", "driver_id"
+        )
+        return bool(state == ["accepted", "1", "d1"] and not await client.zcard("dsp:{default}:claims"))
+
+    await eventually(agrees)
+    await client.aclose()
+
+
+@pytest.mark.usefixtures("started_before")
+async def test_replay_after_both_engines_restart(data_dir: Path) -> None:
+    engines = Engines(data_dir)
+    urls = engines.start()
+    try:
+        await migrate.up(urls.database_url)
+        async with open_city(urls.redis_url, urls.database_url) as city:
+            await city.online("d1")
+            trip = await city.trip()
+            first = await city.act(driver("d1"), "accept", trip, "k1")
+        await asyncio.to_thread(engines.stop)
+        engines = Engines(data_dir)
+        urls = await asyncio.to_thread(engines.start)
+        async with open_city(urls.redis_url, urls.database_url) as city:
+            again = await city.act(driver("d1"), "accept", trip, "k1")
+            assert again.replayed
+            assert again.body == first.body
+            await city.redis("FLUSHALL")
+            again = await city.act(driver("d1"), "accept", trip, "k1")
+            assert again.replayed
+            assert again.body == first.body
+    finally:
+        engines.stop()
+
+
+@pytest.mark.usefixtures("started_before")
+async def test_engines_away_and_back(data_dir: Path) -> None:
+    """Bounded waiting and a clear refusal; then everything goes on by itself."""
+    from dispatcher.core.errors import OutcomeUnknown, StoreUnavailable
+
+    engines = Engines(data_dir)
+    urls = engines.start()
+    try:
+        await migrate.up(urls.database_url)
+        async with open_city(
+            urls.redis_url, urls.database_url, commit_timeout_s=1, claim_lease_ms=1_500
+        ) as city:
+            await city.online("d1")
+            trip = await city.trip()
+            await asyncio.to_thread(engines.postgres.stop)
+            started = time.monotonic()
+            with pytest.raises((StoreUnavailable, OutcomeUnknown)):
+                await city.act(driver("d1"), "accept", trip, "k1")
+            assert time.monotonic() - started < 10
+            await asyncio.to_thread(engines.postgres.start)
+
+            async def accepted() -> bool:
+                try:
+                    answer = await city.act(driver("d1"), "accept", trip, "k1")
+                except (StoreUnavailable, OutcomeUnknown):
+                    return False
+                return answer.status == 200
+
+            await eventually(accepted)
+            await asyncio.to_thread(engines.valkey.stop)
+            with pytest.raises(StoreUnavailable):
+                await city.act(driver("d1"), "arrive", trip)
+            await asyncio.to_thread(engines.valkey.start)
+
+            async def arrived() -> bool:
+                try:
+                    return (await city.act(driver("d1"), "arrive", trip, "k2")).status == 200
+                except StoreUnavailable:
+                    return False
+
+            await eventually(arrived)
+            postgres = await asyncpg.connect(urls.database_url)
+            events = await postgres.fetch("SELECT event FROM trip_events ORDER BY version")
+            await postgres.close()
+            assert [row["event"] for row in events] == ["created", "accepted", "arrived"]
+    finally:
+        engines.stop()

@@ -1,0 +1,92 @@
+"""The zones file: what it says is what counts, and what is wrong in it is named with its line."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+import dispatcher
+from dispatcher.config import SettingsError
+from dispatcher.zones_file import load_zones
+
+EXAMPLE = Path(dispatcher.__file__).parent / "zones" / "new-york.toml"
+SQUARE = [[0, 0], [0, 1], [1, 1], [1, 0], [0, 0]]
+
+
+def _write(folder: Path, toml: str, **areas: object) -> Path:
+    for name, ring in areas.items():
+        document = {"type": "Polygon", "coordinates": [ring]}
+        (folder / f"{name}.geojson").write_text(json.dumps(document))
+    path = folder / "zones.toml"
+    path.write_text(toml)
+    return path
+
+
+def test_the_example_knows_new_york() -> None:
+    zones = load_zones(EXAMPLE)
+    assert set(zones.names()) == {
+        "manhattan", "brooklyn", "queens", "bronx", "staten-island", "default",
+    }  # fmt: skip
+    for name, place in {
+        "manhattan": (40.7580, -73.9855),
+        "brooklyn": (40.6782, -73.9442),
+        "queens": (40.7282, -73.7949),
+        "bronx": (40.8448, -73.8648),
+        "staten-island": (40.5795, -74.1502),
+        "default": (40.6895, -74.1745),  # Newark's airport: outside all boroughs
+    }.items():
+        assert zones.locate(*place).name == name
+
+
+def test_without_a_file_there_is_one_zone() -> None:
+    assert load_zones(None).names() == ["default"]
+
+
+def test_settings_of_a_zone(tmp_path: Path) -> None:
+    path = _write(
+        tmp_path,
+        "[zones.a]\narea = 'square.geojson'\naccept_policy = 'offered'\noffers_per_driver = 1\n"
+        "waves = [{ size = 2, radius_m = 300, deadline_s = 5 }]\nlimits = { trip_accept = '3/10' }\n",
+        square=SQUARE,
+    )
+    zone = load_zones(path).get("a")
+    assert zone is not None
+    assert (zone.accept_policy, zone.offers_per_driver) == ("offered", 1)
+    assert [(w.size, w.radius_m, w.deadline_s) for w in zone.waves] == [(2, 300, 5)]
+    assert zone.limits == {"trip_accept": (3, 10)}
+    assert load_zones(path).locate(0.5, 0.5).name == "a"
+    assert load_zones(path).locate(2, 2).name == "default"
+
+
+@pytest.mark.parametrize(
+    ("toml", "line", "what"),
+    [
+        ("[zones.a]\n\n[zones.a]\n", "line 3", "twice"),
+        ("[zones.ok]\n\n[zones.b]\narea = 'bow.geojson'\n", "line 3", "Self-intersection"),
+        ("[zones.b]\narea = 'none.geojson'\n", "line 1", "none.geojson"),
+        ("\n[zones.b]\narea = 'square.geojson#x'\nsize = 3\n", "line 2", "size"),
+        ("[zones.B]\n", "line 1", "lower-case"),
+        ("[zones.b]\nwaves = []\n", "line 1", "waves"),
+        ("[zones.b]\naccept_policy = 'closed'\n", "line 1", "accept_policy"),
+        ("[zones.b]\nlimits = { trip_accept = 'many' }\n", "line 1", "10/60"),
+        ("[zones.b]\narea = 'far.geojson'\n", "line 1", "leaves the Earth"),
+        ("[zones\n", "line 1", "]"),
+        ("", "zones.toml", "no [zones.NAME]"),
+    ],
+)
+def test_what_is_wrong_is_named(tmp_path: Path, toml: str, line: str, what: str) -> None:
+    path = _write(
+        tmp_path,
+        toml,
+        square=SQUARE,
+        bow=[[0, 0], [1, 1], [0, 1], [1, 0], [0, 0]],
+        far=[[0, 0], [0, 1], [400, 1], [400, 0], [0, 0]],
+    )
+    with pytest.raises(SettingsError) as refused:
+        load_zones(path)
+    message = str(refused.value)
+    assert message.startswith("DISPATCHER_ZONES_FILE: ")
+    assert line in message
+    assert what in message
