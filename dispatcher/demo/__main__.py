@@ -1,8 +1,8 @@
-"""The city's process: `python -m dispatcher.demo`, started by `dispatcher demo`."""
+"""The process of the simulated city: `dispatcher demo` starts `python -m dispatcher.demo`."""
 
 import uvloop
 
-from dispatcher.demo import city
+from dispatcher.demo import city_process
 
 if __name__ == "__main__":
-    uvloop.run(city.main())
+    uvloop.run(city_process.main())

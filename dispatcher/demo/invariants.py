@@ -1,4 +1,4 @@
-"""What must hold, asked of Postgres, whatever the apps believe."""
+"""Checks in Postgres that every invariant held, whatever the apps were told."""
 
 from __future__ import annotations
 
@@ -9,17 +9,21 @@ from typing import Final
 from dispatcher.ledger.database import Database
 
 #: Queries of sql/queries/invariants.sql that together count double assignments.
-_DOUBLE: Final = ("drivers_with_two_trips", "trips_with_two_holders", "drivers_in_two_trips_at_once")
+_DOUBLE_ASSIGNMENTS: Final = (
+    "drivers_with_two_trips",
+    "trips_with_two_holders",
+    "drivers_in_two_trips_at_once",
+)
 _CHECKS: Final = (
-    ("double assignments", _DOUBLE),
+    ("double assignments", _DOUBLE_ASSIGNMENTS),
     ("histories with gaps", ("histories_with_gaps",)),
     ("states unlike their history", ("states_unlike_history",)),
     ("trips held by drivers who are offline", ("offline_holders",)),
     ("kept answers without effect", ("answers_without_effect",)),
 )
-_LOST: Final = "answered successes not in Postgres"
-#: Enough to look into; the count tells the rest.
-_MOST_EXAMPLES: Final = 5
+_LOST_ANSWERS: Final = "answered successes not in Postgres"
+#: Examples that a finding names; its count has all.
+_MAX_EXAMPLES: Final = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,11 +48,11 @@ async def check_invariants(database_url: str, answered: Sequence[tuple[str, int]
             trips=[trip for trip, _ in answered],
             versions=[version for _, version in answered],
         )
-        return [*findings, _finding(_LOST, rows)]
+        return [*findings, _finding(_LOST_ANSWERS, rows)]
     finally:
         await database.close()
 
 
 def _finding(name: str, rows: Sequence[dict[str, str]]) -> Finding:
-    examples = tuple(f"{row['subject']}: {row['detail']}" for row in rows[:_MOST_EXAMPLES])
+    examples = tuple(f"{row['subject']}: {row['detail']}" for row in rows[:_MAX_EXAMPLES])
     return Finding(name, len(rows), examples)

@@ -12,14 +12,14 @@ from typing import Final
 from dispatcher.config import SettingsError
 from dispatcher.core.trips import MAX_LATITUDE
 
-#: A Friday evening in New York; its README tells where it is from.
-SHIPPED: Final = Path(__file__).parent / "data" / "new-york-friday-evening.csv"
+#: A Friday evening in New York; the README beside it names the source.
+BUNDLED_PICKUPS: Final = Path(__file__).parent / "data" / "new-york-friday-evening.csv"
 _COLUMNS: Final = ("picked_up_at", "lat", "lng")
 
 
 @dataclass(frozen=True, slots=True)
 class Pickup:
-    """Where, in degrees, and how long after the first one of the file."""
+    """A position in degrees, and its time in seconds after the first pickup of the file."""
 
     after_s: float
     lat: float
@@ -27,9 +27,9 @@ class Pickup:
 
 
 def read_pickups(path: Path, limit: int | None) -> tuple[datetime, list[Pickup]]:
-    """The time of the first pickup, and the first `limit` ones in the order of time.
+    """The time of the first pickup, and the first `limit` pickups in the order of time.
 
-    Raises SettingsError, naming the line, where the file is not what it should be.
+    Raises SettingsError, which names the line, if the file is malformed.
     """
     try:
         with path.open(newline="", encoding="utf-8") as file:

@@ -1,4 +1,4 @@
-"""A server of the demo's own: a process like any other `dispatcher serve`, with its engines."""
+"""Runs a server for the demo: a process of `dispatcher serve` with its own engines."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from dispatcher.core.limits import Rate
 from dispatcher.core.zones import DEFAULT_WAVES, Wave
 from dispatcher.embedded.engines import development_secret
 
-#: The first start makes a database; a slow disk takes its time.
+#: The first start creates a database, which takes long on a slow disk.
 _READY_S: Final = 120.0
 _STOP_S: Final = 30.0
-_STREAM: Final = 1 << 20
-#: Waves get faster with the city, but an app on a busy machine still needs a second to answer.
-_SHORTEST: Final = 0.1
-#: A driver who is gone is lost within a demo's length.
+_READY_LINE_BYTES: Final = 1 << 20
+#: Wave deadlines shrink with the city's speed, but an app on a busy machine needs a second to answer.
+_MIN_DEADLINE_FACTOR: Final = 0.1
+#: Short, so that the demo sees absent drivers being taken offline.
 PRESENCE_S: Final = 15
 GRACE_S: Final = 5
 
@@ -46,34 +46,37 @@ class Server:
 
 
 @contextlib.asynccontextmanager
-async def serving(settings: Settings, speed: float) -> AsyncIterator[Server]:
-    """Runs a server; in a directory that is thrown away afterwards, if none was given.
+async def running_server(settings: Settings, speed: float) -> AsyncIterator[Server]:
+    """Runs a server, in a temporary directory unless the settings name one.
 
     Raises SettingsError if its tokens cannot be signed here, DemoError if it does not start.
     """
-    given = settings.model_fields_set
+    explicit = settings.model_fields_set
     if settings.jwt_secret is None and (settings.jwt_public_key_file or settings.jwt_jwks_file):
         raise SettingsError("DISPATCHER_JWT_SECRET: the demo signs its own tokens; set the secret")
     # Not below a private directory: the embedded Postgres of root runs as another user.
     scratch = Path(tempfile.mkdtemp(prefix="dispatcher-demo-"))
-    data_dir = settings.data_dir if "data_dir" in given else scratch
+    data_dir = settings.data_dir if "data_dir" in explicit else scratch
     log = scratch / "server.log"
     try:
         if settings.jwt_secret is not None:
             secret = settings.jwt_secret.get_secret_value()
         else:
             secret = await asyncio.to_thread(development_secret, data_dir)
-        ours = _environment(settings, speed, scratch) | {"jwt_secret": secret, "data_dir": str(data_dir)}
+        overrides = _server_settings(settings, speed, scratch) | {
+            "jwt_secret": secret,
+            "data_dir": str(data_dir),
+        }
         with log.open("wb") as stderr:
             # A session of its own: Ctrl-C in the terminal stops the city first, and the server last.
             process = await asyncio.create_subprocess_exec(
                 sys.executable, "-m", "dispatcher", "serve",
-                env=os.environ | {ENV_PREFIX + name.upper(): value for name, value in ours.items()},
+                env=os.environ | {ENV_PREFIX + name.upper(): value for name, value in overrides.items()},
                 stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=stderr,
-                start_new_session=True, limit=_STREAM,
+                start_new_session=True, limit=_READY_LINE_BYTES,
             )  # fmt: skip
         try:
-            ready = await _ready(process, log)
+            ready = await _wait_ready(process, log)
             yield Server(
                 url=ready["url"],
                 database_url=settings.database_url or ready["database_url"],
@@ -86,52 +89,52 @@ async def serving(settings: Settings, speed: float) -> AsyncIterator[Server]:
         await asyncio.to_thread(shutil.rmtree, scratch, ignore_errors=True)
 
 
-def _environment(settings: Settings, speed: float, scratch: Path) -> dict[str, str]:
-    """Settings that suit a city which lives `speed` times as fast; what was set by hand stays."""
-    given = settings.model_fields_set
-    ours = {
+def _server_settings(settings: Settings, speed: float, scratch: Path) -> dict[str, str]:
+    """Settings for a city at `speed` times real time; explicit settings win."""
+    explicit = settings.model_fields_set
+    adapted = {
         "presence_ttl_s": str(PRESENCE_S),
         "presence_grace_s": str(GRACE_S),
         "log_level": "error",
     }
     for name in ("trip_accept", "trip_cancel", "location_update", "general"):
-        ours[f"limit_{name}"] = str(_faster(getattr(settings, f"limit_{name}"), speed))
-    ours = {name: value for name, value in ours.items() if name not in given}
+        adapted[f"limit_{name}"] = str(_scaled_rate(getattr(settings, f"limit_{name}"), speed))
+    adapted = {name: value for name, value in adapted.items() if name not in explicit}
     if settings.zones_file is None:
         file = scratch / "zones.toml"
-        file.write_text(zones_at(speed))
-        ours["zones_file"] = str(file)
-    return ours | {"port": "0", "host": "127.0.0.1"}
+        file.write_text(scaled_zones(speed))
+        adapted["zones_file"] = str(file)
+    return adapted | {"port": "0", "host": "127.0.0.1"}
 
 
-def _faster(rate: Rate, speed: float) -> Rate:
+def _scaled_rate(rate: Rate, speed: float) -> Rate:
     return Rate(min(100_000, max(rate.limit, round(rate.limit * speed))), rate.window_s)
 
 
-def waves_at(speed: float) -> list[Wave]:
-    """The default wave plan with deadlines for a city at that speed."""
-    factor = min(1.0, max(1 / speed, _SHORTEST))
+def scaled_waves(speed: float) -> list[Wave]:
+    """The default wave plan, with deadlines (s) shortened for a city at `speed` times real time."""
+    factor = min(1.0, max(1 / speed, _MIN_DEADLINE_FACTOR))
     return [Wave(wave.size, wave.radius_m, wave.deadline_s * factor) for wave in DEFAULT_WAVES]
 
 
-def zones_at(speed: float) -> str:
-    """A zones file with those waves."""
+def scaled_zones(speed: float) -> str:
+    """The text of a zones file with those waves."""
     lines = [
         f"  {{ size = {w.size}, radius_m = {w.radius_m}, deadline_s = {w.deadline_s:.3f} }},"
-        for w in waves_at(speed)
+        for w in scaled_waves(speed)
     ]
     return "\n".join(["[zones.default]", "waves = [", *lines, "]", ""])
 
 
-async def _ready(process: asyncio.subprocess.Process, log: Path) -> Any:
+async def _wait_ready(process: asyncio.subprocess.Process, log: Path) -> Any:
     assert process.stdout is not None
     try:
         line = await asyncio.wait_for(process.stdout.readline(), _READY_S)
     except TimeoutError:
         line = b""
     if not line.startswith(b"ready "):
-        told = (await asyncio.to_thread(log.read_text, errors="replace")).splitlines()[-5:]
-        raise DemoError("\n".join(["the server did not start:", *told]))
+        last_lines = (await asyncio.to_thread(log.read_text, errors="replace")).splitlines()[-5:]
+        raise DemoError("\n".join(["the server did not start:", *last_lines]))
     return json.loads(line.removeprefix(b"ready "))
 
 

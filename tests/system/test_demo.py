@@ -10,21 +10,26 @@ import re
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import aiohttp
 import asyncpg
 import pytest
+import uvloop
+from aiohttp import WSMsgType, web
 from rich.console import Console
 
 from dispatcher import demo
 from dispatcher.config import Settings, SettingsError
-from dispatcher.demo.calls import Caller, Reply
+from dispatcher.demo import runner
+from dispatcher.demo.api_client import ApiClient, Reply
+from dispatcher.demo.app_socket import AppSocket
 from dispatcher.demo.car import Car, distance_m
 from dispatcher.demo.invariants import Finding, check_invariants
-from dispatcher.demo.pickups import SHIPPED, read_pickups
-from dispatcher.demo.server import waves_at
-from dispatcher.demo.tally import Tally, percentile
+from dispatcher.demo.pickups import BUNDLED_PICKUPS, read_pickups
+from dispatcher.demo.server import Server, scaled_waves
+from dispatcher.demo.stats import Stats, percentile
 from dispatcher.demo.view import View
 from tests.conftest import wait_for_end
 
@@ -255,8 +260,8 @@ def test_the_exit_status_tells(monkeypatch: pytest.MonkeyPatch, *, broken: bool)
     state = {"counts": {}, "trips": {}, "latencies": {}, "mismatches": 0, "outcome": outcome}
 
     class _Serving:
-        async def __aenter__(self) -> demo.Server:
-            return demo.Server("", "", "", 0)
+        async def __aenter__(self) -> Server:
+            return Server("", "", "", 0)
 
         async def __aexit__(self, *_: object) -> None: ...
 
@@ -266,9 +271,9 @@ def test_the_exit_status_tells(monkeypatch: pytest.MonkeyPatch, *, broken: bool)
     async def check(*_: object) -> list[Finding]:
         return [Finding("double assignments", int(broken), ("d: t",) * broken)]
 
-    monkeypatch.setattr(demo, "serving", lambda *_: _Serving())
-    monkeypatch.setattr(demo, "_live", live)
-    monkeypatch.setattr(demo, "check_invariants", check)
+    monkeypatch.setattr(runner, "running_server", lambda *_: _Serving())
+    monkeypatch.setattr(runner, "_run_city_process", live)
+    monkeypatch.setattr(runner, "check_invariants", check)
     assert demo.run(Settings(), limit=2) == int(broken)
 
 
@@ -292,34 +297,34 @@ def test_a_wrong_file_is_refused(tmp_path: Path, text: str, says: str) -> None:
 
 
 def test_the_shipped_pickups() -> None:
-    begins, pickups = read_pickups(SHIPPED, None)
+    begins, pickups = read_pickups(BUNDLED_PICKUPS, None)
     assert f"{begins:%A %H:%M}" == "Friday 16:00"
     assert len(pickups) == 1_038
     assert pickups[0].after_s == 0
     assert [p.after_s for p in pickups] == sorted(p.after_s for p in pickups)
-    assert len(read_pickups(SHIPPED, 10)[1]) == 10
+    assert len(read_pickups(BUNDLED_PICKUPS, 10)[1]) == 10
 
 
 def test_cars_and_percentiles() -> None:
     here, there = (40.7559, -73.9864), (40.7306, -73.9866)
     assert distance_m(here, there) == pytest.approx(2_813, rel=0.01)
     car = Car(here, speed_m_s=1_000_000)
-    assert car.head_for(there) == pytest.approx(0.0028, rel=0.02)
+    assert car.drive_to(there) == pytest.approx(0.0028, rel=0.02)
     assert [percentile(range(1, 101), share) for share in (0.5, 0.99, 1)] == [50, 99, 100]
     assert percentile([], 0.5) is None
 
 
 def test_waves_are_faster_but_answerable() -> None:
-    assert waves_at(1) == waves_at(0.5)
-    assert waves_at(60)[0].deadline_s == pytest.approx(waves_at(1)[0].deadline_s / 10)
+    assert scaled_waves(1) == scaled_waves(0.5)
+    assert scaled_waves(60)[0].deadline_s == pytest.approx(scaled_waves(1)[0].deadline_s / 10)
 
 
 def test_a_replay_is_the_same_answer() -> None:
     first = Reply(200, {"response_code": "trip_accepted", "trip": {"version": 1}}, False, b"x")
     frame = {"type": "ack", "id": 7, "status": 200, "replayed": True, **first.body}
-    assert first.same_as(Reply(200, frame, True))
-    assert not first.same_as(Reply(200, first.body, True, b"y"))
-    assert not first.same_as(Reply(200, {**frame, "trip": {"version": 2}}, True))
+    assert first.equals(Reply(200, frame, True))
+    assert not first.equals(Reply(200, first.body, True, b"y"))
+    assert not first.equals(Reply(200, {**frame, "trip": {"version": 2}}, True))
 
 
 @pytest.mark.parametrize("turns", range(4))
@@ -331,8 +336,8 @@ async def test_a_call_that_is_cancelled_as_it_is_answered_ends(turns: int) -> No
         return await answer
 
     async with aiohttp.ClientSession() as session:
-        caller = Caller(session, "http://127.0.0.1", Tally(), random.Random(2))
-        call = asyncio.create_task(caller.ask("arrive", send))
+        api = ApiClient(session, "http://127.0.0.1", Stats(), random.Random(2))
+        call = asyncio.create_task(api.request("arrive", send))
         await asyncio.sleep(0)
         await asyncio.sleep(0)
         answer.set_result(Reply(200, {"response_code": "trip_arrived"}, replayed=False))
@@ -343,6 +348,53 @@ async def test_a_call_that_is_cancelled_as_it_is_answered_ends(turns: int) -> No
                 await call
 
 
+async def _abort_a_socket() -> tuple[int | None, int | None]:
+    """Opens a WebSocket, aborts it, and returns the close codes that server and app see."""
+    server_saw: asyncio.Future[int | None] = asyncio.get_running_loop().create_future()
+
+    async def serve(request: web.Request) -> web.WebSocketResponse:
+        websocket = web.WebSocketResponse()
+        await websocket.prepare(request)
+        await websocket.send_str('{"type": "welcome"}')
+        async for message in websocket:
+            assert message.type is WSMsgType.TEXT
+        server_saw.set_result(websocket.close_code)
+        return websocket
+
+    application = web.Application()
+    application.router.add_get("/ws", serve)
+    listener = web.AppRunner(application)
+    await listener.setup()
+    await web.TCPSite(listener, "127.0.0.1", 0).start()
+    async with aiohttp.ClientSession() as session:
+        url = f"http://127.0.0.1:{listener.addresses[0][1]}"
+        socket = await AppSocket.open(ApiClient(session, url, Stats(), random.Random(2)), "token")
+        async for frame in socket.frames():
+            assert frame == {"type": "welcome"}
+            request = asyncio.create_task(socket.request({"type": "trip_action"}))
+            await asyncio.sleep(0)
+            socket.abort()
+        with pytest.raises(ConnectionError):
+            await request
+        socket.abort()  # a second time, it does nothing
+        codes = await server_saw, socket.close_code
+    await listener.cleanup()
+    return codes
+
+
+@pytest.mark.parametrize("new_loop", [asyncio.new_event_loop, uvloop.new_event_loop])
+async def test_an_aborted_socket_ends_without_a_close_frame(
+    new_loop: Callable[[], asyncio.AbstractEventLoop],
+) -> None:
+    """The demo loses connections this way, with what aiohttp and both event loops offer publicly."""
+
+    def run() -> tuple[int | None, int | None]:
+        with asyncio.Runner(loop_factory=new_loop) as loop:
+            return loop.run(asyncio.wait_for(_abort_a_socket(), 10))
+
+    assert await asyncio.to_thread(run) == (1006, 1006)
+
+
 def test_a_terminal_gets_a_picture() -> None:
     console = Console(force_terminal=True, width=120, record=True, file=io.StringIO())
     state = {
@@ -350,10 +402,10 @@ def test_a_terminal_gets_a_picture() -> None:
         "latencies": {"accept": [3, 0.01, 1.5]}, "accepts_per_s": 0.5, "mismatches": 0,
         "simulated_s": 90.0,
     }  # fmt: skip
-    begins, _ = read_pickups(SHIPPED, 2)
+    begins, _ = read_pickups(BUNDLED_PICKUPS, 2)
     with View(console, begins=begins, speed=60, trips=10) as view:
-        view.show(state)
-        console.print(view._picture(state))
+        view.update(state)
+        console.print(view._dashboard(state))
     shown = console.export_text()
     assert "Fri 16:01" in shown
     assert "1.50 s" in shown

@@ -1,4 +1,4 @@
-"""What the apps of the city saw: counts, latencies, and the story of each trip."""
+"""Statistics of the simulated apps: counts, latencies, and a record of each trip."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-#: Live rates are over this many seconds.
-_RATE_S: Final = 5.0
+#: The live rate of accepts is over this many seconds.
+_RATE_WINDOW_S: Final = 5.0
 
 
 def percentile(samples: Sequence[float], share: float) -> float | None:
@@ -22,8 +22,8 @@ def percentile(samples: Sequence[float], share: float) -> float | None:
 
 
 @dataclass(slots=True)
-class TripStory:
-    """One trip as its apps saw it. Times are of the monotonic clock; None: not yet."""
+class TripRecord:
+    """One trip as its apps saw it. Times are seconds of the monotonic clock, None if not yet."""
 
     requested_at: float
     status: str = "requested"
@@ -32,51 +32,51 @@ class TripStory:
     accept_sent_at: dict[str, float] = field(default_factory=dict)
     assigned_at: float | None = None
     wave: int = 0
-    #: A driver who was free was within reach at some time while the trip waited.
+    #: Whether a free driver was within the widest wave while the trip waited.
     reachable: bool = False
 
 
 @dataclass(slots=True)
-class Tally:
-    """Everything that is counted."""
+class Stats:
+    """All counters and samples of one city."""
 
     counts: Counter[str] = field(default_factory=Counter)
-    #: By name, in seconds.
+    #: Samples in seconds, by name.
     latencies: dict[str, list[float]] = field(default_factory=dict)
-    trips: dict[str, TripStory] = field(default_factory=dict)
-    #: Answered successes: (trip id, version). Each must be in Postgres.
+    trips: dict[str, TripRecord] = field(default_factory=dict)
+    #: Successes that the server answered, as (trip id, version). Each must be in Postgres.
     answered: list[tuple[str, int]] = field(default_factory=list)
     mismatches: list[str] = field(default_factory=list)
-    #: Errors of the apps themselves: the demo is broken, whatever the server did.
-    bugs: list[BaseException] = field(default_factory=list)
+    #: Errors of the apps' own code: the demo is broken, whatever the server did.
+    app_errors: list[BaseException] = field(default_factory=list)
     accepts_at: list[float] = field(default_factory=list)
 
-    def took(self, name: str, seconds: float) -> None:
-        """One more sample of a latency."""
+    def add_latency(self, name: str, seconds: float) -> None:
+        """Adds a sample of a latency."""
         self.latencies.setdefault(name, []).append(seconds)
 
-    def ended(self, task: asyncio.Task[None]) -> None:
-        """Callback of an app's task: keeps the error that it ended with."""
+    def keep_error(self, task: asyncio.Task[None]) -> None:
+        """Done callback of an app's task: keeps the error that it ended with."""
         if not task.cancelled() and (error := task.exception()) is not None:
-            self.bugs.append(error)
+            self.app_errors.append(error)
 
-    def accepted(self) -> None:
-        """A driver got a trip."""
+    def count_accept(self) -> None:
+        """Counts an accept that won its trip."""
         self.counts["winners"] += 1
         self.accepts_at.append(time.monotonic())
 
     def accepts_per_s(self) -> float:
-        """Trips that drivers got a second, of late."""
+        """Won accepts a second, over the last few seconds."""
         now = time.monotonic()
-        self.accepts_at = [at for at in self.accepts_at if now - at < _RATE_S]
-        return len(self.accepts_at) / _RATE_S
+        self.accepts_at = [at for at in self.accepts_at if now - at < _RATE_WINDOW_S]
+        return len(self.accepts_at) / _RATE_WINDOW_S
 
     def trip_states(self) -> dict[str, int]:
         """Trips by state."""
-        return dict(Counter(story.status for story in self.trips.values()))
+        return dict(Counter(record.status for record in self.trips.values()))
 
     def summary(self) -> dict[str, Any]:
-        """Counts and percentiles, as they go to the view."""
+        """Counts and percentiles, as the view shows them."""
         return {
             "counts": dict(self.counts),
             "trips": self.trip_states(),
@@ -89,15 +89,15 @@ class Tally:
         }
 
     def outcome(self) -> dict[str, Any]:
-        """The summary, and what only the end tells."""
-        stories = list(self.trips.values())
-        assigned = [story for story in stories if story.assigned_at is not None]
-        reachable = [story for story in stories if story.reachable or story.assigned_at is not None]
+        """The summary, with the totals that are known at the end."""
+        records = list(self.trips.values())
+        assigned = [record for record in records if record.assigned_at is not None]
+        reachable = [record for record in records if record.reachable or record.assigned_at is not None]
         return self.summary() | {
-            "created": sum(story.version >= 0 for story in stories),
+            "created": sum(record.version >= 0 for record in records),
             "assigned": len(assigned),
             "reachable": len(reachable),
-            "waves": dict(Counter(str(story.wave) for story in assigned)),
+            "waves": dict(Counter(str(record.wave) for record in assigned)),
             "answered": self.answered,
             "mismatched": self.mismatches[:10],
         }
