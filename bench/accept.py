@@ -10,11 +10,11 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
 
-from harness import engines, lock_stage, options
+from harness import engines, lock_fixtures, options
 from harness.figures import Run, Summary, ratio_of_rounds
-from harness.loads import HttpGenerator
+from harness.fixtures import ACTION, Fixtures
+from harness.http_generator import HttpGenerator
 from harness.servers import Server, start_rival
-from harness.stage import ACTION, Stage
 from report import Report, load_columns, load_row
 
 FLOORS = {  # load: (floor and aim in parts of echo, floor and aim in times lock)
@@ -30,12 +30,12 @@ SPARE = 1.4  # requests prepared beyond what the last round needed
 class Bench:
     """The servers of the comparison, and what each load does to each of them."""
 
-    chosen: Any
+    args: Any
     generator: HttpGenerator
     dispatcher: Server
     echo: Server
     lock: Server | None
-    stage: Stage
+    fixtures: Fixtures
     expected: dict[tuple[str, str], float] = field(default_factory=dict)
     sizes: dict[str, int] = field(default_factory=dict)
     crowd: list[str] = field(default_factory=list)
@@ -43,21 +43,21 @@ class Bench:
 
     def warm_up(self) -> None:
         """Measure the size of both answers, for echo; fill caches; prepare what replays replay."""
-        stage, count = self.stage, 200 if self.chosen.small else 2_000
-        self.crowd = stage.drivers(50 if self.chosen.small else 1_000)
-        drivers, trips = stage.drivers(count), stage.trips(count)
+        fixtures, count = self.fixtures, 200 if self.args.small else 2_000
+        self.crowd = fixtures.drivers(50 if self.args.small else 1_000)
+        drivers, trips = fixtures.drivers(count), fixtures.trips(count)
         body = {"action": "accept", "trip_request_id": trips[0]}
         for name, driver, status in (("winners", drivers[0], 200), ("losers", drivers[1], 409)):
-            got, answer = stage.call_raw("POST", ACTION, body, "driver", driver)
+            got, answer = fixtures.call_raw("POST", ACTION, body, "driver", driver)
             if got != status:
                 raise RuntimeError(f"{name}: {got} {answer!r}")
             self.sizes[name] = len(answer)
         self.sizes["replays"] = self.sizes["winners"]
         # These won trips are what the replays replay.
-        self.finished = [stage.accept_call(d, t) for d, t in zip(drivers[2:], trips[2:], strict=True)]
+        self.finished = [fixtures.accept_call(d, t) for d, t in zip(drivers[2:], trips[2:], strict=True)]
         self.generator.send_all(self.dispatcher, self.finished, expect="200")
         if self.lock is not None:
-            lock_stage.fill(self.lock.database_url, drivers + self.crowd, trips)
+            lock_fixtures.fill(self.lock.database_url, drivers + self.crowd, trips)
             self.generator.send_all(self.lock, self.finished, expect="200")
 
     def run(self, load: str, variant: str, *, paced: float | None = None) -> Run:
@@ -66,19 +66,19 @@ class Bench:
             (load, variant),
             {"lock": 2_000, "echo": 20_000}.get(variant, 4_000 if load == "winners" else 15_000),
         )
-        count = int(rate * self.chosen.seconds * SPARE) + 100
+        count = int(rate * self.args.seconds * SPARE) + 100
         if paced is not None:
-            count = int(paced * self.chosen.seconds * 1.2) + 100
+            count = int(paced * self.args.seconds * 1.2) + 100
         requests = getattr(self, f"requests_{load}")(variant, count)
         if variant == "echo":
             path = f"/echo/{self.sizes[load]}".encode()
             requests = [one.replace(ACTION.encode(), path, 1) for one in requests]
-        self.stage.settle_down()
+        self.fixtures.start_clean()
         run = self.generator.measure(
             server,
             requests,
-            seconds=self.chosen.seconds,
-            connections=self.chosen.connections,
+            seconds=self.args.seconds,
+            connections=self.args.connections,
             rate=paced,
             cycle=load == "replays" or variant == "echo",
         )
@@ -90,24 +90,24 @@ class Bench:
         if variant == "echo":
             return self.finished
         if variant == "lock":
-            drivers = self.stage.names("d", count)
-            trips = self.stage.names(f"{self.stage.zone}_t", count)
-            lock_stage.fill(self.lock.database_url, drivers, trips)
+            drivers = self.fixtures.names("d", count)
+            trips = self.fixtures.names(f"{self.fixtures.zone}_t", count)
+            lock_fixtures.fill(self.lock.database_url, drivers, trips)
         else:
             # Trips first: with no driver in reach, none of them is offered.
-            trips, drivers = self.stage.trips(count), self.stage.drivers(count)
-        return [self.stage.accept_call(d, t) for d, t in zip(drivers, trips, strict=True)]
+            trips, drivers = self.fixtures.trips(count), self.fixtures.drivers(count)
+        return [self.fixtures.accept_call(d, t) for d, t in zip(drivers, trips, strict=True)]
 
     def requests_losers(self, variant: str, count: int) -> list[bytes]:
         if variant == "echo":
             return self.finished
         if variant == "lock":
-            [trip] = self.stage.names(f"{self.stage.zone}_t", 1)
-            lock_stage.fill(self.lock.database_url, [], [trip])
+            [trip] = self.fixtures.names(f"{self.fixtures.zone}_t", 1)
+            lock_fixtures.fill(self.lock.database_url, [], [trip])
         else:
-            [trip] = self.stage.trips(1)
+            [trip] = self.fixtures.trips(1)
         size = len(self.crowd)
-        return [self.stage.accept_call(self.crowd[n % size], trip) for n in range(count)]
+        return [self.fixtures.accept_call(self.crowd[n % size], trip) for n in range(count)]
 
     def requests_replays(self, variant: str, count: int) -> list[bytes]:
         return self.finished
@@ -116,7 +116,7 @@ class Bench:
 def compare(bench: Bench, report: Report, load: str, variants: list[str]) -> dict[str, Summary]:
     """The rounds of one load, then its table."""
     runs = {variant: (lambda _, variant=variant: bench.run(load, variant)) for variant in variants}
-    found = report.in_turn(runs, bench.chosen.rounds, what=load)
+    found = report.run_interleaved(runs, bench.args.rounds, what=load)
     report.results(load, {name: summary.as_json() for name, summary in found.items()})
     report.table(load, load_columns(), [load_row(summary) for summary in found.values()])
     for summary in found.values():
@@ -130,7 +130,7 @@ def below_full_load(bench: Bench, report: Report, full: float) -> None:
         name: (lambda _, part=part: bench.run("winners", "dispatcher", paced=full * part))
         for name, part in PARTS.items()
     }
-    found = report.in_turn(runs, bench.chosen.rounds, what="winners below full load")
+    found = report.run_interleaved(runs, bench.args.rounds, what="winners below full load")
     report.results("below full load", {name: summary.as_json() for name, summary in found.items()})
     report.table("winners below full load", load_columns(), [load_row(s) for s in found.values()])
 
@@ -139,10 +139,10 @@ def ratios(found: dict[str, dict[str, Summary]]) -> list[list[str]]:
     rows = []
     for load, summaries in found.items():
         for number, rival in enumerate(("echo", "lock")):
-            marks = FLOORS[load][number]
+            floor_and_aim = FLOORS[load][number]
             if rival in summaries and "dispatcher" in summaries:
                 ratio = ratio_of_rounds(summaries["dispatcher"], summaries[rival])
-                floor, aim = (f"{mark:g}" for mark in marks) if marks else ("", "")
+                floor, aim = (f"{bound:g}" for bound in floor_and_aim) if floor_and_aim else ("", "")
                 rows.append([load, rival, f"{ratio:.2f}", floor, aim])
     return rows
 
@@ -152,9 +152,9 @@ def draw(found: dict[str, dict[str, Summary]]) -> Any:
         variants = list(next(iter(found.values())))
         width = 0.8 / len(variants)
         for number, variant in enumerate(variants):
-            places = [load + (number - (len(variants) - 1) / 2) * width for load in range(len(found))]
+            positions = [load + (number - (len(variants) - 1) / 2) * width for load in range(len(found))]
             rates = [summaries[variant].rate for summaries in found.values()]
-            bars = axes.bar(places, rates, width * 0.95, label=variant)
+            bars = axes.bar(positions, rates, width * 0.95, label=variant)
             axes.bar_label(bars, [f"{rate:,.0f}" for rate in rates], fontsize=7)
         axes.set_xticks(range(len(found)), list(found))
         axes.set_ylabel("answers a second")
@@ -164,29 +164,29 @@ def draw(found: dict[str, dict[str, Summary]]) -> Any:
 
 
 def main() -> None:
-    parser = options.parser(__doc__, seconds=4.0, rounds=5, connections=256)
+    parser = options.build_parser(__doc__, seconds=4.0, rounds=5, connections=256)
     parser.add_argument("--lock-pool", type=int, default=10, help="connections of the rival lock")
-    chosen = options.parse(parser, seconds=0.3, rounds=1, connections=16)
+    args = options.parse(parser, seconds=0.3, rounds=1, connections=16)
     report = Report(
-        "accept", "Accepts: winners, losers, replays", options.shown(chosen), folder=chosen.results
+        "accept", "Accepts: winners, losers, replays", options.shown(args), folder=args.results
     )
     with ExitStack() as stack:
         generator = stack.enter_context(HttpGenerator())
-        dispatcher = stack.enter_context(options.target(chosen))
+        dispatcher = stack.enter_context(options.target(args))
         echo = stack.enter_context(start_rival("echo", beside=dispatcher))
         lock = None
         if dispatcher.database_url:
-            pool = ["--database-url", dispatcher.database_url, "--pool", str(chosen.lock_pool)]
+            pool = ["--database-url", dispatcher.database_url, "--pool", str(args.lock_pool)]
             lock = stack.enter_context(start_rival("lock", *pool, beside=dispatcher))
         if dispatcher.redis_url and dispatcher.database_url:
             report.add("engines", engines.describe(dispatcher.redis_url, dispatcher.database_url))
-        bench = Bench(chosen, generator, dispatcher, echo, lock, Stage(dispatcher, generator))
+        bench = Bench(args, generator, dispatcher, echo, lock, Fixtures(dispatcher, generator))
         bench.warm_up()
         ceiling = generator.ceiling(
             dispatcher,
             bench.finished[0],
             size=bench.sizes["winners"],
-            connections=chosen.connections,
+            connections=args.connections,
         )
         report.results("generator's ceiling", ceiling.as_json())
         report.note(f"the generator's own ceiling: {ceiling.rate:,.0f} a second")

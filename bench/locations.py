@@ -11,14 +11,14 @@ from random import Random
 from typing import Any
 
 from harness import engines, options
+from harness.encoding import address, request, text_frame
 from harness.figures import Run, Summary, ratio_of_rounds
-from harness.generator import Generator
-from harness.loads import HttpGenerator
+from harness.fixtures import DRIVERS_AT, Fixtures
+from harness.http_generator import HttpGenerator
+from harness.load_process import LoadProcess
 from harness.raw_geoadd import RawGeoadd
 from harness.servers import Server
 from harness.socket_load import SocketLoad
-from harness.stage import DRIVERS_AT, Stage
-from harness.wire import address, request, text_frame
 from report import Report, load_columns, load_row
 
 FLOOR, AIM = 0.30, 0.50
@@ -42,41 +42,44 @@ def chunk(random: Random, frames: int, name: str) -> bytes:
 class Sockets:
     """Drivers on WebSockets, each with its own few frames to send over and over."""
 
-    def __init__(self, stage: Stage, drivers: list[str], frames: int) -> None:
-        self.server, self.frames = stage.server, frames
+    def __init__(self, fixtures: Fixtures, drivers: list[str], frames: int) -> None:
+        self.server, self.frames = fixtures.server, frames
         random = Random(11)
         self.chunks = [[chunk(random, frames, f"p{n}") for n in range(4)] for _ in drivers]
-        self.generator = Generator(SocketLoad)
-        bearers = [stage.bearer("driver", driver) for driver in drivers]
-        opened = self.generator.call("open", *address(stage.server.url), bearers)
+        self.generator = LoadProcess(SocketLoad)
+        bearers = [fixtures.bearer("driver", driver) for driver in drivers]
+        opened = self.generator.call("open", *address(fixtures.server.url), bearers)
         if opened.codes["welcome"] != len(drivers):
             raise RuntimeError(f"not every driver was welcome: {dict(opened.codes)}")
 
     def run(self, seconds: float) -> Run:
-        before = self.server.accounts.read()
+        before = self.server.processes.cpu()
         sample = self.generator.call("stream", self.chunks, self.frames, seconds)
-        return Run.of(sample, self.server.accounts.read() - before)
+        return Run.of(sample, self.server.processes.cpu() - before)
 
 
-def over_http(stage: Stage, drivers: list[str], batch: int) -> list[bytes]:
+def http_calls(fixtures: Fixtures, drivers: list[str], batch: int) -> list[bytes]:
+    """Requests with `batch` positions each, four for each driver."""
     random = Random(13)
     calls = []
     for driver in drivers * 4:
         body: Any = point(random) if batch == 1 else {"points": [point(random) for _ in range(batch)]}
-        bearer = stage.bearer("driver", driver)
+        bearer = fixtures.bearer("driver", driver)
         calls.append(request("POST", "/api/driver/ride/location", body, bearer=bearer))
     return calls
 
 
-class Raw:
+class RawRedis:
+    """The same Redis without the dispatcher, from a load process."""
+
     def __init__(self, server: Server) -> None:
         self.server = server
-        self.generator = Generator(RawGeoadd)
+        self.generator = LoadProcess(RawGeoadd)
 
     def run(self, seconds: float) -> Run:
-        before = self.server.accounts.read()
+        before = self.server.processes.cpu()
         sample = self.generator.call("run", self.server.redis_url, PIPELINE, seconds)
-        cpu = self.server.accounts.read() - before
+        cpu = self.server.processes.cpu() - before
         return Run.of(sample, cpu)
 
 
@@ -91,38 +94,38 @@ def draw(found: dict[str, Summary]) -> Any:
 
 
 def main() -> None:
-    parser = options.parser(__doc__, seconds=3.0, rounds=5, connections=64)
+    parser = options.build_parser(__doc__, seconds=3.0, rounds=5, connections=64)
     parser.add_argument("--drivers", type=int, default=1_000, help="drivers with a WebSocket")
     parser.add_argument("--frames", type=int, default=8, help="frames a driver has in flight")
-    chosen = options.parse(parser, seconds=0.3, rounds=1, drivers=20)
-    report = Report("locations", "Positions a second", options.shown(chosen), folder=chosen.results)
+    args = options.parse(parser, seconds=0.3, rounds=1, drivers=20)
+    report = Report("locations", "Positions a second", options.shown(args), folder=args.results)
     with ExitStack() as stack:
-        server = stack.enter_context(options.target(chosen))
+        server = stack.enter_context(options.target(args))
         http = stack.enter_context(HttpGenerator())
         if server.redis_url and server.database_url:
             report.add("engines", engines.describe(server.redis_url, server.database_url))
-        stage = Stage(server, http)
-        drivers = stage.drivers(chosen.drivers)
-        sockets = Sockets(stage, drivers, chosen.frames)
-        one, ten = over_http(stage, drivers, 1), over_http(stage, drivers, 10)
+        fixtures = Fixtures(server, http)
+        drivers = fixtures.drivers(args.drivers)
+        sockets = Sockets(fixtures, drivers, args.frames)
+        one, ten = http_calls(fixtures, drivers, 1), http_calls(fixtures, drivers, 10)
 
         def measure_http(calls: list[bytes], batch: int) -> Run:
             run = http.measure(
-                server, calls, seconds=chosen.seconds, connections=chosen.connections, cycle=True
+                server, calls, seconds=args.seconds, connections=args.connections, cycle=True
             )
             run.rate *= batch
             run.cpu_us = {part: cost / batch for part, cost in run.cpu_us.items()}
             return run
 
         variants: dict[str, Any] = {
-            "WebSocket, a frame each": lambda _: sockets.run(chosen.seconds),
+            "WebSocket, a frame each": lambda _: sockets.run(args.seconds),
             "HTTP, a call each": lambda _: measure_http(one, 1),
             "HTTP, ten a call": lambda _: measure_http(ten, 10),
         }
         if server.redis_url:
-            raw = Raw(server)
-            variants["raw GEOADD"] = lambda _: raw.run(chosen.seconds)
-        found = report.in_turn(variants, chosen.rounds)
+            raw = RawRedis(server)
+            variants["raw GEOADD"] = lambda _: raw.run(args.seconds)
+        found = report.run_interleaved(variants, args.rounds)
     report.results("positions", {name: summary.as_json() for name, summary in found.items()})
     report.table("positions", load_columns(), [load_row(summary) for summary in found.values()])
     for summary in found.values():

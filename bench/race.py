@@ -11,14 +11,14 @@ from statistics import median
 from typing import Any
 
 from harness import engines, options
+from harness.encoding import address, text_frame
 from harness.figures import Run, Summary
-from harness.generator import Generator
+from harness.fixtures import Fixtures
+from harness.http_generator import HttpGenerator
 from harness.http_load import HttpLoad
-from harness.loads import HttpGenerator
+from harness.load_process import LoadProcess
 from harness.servers import Server
 from harness.socket_load import SocketLoad
-from harness.stage import Stage
-from harness.wire import address, text_frame
 from report import Report
 
 # Two acceptances in the history of a trip that was never given back, or two trips on one driver.
@@ -34,40 +34,40 @@ SELECT (SELECT count(*) FROM (
 
 
 class Race:
-    """N drivers with their connections, ready to start as often as asked."""
+    """N drivers with their connections, who race for one trip in each run."""
 
-    def __init__(self, stage: Stage, drivers: list[str], over: str) -> None:
-        self.stage = stage
+    def __init__(self, fixtures: Fixtures, drivers: list[str], over: str) -> None:
+        self.fixtures = fixtures
         self.drivers = drivers
         self.over = over
         self.trips: list[str] = []
-        self.generator = Generator(HttpLoad if over == "HTTP" else SocketLoad)
-        host, port = address(stage.server.url)
+        self.generator = LoadProcess(HttpLoad if over == "HTTP" else SocketLoad)
+        host, port = address(fixtures.server.url)
         if over == "HTTP":
             self.generator.call("open", host, port, len(drivers))
         else:
-            bearers = [stage.bearer("driver", driver) for driver in drivers]
+            bearers = [fixtures.bearer("driver", driver) for driver in drivers]
             opened = self.generator.call("open", host, port, bearers)
             if opened.codes["welcome"] != len(drivers):
                 raise RuntimeError(f"not every driver was welcome: {dict(opened.codes)}")
 
     def run(self, _: int) -> Run:
-        """One trip, one start. The winner then drives it to its end, to be free again."""
-        [trip] = self.stage.trips(1)
+        """One race. The winner then completes the trip, to be free again."""
+        [trip] = self.fixtures.trips(1)
         self.trips.append(trip)
         if self.over == "HTTP":
-            calls = [self.stage.accept_call(driver, trip) for driver in self.drivers]
+            calls = [self.fixtures.accept_call(driver, trip) for driver in self.drivers]
             self.generator.call("keep", calls)
             sample, answers = self.generator.call("burst")
-            won = [place for place, (_, answer) in answers.items() if answer[9:12] == b"200"]
+            won = [index for index, (_, answer) in answers.items() if answer[9:12] == b"200"]
         else:
             frames = [self._frame(trip) for _ in self.drivers]
             sample, answers = self.generator.call("burst", frames)
-            won = [place for place, (_, answer) in answers.items() if b'"ack"' in answer[:40]]
+            won = [index for index, (_, answer) in answers.items() if b'"ack"' in answer[:40]]
         if len(won) != 1:
             raise RuntimeError(f"{len(won)} winners among {len(self.drivers)}: {sample.codes}")
-        lost = [took for place, (took, _) in answers.items() if place != won[0]]
-        self.stage.act(self.drivers[won[0]], trip, "arrive", "start", "complete")
+        lost = [took for index, (took, _) in answers.items() if index != won[0]]
+        self.fixtures.act(self.drivers[won[0]], trip, "arrive", "start", "complete")
         return Run.of(
             sample,
             winner_ms=answers[won[0]][0] * 1000,
@@ -75,7 +75,7 @@ class Race:
         )
 
     def _frame(self, trip: str) -> bytes:
-        [key] = self.stage.names("k", 1)
+        [key] = self.fixtures.names("k", 1)
         frame = {"type": "trip_action", "id": key, "action": "accept", "trip_request_id": trip}
         return text_frame({**frame, "idempotency_key": key})
 
@@ -84,14 +84,14 @@ class Race:
         self.generator.__exit__(None, None, None)
 
 
-def size_of_race(
-    report: Report, stage: Stage, amount: int, rounds: int
+def race_at_size(
+    report: Report, fixtures: Fixtures, amount: int, rounds: int
 ) -> tuple[list[Summary], list[str]]:
-    drivers = stage.drivers(amount)
-    races = {over: Race(stage, drivers, over) for over in ("HTTP", "WebSocket")}
+    drivers = fixtures.drivers(amount)
+    races = {over: Race(fixtures, drivers, over) for over in ("HTTP", "WebSocket")}
     try:
         runs = {f"{amount} drivers, {over}": race.run for over, race in races.items()}
-        found = report.in_turn(runs, rounds, what="race")
+        found = report.run_interleaved(runs, rounds, what="race")
     finally:
         for race in races.values():
             race.close()
@@ -135,17 +135,17 @@ def draw(found: list[Summary], sizes: list[int]) -> Any:
 
 
 def main() -> None:
-    parser = options.parser(__doc__, seconds=0.0, rounds=10, connections=0)
+    parser = options.build_parser(__doc__, seconds=0.0, rounds=10, connections=0)
     parser.add_argument("--drivers", type=int, nargs="+", default=[10, 100, 1_000, 5_000])
-    chosen = options.parse(parser, rounds=2, drivers=[10, 50])
-    report = Report("race", "Races: N drivers on one trip", options.shown(chosen), folder=chosen.results)
-    with options.target(chosen) as server, HttpGenerator() as generator:
+    args = options.parse(parser, rounds=2, drivers=[10, 50])
+    report = Report("race", "Races: N drivers on one trip", options.shown(args), folder=args.results)
+    with options.target(args) as server, HttpGenerator() as generator:
         if server.redis_url and server.database_url:
             report.add("engines", engines.describe(server.redis_url, server.database_url))
         found: list[Summary] = []
         trips: list[str] = []
-        for amount in chosen.drivers:
-            summaries, raced = size_of_race(report, Stage(server, generator), amount, chosen.rounds)
+        for amount in args.drivers:
+            summaries, raced = race_at_size(report, Fixtures(server, generator), amount, args.rounds)
             found += summaries
             trips += raced
         double = double_assignments(server, trips)
@@ -161,7 +161,7 @@ def main() -> None:
     )
     report.note(f"answers: {dict(codes)}")
     report.note(f"{len(trips)} trips; double assignments, counted in Postgres: {double}")
-    report.write(draw(found, chosen.drivers))
+    report.write(draw(found, args.drivers))
 
 
 if __name__ == "__main__":

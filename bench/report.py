@@ -1,4 +1,4 @@
-"""What a bench script shows: the machine first, a progress bar, a table, then JSON and a plot."""
+"""The output of a bench script: the machine, a progress bar, tables, then JSON and a plot."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ class Report:
             auto_refresh=False,
         )
 
-    def in_turn(
+    def run_interleaved(
         self, variants: dict[str, Callable[[int], Run]], rounds: int, *, what: str = ""
     ) -> dict[str, Summary]:
         """Run the variants A B C A B C …, each called with the number of its round."""

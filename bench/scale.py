@@ -1,6 +1,6 @@
 """What throughput depends on: worker processes, zones, and the size of the tables.
 
-The last must not matter: an accept may not get dearer with the history behind it.
+The last must not matter: an accept must not cost more as the history grows.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ from typing import Any
 
 from harness import engines, options
 from harness.figures import Run, Summary
-from harness.loads import HttpGenerator
+from harness.fixtures import TIMEOUT_S, Fixtures
+from harness.http_generator import HttpGenerator
 from harness.servers import Server, start_dispatcher
-from harness.stage import PATIENCE_S, Stage
 from report import Report, load_columns, load_row
 
 FLOOR, AIM = 0.9, 1.0
@@ -27,32 +27,32 @@ ZONE = """
 class Winners:
     """Winners on one server: each driver accepts a trip of their own, spread over the zones."""
 
-    def __init__(self, server: Server, generator: HttpGenerator, chosen: Any, zones: list[str]) -> None:
+    def __init__(self, server: Server, generator: HttpGenerator, args: Any, zones: list[str]) -> None:
         self.server = server
         self.generator = generator
-        self.chosen = chosen
+        self.args = args
         # A small run starts six servers and measures little: it does not wait for each to be quiet.
-        patience_s = 0.0 if chosen.small else PATIENCE_S
-        self.stages = [Stage(server, generator, zone, patience_s) for zone in zones]
-        self.expected = 500.0 if chosen.small else 3_000.0
+        timeout_s = 0.0 if args.small else TIMEOUT_S
+        self.zones_fixtures = [Fixtures(server, generator, zone, timeout_s) for zone in zones]
+        self.expected = 500.0 if args.small else 3_000.0
 
     def run(self, _: int = 0) -> Run:
-        count = int(self.expected * self.chosen.seconds * 1.4 / len(self.stages)) + 50
+        count = int(self.expected * self.args.seconds * 1.4 / len(self.zones_fixtures)) + 50
         parts = []
-        for stage in self.stages:
-            trips, drivers = stage.trips(count), stage.drivers(count)
+        for fixtures in self.zones_fixtures:
+            trips, drivers = fixtures.trips(count), fixtures.drivers(count)
             pairs = zip(drivers, trips, strict=True)
-            parts.append([stage.accept_call(driver, trip) for driver, trip in pairs])
-        calls = [call for turn in zip(*parts, strict=True) for call in turn]
-        for stage in self.stages:
-            stage.settle_down()
+            parts.append([fixtures.accept_call(driver, trip) for driver, trip in pairs])
+        calls = [call for one_of_each in zip(*parts, strict=True) for call in one_of_each]
+        for fixtures in self.zones_fixtures:
+            fixtures.start_clean()
         run = self.generator.measure(
             self.server,
             calls,
-            seconds=self.chosen.seconds,
-            connections=self.chosen.connections,
+            seconds=self.args.seconds,
+            connections=self.args.connections,
         )
-        if not self.chosen.small:
+        if not self.args.small:
             self.expected = run.rate
         return run
 
@@ -74,7 +74,7 @@ def with_history(server: Server, amount: int) -> None:
 def compare(
     report: Report,
     generator: HttpGenerator,
-    chosen: Any,
+    args: Any,
     what: str,
     starts: dict[str, tuple[dict[str, Any], list[str], int]],
 ) -> dict[str, Summary]:
@@ -85,10 +85,10 @@ def compare(
             server = stack.enter_context(start_dispatcher(**start))
             if history:
                 with_history(server, history)
-            winners = Winners(server, generator, chosen, zones)
+            winners = Winners(server, generator, args, zones)
             winners.run()  # warm, and the first estimate of what to prepare
             runs[name] = winners.run
-        found = report.in_turn(runs, chosen.rounds, what=what)
+        found = report.run_interleaved(runs, args.rounds, what=what)
     report.results(what, {name: summary.as_json() for name, summary in found.items()})
     report.table(what, load_columns(), [load_row(summary) for summary in found.values()])
     for summary in found.values():
@@ -108,35 +108,35 @@ def draw(found: dict[str, dict[str, Summary]]) -> Any:
 
 
 def main() -> None:
-    parser = options.parser(__doc__, seconds=3.0, rounds=5, connections=256)
+    parser = options.build_parser(__doc__, seconds=3.0, rounds=5, connections=256)
     parser.add_argument("--workers", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--zones", type=int, nargs="+", default=[1, 4, 16])
     parser.add_argument("--history", type=int, nargs="+", default=[10_000, 1_000_000])
-    chosen = options.parse(
+    args = options.parse(
         parser, seconds=0.3, rounds=1, workers=[1, 2], zones=[1, 2], history=[100, 1_000]
     )
-    if chosen.url:
+    if args.url:
         parser.error("scale.py compares servers of its own; it takes no --url")
     report = Report(
         "scale",
         "Winners by workers, zones and history",
-        options.shown(chosen),
-        folder=chosen.results,
+        options.shown(args),
+        folder=args.results,
     )
     found = {}
     with HttpGenerator() as generator, TemporaryDirectory() as folder:
         starts: dict[str, tuple[dict[str, Any], list[str], int]] = {
-            str(n): ({"options": ["--workers", str(n)]}, ["default"], 0) for n in chosen.workers
+            str(n): ({"options": ["--workers", str(n)]}, ["default"], 0) for n in args.workers
         }
-        found["workers"] = compare(report, generator, chosen, "workers", starts)
+        found["workers"] = compare(report, generator, args, "workers", starts)
         starts = {}
-        for amount in chosen.zones:
+        for amount in args.zones:
             names = [f"z{n}" for n in range(amount)]
             path = zones_file(Path(folder), names)
             starts[str(amount)] = ({"environment": {"DISPATCHER_ZONES_FILE": str(path)}}, names, 0)
-        found["zones"] = compare(report, generator, chosen, "zones", starts)
-        starts = {f"{n:,}": ({}, ["default"], n) for n in chosen.history}
-        found["trips in the tables"] = compare(report, generator, chosen, "trips in the tables", starts)
+        found["zones"] = compare(report, generator, args, "zones", starts)
+        starts = {f"{n:,}": ({}, ["default"], n) for n in args.history}
+        found["trips in the tables"] = compare(report, generator, args, "trips in the tables", starts)
     small, *_, large = found["trips in the tables"].values()
     ratio = large.rate / small.rate
     report.results("history ratio", ratio)

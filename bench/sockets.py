@@ -7,54 +7,54 @@ from statistics import median
 from typing import Any
 
 from harness import engines, options
+from harness.encoding import address, text_frame
 from harness.figures import percentiles_ms
-from harness.generator import Generator
-from harness.loads import HttpGenerator
+from harness.fixtures import Fixtures
+from harness.http_generator import HttpGenerator
+from harness.load_process import LoadProcess
 from harness.servers import Server
 from harness.socket_load import SocketLoad
-from harness.stage import Stage
-from harness.wire import address, text_frame
 from report import Report
 
 FLOOR_KB, AIM_KB = 40, 15
 HEARTBEAT = text_frame({"type": "heartbeat"})
-# Fan-out: the drivers of a wave stand where the trip begins; everyone else is out of reach.
+# For the fan-out, the drivers of a wave are at the pickup, and all others are out of its radius.
 WAVE_AT = {"lat": 40.70, "lng": -74.01}
 SETTLING_S = 3.0
 
 
-class Crowd:
-    """Drivers with one socket each, in the generator's process."""
+class Drivers:
+    """Drivers with one socket each, in a load process."""
 
-    def __init__(self, stage: Stage, amount: int) -> None:
-        self.stage = stage
-        self.server: Server = stage.server
-        self.names = stage.drivers(amount)
-        self.generator = Generator(SocketLoad)
+    def __init__(self, fixtures: Fixtures, amount: int) -> None:
+        self.fixtures = fixtures
+        self.server: Server = fixtures.server
+        self.names = fixtures.drivers(amount)
+        self.generator = LoadProcess(SocketLoad)
 
     def open(self) -> dict[str, Any]:
         """Memory before and after; the difference is what the sockets cost the server."""
         time.sleep(SETTLING_S)
-        before = self.server.accounts.server_memory_bytes()
-        bearers = [self.stage.bearer("driver", name) for name in self.names]
+        before = self.server.processes.server_memory_bytes()
+        bearers = [self.fixtures.bearer("driver", name) for name in self.names]
         opened = self.generator.call("open", *address(self.server.url), bearers)
         if opened.codes["welcome"] != len(self.names):
             raise RuntimeError(f"not every driver was welcome: {dict(opened.codes)}")
         time.sleep(SETTLING_S)
-        after = self.server.accounts.server_memory_bytes()
+        after = self.server.processes.server_memory_bytes()
         return {
             "sockets": len(self.names),
             "KB each": (after - before) / len(self.names) / 1000,
             "opened a second": len(self.names) / opened.elapsed_s,
         }
 
-    def beat(self, every_s: float, seconds: float) -> dict[str, Any]:
+    def heartbeats(self, every_s: float, seconds: float) -> dict[str, Any]:
         """All drivers' heartbeats, against the same time of silence."""
         costs = []
         for rate in (0.0, len(self.names) / every_s):
-            before = self.server.accounts.read()
+            before = self.server.processes.cpu()
             sent = self.generator.call("pace", [HEARTBEAT], rate, seconds)
-            costs.append(self.server.accounts.read() - before)
+            costs.append(self.server.processes.cpu() - before)
         silence, beating = costs
         extra = beating - silence
         return {
@@ -64,8 +64,8 @@ class Crowd:
             "CPU µs a heartbeat": {k: max(0.0, v) for k, v in extra.per_request_us(sent).items()},
         }
 
-    def storm(self, rounds: int) -> dict[str, Any]:
-        """Everybody drops out at once and comes back: until the last one has a snapshot."""
+    def reconnect_storm(self, rounds: int) -> dict[str, Any]:
+        """All drivers lose their connection at once and connect again, until the last has a snapshot."""
         took, latencies = [], []
         for _ in range(rounds):
             sample = self.generator.call("storm")
@@ -81,18 +81,18 @@ class Crowd:
 
     def fan_out(self, wave: int, rounds: int) -> dict[str, Any]:
         """From the customer's call to the offer on each driver's socket (one clock for both)."""
-        self.stage.online(self.names[:wave], at=WAVE_AT)
+        self.fixtures.online(self.names[:wave], at=WAVE_AT)
         first, every, counts = [], [], []
         for _ in range(rounds):
             self.generator.call("watch")
-            [trip] = self.stage.names(f"{self.stage.zone}_t", 1)
-            [customer] = self.stage.names("c", 1)
+            [trip] = self.fixtures.names(f"{self.fixtures.zone}_t", 1)
+            [customer] = self.fixtures.names("c", 1)
             body = {"pickup": WAVE_AT, "vehicle_type": "car", "trip_request_id": trip}
-            body["zone"] = self.stage.zone
+            body["zone"] = self.fixtures.zone
             started = time.monotonic()
             self.generator.start("seen", wave, 2.0)
             path = "/api/customer/ride/create"
-            status, answer = self.stage.call("POST", path, body, "customer", customer)
+            status, answer = self.fixtures.call("POST", path, body, "customer", customer)
             if status != 201:
                 raise RuntimeError(f"create: {status} {answer}")
             seen = self.generator.result()
@@ -102,7 +102,7 @@ class Crowd:
                 first.append(min(offers))
                 every += offers
             cancel = {"trip_request_id": trip}
-            self.stage.call("POST", "/api/customer/ride/cancel", cancel, "customer", customer)
+            self.fixtures.call("POST", "/api/customer/ride/cancel", cancel, "customer", customer)
             time.sleep(0.02)
         return {
             "offers a trip": median(counts),
@@ -137,25 +137,23 @@ def draw(found: dict[str, dict[str, Any]]) -> Any:
 
 
 def main() -> None:
-    parser = options.parser(__doc__, seconds=10.0, rounds=5, connections=0)
+    parser = options.build_parser(__doc__, seconds=10.0, rounds=5, connections=0)
     parser.add_argument("--drivers", type=int, default=5_000, help="drivers with a socket")
     parser.add_argument("--heartbeat", type=float, default=30.0, help="seconds between two beats")
     parser.add_argument("--wave", type=int, default=5, help="drivers in reach of the offered trips")
     parser.add_argument("--trips", type=int, default=100, help="trips whose offers are timed")
-    chosen = options.parse(parser, seconds=1.0, rounds=1, drivers=100, trips=5)
-    report = Report(
-        "sockets", "Idle drivers on WebSockets", options.shown(chosen), folder=chosen.results
-    )
+    args = options.parse(parser, seconds=1.0, rounds=1, drivers=100, trips=5)
+    report = Report("sockets", "Idle drivers on WebSockets", options.shown(args), folder=args.results)
     found: dict[str, dict[str, Any]] = {}
-    with options.target(chosen) as server, HttpGenerator() as http, report.progress() as progress:
+    with options.target(args) as server, HttpGenerator() as http, report.progress() as progress:
         if server.redis_url and server.database_url:
             report.add("engines", engines.describe(server.redis_url, server.database_url))
-        crowd = Crowd(Stage(server, http), chosen.drivers)
+        drivers = Drivers(Fixtures(server, http), args.drivers)
         steps = {
-            "memory": crowd.open,
-            "heartbeats": lambda: crowd.beat(chosen.heartbeat, chosen.seconds),
-            "fan-out": lambda: crowd.fan_out(chosen.wave, chosen.trips),
-            "storm": lambda: crowd.storm(chosen.rounds),
+            "memory": drivers.open,
+            "heartbeats": lambda: drivers.heartbeats(args.heartbeat, args.seconds),
+            "fan-out": lambda: drivers.fan_out(args.wave, args.trips),
+            "storm": lambda: drivers.reconnect_storm(args.rounds),
         }
         task = progress.add_task("", total=len(steps))
         for name, step in steps.items():

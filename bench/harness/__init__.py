@@ -1,1 +1,1 @@
-"""What the bench scripts are built from: a light load generator, accounting, servers, reports."""
+"""The parts of the bench scripts: load generators, CPU times, servers, fixtures, figures."""

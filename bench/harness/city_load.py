@@ -1,4 +1,4 @@
-"""The demo's city as a load: its driver and customer apps, with customers at a given rate."""
+"""The demo's city as a load: its driver and customer apps, and customers at a given rate."""
 
 from __future__ import annotations
 
@@ -15,44 +15,44 @@ import aiohttp
 
 from dispatcher.core.errors import PROBLEMS
 from dispatcher.core.trips import ACTIVE
-from dispatcher.demo.car import Place, distance_m
-from dispatcher.demo.city import City, Plan
-from dispatcher.demo.driver_app import Habits
-from dispatcher.demo.tally import TripStory
+from dispatcher.demo.car import Position, distance_m
+from dispatcher.demo.city import City
+from dispatcher.demo.city_plan import CityPlan
+from dispatcher.demo.driver_habits import DriverHabits
+from dispatcher.demo.stats import TripRecord
 
-# Drivers here take what they are offered, at once: what is left of the time to assignment is the
-# dispatcher's. Whoever would ponder, decline or ignore is the demo's matter.
-EAGER = Habits(accepts=1.0, declines=0.0, thinks_s=(0.0, 0.0))
+# Drivers accept every offer at once, so that the time to assignment is the dispatcher's alone.
+ALWAYS_ACCEPT = DriverHabits(accepts=1.0, declines=0.0, think_time_s=(0.0, 0.0))
 TICK_S = 0.005
 SAMPLE_S = 0.1
-# What the apps time by themselves, in the order in which it happens to a trip.
+# Latencies that the apps measure, in the order in which they happen to a trip.
 PARTS = ("create", "creation to offer", "accept", "accept to customer")
-# Codes of the apps' side beside the server's refusals.
-APPS_OWN = ("unanswered", "connections failed", "closed with", "error frame", "steps refused")
+# Counters of the apps that are reported beside the server's refusals.
+APP_CODES = ("unanswered", "connections failed", "closed with", "error frame", "steps refused")
 
 
 @dataclass(slots=True)
 class CitySample:
-    """What customers saw of the trips that they asked for in one measured time. Times in s."""
+    """What customers saw of the trips that they asked for during one measured run. Times in seconds."""
 
     asked: int = 0
     elapsed_s: float = 0.0
     assigned: int = 0  # of those asked for
     assignments: int = 0  # made during the measured time, whenever the trip was asked for
-    #: To assignment; of a trip that was not assigned, how long its customer waited in vain.
+    #: Until assignment; for a trip that was not assigned, how long its customer waited.
     waits: list[float] = field(default_factory=list)
     parts: dict[str, list[float]] = field(default_factory=dict)
     codes: dict[str, int] = field(default_factory=dict)
     frames: int = 0  # positions and heartbeats
     requests: int = 0
     drivers: int = 0
-    #: Fewest drivers that were free at any moment.
+    #: The smallest number of free drivers at any moment.
     free: int = 0
     lags: list[float] = field(default_factory=list)
 
 
-class Lag:
-    """How late this process' event loop is: an app that is called late times the app, not the server."""
+class LoopLag:
+    """How late this process' event loop is: an app that runs late measures itself, not the server."""
 
     def __init__(self) -> None:
         self.samples: list[float] = []
@@ -69,110 +69,112 @@ class Lag:
         return self.samples
 
 
-def complain(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
-    """As ever, but not of handshakes that were under way when a city's people left."""
+def handle_loop_error(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    """The default handler, but silent about handshakes that were under way when a city was closed."""
     if not context["message"].startswith("Unclosed"):
         loop.default_exception_handler(context)
 
 
 class CityLoad:
-    """One city for a whole script: drivers are added as the load rises, and live on between steps."""
+    """A city that lasts over several steps; drivers are added as the load rises."""
 
-    async def open(self, plan: Plan) -> None:
-        asyncio.get_running_loop().set_exception_handler(complain)
+    async def open(self, plan: CityPlan) -> None:
+        asyncio.get_running_loop().set_exception_handler(handle_loop_error)
         connector = aiohttp.TCPConnector(limit=0)
         timeout = aiohttp.ClientTimeout(total=None, sock_connect=10)
         self.session = aiohttp.ClientSession(connector=connector, timeout=timeout)
         self.plan = plan
-        self.city = City(plan, self.session, EAGER)
+        self.city = City(plan, self.session, ALWAYS_ACCEPT)
         self.asked = 0
         self.pickups = cycle(plan.pickups)
 
-    async def populate(self, drivers: int, patience_s: float) -> None:
-        """More drivers, until there are that many and nearly all of them are connected."""
-        # The collector is off while a load runs; what the last one left is picked up here.
+    async def populate(self, drivers: int, timeout_s: float) -> None:
+        """Adds drivers up to that number, and waits until nearly all of them are connected."""
+        # Automatic garbage collection is off in a load process.
         gc.collect()
-        self.city.enlist(drivers - len(self.city.drivers))
-        await asyncio.wait_for(self.city.all_online(), patience_s)
+        self.city.add_drivers(drivers - len(self.city.drivers))
+        await asyncio.wait_for(self.city.wait_online(), timeout_s)
 
-    async def settle(self, patience_s: float, *, empty: bool = False) -> None:
+    async def settle(self, timeout_s: float, *, empty: bool = False) -> None:
         """Waits until nobody waits for a driver any more; `empty`: until every trip is over."""
         unsettled = {"requested", "pending", *(ACTIVE if empty else ())}
-        deadline = time.monotonic() + patience_s
-        stories = self.city.tally.trips
+        deadline = time.monotonic() + timeout_s
+        records = self.city.stats.trips
         while time.monotonic() < deadline:
-            if not any(story.status in unsettled for story in stories.values()):
+            if not any(record.status in unsettled for record in records.values()):
                 return
             await asyncio.sleep(0.1)
 
-    async def measure(self, rate: float, warm_s: float, seconds: float, patience_s: float) -> CitySample:
+    async def measure(self, rate: float, warm_s: float, seconds: float, timeout_s: float) -> CitySample:
         """Customers at random times, `rate` a second on average, whatever the server does.
 
-        Only those who come after `warm_s` count, and they are waited for up to `patience_s`.
+        Only customers who come after `warm_s` count; the run waits for their drivers up to `timeout_s`.
         """
         sample = CitySample()
-        await self._ask(rate, warm_s)
-        tally = self.city.tally
-        before = Counter(tally.counts)
-        tally.latencies.clear()
-        lag, started = Lag(), time.monotonic()
+        await self._add_customers(rate, warm_s)
+        stats = self.city.stats
+        before = Counter(stats.counts)
+        stats.latencies.clear()
+        lag, started = LoopLag(), time.monotonic()
         watching = asyncio.create_task(self._watch_free(sample))
-        stories = await self._ask(rate, seconds)
+        records = await self._add_customers(rate, seconds)
         ended = time.monotonic()
         sample.elapsed_s = ended - started
         sample.lags = lag.stop()
         watching.cancel()
-        sample.parts = {part: [*tally.latencies.get(part, [])] for part in PARTS}
-        happened = Counter(tally.counts) - before
+        sample.parts = {part: [*stats.latencies.get(part, [])] for part in PARTS}
+        happened = Counter(stats.counts) - before
         sample.codes = {
             name.removeprefix("answer "): amount
             for name, amount in sorted(happened.items())
-            if name.removeprefix("answer ") in PROBLEMS or name.startswith(APPS_OWN)
+            if name.removeprefix("answer ") in PROBLEMS or name.startswith(APP_CODES)
         }
         sample.requests = happened["requests"]
         sample.frames = happened["location frames"] + happened["heartbeat frames"]
         sample.drivers = len(self.city.drivers)
         sample.assignments = sum(
-            started <= (story.assigned_at or 0.0) < ended for story in tally.trips.values()
+            started <= (record.assigned_at or 0.0) < ended for record in stats.trips.values()
         )
-        sample.asked = len(stories)
-        await self._decided(stories, patience_s)
+        sample.asked = len(records)
+        await self._wait_assigned(records, timeout_s)
         now = time.monotonic()
-        for story in stories:
-            sample.assigned += story.assigned_at is not None
-            sample.waits.append((story.assigned_at or now) - story.requested_at)
-        # Of the very trips that were measured: those of an overloaded server are offered late.
+        for record in records:
+            sample.assigned += record.assigned_at is not None
+            sample.waits.append((record.assigned_at or now) - record.requested_at)
+        # Only of the measured trips: an overloaded server also offers earlier ones during this run.
         sample.parts["creation to offer"] = [
-            story.offered_at - story.requested_at for story in stories if story.offered_at is not None
+            record.offered_at - record.requested_at
+            for record in records
+            if record.offered_at is not None
         ]
         return sample
 
-    async def _ask(self, rate: float, seconds: float) -> list[TripStory]:
-        """As many as belong into the time, at times that know nothing of each other."""
-        city, stories, begun = self.city, [], time.monotonic()
+    async def _add_customers(self, rate: float, seconds: float) -> list[TripRecord]:
+        """Adds `rate * seconds` customers at independent, uniformly random times."""
+        city, records, started = self.city, [], time.monotonic()
         for after_s in sorted(city.rng.uniform(0, seconds) for _ in range(round(rate * seconds))):
-            if (delay := begun + after_s - time.monotonic()) > 0:
+            if (delay := started + after_s - time.monotonic()) > 0:
                 await asyncio.sleep(delay)
-            stories.append(city.ask(self.asked, self._pickup()))
+            records.append(city.add_customer(self.asked, self._pickup()))
             self.asked += 1
-        await asyncio.sleep(max(0.0, begun + seconds - time.monotonic()))
-        return stories
+        await asyncio.sleep(max(0.0, started + seconds - time.monotonic()))
+        return records
 
-    def _pickup(self) -> Place:
-        """The next one that a free driver is in reach of: the real ones have far outliers."""
+    def _pickup(self) -> Position:
+        """The next pickup within reach of a free driver: some of the real ones are far outside."""
         for _ in self.plan.pickups:
             _, lat, lng = next(self.pickups)
-            place = lat, lng
+            pickup = lat, lng
             if any(
-                driver.free and distance_m(driver.car.place, place) < self.plan.reach_m
+                driver.free and distance_m(driver.car.position, pickup) < self.plan.max_radius_m
                 for driver in self.city.drivers
             ):
                 break
-        return place
+        return pickup
 
-    async def _decided(self, stories: Iterable[TripStory], patience_s: float) -> None:
-        deadline = time.monotonic() + patience_s
-        while time.monotonic() < deadline and any(story.assigned_at is None for story in stories):
+    async def _wait_assigned(self, records: Iterable[TripRecord], timeout_s: float) -> None:
+        deadline = time.monotonic() + timeout_s
+        while time.monotonic() < deadline and any(record.assigned_at is None for record in records):
             await asyncio.sleep(0.02)
 
     async def _watch_free(self, sample: CitySample) -> None:
@@ -182,7 +184,7 @@ class CityLoad:
             await asyncio.sleep(SAMPLE_S)
 
     async def close(self) -> tuple[list[tuple[str, int]], list[str]]:
-        """The answers that Postgres must know of, and the replays that differed."""
+        """The successes that Postgres must hold, and the replays that differed."""
         await self.city.close()
         await self.session.close()
-        return self.city.tally.answered, self.city.tally.mismatches
+        return self.city.stats.answered, self.city.stats.mismatches

@@ -1,4 +1,4 @@
-"""Looking into the engines from outside: who they are, how they are set, what they hold."""
+"""Queries to Redis and Postgres beside the server: processes, versions, settings, contents."""
 
 from __future__ import annotations
 

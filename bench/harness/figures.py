@@ -1,4 +1,4 @@
-"""From samples to figures: percentiles, medians over rounds, ratios between variants."""
+"""Figures from samples: percentiles, medians over rounds, ratios between variants."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from harness.accounting import Cpu
+from harness.cpu_usage import CpuSeconds
 from harness.http_load import Sample
 
 PERCENTILES = (50.0, 90.0, 99.0, 99.9)
@@ -37,7 +37,7 @@ class Run:
     extra: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, sample: Sample, cpu: Cpu | None = None, **extra: Any) -> Run:
+    def of(cls, sample: Sample, cpu: CpuSeconds | None = None, **extra: Any) -> Run:
         count = len(sample.latencies)
         if sample.late:
             extra["unsent"] = sample.late
@@ -57,7 +57,7 @@ class Run:
 
 @dataclass(slots=True)
 class Summary:
-    """The rounds of one variant: medians, since one noisy round says nothing."""
+    """The rounds of one variant, with the medians over them."""
 
     name: str
     runs: list[Run] = field(default_factory=list)
@@ -101,5 +101,5 @@ def _medians(rows: list[dict[str, float]]) -> dict[str, float]:
 
 
 def ratio_of_rounds(one: Summary, other: Summary) -> float:
-    """Median of the ratios round by round: what disturbs the machine disturbs neighbours alike."""
+    """Median of the ratios round by round: other work on the machine disturbs both runs of a round."""
     return median(a.rate / b.rate for a, b in zip(one.runs, other.runs, strict=True) if b.rate)

@@ -1,4 +1,4 @@
-"""HTTP load from raw connections: one request in flight on each, no client library in between."""
+"""HTTP load on raw connections: one request in flight on each, without a client library."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from itertools import repeat
 from random import Random
 from time import perf_counter
 
-from harness.ticker import Ticker
+from harness.periodic_timer import PeriodicTimer
 
 
 @dataclass(slots=True)
@@ -70,7 +70,7 @@ class Connection(asyncio.Protocol):
 
 
 class HttpLoad:
-    """Lives in the generator's process; `run` may be called again on the same connections."""
+    """Runs in the load process; `run` may be called again on the same connections."""
 
     def __init__(self) -> None:
         self.connections: list[Connection] = []
@@ -85,7 +85,7 @@ class HttpLoad:
         self._sending = False
         self._done: asyncio.Future[None] | None = None
         self._answers: dict[int, tuple[float, bytes]] | None = None
-        self._order: dict[Connection, int] = {}
+        self._index_of: dict[Connection, int] = {}
 
     async def open(self, host: str, port: int, connections: int) -> None:
         loop = asyncio.get_running_loop()
@@ -103,7 +103,7 @@ class HttpLoad:
         self.connections.clear()
 
     async def keep(self, requests: list[bytes]) -> None:
-        """Hold what the next load sends, so that its transfer is over before the clock starts."""
+        """Store the next load's requests, so that their transfer is over before the clock starts."""
         self.kept = requests
 
     async def run(self, seconds: float, *, cycle: bool = False) -> Sample:
@@ -121,7 +121,7 @@ class HttpLoad:
         """Open loop: Poisson arrivals at `rate` a second, whatever the server does.
 
         Latency counts from the arrival, also while a request waits for a free connection, so a
-        stall of the server is charged in full; so is the ticker's own lateness.
+        stall of the server is charged in full; so is the timer's own lateness.
         """
         self._begin(seconds, cycle=cycle)
         self._paced = True
@@ -131,7 +131,7 @@ class HttpLoad:
         finished = asyncio.get_running_loop().create_future()
         arrival = started + random.expovariate(rate)
 
-        def tick() -> None:
+        def send_due() -> None:
             nonlocal arrival
             now = perf_counter()
             while arrival <= now:
@@ -142,9 +142,9 @@ class HttpLoad:
             if now >= self._deadline and not finished.done():
                 finished.set_result(None)
 
-        ticker = Ticker(tick)
+        timer = PeriodicTimer(send_due)
         await finished
-        ticker.stop()
+        timer.stop()
         self._sample.late = len(self._due)
         self._due.clear()
         return await self._finish(started)
@@ -152,14 +152,14 @@ class HttpLoad:
     async def burst(self) -> tuple[Sample, dict[int, tuple[float, bytes]]]:
         """Every connection sends one request, all at once.
 
-        Also returns, by the request's place: seconds since the start, and the answer.
+        Also returns, by the request's index: seconds since the start, and the answer.
         """
         self._begin(60.0, cycle=False)
         self._answers = answers = {}
         usable = self._usable()[: len(self.kept)]
         if len(usable) < len(self.kept):
             raise RuntimeError(f"{len(self.kept)} requests need as many connections")
-        self._order = {connection: place for place, connection in enumerate(usable)}
+        self._index_of = {connection: index for index, connection in enumerate(usable)}
         started = perf_counter()
         for connection in usable:
             self._next(connection, started)
@@ -178,7 +178,7 @@ class HttpLoad:
                 code += b" " + data[at + 17 : data.find(b'"', at + 17)]
         sample.codes[code.decode()] += 1
         if self._answers is not None:
-            self._answers[self._order[connection]] = (now - connection.started, data)
+            self._answers[self._index_of[connection]] = (now - connection.started, data)
         self._busy.discard(connection)
         if now < self._deadline and (not self._paced or self._due):
             self._next(connection)

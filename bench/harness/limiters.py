@@ -1,4 +1,4 @@
-"""Rate limiters side by side: what one check costs, and whether it ever admits one too many."""
+"""Rate limiters to compare: what one check costs, and whether one ever admits too many."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from dispatcher.live.protocol import connect
 from dispatcher.live.scripts import Scripts
 from harness.http_load import Sample
 
-Admission = tuple[float, float]  # asked and answered, by the client's clock
+Admission = tuple[float, float]  # times of request and answer by the client's clock, in seconds
 Check = Callable[[str], Awaitable[bool]]
 
 
 class Limiter:
-    """A check by subject; the two loads are the same for every limiter."""
+    """One rate limiter; the two loads are the same for all of them."""
 
     async def open(self, redis_url: str, limit: int, window_s: int) -> None:
         raise NotImplementedError
@@ -39,7 +39,7 @@ class Limiter:
         self, redis_url: str, limit: int, window_s: int, tasks: int, subjects: list[str],
         seconds: float,
     ) -> Sample:  # fmt: skip
-        """`tasks` callers, one check after the other, over many subjects."""
+        """Load of `tasks` callers, each one check after the other, over many subjects."""
         await self.open(redis_url, limit, window_s)
         sample = Sample()
         started = perf_counter()
@@ -81,7 +81,7 @@ class Limiter:
 
 
 class Ping(Limiter):
-    """No limiter at all: what a round trip of the client library costs, a call at a time."""
+    """No limiter: what a round trip of the client library costs."""
 
     async def open(self, redis_url: str, limit: int, window_s: int) -> None:
         self.redis = Redis.from_url(redis_url)
@@ -94,7 +94,7 @@ class Ping(Limiter):
         await self.redis.aclose()
 
 
-class Package(Limiter):
+class LimitsPackage(Limiter):
     """The moving window of the `limits` package, on the same client library."""
 
     async def open(self, redis_url: str, limit: int, window_s: int) -> None:
@@ -109,7 +109,7 @@ class Package(Limiter):
         await self.storage.bridge.storage.aclose()
 
 
-class Dispatcher(Limiter):
+class DispatcherLimiter(Limiter):
     """The dispatcher's own check, through its pipeline and its script."""
 
     async def open(self, redis_url: str, limit: int, window_s: int) -> None:
@@ -129,15 +129,15 @@ class Dispatcher(Limiter):
         await self.redis.aclose()
 
 
-def worst_window(admissions: list[Admission], window_s: float) -> int:
+def max_in_window(admissions: list[Admission], window_s: float) -> int:
     """The most admissions that certainly lay in one window, whatever the delays on the way.
 
-    A decision fell between asking and answer. All that were asked after some moment and answered
-    less than a window later lie in one window, so more of them than the limit proves an error.
+    A decision is made between request and answer. All checks that were requested after some moment and
+    answered less than a window later lie in one window, so more of them than the limit prove an error.
     """
     worst = 0
-    asked = sorted(ask for ask, _ in admissions)
-    for ask in asked:
-        answers = sorted(answer for other, answer in admissions if other >= ask)
-        worst = max(worst, bisect_left(answers, ask + window_s))
+    requested = sorted(request for request, _ in admissions)
+    for request in requested:
+        answers = sorted(answer for other, answer in admissions if other >= request)
+        worst = max(worst, bisect_left(answers, request + window_s))
     return worst

@@ -1,4 +1,4 @@
-"""The least that keeping positions can cost: redis-py, a pipeline, nothing else."""
+"""The lower bound of storing positions: redis-py with a pipeline and nothing else."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Starting and stopping what is measured: the dispatcher with its engines, and its rivals."""
+"""Starts and stops the servers that are measured: the dispatcher with its engines, and its rivals."""
 
 from __future__ import annotations
 
@@ -18,17 +18,18 @@ from typing import Any
 import psutil
 
 from harness import engines
-from harness.accounting import Accounts
+from harness.cpu_usage import MeasuredProcesses
+from harness.interruption import signals_deferred
 
 BENCH = Path(__file__).parent.parent
-# 32 bytes at least (RFC 7518, 3.2); it guards nothing but a server that lives for one run.
+# At least 32 bytes (RFC 7518, 3.2). It protects only a server that lives for one run.
 SECRET = "bench-bench-bench-bench-bench-bench"
 READY_S = 90.0
 
-# Every check stays on. The limits are raised to the highest value the settings take, since a few
-# hundred drivers here do the work of a city; presence and fixes outlive the run, since drivers that
-# wait for the next round are not to be taken for lost.
-EVERYTHING_ON = {
+# Every check stays on. The limits have the highest value that the settings take, since a few hundred
+# drivers do the work of a city here. Presence and positions outlive the run, so that drivers who wait
+# for the next round are not taken offline.
+SERVER_SETTINGS = {
     "DISPATCHER_LIMIT_TRIP_ACCEPT": "100000/60",
     "DISPATCHER_LIMIT_TRIP_CANCEL": "100000/60",
     "DISPATCHER_LIMIT_LOCATION_UPDATE": "100000/60",
@@ -51,7 +52,7 @@ class Server:
     process: subprocess.Popen[bytes] | None = None
     log: Path | None = None
     data_dir: Path | None = None
-    accounts: Accounts = field(default_factory=lambda: Accounts(None))
+    processes: MeasuredProcesses = field(default_factory=lambda: MeasuredProcesses(None))
     _folder: tempfile.TemporaryDirectory[str] | None = None
 
     def __enter__(self) -> Server:
@@ -65,7 +66,7 @@ class Server:
     ) -> None:
         if error is not None and self.log is not None and self.log.exists():
             tail = self.log.read_bytes()[-2000:].decode(errors="replace")
-            print(f"the server's last words:\n{tail}", file=sys.stderr)
+            print(f"the end of the server's log:\n{tail}", file=sys.stderr)
         self.stop()
 
     def stop(self) -> None:
@@ -82,31 +83,37 @@ def start_dispatcher(
     data_dir: Path | None = None,
 ) -> Server:
     """`dispatcher serve` on a free port, with engines of its own below a temporary folder."""
-    settings = EVERYTHING_ON | (environment or {})
-    folder = None
-    if data_dir is None:
-        folder = tempfile.TemporaryDirectory(prefix="dispatcher-bench-", ignore_cleanup_errors=True)
-        data_dir = Path(folder.name)
-        data_dir.chmod(0o755)  # an embedded Postgres that is started by root runs as another user
-    command = [sys.executable, "-m", "dispatcher", "serve", "--port", "0"]
-    command += ["--data-dir", str(data_dir / "data"), *(options or [])]
-    log = data_dir / "server.log"
-    process, ready = _spawn(command, {**settings, "DISPATCHER_JWT_SECRET": SECRET}, log)
-    return Server(
-        url=ready["url"],
-        secret=SECRET,
-        redis_url=ready["redis_url"],
-        database_url=ready["database_url"],
-        process=process,
-        log=log,
-        data_dir=data_dir,
-        accounts=Accounts(
-            process.pid,
-            engines.redis_pid(ready["redis_url"]),
-            engines.postmaster_pid(ready["database_url"]),
-        ),
-        _folder=folder,
-    )
+    settings = SERVER_SETTINGS | (environment or {})
+    # Whatever interrupts the start, neither the server nor its folder is left behind.
+    with contextlib.ExitStack() as undo:
+        folder = None
+        if data_dir is None:
+            folder = tempfile.TemporaryDirectory(prefix="dispatcher-bench-", ignore_cleanup_errors=True)
+            undo.callback(folder.cleanup)
+            data_dir = Path(folder.name)
+            data_dir.chmod(0o755)  # an embedded Postgres that root starts runs as another user
+        command = [sys.executable, "-m", "dispatcher", "serve", "--port", "0"]
+        command += ["--data-dir", str(data_dir / "data"), *(options or [])]
+        log = data_dir / "server.log"
+        process, ready = _spawn(command, {**settings, "DISPATCHER_JWT_SECRET": SECRET}, log)
+        undo.callback(_stop, process)
+        server = Server(
+            url=ready["url"],
+            secret=SECRET,
+            redis_url=ready["redis_url"],
+            database_url=ready["database_url"],
+            process=process,
+            log=log,
+            data_dir=data_dir,
+            processes=MeasuredProcesses(
+                process.pid,
+                engines.redis_pid(ready["redis_url"]),
+                engines.postmaster_pid(ready["database_url"]),
+            ),
+            _folder=folder,
+        )
+        undo.pop_all()
+    return server
 
 
 def start_rival(name: str, *arguments: str, beside: Server) -> Server:
@@ -122,7 +129,7 @@ def start_rival(name: str, *arguments: str, beside: Server) -> Server:
         database_url=ready.get("database_url", beside.database_url),
         process=process,
         log=log,
-        accounts=Accounts(process.pid, beside.accounts.redis, beside.accounts.postgres),
+        processes=MeasuredProcesses(process.pid, beside.processes.redis, beside.processes.postgres),
     )
 
 
@@ -134,7 +141,7 @@ def running_at(url: str, secret: str, redis_url: str | None, database_url: str |
         secret=secret,
         redis_url=redis_url,
         database_url=database_url,
-        accounts=Accounts(
+        processes=MeasuredProcesses(
             _listener(port),
             engines.redis_pid(redis_url) if redis_url else None,
             engines.postmaster_pid(database_url) if database_url else None,
@@ -156,21 +163,36 @@ def _spawn(
     """Start, and wait for the line `ready {json}`. Output goes to files: a pipe could fill up."""
     inherited = {k: v for k, v in os.environ.items() if not k.startswith("DISPATCHER_")}
     out = log.with_suffix(".out")
-    with out.open("wb") as stdout, log.open("wb") as stderr:
-        process = subprocess.Popen(
-            command, stdout=stdout, stderr=stderr, env=inherited | settings, start_new_session=True
-        )
+    process: subprocess.Popen[bytes] | None = None
+    try:
+        with out.open("wb") as stdout, log.open("wb") as stderr, signals_deferred():
+            process = subprocess.Popen(
+                command, stdout=stdout, stderr=stderr, env=inherited | settings, start_new_session=True
+            )
+        ready = _wait_ready(process, out)
+    except BaseException:  # also where the script is interrupted
+        if process is not None:
+            _stop(process)
+        raise
+    if ready is None:
+        _stop(process)
+        said = log.read_text()[-3000:] + out.read_text()[-1000:]
+        raise RuntimeError(f"{' '.join(command)} did not get ready:\n{said}")
+    return process, ready
+
+
+def _wait_ready(process: subprocess.Popen[bytes], out: Path) -> dict[str, Any] | None:
+    """What the line says; None if the process ended or took too long."""
     deadline = time.monotonic() + READY_S
     while time.monotonic() < deadline:
         for line in out.read_bytes().splitlines(keepends=True):
             if line.startswith(b"ready {") and line.endswith(b"\n"):
-                return process, json.loads(line[6:])
+                ready: dict[str, Any] = json.loads(line[6:])
+                return ready
         if process.poll() is not None:
             break
         time.sleep(0.05)
-    _stop(process)
-    said = log.read_text()[-3000:] + out.read_text()[-1000:]
-    raise RuntimeError(f"{' '.join(command)} did not get ready:\n{said}")
+    return None
 
 
 def _stop(process: subprocess.Popen[bytes]) -> None:

@@ -1,4 +1,4 @@
-"""Thousands of driver apps in one process; they race, beat, drive, drop out and come back."""
+"""WebSocket load: thousands of driver apps in one process, which all do the same at a time."""
 
 from __future__ import annotations
 
@@ -7,20 +7,20 @@ import time
 from collections import Counter
 from time import perf_counter
 
-from harness.app_socket import Socket, code_of, settles
+from harness.encoding import websocket_handshake
 from harness.http_load import Sample
-from harness.ticker import Ticker
-from harness.wire import upgrade
+from harness.periodic_timer import PeriodicTimer
+from harness.websocket_client import WebSocketClient, frame_code, is_answer
 
-OPENING = 128  # handshakes under way at a time; above it, a listen backlog may overflow
-PATIENCE_S = 60.0
+MAX_HANDSHAKES = 128  # at a time; more of them may overflow the listen backlog
+TIMEOUT_S = 60.0
 
 
 class SocketLoad:
-    """Lives in the generator's process. Between calls the apps are silent and idle."""
+    """Runs in the load process. Between two calls the apps are idle."""
 
     def __init__(self) -> None:
-        self.sockets: list[Socket] = []
+        self.sockets: list[WebSocketClient] = []
         self.codes: Counter[str] = Counter()
         self._host, self._port, self._bearers = "", 0, list[str]()
         self._sample = Sample()
@@ -28,7 +28,7 @@ class SocketLoad:
         self._done: asyncio.Future[None] | None = None
         self._answers: dict[int, tuple[float, bytes]] = {}
         self._seen: list[tuple[float, int, bytes]] | None = None
-        self._stream: Stream | None = None
+        self._stream: PositionStream | None = None
 
     async def open(self, host: str, port: int, bearers: list[str]) -> Sample:
         """Connect an app for each token and wait for its `welcome`; latency is until then."""
@@ -50,22 +50,22 @@ class SocketLoad:
         self.sockets.clear()
         await asyncio.sleep(0)
 
-    async def _connect(self, places: range) -> Sample:
+    async def _connect(self, indexes: range) -> Sample:
         loop = asyncio.get_running_loop()
-        started = self._expect(len(places))
-        gate = asyncio.Semaphore(OPENING)
+        started = self._expect(len(indexes))
+        gate = asyncio.Semaphore(MAX_HANDSHAKES)
 
-        async def connect(place: int) -> None:
+        async def connect(index: int) -> None:
             async with gate:
-                socket = Socket(self, place)
+                socket = WebSocketClient(self, index)
                 socket.started, socket.waiting = perf_counter(), True
                 await loop.create_connection(lambda: socket, self._host, self._port)
                 self.sockets.append(socket)
-                socket.send(upgrade("/ws", bearer=self._bearers[place]))
+                socket.send(websocket_handshake("/ws", bearer=self._bearers[index]))
 
-        await asyncio.gather(*map(connect, places))
-        await self._answered_all(started)
-        self.sockets.sort(key=lambda socket: socket.place)
+        await asyncio.gather(*map(connect, indexes))
+        await self._wait_answers(started)
+        self.sockets.sort(key=lambda socket: socket.index)
         return self._sample
 
     async def burst(self, frames: list[bytes]) -> tuple[Sample, dict[int, tuple[float, bytes]]]:
@@ -75,38 +75,38 @@ class SocketLoad:
         for socket, frame in zip(self.sockets, frames, strict=False):
             socket.started, socket.waiting = started, True
             socket.send(frame)
-        await self._answered_all(started)
+        await self._wait_answers(started)
         return self._sample, self._answers
 
     async def pace(self, frames: list[bytes], rate: float, seconds: float) -> int:
-        """Send `frames` round and round, `rate` a second over all apps. Returns how many."""
+        """Send `frames` in rotation, `rate` a second over all apps. Returns how many were sent."""
         started, sent = perf_counter(), 0
         finished = asyncio.get_running_loop().create_future()
 
-        def tick() -> None:
+        def send_due() -> None:
             nonlocal sent
             now = perf_counter() - started
             while sent < now * rate:
-                place = sent % len(self.sockets)
-                self.sockets[place].send(frames[place % len(frames)])
+                index = sent % len(self.sockets)
+                self.sockets[index].send(frames[index % len(frames)])
                 sent += 1
             if now >= seconds and not finished.done():
                 finished.set_result(None)
 
-        ticker = Ticker(tick)
+        timer = PeriodicTimer(send_due)
         await finished
-        ticker.stop()
+        timer.stop()
         return sent
 
     async def stream(self, chunks: list[list[bytes]], frames: int, seconds: float) -> Sample:
         """Closed loop of positions. An app's chunk holds `frames` frames, the last of which asks
         for an `ack`; when it is there, the app sends its next chunk. Counts frames."""
         self._sample = Sample()
-        self._stream = stream = Stream(self, chunks, frames, perf_counter() + seconds)
+        self._stream = stream = PositionStream(self, chunks, frames, perf_counter() + seconds)
         started = perf_counter()
         for socket in self.sockets:
             stream.next(socket)
-        await asyncio.wait_for(stream.done, seconds + PATIENCE_S)
+        await asyncio.wait_for(stream.done, seconds + TIMEOUT_S)
         self._stream = None
         self._sample.elapsed_s = perf_counter() - started
         return self._sample
@@ -115,9 +115,9 @@ class SocketLoad:
         """From now on, keep the texts that arrive, with the system's monotonic time."""
         self._seen = []
 
-    async def seen(self, amount: int, patience_s: float) -> list[tuple[float, int, bytes]]:
+    async def seen(self, amount: int, timeout_s: float) -> list[tuple[float, int, bytes]]:
         """What was seen since `watch`: once there are `amount` offers, or the time is up."""
-        deadline = perf_counter() + patience_s
+        deadline = perf_counter() + timeout_s
         seen = self._seen if self._seen is not None else []
         while sum(b'"type":"offer"' in text for _, _, text in seen) < amount:
             if perf_counter() > deadline:
@@ -126,30 +126,30 @@ class SocketLoad:
         self._seen = None
         return seen
 
-    def text(self, socket: Socket, text: bytes) -> None:
+    def text(self, socket: WebSocketClient, text: bytes) -> None:
         if self._seen is not None:
-            self._seen.append((time.monotonic(), socket.place, text))
+            self._seen.append((time.monotonic(), socket.index, text))
         if self._stream is not None:
             self._stream.text(socket, text)
-        elif socket.waiting and settles(text):
+        elif socket.waiting and is_answer(text):
             socket.waiting = False
             now = perf_counter()
             self._sample.latencies.append(now - socket.started)
-            self._sample.codes[code_of(text)] += 1
-            self._answers[socket.place] = (now - socket.started, text)
-            self._one_less()
+            self._sample.codes[frame_code(text)] += 1
+            self._answers[socket.index] = (now - socket.started, text)
+            self._count_down()
 
-    def refused(self, socket: Socket, status: bytes) -> None:
+    def refused(self, socket: WebSocketClient, status: bytes) -> None:
         self._sample.codes[status.decode()] += 1
         if socket.waiting:
             socket.waiting = False
-            self._one_less()
+            self._count_down()
 
-    def lost(self, socket: Socket) -> None:
+    def lost(self, socket: WebSocketClient) -> None:
         if socket.waiting:
             socket.waiting = False
             self._sample.codes["connection lost"] += 1
-            self._one_less()
+            self._count_down()
         if self._stream is not None:
             self._stream.lost(socket)
 
@@ -159,22 +159,22 @@ class SocketLoad:
         self._done = asyncio.get_running_loop().create_future()
         return perf_counter()
 
-    def _one_less(self) -> None:
+    def _count_down(self) -> None:
         self._waiting -= 1
         if self._waiting == 0 and self._done is not None and not self._done.done():
             self._done.set_result(None)
 
-    async def _answered_all(self, started: float) -> None:
+    async def _wait_answers(self, started: float) -> None:
         assert self._done is not None
         try:
-            await asyncio.wait_for(self._done, PATIENCE_S)
+            await asyncio.wait_for(self._done, TIMEOUT_S)
         except TimeoutError:
-            self._sample.codes[f"no answer in {PATIENCE_S:.0f} s"] += self._waiting
+            self._sample.codes[f"no answer in {TIMEOUT_S:.0f} s"] += self._waiting
         self._sample.elapsed_s = perf_counter() - started
 
 
-class Stream:
-    """The positions that are under way: each app has one chunk in flight."""
+class PositionStream:
+    """A closed loop of positions: each app has one chunk in flight."""
 
     def __init__(
         self, load: SocketLoad, chunks: list[list[bytes]], frames: int, deadline: float
@@ -183,24 +183,24 @@ class Stream:
         self.chunks = chunks
         self.frames = frames
         self.deadline = deadline
-        self.turn = [0] * len(load.sockets)
-        self.busy: set[Socket] = set()
+        self.sent_chunks = [0] * len(load.sockets)
+        self.busy: set[WebSocketClient] = set()
         self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
-    def next(self, socket: Socket) -> None:
-        own = self.chunks[socket.place]
-        turn = self.turn[socket.place]
-        self.turn[socket.place] = turn + 1
+    def next(self, socket: WebSocketClient) -> None:
+        own = self.chunks[socket.index]
+        number = self.sent_chunks[socket.index]
+        self.sent_chunks[socket.index] = number + 1
         socket.started = perf_counter()
         self.busy.add(socket)
-        socket.send(own[turn % len(own)])
+        socket.send(own[number % len(own)])
 
-    def text(self, socket: Socket, text: bytes) -> None:
-        if not settles(text):
+    def text(self, socket: WebSocketClient, text: bytes) -> None:
+        if not is_answer(text):
             return
         now = perf_counter()
         sample = self.load._sample
-        sample.codes[code_of(text)] += 1
+        sample.codes[frame_code(text)] += 1
         if b'"id":null' in text[:60] or b'"id"' not in text[:60]:
             return  # about one of the frames before the last
         sample.latencies.extend([now - socket.started] * self.frames)
@@ -210,7 +210,7 @@ class Stream:
         else:
             self._check()
 
-    def lost(self, socket: Socket) -> None:
+    def lost(self, socket: WebSocketClient) -> None:
         self.busy.discard(socket)
         self._check()
 

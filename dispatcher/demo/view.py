@@ -85,8 +85,10 @@ class View:
         count = state["counts"].get
         grid = Table.grid(padding=(0, 2))
         for name, value, more in (
-            ("trips", f"{state['replayed']} of {self._trips}", _format_counts(state["trips"], _TRIP_STATES)),
-            ("drivers", sum(state["drivers"].values()), _format_counts(state["drivers"], _DRIVER_STATES)),
+            ("trips", f"{state['replayed']} of {self._trips}",
+             _format_counts(state["trips"], _TRIP_STATES)),
+            ("drivers", sum(state["drivers"].values()),
+             _format_counts(state["drivers"], _DRIVER_STATES)),
             ("offers", count("offers", 0),
              f"declined {count('declines', 0)}, ignored {count('offers ignored', 0)}"),
             ("accepts", f"{state['accepts_per_s']:.1f}/s",

@@ -1,4 +1,4 @@
-"""The load generator's own process: its work never runs on the event loop that is measured."""
+"""A process for a load generator, apart from the event loop that is measured."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ def raise_open_files() -> int:
     return hard
 
 
-class Generator:
+class LoadProcess:
     """Builds `factory()` in a process of its own and calls its coroutines by name.
 
-    Between two calls its event loop stands still: that is when the parent reads the accounts.
+    Between two calls its event loop stands still; then the parent reads the CPU times.
     """
 
     def __init__(self, factory: Callable[[], Any]) -> None:
@@ -34,13 +34,14 @@ class Generator:
         self._process = context.Process(target=_serve, args=(factory, theirs), daemon=True)
         self._process.start()
         theirs.close()
-        self.result()  # it has imported all it needs, which is CPU that no load is to pay for
+        self.result()  # once it has imported everything, so that no load is charged for that CPU
 
     @property
     def pid(self) -> int | None:
         return self._process.pid
 
     def call(self, method: str, *arguments: Any, **options: Any) -> Any:
+        """Calls a coroutine of the load and waits for its result. Raises RuntimeError if it fails."""
         self._pipe.send((method, arguments, options))
         return self.result()
 
@@ -49,6 +50,7 @@ class Generator:
         self._pipe.send((method, arguments, options))
 
     def result(self) -> Any:
+        """The result of the last call. Raises RuntimeError if it failed."""
         try:
             good, value = self._pipe.recv()
         except EOFError:
@@ -57,7 +59,7 @@ class Generator:
             raise RuntimeError(f"in the load generator:\n{value}")
         return value
 
-    def __enter__(self) -> Generator:
+    def __enter__(self) -> LoadProcess:
         return self
 
     def __exit__(
@@ -74,7 +76,7 @@ class Generator:
 
 def _serve(factory: Callable[[], Any], pipe: Connection) -> None:
     raise_open_files()
-    # A collection's pause would look like latency of the server; memory is freed by count alone.
+    # A pause for garbage collection would count as latency of the server.
     gc.disable()
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
 

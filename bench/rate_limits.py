@@ -7,26 +7,19 @@ a call at a time). Each works from a process of its own, with the same number of
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
-if sys.path[0] == str(Path(__file__).parent):
-    # This file has the name of the package that it measures; let the installed one be found first.
-    sys.path.append(sys.path.pop(0))
-
 import os
 from contextlib import ExitStack
 from typing import Any
 
 from harness import engines, options
-from harness.accounting import Accounts
+from harness.cpu_usage import MeasuredProcesses
 from harness.figures import Run, Summary, ratio_of_rounds
-from harness.generator import Generator
-from harness.limiters import Dispatcher, Package, Ping, worst_window
+from harness.limiters import DispatcherLimiter, LimitsPackage, Ping, max_in_window
+from harness.load_process import LoadProcess
 from report import Report, load_columns, load_row
 
-VARIANTS = {"PING": Ping, "limits package": Package, "dispatcher": Dispatcher}
-# Exactness: a window short enough to go by many times in a run of a few seconds.
+VARIANTS = {"PING": Ping, "limits package": LimitsPackage, "dispatcher": DispatcherLimiter}
+# For exactness: a window so short that a run of a few seconds has many of them.
 LIMIT, WINDOW_S = 10, 1
 SUBJECTS = 1_000
 
@@ -34,31 +27,37 @@ SUBJECTS = 1_000
 class Bench:
     """A process for each limiter, all on one Redis."""
 
-    def __init__(self, chosen: Any, redis_url: str, stack: ExitStack) -> None:
-        self.chosen = chosen
+    def __init__(self, args: Any, redis_url: str, stack: ExitStack) -> None:
+        self.args = args
         self.redis_url = redis_url
-        self.generators = {name: stack.enter_context(Generator(made)) for name, made in VARIANTS.items()}
+        self.generators = {
+            name: stack.enter_context(LoadProcess(limiter)) for name, limiter in VARIANTS.items()
+        }
         self.run_id = os.getpid()
 
     def cost(self, name: str, number: int) -> Run:
-        """Checks that are admitted, which is what nearly all are."""
+        """Checks far below the limit, as nearly all are in operation."""
         generator = self.generators[name]
-        accounts = Accounts(generator.pid, engines.redis_pid(self.redis_url))
+        processes = MeasuredProcesses(generator.pid, engines.redis_pid(self.redis_url))
         subjects = [f"cost-{self.run_id}-{number}-{n}" for n in range(SUBJECTS)]
-        chosen = self.chosen
-        before = accounts.read()
+        args = self.args
+        before = processes.cpu()
         sample = generator.call(
-            "cost", self.redis_url, 100_000, 60, chosen.connections, subjects, chosen.seconds
+            "cost", self.redis_url, 100_000, 60, args.connections, subjects, args.seconds
         )
-        return Run.of(sample, accounts.read() - before)
+        return Run.of(sample, processes.cpu() - before)
 
     def exactness(self, name: str) -> dict[str, Any]:
+        """50 clients against one limit: calls, admissions, and the most of them in one window."""
         subject = f"crowd-{self.run_id}"
         admissions, calls = self.generators[name].call(
-            "crowd", self.redis_url, LIMIT, WINDOW_S, 50, subject, self.chosen.seconds
+            "crowd", self.redis_url, LIMIT, WINDOW_S, 50, subject, self.args.seconds
         )
-        worst = worst_window(admissions, WINDOW_S)
-        return {"calls": calls, "admitted": len(admissions), "most in a window": worst}
+        return {
+            "calls": calls,
+            "admitted": len(admissions),
+            "most in a window": max_in_window(admissions, WINDOW_S),
+        }
 
 
 def draw(found: dict[str, Summary]) -> Any:
@@ -75,18 +74,18 @@ def draw(found: dict[str, Summary]) -> Any:
 
 
 def main() -> None:
-    parser = options.parser(__doc__, seconds=3.0, rounds=5, connections=64)
-    chosen = options.parse(parser, seconds=0.3, rounds=1, connections=16)
-    report = Report("limits", "Rate limits", options.shown(chosen), folder=chosen.results)
+    parser = options.build_parser(__doc__, seconds=3.0, rounds=5, connections=64)
+    args = options.parse(parser, seconds=0.3, rounds=1, connections=16)
+    report = Report("rate_limits", "Rate limits", options.shown(args), folder=args.results)
     with ExitStack() as stack:
-        server = stack.enter_context(options.target(chosen))
+        server = stack.enter_context(options.target(args))
         if not server.redis_url:
-            parser.error("with --url, limits.py needs --redis-url")
+            parser.error("with --url, rate_limits.py needs --redis-url")
         if server.database_url:
             report.add("engines", engines.describe(server.redis_url, server.database_url))
-        bench = Bench(chosen, server.redis_url, stack)
+        bench = Bench(args, server.redis_url, stack)
         runs = {name: (lambda n, name=name: bench.cost(name, n)) for name in VARIANTS}
-        found = report.in_turn(runs, chosen.rounds, what="cost")
+        found = report.run_interleaved(runs, args.rounds, what="cost")
         exact = {name: bench.exactness(name) for name in VARIANTS if name != "PING"}
     report.results("cost", {name: summary.as_json() for name, summary in found.items()})
     report.results("exactness", {"limit": LIMIT, "window_s": WINDOW_S, **exact})

@@ -1,19 +1,19 @@
-"""Measuring one server under one load: open, account, run, account, close."""
+"""Measures one server under one HTTP load: latency, rate, and CPU before and after."""
 
 from __future__ import annotations
 
+from harness.encoding import address
 from harness.figures import Run
-from harness.generator import Generator
 from harness.http_load import HttpLoad, Sample
+from harness.load_process import LoadProcess
 from harness.servers import Server, start_rival
-from harness.wire import address
 
 
 class HttpGenerator:
-    """The generator's process for HTTP, kept for a whole script."""
+    """A load process for HTTP, which a script uses for all its runs."""
 
     def __init__(self) -> None:
-        self._generator = Generator(HttpLoad)
+        self._generator = LoadProcess(HttpLoad)
 
     def __enter__(self) -> HttpGenerator:
         return self
@@ -35,19 +35,19 @@ class HttpGenerator:
         call = self._generator.call
         call("keep", requests)
         call("open", *address(server.url), connections)
-        before = server.accounts.read()
+        before = server.processes.cpu()
         if rate is None:
             sample = call("run", seconds, cycle=cycle)
         else:
             sample = call("run_paced", seconds, rate, cycle=cycle)
-        cpu = server.accounts.read() - before
+        cpu = server.processes.cpu() - before
         call("close")
         return Run.of(sample, cpu)
 
     def send_all(
         self, server: Server, requests: list[bytes], *, expect: str, connections: int = 64
     ) -> None:
-        """Prepare state: every request must be answered with status `expect`."""
+        """Send requests that prepare state; each must be answered with status `expect`."""
         if not requests:
             return
         call = self._generator.call
@@ -61,6 +61,6 @@ class HttpGenerator:
             )
 
     def ceiling(self, beside: Server, request: bytes, *, size: int, connections: int) -> Run:
-        """What the generator can do at all: against a responder that does next to nothing."""
+        """The largest rate of the generator itself, against a server that does next to nothing."""
         with start_rival("responder", str(size), beside=beside) as responder:
             return self.measure(responder, [request], seconds=1.5, connections=connections, cycle=True)

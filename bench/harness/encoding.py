@@ -1,4 +1,4 @@
-"""Bytes ready to send: HTTP/1.1 requests and WebSocket frames, encoded before the clock starts."""
+"""Encodes HTTP/1.1 requests and WebSocket frames, which happens before the clock starts."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ AUDIENCE = "dispatcher"
 
 @lru_cache(maxsize=200_000)
 def token(secret: str, role: str, subject: str) -> str:
-    """A bearer token as any identity provider would mint it; good for a day."""
+    """A bearer token as an identity provider would issue it, valid for a day."""
     now = int(time.time())
     claims = {"sub": subject, "role": role, "aud": AUDIENCE, "iat": now - 1, "exp": now + 86_400}
     return jwt.encode(claims, secret, algorithm="HS256")
@@ -36,7 +36,7 @@ def request(
     return head.encode() + b"\r\n" + payload
 
 
-def upgrade(path: str, *, bearer: str) -> bytes:
+def websocket_handshake(path: str, *, bearer: str) -> bytes:
     """The opening handshake; the nonce may be constant, since nothing here caches answers."""
     return (
         f"GET {path} HTTP/1.1\r\nHost: bench\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
@@ -48,8 +48,8 @@ def upgrade(path: str, *, bearer: str) -> bytes:
 def text_frame(message: Any) -> bytes:
     """A client's text frame.
 
-    RFC 6455 5.3 asks for a mask, and an all-zero one is legal: the server unmasks as ever, while
-    the generator sends the payload as it stands.
+    RFC 6455 5.3 asks for a mask, and an all-zero one is legal: the server unmasks as usual, while
+    the generator sends the payload unchanged.
     """
     return _frame(0x81, orjson.dumps(message))
 
@@ -70,5 +70,6 @@ def _frame(first: int, payload: bytes) -> bytes:
 
 
 def address(url: str) -> tuple[str, int]:
+    """Host and port of a URL."""
     parts = urlsplit(url)
     return parts.hostname or "127.0.0.1", parts.port or 80

@@ -1,4 +1,4 @@
-"""One driver's app: a WebSocket client on a raw connection, as light as it can be."""
+"""A minimal WebSocket client on a raw connection: one driver's app."""
 
 from __future__ import annotations
 
@@ -6,29 +6,29 @@ import asyncio
 from collections import Counter
 from typing import Protocol
 
-from harness.wire import pong_frame
+from harness.encoding import pong_frame
 
 TEXT, CLOSE, PING = 0x1, 0x8, 0x9
 
 
-class Load(Protocol):
-    """Who hears what arrives."""
+class SocketEvents(Protocol):
+    """Receives what happens on the sockets of a load."""
 
     codes: Counter[str]
 
-    def text(self, socket: Socket, text: bytes) -> None: ...
-    def refused(self, socket: Socket, status: bytes) -> None: ...
-    def lost(self, socket: Socket) -> None: ...
+    def text(self, socket: WebSocketClient, text: bytes) -> None: ...
+    def refused(self, socket: WebSocketClient, status: bytes) -> None: ...
+    def lost(self, socket: WebSocketClient) -> None: ...
 
 
-class Socket(asyncio.Protocol):
-    """One app. Cuts the stream into frames and hands each text to its load."""
+class WebSocketClient(asyncio.Protocol):
+    """One driver's connection. Splits the stream into frames and hands each text to its load."""
 
-    __slots__ = ("buffer", "load", "place", "started", "transport", "upgraded", "waiting")
+    __slots__ = ("buffer", "index", "load", "started", "transport", "upgraded", "waiting")
 
-    def __init__(self, load: Load, place: int) -> None:
+    def __init__(self, load: SocketEvents, index: int) -> None:
         self.load = load
-        self.place = place
+        self.index = index
         self.buffer = b""
         self.upgraded = False
         self.started = 0.0
@@ -83,14 +83,15 @@ class Socket(asyncio.Protocol):
         self.buffer = data[at:]
 
 
-def settles(text: bytes) -> bool:
-    """Is this an answer (and not an offer, a trip, a position)? `type` is a frame's first field."""
+def is_answer(text: bytes) -> bool:
+    """Whether the frame answers a request or welcomes the driver. `type` is a frame's first field."""
     head = text[:40]
     return b'"ack"' in head or b'"error"' in head or b'"welcome"' in head
 
 
-def code_of(text: bytes) -> str:
-    at = text.find(b'"responsecode_of":"')
+def frame_code(text: bytes) -> str:
+    """The `type` of a frame; for an error, also its `response_code`."""
+    at = text.find(b'"response_code":"')
     if b'"error"' in text[:40] and at >= 0:
         return "error " + text[at + 17 : text.find(b'"', at + 17)].decode()
     return text.partition(b'"type":"')[2].partition(b'"')[0].decode()

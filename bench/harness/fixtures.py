@@ -1,4 +1,4 @@
-"""The drivers and trips a load needs, set up over the public API before the clock starts."""
+"""The drivers and trips that a load needs, created over the public API before the clock starts."""
 
 from __future__ import annotations
 
@@ -13,26 +13,26 @@ from uuid import uuid4
 
 from dispatcher.live.keys import keys_of
 from harness import engines
-from harness.loads import HttpGenerator
+from harness.encoding import request, token
+from harness.http_generator import HttpGenerator
 from harness.servers import Server
-from harness.wire import request, token
 
 ACTION = "/api/driver/ride/trip-action"
-# Trips and drivers stand apart (Staten Island, the Bronx): a load of accepts is then not at the
-# same time a load of offers. Scripts that measure offers place their drivers themselves.
+# Trips and drivers are far apart (Staten Island, the Bronx), so that a load of accepts causes no offers.
+# Scripts that measure offers place their drivers themselves.
 PICKUP = {"lat": 40.58, "lng": -74.15}
-PATIENCE_S = 15.0
+TIMEOUT_S = 15.0
 DRIVERS_AT = {"lat": 40.85, "lng": -73.87}
 
 
 @dataclass(slots=True)
-class Stage:
-    """Names are new in each run, so a run can aim at a server that has a history."""
+class Fixtures:
+    """Creates drivers and trips in one zone, under names that are new in each run."""
 
     server: Server
     generator: HttpGenerator
     zone: str = "default"
-    patience_s: float = PATIENCE_S  # how long `settle_down` waits for what is told later
+    timeout_s: float = TIMEOUT_S  # how long `start_clean` waits for presence in Redis
     prefix: str = field(default_factory=lambda: uuid4().hex[:8])
     _numbers: count[int] = field(default_factory=count)
     _online: int = 0
@@ -84,18 +84,18 @@ class Stage:
         bearer = self.bearer("customer", customer)
         return request("POST", "/api/customer/ride/create", body, bearer=bearer)
 
-    def settle_down(self) -> None:
-        """Before the clock starts: nobody looks for drivers for the trips that were prepared, and
-        the writes of the preparation are not paid for during the run.
+    def start_clean(self) -> None:
+        """Finishes the server's work on the fixtures, so that the run is not charged for it.
 
-        Tens of thousands of trips that all still wait for a wave are no load of accepts, and neither are
-        drivers who were never seen before: the server tells Redis of them every ten seconds at most.
+        Deletes the queue of waves, since tens of thousands of trips that wait for drivers are no load of
+        accepts. Waits until Redis has the presence of all drivers, which the server writes every ten
+        seconds at most. Flushes Postgres with a checkpoint.
         """
         if self.server.redis_url:
             keys = keys_of(self.zone)
             with engines.redis_client(self.server.redis_url) as client:
                 client.delete(keys.waves)
-                deadline = time.monotonic() + self.patience_s
+                deadline = time.monotonic() + self.timeout_s
                 while client.zcard(keys.present) < self._online and time.monotonic() < deadline:
                     time.sleep(0.1)
         if self.server.database_url:
@@ -118,13 +118,13 @@ class Stage:
     def call(
         self, method: str, path: str, body: Any, role: str, subject: str
     ) -> tuple[int, dict[str, Any]]:
-        """One call, not measured."""
+        """One call, not measured: its status and its answer."""
         status, raw = self.call_raw(method, path, body, role, subject)
         return status, json.loads(raw)
 
     def call_raw(self, method: str, path: str, body: Any, role: str, subject: str) -> tuple[int, bytes]:
-        """The answer as it came."""
-        asked = urllib.request.Request(
+        """One call, not measured: its status and the bytes of its answer."""
+        outgoing = urllib.request.Request(
             self.server.url.rstrip("/") + path,
             None if body is None else json.dumps(body).encode(),
             {
@@ -134,7 +134,7 @@ class Stage:
             method=method,
         )
         try:
-            with urllib.request.urlopen(asked, timeout=30) as answer:
+            with urllib.request.urlopen(outgoing, timeout=30) as answer:
                 return answer.status, answer.read()
         except urllib.error.HTTPError as error:
             return error.code, error.read()

@@ -1,4 +1,4 @@
-"""The same for the rival *lock*: its drivers and trips go straight into its tables."""
+"""The drivers and trips of the rival *lock*, written straight into its tables."""
 
 from __future__ import annotations
 
@@ -12,8 +12,10 @@ DATABASE = "bench_lock"
 
 
 def fill(database_url: str, drivers: list[str], trips: list[str]) -> None:
+    """Insert available drivers and pending trips."""
+
     async def work(connection: Any) -> None:
-        place = asyncpg.Point(-74.15, 40.58)
+        pickup = asyncpg.Point(-74.15, 40.58)
         dropoff = asyncpg.Point(-73.78, 40.64)
         await connection.copy_records_to_table(
             "drivers",
@@ -23,7 +25,7 @@ def fill(database_url: str, drivers: list[str], trips: list[str]) -> None:
         await connection.copy_records_to_table(
             "trips",
             columns=["id", "customer_id", "vehicle_type", "pickup", "dropoff"],
-            records=[(trip, f"c-{n // 100}", "car", place, dropoff)
+            records=[(trip, f"c-{n // 100}", "car", pickup, dropoff)
                      for n, trip in enumerate(trips)],
         )  # fmt: skip
 
