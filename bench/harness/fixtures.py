@@ -42,6 +42,7 @@ class Fixtures:
         return [f"{kind}-{self.prefix}-{next(self._numbers)}" for _ in range(amount)]
 
     def bearer(self, role: str, subject: str) -> str:
+        """A token of one of the users."""
         return token(self.server.secret, role, subject)
 
     def drivers(self, amount: int, *, at: dict[str, float] | None = None) -> list[str]:
@@ -51,6 +52,7 @@ class Fixtures:
         return names
 
     def online(self, names: list[str], *, at: dict[str, float] | None = None) -> None:
+        """Bring drivers online, or move them to another place."""
         body = {
             "availability_status": "available",
             "is_online": True,

@@ -1,4 +1,4 @@
-"""The options that every script has, and what follows from them."""
+"""The options that every script has, and the server and the folder of results that they select."""
 
 from __future__ import annotations
 
@@ -14,7 +14,6 @@ from harness.load_process import raise_open_files
 from harness.servers import Server, running_at, start_dispatcher
 
 PUBLISHED_RESULTS = Path(__file__).parent.parent / "results"
-SMALL_RESULTS = Path(tempfile.gettempdir()) / "dispatcher-bench-small"
 
 
 def build_parser(
@@ -55,7 +54,9 @@ def parse(parser: argparse.ArgumentParser, **small: Any) -> argparse.Namespace:
         for name, value in small.items():
             setattr(args, name, value)
     if "results" not in args:
-        args.results = SMALL_RESULTS if args.small else PUBLISHED_RESULTS
+        args.results = PUBLISHED_RESULTS
+        if args.small:
+            args.results = Path(tempfile.mkdtemp(prefix="dispatcher-bench-results-"))
     raise_open_files()
     exit_on_signals()
     return args

@@ -7,6 +7,7 @@ import json
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 from types import ModuleType
@@ -61,8 +62,14 @@ def options(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     ],
 )
 def test_a_small_run_leaves_the_published_results(
-    options: ModuleType, monkeypatch: pytest.MonkeyPatch, given: list[str], *, published: bool
+    options: ModuleType,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    given: list[str],
+    *,
+    published: bool,
 ) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     monkeypatch.setattr(sys, "argv", ["bench.py", *given])
     parser = options.build_parser("a script", seconds=1.0, rounds=1, connections=1)
     args = options.parse(parser, seconds=0.1)
