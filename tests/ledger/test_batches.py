@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
 
 from dispatcher.ledger.commits import Change
@@ -16,6 +18,7 @@ from tests.ledger.harness import (
     start_with,
     step,
 )
+from tests.service_harness import open_city
 
 
 async def test_a_batch_of_every_kind(ledger: LedgerDatabase) -> None:
@@ -119,3 +122,18 @@ async def test_one_driver_twice_in_one_batch(ledger: LedgerDatabase) -> None:
         True,
         1,
     )
+
+
+async def test_a_poisoned_change_of_the_services_fails_alone(redis_url: str, database_url: str) -> None:
+    """A row that breaks a constraint does not take its neighbours of the batch along."""
+    async with open_city(redis_url, database_url) as city:
+        await city.postgres.execute(
+            "ALTER TABLE trip_requests ADD CONSTRAINT poison CHECK (customer_id <> 'poison')"
+        )
+        results = await asyncio.gather(
+            *(city.trip(customer="poison" if n == 3 else "rider") for n in range(10)),
+            return_exceptions=True,
+        )
+        assert [isinstance(result, Exception) for result in results].count(True) == 1
+        assert isinstance(results[3], Exception)
+        assert await city.postgres.fetchval("SELECT count(*) FROM trip_requests") == 9
