@@ -1,4 +1,5 @@
--- What dispatcher/store/migrate.py keeps about itself: which migrations this database has.
+-- The table in which dispatcher/ledger/migrate.py keeps which migrations this database has. The first migration
+-- makes it and taking back the first one drops it, so it is in no migration and not in schema.sql.
 
 -- name: schema_migrations_exists()$
 -- True once the first migration was applied.

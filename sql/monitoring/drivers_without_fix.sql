@@ -1,4 +1,6 @@
--- Drivers who are online and available, but whose last position is old: they get no offers.
+-- Drivers who are online and available, but whose last saved position is older than five minutes.
+-- Each row is a driver who gets no offers, although their app shows them as available.
+-- Worry when there are many at once: an app has stopped sending positions, or the job that saves them does not run.
 SELECT user_id, zone, vehicle_type, location_updated_at
   FROM driver_details
  WHERE is_online AND availability_status = 'available'

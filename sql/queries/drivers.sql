@@ -8,7 +8,7 @@ SELECT d.user_id, d.zone, d.availability_status, d.is_online, d.vehicle_type, d.
  WHERE d.user_id = :driver_id;
 
 -- name: online_drivers_of_zone(zone, after, page)
--- A page of the drivers that the live picture of a zone needs, by id.
+-- A page, by id, of a zone's online drivers with their last positions: Redis is filled again from these.
 SELECT user_id, zone, availability_status, is_online, vehicle_type, version, updated_at, NULL AS trip_id,
        current_location[1] AS lat, current_location[0] AS lng, location_updated_at
   FROM driver_details
@@ -16,12 +16,12 @@ SELECT user_id, zone, availability_status, is_online, vehicle_type, version, upd
  ORDER BY user_id LIMIT :page;
 
 -- name: save_positions(ids, lats, lngs, ats)!
--- The last position of each of several drivers; an older one never replaces a newer one.
+-- Saves the last position of several drivers. An older position never replaces a newer one.
 UPDATE driver_details d
    SET current_location = point(n.lng, n.lat), location_updated_at = n.at
   FROM unnest(:ids::text[], :lats::float8[], :lngs::float8[], :ats::timestamptz[]) AS n (id, lat, lng, at)
  WHERE d.user_id = n.id AND (d.location_updated_at IS NULL OR d.location_updated_at < n.at);
 
 -- name: commit_without_waiting()!
--- For this transaction alone: a lost position is replaced by the next one.
+-- The transaction that follows does not wait for the disk. For positions only: the next one replaces a lost one.
 SET LOCAL synchronous_commit = off;

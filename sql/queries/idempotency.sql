@@ -4,7 +4,7 @@ SELECT request_fingerprint, status_code, response_payload, expires_at FROM idemp
  WHERE user_id = :user_id AND endpoint = :endpoint AND idempotency_key = :key AND expires_at > now();
 
 -- name: live_answers_of_zone(zone, most)
--- The newest answers of a zone that can still be asked for, for the live picture.
+-- The answers of a zone that have not expired, the newest first: Redis is filled again from these.
 SELECT user_id, endpoint, idempotency_key, request_fingerprint, status_code, response_payload,
        expires_at
   FROM idempotency_keys
@@ -12,7 +12,7 @@ SELECT user_id, endpoint, idempotency_key, request_fingerprint, status_code, res
  ORDER BY expires_at DESC LIMIT :most;
 
 -- name: delete_expired(chunk)!
--- A chunk of expired answers; rows that another clean-up holds are left to it.
+-- Deletes a chunk of the expired answers, and skips rows that another server's clean-up is deleting.
 DELETE FROM idempotency_keys
  WHERE id IN (SELECT id FROM idempotency_keys WHERE expires_at <= now()
                ORDER BY expires_at LIMIT :chunk FOR UPDATE SKIP LOCKED);

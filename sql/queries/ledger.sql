@@ -1,9 +1,9 @@
 -- name: apply_changes(changes)
--- A batch of changes: those whose guards hold. All of it fails where a row breaks a constraint.
+-- Commits a batch of changes. If a row breaks a constraint, this raises, and nothing of the batch is written.
 SELECT idx, outcome, stored_status, stored_response, stored_fingerprint
   FROM apply_changes(:changes::ledger_change[]);
 
 -- name: commit_changes(changes)
--- The same, each row for itself: a row that breaks a constraint fails alone.
+-- The same, change by change: one that breaks a constraint fails alone.
 SELECT idx, outcome, stored_status, stored_response, stored_fingerprint
   FROM commit_changes(:changes::ledger_change[]);

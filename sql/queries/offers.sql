@@ -1,12 +1,12 @@
 -- name: save_offers(trips, drivers, waves, distances, offered, deadlines)!
--- Offers that went out.
+-- Saves offers that were sent to drivers.
 INSERT INTO trip_offers (trip_id, driver_id, wave, distance_m, offered_at, deadline)
 SELECT * FROM unnest(:trips::text[], :drivers::text[], :waves::int[], :distances::float8[],
                      :offered::timestamptz[], :deadlines::timestamptz[])
 ON CONFLICT (trip_id, driver_id, wave) DO NOTHING;
 
 -- name: save_outcomes(trips, drivers, outcomes, ats)!
--- What became of offers; the first outcome stands.
+-- Saves what came of offers. The first outcome of an offer stands.
 UPDATE trip_offers o
    SET outcome = n.outcome, outcome_at = n.at
   FROM (SELECT DISTINCT ON (trip_id, driver_id) *
@@ -16,7 +16,8 @@ UPDATE trip_offers o
  WHERE o.trip_id = n.trip_id AND o.driver_id = n.driver_id AND o.outcome = 'open';
 
 -- name: close_overdue_offers()!
--- Offers whose outcome was lost with the server that knew it: the history of the trip tells.
+-- Closes offers that are past their deadline: the server that knew the outcome did not live to save it. The trip's
+-- history says whether the driver accepted.
 UPDATE trip_offers o
    SET outcome = CASE WHEN EXISTS (SELECT FROM trip_events e
                                     WHERE e.trip_id = o.trip_id AND e.event = 'accepted'

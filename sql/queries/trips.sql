@@ -1,17 +1,11 @@
 -- name: get_trip(trip_id)^
--- One trip with its driver's vehicle type.
+-- One trip, with its driver's vehicle type.
 SELECT t.*, d.vehicle_type AS driver_vehicle_type
   FROM trip_requests t LEFT JOIN driver_details d ON d.user_id = t.driver_id
  WHERE t.id = :trip_id;
 
--- name: active_trip_of(driver_id)^
--- The active trip of a driver.
-SELECT t.*, d.vehicle_type AS driver_vehicle_type
-  FROM trip_requests t LEFT JOIN driver_details d ON d.user_id = t.driver_id
- WHERE t.driver_id = :driver_id AND t.current_status IN ('accepted', 'arrived', 'ongoing');
-
 -- name: live_trips_of_customer(customer_id, most)
--- What a customer is waiting for or riding on, newest first.
+-- A customer's trips that are pending or active, the newest first.
 SELECT t.*, d.vehicle_type AS driver_vehicle_type
   FROM trip_requests t LEFT JOIN driver_details d ON d.user_id = t.driver_id
  WHERE t.customer_id = :customer_id
@@ -19,7 +13,7 @@ SELECT t.*, d.vehicle_type AS driver_vehicle_type
  ORDER BY t.created_at DESC LIMIT :most;
 
 -- name: live_trips_of_zone(zone, after, page)
--- A page of what the live picture of a zone needs, by id.
+-- A page, by id, of a zone's trips that are pending or active: Redis is filled again from these.
 SELECT t.*, d.vehicle_type AS driver_vehicle_type
   FROM trip_requests t LEFT JOIN driver_details d ON d.user_id = t.driver_id
  WHERE t.zone = :zone AND t.id > :after
@@ -27,7 +21,8 @@ SELECT t.*, d.vehicle_type AS driver_vehicle_type
  ORDER BY t.id LIMIT :page;
 
 -- name: pending_near(lng, lat, zone, vehicle_type, west, south, east, north, driver_id, most)
--- Pending trips of a zone around a place, nearest first by the map's plane: the caller orders by metres.
+-- Pending trips of a zone inside a box around a position. The order is that of distances in degrees, which the index
+-- gives; the caller sorts by metres. Trips that the driver has declined are left out.
 SELECT t.*, NULL AS driver_vehicle_type, distance_m(t.pickup_location, point(:lng, :lat)) AS distance_m
   FROM trip_requests t
  WHERE t.current_status = 'pending' AND t.zone = :zone AND t.vehicle_type = :vehicle_type
@@ -37,17 +32,17 @@ SELECT t.*, NULL AS driver_vehicle_type, distance_m(t.pickup_location, point(:ln
  ORDER BY t.pickup_location <-> point(:lng, :lat) LIMIT :most;
 
 -- name: event_of_attempt(trip_id, version, attempt)^
--- The event that an attempt wrote, if it was committed.
+-- The event that an attempt wrote, if its commit went through.
 SELECT trip_id, version, event FROM trip_events
  WHERE trip_id = :trip_id AND version = :version AND payload ->> 'attempt' = :attempt;
 
 -- name: timeline(trip_id)
--- The history of a trip.
+-- The history of a trip, from its creation on.
 SELECT version, event, actor_id, actor_role, payload, created_at FROM trip_events
  WHERE trip_id = :trip_id ORDER BY version;
 
 -- name: abandoned(older_than_s, zone, most)
--- Trips that were taken long ago and have not started.
+-- Trips that were accepted long ago and have not started, of one zone or (with NULL) of all.
 SELECT id, driver_id, locked_at, current_status, version FROM trip_requests
  WHERE current_status IN ('accepted', 'arrived') AND trip_start_time IS NULL
    AND locked_at < now() - make_interval(secs => :older_than_s)
@@ -55,7 +50,7 @@ SELECT id, driver_id, locked_at, current_status, version FROM trip_requests
  ORDER BY locked_at LIMIT :most;
 
 -- name: zone_statistics(zone)
--- Live trips of a zone by state.
+-- How many pending and active trips a zone has, by state.
 SELECT current_status, count(*) AS trips FROM trip_requests
  WHERE zone = :zone AND current_status IN ('pending', 'accepted', 'arrived', 'ongoing')
  GROUP BY current_status;

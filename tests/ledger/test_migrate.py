@@ -11,35 +11,7 @@ import pytest
 
 from dispatcher.ledger import migrate
 from dispatcher.ledger.migrate import MigrationError
-
-# Everything of the schema that a migration can leave behind or change, by its definition.
-SCHEMA = """
-SELECT 'relation' AS kind, c.relname AS name,
-       concat_ws(' ', c.relkind, c.reloptions::text, obj_description(c.oid)) AS definition
-  FROM pg_class c WHERE c.relnamespace = 'public'::regnamespace
-UNION ALL
-SELECT 'column', c.relname || '.' || a.attname,
-       concat_ws(' ', row_number() OVER (PARTITION BY c.oid ORDER BY a.attnum),
-                 format_type(a.atttypid, a.atttypmod), a.attnotnull, a.attidentity,
-                 pg_get_expr(d.adbin, d.adrelid), col_description(c.oid, a.attnum))
-  FROM pg_class c JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped
-  LEFT JOIN pg_attrdef d ON d.adrelid = c.oid AND d.adnum = a.attnum
- WHERE c.relnamespace = 'public'::regnamespace
-UNION ALL
-SELECT 'constraint', conname, pg_get_constraintdef(oid)
-  FROM pg_constraint WHERE connamespace = 'public'::regnamespace
-UNION ALL
-SELECT 'index', indexname, indexdef FROM pg_indexes WHERE schemaname = 'public'
-UNION ALL
-SELECT 'function', oid::regprocedure::text,
-       concat_ws(' ', pg_get_functiondef(oid), obj_description(oid))
-  FROM pg_proc WHERE pronamespace = 'public'::regnamespace
-UNION ALL
-SELECT 'type', typname, typtype::text FROM pg_type WHERE typnamespace = 'public'::regnamespace
-UNION ALL
-SELECT 'trigger', tgname, pg_get_triggerdef(oid) FROM pg_trigger WHERE NOT tgisinternal
- ORDER BY 1, 2, 3
-"""
+from tests.ledger.catalog import CATALOG
 
 
 async def _query(url: str, sql: str, *args: Any) -> list[tuple[Any, ...]]:
@@ -68,7 +40,7 @@ async def test_up_applies_what_is_missing(empty_database_url: str, small: Path) 
     labels = ["0001_first", "0002_second", "0003_third"]
     before = await migrate.status(empty_database_url, small)
     assert [(item.version, item.applied_at) for item in before] == [(1, None), (2, None), (3, None)]
-    assert await _query(empty_database_url, SCHEMA) == []
+    assert await _query(empty_database_url, CATALOG) == []
 
     assert await migrate.up(empty_database_url, small) == labels
     assert await migrate.up(empty_database_url, small) == []
@@ -89,7 +61,7 @@ async def test_down_takes_back_the_last_ones(empty_database_url: str, small: Pat
 async def test_down_past_the_first_leaves_nothing(empty_database_url: str, small: Path) -> None:
     await migrate.up(empty_database_url, small)
     assert len(await migrate.down(empty_database_url, 99, small)) == 3
-    assert await _query(empty_database_url, SCHEMA) == []
+    assert await _query(empty_database_url, CATALOG) == []
     assert await migrate.down(empty_database_url, 1, small) == []
 
 
@@ -110,7 +82,7 @@ async def test_a_first_migration_that_fails_leaves_no_trace(
     _write(small, "0001_first", "SELECT 1 / 0;", "")
     with pytest.raises(MigrationError, match="0001_first failed"):
         await migrate.up(empty_database_url, small)
-    assert await _query(empty_database_url, SCHEMA) == []
+    assert await _query(empty_database_url, CATALOG) == []
 
 
 async def test_an_edited_migration_is_refused(empty_database_url: str, small: Path) -> None:
@@ -174,13 +146,13 @@ async def test_servers_that_start_at_once_migrate_once(empty_database_url: str, 
 
 async def test_the_real_ones_go_forward_back_and_forward_again(empty_database_url: str) -> None:
     count = len(migrate.read_migrations(migrate.MIGRATIONS_DIR))
-    snapshots = [await _query(empty_database_url, SCHEMA)]
+    snapshots = [await _query(empty_database_url, CATALOG)]
     assert len(await migrate.up(empty_database_url)) == count
-    snapshots.append(await _query(empty_database_url, SCHEMA))
+    snapshots.append(await _query(empty_database_url, CATALOG))
     assert len(await migrate.down(empty_database_url, count)) == count
-    assert await _query(empty_database_url, SCHEMA) == snapshots[0] == []
+    assert await _query(empty_database_url, CATALOG) == snapshots[0] == []
     assert len(await migrate.up(empty_database_url)) == count
-    assert await _query(empty_database_url, SCHEMA) == snapshots[1]
+    assert await _query(empty_database_url, CATALOG) == snapshots[1]
 
 
 async def test_each_real_one_is_taken_back_to_what_was_before(
@@ -188,15 +160,16 @@ async def test_each_real_one_is_taken_back_to_what_was_before(
 ) -> None:
     snapshots = []
     for migration in migrate.read_migrations(migrate.MIGRATIONS_DIR):
-        snapshots.append(await _query(empty_database_url, SCHEMA))
+        snapshots.append(await _query(empty_database_url, CATALOG))
         _write(tmp_path, migration.label, migration.up_sql, migration.down_sql)
         assert await migrate.up(empty_database_url, tmp_path) == [migration.label]
     while snapshots:
         await migrate.down(empty_database_url, 1)
-        assert await _query(empty_database_url, SCHEMA) == snapshots.pop()
+        assert await _query(empty_database_url, CATALOG) == snapshots.pop()
 
 
-async def test_two_steps_back_and_forward_with_data_in_the_tables(database_url: str) -> None:
+@pytest.mark.parametrize("steps", [2, 3])
+async def test_steps_back_and_forward_with_data_in_the_tables(database_url: str, steps: int) -> None:
     connection = await asyncpg.connect(database_url)
     await connection.execute("""
         INSERT INTO trip_requests (id, zone, customer_id, driver_id, current_status, version,
@@ -217,7 +190,7 @@ async def test_two_steps_back_and_forward_with_data_in_the_tables(database_url: 
     assert len(before) == 2
     await connection.close()
 
-    reverted = await migrate.down(database_url, 2)
-    assert len(reverted) == 2
+    reverted = await migrate.down(database_url, steps)
+    assert len(reverted) == steps
     assert await migrate.up(database_url) == reverted[::-1]
     assert await _query(database_url, kept) == [tuple(row) for row in before]

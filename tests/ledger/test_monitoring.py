@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
 from pathlib import Path
 
-import asyncpg
 import pytest
 
 from dispatcher.resources import SQL_DIR
@@ -24,9 +22,19 @@ AS_THEY_STAND = {
 
 
 def _statement(path: Path) -> str:
+    """The query of a file, without its header and its semicolon."""
     lines = path.read_text().splitlines()
     assert lines[0].startswith("-- "), f"{path.name} does not say what it asks"
     return "\n".join(line for line in lines if not line.startswith("--")).strip().rstrip(";")
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_the_header_says_what_the_answer_means_and_when_to_worry(path: Path) -> None:
+    asks, means, worry, *query = path.read_text().splitlines()
+    assert asks.startswith("-- ")
+    assert means.startswith("-- ")
+    assert worry.startswith("-- Worry ")
+    assert not any(line.startswith("--") for line in query)
 
 
 def test_the_files_of_the_first_questions_hold_them_to_the_letter() -> None:
@@ -53,34 +61,3 @@ async def test_they_run_and_find(redis_url: str, database_url: str) -> None:
         paths = {path.stem: path for path in FILES}
         assert [r["id"] for r in await db.fetch(_statement(paths["abandoned_trips"]))] == [first]
         assert [r["id"] for r in await db.fetch(_statement(paths["events_gap"]))] == [second]
-
-
-async def test_a_second_active_trip_cannot_be_written(redis_url: str, database_url: str) -> None:
-    async with open_city(redis_url, database_url) as city:
-        trips = [await city.trip(), await city.trip()]
-        take = "UPDATE trip_requests SET current_status = 'accepted', driver_id = 'd1' WHERE id = $1"
-        await city.postgres.execute(take, trips[0])
-        with pytest.raises(asyncpg.UniqueViolationError):
-            await city.postgres.execute(take, trips[1])
-        for column, value in (("current_status", "lost"), ("version", -1)):
-            with pytest.raises(asyncpg.CheckViolationError):
-                await city.postgres.execute(f"UPDATE trip_requests SET {column} = $1", value)
-        with pytest.raises(asyncpg.CheckViolationError):
-            await city.postgres.execute("UPDATE trip_requests SET pickup_location = point(0, 91)")
-        metres = await city.postgres.fetchval("SELECT distance_m(point(0, 0), point(0, 1))")
-        assert abs(metres - 111_195) < 1
-
-
-async def test_a_poisoned_change_fails_alone(redis_url: str, database_url: str) -> None:
-    """A row that breaks a constraint does not take its neighbours of the batch along."""
-    async with open_city(redis_url, database_url) as city:
-        await city.postgres.execute(
-            "ALTER TABLE trip_requests ADD CONSTRAINT poison CHECK (customer_id <> 'poison')"
-        )
-        results = await asyncio.gather(
-            *(city.trip(customer="poison" if n == 3 else "rider") for n in range(10)),
-            return_exceptions=True,
-        )
-        assert [isinstance(result, Exception) for result in results].count(True) == 1
-        assert isinstance(results[3], Exception)
-        assert await city.postgres.fetchval("SELECT count(*) FROM trip_requests") == 9

@@ -48,6 +48,22 @@ async def test_a_second_active_trip_of_a_driver(
         await _trip(database, f"past{i}", done, "d1")
 
 
+async def test_a_second_active_trip_and_values_that_are_none(database: asyncpg.Connection) -> None:
+    await _trip(database, "1")
+    await _trip(database, "2")
+    take = "UPDATE trip_requests SET current_status = 'accepted', driver_id = 'd1' WHERE id = $1"
+    await database.execute(take, "z_1")
+    with pytest.raises(asyncpg.UniqueViolationError):
+        await database.execute(take, "z_2")
+    for column, value in (("current_status", "lost"), ("version", -1)):
+        with pytest.raises(asyncpg.CheckViolationError):
+            await database.execute(f"UPDATE trip_requests SET {column} = $1", value)
+    with pytest.raises(asyncpg.CheckViolationError):
+        await database.execute("UPDATE trip_requests SET pickup_location = point(0, 91)")
+    metres = await database.fetchval("SELECT distance_m(point(0, 0), point(0, 1))")
+    assert abs(metres - 111_195) < 1
+
+
 @pytest.mark.parametrize(
     ("status", "driver"),
     [(s, None) for s in (*ACTIVE, "completed")] + [(s, "d1") for s in ("pending", "expired")],
