@@ -7,14 +7,11 @@ import secrets
 import time
 from collections.abc import Sequence
 from typing import Final
-from urllib.parse import urlsplit
 
-import orjson
 import structlog
 from aiohttp import WSMsgType, hdrs, web
 
-from dispatcher.core.errors import Refusal, StoreUnavailable
-from dispatcher.core.limits import LimitClass
+from dispatcher.core.errors import Refusal
 from dispatcher.service.answers import Answer, refusal_answer
 from dispatcher.service.hub import Hub
 from dispatcher.service.presence import Presence
@@ -23,7 +20,7 @@ from dispatcher.service.snapshots import Snapshots
 from dispatcher.web.auth import Authenticator, Identity
 from dispatcher.web.client_ip import ClientIp
 from dispatcher.web.frame_handlers import FrameHandlers
-from dispatcher.web.problems import RETRY_AFTER_S, counted_answer, refusal_of, uncounted_answer
+from dispatcher.web.problems import RETRY_AFTER_S, refusal_of, uncounted_answer
 from dispatcher.web.protocol import (
     MAX_FRAME,
     UNANSWERED,
@@ -34,16 +31,14 @@ from dispatcher.web.protocol import (
     encode_error,
     encode_welcome,
     frame_id,
-    read_first_token,
     read_frame,
     read_token,
 )
+from dispatcher.web.websocket_admission import WebSocketAdmission
 from dispatcher.web.websocket_connection import WebSocketConnection
 
 log = structlog.get_logger("dispatcher.ws")
 
-#: A client that has not said who it is after this long is closed.
-_AUTH_S: Final = 10.0
 #: How long aiohttp waits for the client's answer to a close frame.
 _CLOSE_S: Final = 2.0
 _HEARTBEAT: Final = Answer(200, b'{"response_code":"heartbeat"}')
@@ -72,8 +67,7 @@ class WebSocketEndpoint:
         self._hub = hub
         self._presence = presence
         self._snapshots = snapshots
-        self._limits = limits
-        self._origins = frozenset(allowed_origins)
+        self._admission = WebSocketAdmission(authenticator, limits, allowed_origins)
         self._timeout_s = heartbeat_timeout_s
         self._connections: set[WebSocketConnection] = set()
         self._draining = False
@@ -81,77 +75,21 @@ class WebSocketEndpoint:
     def __len__(self) -> int:
         return len(self._connections)
 
-    # --- opening
-
     async def handle(self, request: web.Request) -> web.WebSocketResponse:
         """Opens a socket, and stays until it is closed. Raises Refusal where it may not be opened."""
         if self._draining:
             raise Refusal("service_unavailable", retry_after=RETRY_AFTER_S)
-        self._check_origin(request)
-        ip, identity = self._client_ip(request), None
-        if request.headers.get(hdrs.AUTHORIZATION):
-            identity = await self._admit(self._authenticator.identify(request.headers), ip)
+        self._admission.check_origin(request)
+        ip = self._client_ip(request)
+        identity = await self._admission.identify_by_header(request, ip)
         websocket = web.WebSocketResponse(
             compress=False, max_msg_size=MAX_FRAME, autoping=True, heartbeat=None, timeout=_CLOSE_S
         )
         await websocket.prepare(request)
-        identity = identity or await self._identify_by_first_frame(websocket, ip)
+        identity = identity or await self._admission.identify_by_first_frame(websocket, ip)
         if identity is not None:
             await self._serve(request, websocket, identity, ip)
         return websocket
-
-    def _check_origin(self, request: web.Request) -> None:
-        # Apps send no Origin; a browser's page must be from here or from a listed place.
-        origin = request.headers.get(hdrs.ORIGIN)
-        if origin and origin not in self._origins and urlsplit(origin).netloc != request.host:
-            raise Refusal("origin_not_allowed")
-
-    async def _admit(self, identity: Identity, ip: str | None) -> Identity:
-        """Counts an opening of a known user. Raises RateLimited, StoreUnavailable."""
-        await self._limits.count(LimitClass.GENERAL, identity.actor, ip)
-        return identity
-
-    async def _identify_by_first_frame(
-        self, websocket: web.WebSocketResponse, ip: str | None
-    ) -> Identity | None:
-        """Who the first frame says it is; None where the socket was closed for that."""
-        try:
-            async with asyncio.timeout(_AUTH_S):
-                message = await websocket.receive()
-        except TimeoutError:
-            await self._turn_away(websocket, Refusal("missing_token"), ip)
-            return None
-        if message.type is not WSMsgType.TEXT:
-            if message.type is WSMsgType.BINARY:
-                await self._turn_away(websocket, Refusal("binary_frame"), ip, CloseCode.UNSUPPORTED)
-            return None
-        try:
-            token = read_first_token(read_frame(message.data))
-            return await self._admit(self._authenticator.verify(token), ip)
-        except (Refusal, StoreUnavailable) as error:
-            await self._turn_away(websocket, error, ip)
-        return None
-
-    async def _turn_away(
-        self,
-        websocket: web.WebSocketResponse,
-        error: Exception,
-        ip: str | None,
-        close_code: CloseCode | None = None,
-    ) -> None:
-        """Tells a client why its socket is not opened, and closes it."""
-        answer = await counted_answer(refusal_of(error), self._limits, None, ip)
-        if close_code is None:
-            close_code = _CLOSE_CODES.get(answer.status, CloseCode.BAD_FIRST_FRAME)
-        reason = orjson.loads(answer.body)["response_code"]
-        log.warning("socket refused", code=int(close_code), reason=reason, ip=ip)
-        try:
-            await websocket.send_frame(encode_error(None, answer), WSMsgType.TEXT)
-            await websocket.close(code=close_code, message=reason.encode())
-        except ConnectionError:
-            pass
-
-    # --- life
 
     async def _serve(
         self,
@@ -278,11 +216,3 @@ class WebSocketEndpoint:
             closing.append(asyncio.create_task(connection.close(CloseCode.RESTART, "server restarts")))
             await asyncio.sleep(pause_s)
         await asyncio.gather(*closing)
-
-
-#: Why an opening failed, by the status that HTTP would have answered; else the frame was wrong.
-_CLOSE_CODES: Final = {
-    401: CloseCode.UNAUTHORIZED,
-    429: CloseCode.UNAUTHORIZED,
-    503: CloseCode.RESTART,
-}

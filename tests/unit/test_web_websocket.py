@@ -21,7 +21,7 @@ from dispatcher.observe import Metrics
 from dispatcher.service.answers import Answer, RateLimited
 from dispatcher.service.hub import Hub
 from dispatcher.service.presence import Connection
-from dispatcher.web import websocket_endpoint
+from dispatcher.web import websocket_admission
 from dispatcher.web.application import build_application
 from dispatcher.web.auth import Authenticator
 from dispatcher.web.client_ip import ClientIp
@@ -162,13 +162,14 @@ async def test_upgrades_that_are_refused_count_like_other_refusals(app: App) -> 
         ({"Authorization": "Bearer nonsense"}, "invalid_token"),
         ({"Authorization": "Basic abc"}, "missing_token"),
         ({"Origin": "https://elsewhere.example"}, "origin_not_allowed"),
+        ({"Origin": "http://["}, "origin_not_allowed"),
     ):
         sent, problem = await app.refused(**headers)
         assert problem["response_code"] == code
         assert sent["RateLimit"].startswith('"general"')  # as the notes answer every count
         assert ("WWW-Authenticate" in sent) == (problem["status"] == 401)
         assert "X-Request-Id" in sent
-    assert app.notes.counted == [("anonymous", None, "127.0.0.1")] * 3
+    assert app.notes.counted == [("anonymous", None, "127.0.0.1")] * 4
     app.notes.limit = RateLimited(state("general", 0))
     sent, problem = await app.refused(Authorization=f"Bearer {DRIVER}")
     assert (problem["response_code"], sent["Retry-After"]) == ("rate_limit_exceeded", "42")
@@ -199,7 +200,7 @@ async def test_first_frames_that_are_refused(app: App, monkeypatch: pytest.Monke
     await socket.send_bytes(b"{}")
     assert (await frame(socket))["response_code"] == "binary_frame"
     assert await closed(socket) == CloseCode.UNSUPPORTED
-    monkeypatch.setattr(websocket_endpoint, "_AUTH_S", 0.05)
+    monkeypatch.setattr(websocket_admission, "_AUTH_S", 0.05)
     socket = await app.connect(None)
     assert (await frame(socket))["response_code"] == "missing_token"
     assert await closed(socket) == CloseCode.UNAUTHORIZED
