@@ -11,8 +11,8 @@ from aiohttp import web
 from aiohttp.hdrs import X_FORWARDED_FOR
 
 _Address = IPv4Address | IPv6Address
-_REMEMBERED: Final = 10_000
-_PREFIX: Final = 64  # what one IPv6 customer gets at least, and can roam through at will
+_MAX_REMEMBERED: Final = 10_000
+_IPV6_PREFIX_BITS: Final = 64  # what one IPv6 customer gets at least, and can roam through at will
 
 
 class ClientIp:
@@ -24,7 +24,7 @@ class ClientIp:
 
     def __init__(self, trusted_proxies: Sequence[IPv4Network | IPv6Network]) -> None:
         self._trusted = tuple(trusted_proxies)
-        self._of = lru_cache(maxsize=_REMEMBERED)(self.of)
+        self._of = lru_cache(maxsize=_MAX_REMEMBERED)(self.of)
 
     def __call__(self, request: web.BaseRequest) -> str | None:
         """The client of a request; None where it came over a Unix socket, say."""
@@ -51,7 +51,7 @@ class ClientIp:
                 client = hop
                 if not self._is_trusted(hop):
                     break
-        return _subject(client)
+        return _counted_address(client)
 
     def _is_trusted(self, address: _Address) -> bool:
         return any(address in network for network in self._trusted)
@@ -73,8 +73,8 @@ def _parse(text: str) -> _Address | None:
     return address
 
 
-def _subject(address: _Address) -> str:
+def _counted_address(address: _Address) -> str:
     if isinstance(address, IPv4Address):
         return str(address)
-    network = int(address) >> (128 - _PREFIX) << (128 - _PREFIX)
-    return f"{IPv6Address(network)}/{_PREFIX}"
+    network = int(address) >> (128 - _IPV6_PREFIX_BITS) << (128 - _IPV6_PREFIX_BITS)
+    return f"{IPv6Address(network)}/{_IPV6_PREFIX_BITS}"

@@ -13,7 +13,10 @@ from dispatcher.web import requests
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """One row. `name` is the handler's; a change takes an `Idempotency-Key`."""
+    """One row. `name` is the handler's; a change takes an `Idempotency-Key`.
+
+    `codes` are the refusals that are this endpoint's own; `openapi` adds those of many.
+    """
 
     method: str
     path: str
@@ -25,9 +28,10 @@ class Endpoint:
     is_change: bool = False
     status: int = 200
     codes: tuple[str, ...] = ()
+    path_parts: type[BaseModel] | None = None
 
 
-_CHANGE: Final = ("trip_not_found", "version_conflict", "trip_busy")
+_TRIP_CHANGE_CODES: Final = ("trip_not_found", "version_conflict", "trip_busy")
 
 ENDPOINTS: Final = (
     Endpoint(
@@ -36,11 +40,12 @@ ENDPOINTS: Final = (
     ),
     Endpoint(
         "POST", "/api/customer/ride/cancel", "cancel", "Cancel an own trip",
-        Role.CUSTOMER, (requests.Cancellation,), None, True, 200, (*_CHANGE, "invalid_trip_status"),
+        Role.CUSTOMER, (requests.Cancellation,), None, True, 200,
+        (*_TRIP_CHANGE_CODES, "invalid_trip_status"),
     ),
     Endpoint(
         "GET", "/api/customer/ride/{id}", "customer_trip", "An own trip",
-        Role.CUSTOMER, codes=("trip_not_found",),
+        Role.CUSTOMER, codes=("trip_not_found",), path_parts=requests.TripPath,
     ),
     Endpoint(
         "GET", "/api/driver/ride/pending", "pending", "Pending trips near the driver, nearest first",
@@ -48,12 +53,12 @@ ENDPOINTS: Final = (
     ),
     Endpoint(
         "GET", "/api/driver/ride/{id}", "driver_trip", "An own trip",
-        Role.DRIVER, codes=("trip_not_found",),
+        Role.DRIVER, codes=("trip_not_found",), path_parts=requests.TripPath,
     ),
     Endpoint(
         "POST", "/api/driver/ride/trip-action", "trip_action", "Take a step with a trip",
         Role.DRIVER, (requests.TripAction,), None, True, 200,
-        (*_CHANGE, "trip_already_assigned", "trip_not_pending", "invalid_trip_status",
+        (*_TRIP_CHANGE_CODES, "trip_already_assigned", "trip_not_pending", "invalid_trip_status",
          "driver_not_online", "driver_not_available", "not_offered"),
     ),
     Endpoint(
@@ -67,11 +72,12 @@ ENDPOINTS: Final = (
     ),
     Endpoint(
         "POST", "/api/admin/ride/cancel", "admin_cancel", "Cancel any trip",
-        Role.ADMIN, (requests.Cancellation,), None, True, 200, (*_CHANGE, "invalid_trip_status"),
+        Role.ADMIN, (requests.Cancellation,), None, True, 200,
+        (*_TRIP_CHANGE_CODES, "invalid_trip_status"),
     ),
     Endpoint(
         "GET", "/api/admin/ride/{id}/timeline", "timeline", "The history of a trip, a row a version",
-        Role.ADMIN, codes=("trip_not_found",),
+        Role.ADMIN, codes=("trip_not_found",), path_parts=requests.TripPath,
     ),
     Endpoint(
         "GET", "/api/admin/rides/abandoned", "abandoned", "Trips taken long ago that have not started",
@@ -79,7 +85,7 @@ ENDPOINTS: Final = (
     ),
     Endpoint(
         "GET", "/api/admin/zones/{zone}/statistics", "statistics", "Live trips of a zone by state",
-        Role.ADMIN,
+        Role.ADMIN, path_parts=requests.ZonePath,
     ),
     Endpoint("GET", "/ws", "websocket", "Open a WebSocket", status=101),
     Endpoint("GET", "/healthz", "healthz", "200 while the process lives"),

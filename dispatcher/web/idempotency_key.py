@@ -16,7 +16,7 @@ from dispatcher.core.idempotency import IdempotencyKey
 
 IDEMPOTENCY_KEY: Final = istr("Idempotency-Key")
 
-_LONGEST: Final = 255
+_MAX_LENGTH: Final = 255
 # RFC 8941, 3.3.3: printable ASCII, with backslash and quote escaped by a backslash.
 _QUOTED: Final = re.compile(r'"((?:[\x20-\x21\x23-\x5b\x5d-\x7e]|\\["\\])*)"')
 _ESCAPED: Final = re.compile(r'\\(["\\])')
@@ -50,13 +50,13 @@ def key_of(
         payload = orjson.dumps(data, option=orjson.OPT_SORT_KEYS)
     except orjson.JSONEncodeError:  # nested deeper than orjson writes
         raise Refusal("malformed_json", "The body is nested too deeply.") from None
-    digest = _begun(route).copy()
+    digest = _route_digest(route).copy()
     digest.update(payload)
     return IdempotencyKey(actor.user_id, route, key, digest.hexdigest(), payload)
 
 
 @lru_cache(maxsize=64)
-def _begun(route: str) -> hashlib._Hash:
+def _route_digest(route: str) -> hashlib._Hash:
     """The digest that all fingerprints of a route begin with."""
     return hashlib.sha256(f"POST {route}\n".encode())
 
@@ -69,4 +69,4 @@ def unquote(text: str) -> str | None:
             return None
         text = _ESCAPED.sub(r"\1", match[1])
     # In ASCII, printable is 0x20 to 0x7e.
-    return text if text.isascii() and text.isprintable() and 0 < len(text) <= _LONGEST else None
+    return text if text.isascii() and text.isprintable() and 0 < len(text) <= _MAX_LENGTH else None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from html import escape
 from importlib.metadata import version
 from typing import Any, Final
 
@@ -15,12 +14,15 @@ from dispatcher.core.errors import PROBLEMS
 from dispatcher.web.endpoints import ENDPOINTS, Endpoint
 
 _SCHEMAS: Final = "#/components/schemas/"
-_READING: Final = ("malformed_request", "malformed_json", "invalid_body", "body_too_large",
-                   "unsupported_media_type")  # fmt: skip
-_KEYS: Final = ("invalid_idempotency_key", "duplicate_idempotency_key", "missing_idempotency_key",
-                "request_in_progress", "idempotency_key_reused")  # fmt: skip
-_ALWAYS: Final = ("rate_limit_exceeded", "internal_error", "service_unavailable")
-_IDENTITY: Final = ("missing_token", "invalid_token", "token_expired", "wrong_role")
+_BODY_CODES: Final = (
+    "malformed_request", "malformed_json", "invalid_body", "body_too_large", "unsupported_media_type",
+)  # fmt: skip
+_IDEMPOTENCY_CODES: Final = (
+    "invalid_idempotency_key", "duplicate_idempotency_key", "missing_idempotency_key",
+    "request_in_progress", "idempotency_key_reused",
+)  # fmt: skip
+_GENERAL_CODES: Final = ("rate_limit_exceeded", "internal_error", "service_unavailable")
+_IDENTITY_CODES: Final = ("missing_token", "invalid_token", "token_expired", "wrong_role")
 _FIELD_CODES: Final = {
     "NewTrip": ("invalid_location", "invalid_trip_id", "invalid_zone", "invalid_vehicle_type"),
     "Cancellation": ("invalid_trip_id", "invalid_version"),
@@ -41,11 +43,11 @@ def codes_of(endpoint: Endpoint) -> list[str]:
     """Every `response_code` of a refusal that the endpoint can answer."""
     if not endpoint.path.startswith("/api/"):
         return list(endpoint.codes)
-    codes = [*_IDENTITY, *_ALWAYS, *endpoint.codes]
+    codes = [*_IDENTITY_CODES, *_GENERAL_CODES, *endpoint.codes]
     if endpoint.body:
-        codes += (*_READING, *_FIELD_CODES[endpoint.body[0].__name__])
+        codes += (*_BODY_CODES, *_FIELD_CODES[endpoint.body[0].__name__])
     if endpoint.is_change:
-        codes += (*_KEYS, "outcome_unknown")
+        codes += (*_IDEMPOTENCY_CODES, "outcome_unknown")
     if endpoint.query is not None:
         codes += ("invalid_body", "invalid_zone")
     if "{id}" in endpoint.path:
@@ -169,43 +171,3 @@ def _responses(endpoint: Endpoint) -> dict[str, Any]:
 def render() -> bytes:
     """The description as JSON."""
     return orjson.dumps(describe())
-
-
-_STYLE: Final = (
-    "body{font:16px/1.5 system-ui,sans-serif;margin:2rem auto;max-width:62rem;padding:0 1rem}"
-    "code,pre{font:14px/1.4 ui-monospace,monospace}pre{background:#8881;padding:1rem;overflow:auto}"
-    "h2{margin-top:2.5rem}td,th{padding:.2rem .8rem .2rem 0;text-align:left;vertical-align:top}"
-    ":root{color-scheme:light dark}"
-)
-
-
-def render_page() -> bytes:
-    """The same as a page that needs nothing from elsewhere."""
-    parts = [
-        "<!doctype html><html lang=en><meta charset=utf-8><title>dispatcher: API</title>",
-        "<meta name=viewport content='width=device-width'>",
-        f"<style>{_STYLE}</style><h1>dispatcher: API</h1>",
-        "<p>For programs: <a href=/openapi.json>openapi.json</a>.</p>",
-    ]
-    for endpoint in ENDPOINTS:
-        role = f" ({endpoint.role})" if endpoint.role else ""
-        parts.append(
-            f"<h2><code>{endpoint.method} {escape(endpoint.path)}</code></h2>"
-            f"<p>{escape(endpoint.summary)}{role} → {endpoint.status}</p>"
-        )
-        for model in (*endpoint.body, *((endpoint.query,) if endpoint.query else ())):
-            schema = orjson.dumps(model.model_json_schema(), option=orjson.OPT_INDENT_2).decode()
-            parts.append(
-                f"<details><summary><code>{model.__name__}</code></summary>"
-                f"<pre>{escape(schema)}</pre></details>"
-            )
-        codes = dict.fromkeys(codes_of(endpoint))
-        if codes:
-            listed = ", ".join(f"<a href='#{code}'><code>{code}</code></a>" for code in codes)
-            parts.append(f"<p>Refusals: {listed}</p>")
-    parts.append("<h2>Problems</h2><table><tr><th>response_code<th>status<th>message")
-    parts += (
-        f"<tr id={p.code}><td><code>{p.code}</code><td>{p.status}<td>{escape(p.message)}"
-        for p in PROBLEMS.values()
-    )
-    return "".join((*parts, "</table></html>")).encode()

@@ -22,7 +22,7 @@ from dispatcher.config import Settings, SettingsError
 from dispatcher.core.actors import Actor, Role
 from dispatcher.core.errors import Refusal
 from dispatcher.web import auth
-from dispatcher.web.auth import Verifier, bearer, challenge
+from dispatcher.web.auth import Authenticator, bearer_token, challenge
 
 SECRET = "a-secret-for-tests-with-more-than-32-bytes"
 RSA = rsa.generate_private_key(65537, 2048)
@@ -51,22 +51,22 @@ def jwk(key: Any, **more: Any) -> dict[str, Any]:
     return {**algorithm.to_jwk(key.public_key(), as_dict=True), **more}  # type: ignore[attr-defined]
 
 
-def verifier(**settings: Any) -> Verifier:
-    return Verifier.from_settings(Settings(**settings))
+def authenticator(**settings: Any) -> Authenticator:
+    return Authenticator.from_settings(Settings(**settings))
 
 
-def code(verify: Verifier, token: str) -> str:
+def code(tokens: Authenticator, token: str) -> str:
     with pytest.raises(Refusal) as refused:
-        verify.verify(token)
+        tokens.verify(token)
     return refused.value.code
 
 
 @pytest.fixture
-def by_secret() -> Verifier:
-    return verifier(jwt_secret=SECRET)
+def by_secret() -> Authenticator:
+    return authenticator(jwt_secret=SECRET)
 
 
-def test_a_good_token_and_who_it_is_of(by_secret: Verifier) -> None:
+def test_a_good_token_and_who_it_is_of(by_secret: Authenticator) -> None:
     exp = int(time.time()) + 60
     for role in (Role.DRIVER, Role.CUSTOMER, Role.ADMIN):
         assert by_secret.verify(hs(role=role, exp=exp)) == (Actor("d1", role), exp)
@@ -74,7 +74,7 @@ def test_a_good_token_and_who_it_is_of(by_secret: Verifier) -> None:
 
 
 @pytest.mark.parametrize("claim", ["exp", "sub", "role", "aud"])
-def test_every_claim_is_required(by_secret: Verifier, claim: str) -> None:
+def test_every_claim_is_required(by_secret: Authenticator, claim: str) -> None:
     assert code(by_secret, hs(**{claim: None})) == "invalid_token"
 
 
@@ -86,7 +86,7 @@ def test_every_claim_is_required(by_secret: Verifier, claim: str) -> None:
         {"nbf": time.time() + 600}, {"iat": time.time() + 600}, {"exp": "soon"},
     ],
 )  # fmt: skip
-def test_wrong_claims(by_secret: Verifier, wrong: dict[str, Any]) -> None:
+def test_wrong_claims(by_secret: Authenticator, wrong: dict[str, Any]) -> None:
     # By hand: PyJWT does not sign a sub that is no text.
     token = jwt.api_jws.encode(json.dumps(claims(**wrong)).encode(), SECRET, "HS256")
     assert code(by_secret, token) == "invalid_token"
@@ -95,62 +95,64 @@ def test_wrong_claims(by_secret: Verifier, wrong: dict[str, Any]) -> None:
 def test_expiry_with_leeway() -> None:
     now = int(time.time())
     strict, lenient = (
-        verifier(jwt_secret=SECRET, jwt_leeway_s=0),
-        verifier(jwt_secret=SECRET, jwt_leeway_s=60),
+        authenticator(jwt_secret=SECRET, jwt_leeway_s=0),
+        authenticator(jwt_secret=SECRET, jwt_leeway_s=60),
     )
     assert code(strict, hs(exp=now - 1)) == "token_expired"
     assert lenient.verify(hs(exp=now - 1))[1] == now - 1
     assert code(lenient, hs(exp=now - 100)) == "token_expired"
 
 
-def test_a_remembered_token_expires_too(by_secret: Verifier, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_remembered_token_expires_too(
+    by_secret: Authenticator, monkeypatch: pytest.MonkeyPatch
+) -> None:
     token = hs(exp=int(time.time()) + 10)
     by_secret.verify(token)
     later = time.time() + 16  # past expiry and the five seconds of leeway
     monkeypatch.setattr(auth.time, "time", lambda: later)
     assert code(by_secret, token) == "token_expired"
     monkeypatch.undo()
-    assert not by_secret._known
+    assert not by_secret._remembered
 
 
-def test_verified_once_and_bounded(by_secret: Verifier, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(auth, "_REMEMBERED", 3)
+def test_verified_once_and_bounded(by_secret: Authenticator, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(auth, "_MAX_REMEMBERED", 3)
     tokens = [hs(sub=f"d{i}") for i in range(4)]
     for token in tokens[:3]:
         by_secret.verify(token)
     by_secret.verify(tokens[0])  # used again, so that the next one takes the place of d1
     by_secret.verify(tokens[3])
-    assert list(by_secret._known) == [tokens[2], tokens[0], tokens[3]]
+    assert list(by_secret._remembered) == [tokens[2], tokens[0], tokens[3]]
     monkeypatch.setattr(by_secret, "_verify", None)
     assert by_secret.verify(tokens[0])[0].user_id == "d0"
 
 
-def test_long_tokens_are_not_remembered(by_secret: Verifier) -> None:
+def test_long_tokens_are_not_remembered(by_secret: Authenticator) -> None:
     assert by_secret.verify(hs(note="x" * 3000))[0].user_id == "d1"
-    assert not by_secret._known
+    assert not by_secret._remembered
 
 
 @pytest.mark.parametrize(
     "token", ["x", "a.b.c", "....", "é" * 9, "\udcff", "e30.e30.e30", "[" * 4000, "\x00"]
 )
-def test_garbage_is_no_token(by_secret: Verifier, token: str) -> None:
+def test_garbage_is_no_token(by_secret: Authenticator, token: str) -> None:
     assert code(by_secret, token) == "invalid_token"
     assert code(by_secret, "") == "missing_token"
 
 
-def test_a_header_nested_too_deeply_is_no_token(by_secret: Verifier) -> None:
+def test_a_header_nested_too_deeply_is_no_token(by_secret: Authenticator) -> None:
     deep = base64.urlsafe_b64encode(b"[" * 100_000).rstrip(b"=").decode()
     assert code(by_secret, f"{deep}.e30.AA") == "invalid_token"
 
 
-def test_another_secret_and_no_signature(by_secret: Verifier) -> None:
+def test_another_secret_and_no_signature(by_secret: Authenticator) -> None:
     assert code(by_secret, jwt.encode(claims(), "b" * 40, "HS256")) == "invalid_token"
     assert code(by_secret, jwt.encode(claims(), None, "none")) == "invalid_token"
     assert code(by_secret, hs()[:-4] + "AAAA") == "invalid_token"
 
 
 def test_issuer() -> None:
-    strict = verifier(jwt_secret=SECRET, jwt_issuer="us")
+    strict = authenticator(jwt_secret=SECRET, jwt_issuer="us")
     assert strict.verify(hs(iss="us"))
     assert code(strict, hs(iss="them")) == "invalid_token"
     assert code(strict, hs()) == "invalid_token"
@@ -160,7 +162,7 @@ def test_issuer() -> None:
 def test_public_key_files(tmp_path: Path, key: Any, algorithm: str) -> None:
     path = tmp_path / "key.pem"
     path.write_bytes(pem(key))
-    public = verifier(jwt_public_key_file=path)
+    public = authenticator(jwt_public_key_file=path)
     assert public.verify(jwt.encode(claims(), key, algorithm))[0] == Actor("d1", Role.DRIVER)
     assert code(public, jwt.encode(claims(), OTHER_RSA, "RS256")) == "invalid_token"
     assert code(public, hs()) == "invalid_token"
@@ -176,17 +178,18 @@ def test_a_public_key_is_never_taken_for_a_secret(tmp_path: Path) -> None:
     signature = base64.urlsafe_b64encode(hs256.sign(head + b"." + body, pem(RSA))).rstrip(b"=")
     forged = b".".join((head, body, signature)).decode()
     for settings in ({}, {"jwt_secret": SECRET}):
-        assert code(verifier(jwt_public_key_file=path, **settings), forged) == "invalid_token"
+        assert code(authenticator(jwt_public_key_file=path, **settings), forged) == "invalid_token"
     # Nor may an RSA key be used with another algorithm of its family.
     assert (
-        code(verifier(jwt_public_key_file=path), jwt.encode(claims(), RSA, "RS512")) == "invalid_token"
+        code(authenticator(jwt_public_key_file=path), jwt.encode(claims(), RSA, "RS512"))
+        == "invalid_token"
     )
 
 
 def test_secret_and_public_key_side_by_side(tmp_path: Path) -> None:
     path = tmp_path / "key.pem"
     path.write_bytes(pem(EC))
-    both = verifier(jwt_secret=SECRET, jwt_public_key_file=path)
+    both = authenticator(jwt_secret=SECRET, jwt_public_key_file=path)
     assert both.verify(hs())
     assert both.verify(jwt.encode(claims(), EC, "ES256"))
 
@@ -198,7 +201,7 @@ def test_jwks(tmp_path: Path) -> None:
         jwk(RSA, kid="enc", use="enc"), {"kty": "oct", "kid": "o", "k": "c2VjcmV0"},
     ]  # fmt: skip
     path.write_text(json.dumps({"keys": keys}))
-    known = verifier(jwt_jwks_file=path)
+    known = authenticator(jwt_jwks_file=path)
     for key, algorithm, kid in ((RSA, "RS256", "a"), (OTHER_RSA, "RS256", "b"), (EC, "ES256", "c")):
         assert known.verify(jwt.encode(claims(), key, algorithm, {"kid": kid}))
         assert known.verify(jwt.encode(claims(), key, algorithm)), "found without its kid"
@@ -210,7 +213,7 @@ def test_jwks(tmp_path: Path) -> None:
 
 def test_no_key_at_all() -> None:
     with pytest.raises(SettingsError, match="DISPATCHER_JWT_SECRET"):
-        verifier()
+        authenticator()
 
 
 @pytest.mark.parametrize(
@@ -228,7 +231,7 @@ def test_bad_key_files_are_refused_by_name(tmp_path: Path, content: bytes | None
     if content is not None:
         path.write_bytes(content)
     with pytest.raises(SettingsError, match=r"^DISPATCHER_JWT_PUBLIC_KEY_FILE: "):
-        verifier(jwt_public_key_file=path)
+        authenticator(jwt_public_key_file=path)
 
 
 @pytest.mark.parametrize(
@@ -243,14 +246,14 @@ def test_bad_jwks_files_are_refused_by_name(tmp_path: Path, content: str | None)
     if content is not None:
         path.write_text(content)
     with pytest.raises(SettingsError, match=r"^DISPATCHER_JWT_JWKS_FILE: "):
-        verifier(jwt_jwks_file=path)
+        authenticator(jwt_jwks_file=path)
 
 
 def test_the_header_and_the_challenge() -> None:
-    assert bearer("Bearer x.y.z") == bearer("bearer  x.y.z ") == "x.y.z"
+    assert bearer_token("Bearer x.y.z") == bearer_token("bearer  x.y.z ") == "x.y.z"
     for header in (None, "", "Basic abc", "Bearer", "x.y.z"):
         with pytest.raises(Refusal) as refused:
-            bearer(header)
+            bearer_token(header)
         assert refused.value.code == "missing_token"
     assert challenge(Refusal("missing_token")) == 'Bearer realm="dispatcher"'
     assert 'error="invalid_token"' in challenge(Refusal("token_expired"))

@@ -1,0 +1,78 @@
+"""The web application: every endpoint of the table with its handler, behind the boundary."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Final
+
+from aiohttp import web
+from aiohttp.typedefs import Handler
+
+from dispatcher.web.boundary import Boundary, PublicHandler
+from dispatcher.web.endpoints import ENDPOINTS, Endpoint
+from dispatcher.web.fastpath import POST_HANDLERS
+from dispatcher.web.handlers import Handlers
+from dispatcher.web.request_body import MAX_BODY
+
+#: As aiohttp names the route of any address that no other route answers.
+_UNKNOWN_ADDRESS: Final = "/{rest}"
+
+
+def build_application(
+    handlers: Handlers,
+    boundary: Boundary,
+    *,
+    websocket: PublicHandler | None = None,
+    extra_routes: Sequence[web.RouteDef] = (),
+) -> web.Application:
+    """The application, for `fastpath.make_runner`.
+
+    `websocket` handles `GET /ws`; handlers of `extra_routes` answer anybody.
+    """
+    routes = [
+        _route(endpoint, handler)
+        for endpoint in ENDPOINTS
+        if (handler := _handler_of(endpoint, handlers, boundary, websocket)) is not None
+    ]
+    routes += [
+        web.RouteDef(route.method, route.path, boundary.public(route.path, route.handler), route.kwargs)
+        for route in extra_routes
+    ]
+    app = web.Application(client_max_size=MAX_BODY)
+    app.add_routes(routes)
+    app.router.add_route(
+        "*", _UNKNOWN_ADDRESS.replace("}", ":.*}"), boundary.unknown_address(_allowed_methods)
+    )
+    # Of changes, since questions ask aiohttp's router for the parts of their path.
+    app[POST_HANDLERS] = {r.path: r.handler for r in routes if r.method == "POST" and "{" not in r.path}
+    return app
+
+
+def _handler_of(
+    endpoint: Endpoint, handlers: Handlers, boundary: Boundary, websocket: PublicHandler | None
+) -> Handler | None:
+    if endpoint.name == "websocket":
+        return boundary.public(endpoint.path, websocket) if websocket is not None else None
+    handler = getattr(handlers, endpoint.name)
+    if endpoint.body:
+        return boundary.change(endpoint, handler)
+    if endpoint.role is not None:
+        return boundary.question(endpoint, handler)
+    return boundary.public(endpoint.path, handler)
+
+
+def _route(endpoint: Endpoint, handler: Handler) -> web.RouteDef:
+    # aiohttp's own pattern turns braces into 404; here they are a wrong id or zone.
+    path = re.sub(r"{(\w+)}", r"{\1:[^/]+}", endpoint.path)
+    add = web.get if endpoint.method == "GET" else web.post
+    return add(path, handler)
+
+
+async def _allowed_methods(request: web.Request) -> set[str]:
+    """The methods that the request's address answers."""
+    methods: set[str] = set()
+    for resource in request.app.router.resources():
+        if resource.canonical != _UNKNOWN_ADDRESS:
+            methods |= (await resource.resolve(request))[1]
+    return methods

@@ -1,0 +1,216 @@
+"""Around every handler: who calls, in which role, counted where; request id, problems and metrics.
+
+What a handler returns was counted by the service that made it. What a handler raises is counted
+here. Questions are counted before they are asked.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import time
+from collections.abc import Awaitable, Callable
+from itertools import count
+from typing import Any, Final
+
+import structlog
+from aiohttp import hdrs, web
+from aiohttp.typedefs import Handler
+from multidict import istr
+
+from dispatcher.core.actors import Actor, Role
+from dispatcher.core.callers import Caller
+from dispatcher.core.errors import Refusal
+from dispatcher.core.limits import LimitClass
+from dispatcher.core.trips import Trip
+from dispatcher.observe import Metrics
+from dispatcher.service.answers import Answer, refusal_answer
+from dispatcher.service.rate_limits import RateLimits
+from dispatcher.web.auth import Authenticator, require_role
+from dispatcher.web.client_ip import ClientIp
+from dispatcher.web.endpoints import Endpoint
+from dispatcher.web.idempotency_key import IDEMPOTENCY_KEY, read_key
+from dispatcher.web.problems import counted_answer, refusal_of, uncounted_answer
+from dispatcher.web.request_body import read_json_object
+from dispatcher.web.requests import parse_model
+from dispatcher.web.responses import (
+    HttpResponse,
+    answer_response,
+    json_response,
+    refusal_response,
+    trip_response,
+)
+
+_log = structlog.get_logger("dispatcher.web")
+
+#: (actor, ip, user agent): a driver's app has called.
+OnDriverCall = Callable[[Actor, str | None, str], None]
+#: The handler of a change, given its body: a model, or the object itself where there is no one model.
+ChangeHandler = Callable[[Caller, Any], Awaitable[Answer]]
+#: The handler of a question, given its parameters: returns a trip, or a JSON document.
+QuestionHandler = Callable[[Actor, Any], Awaitable[Trip | dict[str, Any]]]
+#: A handler that answers anybody, or one that has a WebSocket of its own.
+PublicHandler = Callable[[web.Request], Awaitable[HttpResponse | web.StreamResponse]]
+
+REQUEST_ID: Final = istr("X-Request-Id")
+_VALID_REQUEST_ID: Final = re.compile(r"[A-Za-z0-9._:@=+/-]{1,128}")
+#: Slower requests are logged. A commit may take 5 s; from 1 s on, somebody should know.
+_SLOW_S: Final = 1.0
+_ID_PREFIX_BYTES: Final = 5  # random, so that ids of other processes differ
+
+
+class Boundary:
+    """Makes aiohttp's handlers of ours.
+
+    Not by aiohttp's middlewares: their machinery costs as much as all that is done here.
+    """
+
+    def __init__(
+        self,
+        *,
+        authenticator: Authenticator,
+        client_ip: ClientIp,
+        limits: RateLimits,
+        metrics: Metrics,
+        idempotency_required: bool = False,
+        on_driver_call: OnDriverCall | None = None,
+    ) -> None:
+        self._authenticator = authenticator
+        self._client_ip = client_ip
+        self._limits = limits
+        self._metrics = metrics
+        self._idempotency_required = idempotency_required
+        self._on_driver_call = on_driver_call
+        self._id_prefix = os.urandom(_ID_PREFIX_BYTES).hex()
+        self._id_numbers = count(1)
+
+    def change(self, endpoint: Endpoint, handler: ChangeHandler) -> Handler:
+        """A call with a body. The service counts it; what never gets there is counted here."""
+        role, path = endpoint.role, endpoint.path
+        model = endpoint.body[0] if len(endpoint.body) == 1 else None
+        takes_key, key_required = endpoint.is_change, self._idempotency_required
+        assert role is not None
+
+        async def respond(request: web.Request) -> HttpResponse:
+            actor, ip, key = None, self._client_ip(request), None
+            try:
+                actor = self._identify(request, ip)
+                require_role(actor, role)
+                data = await read_json_object(request)
+                body = data if model is None else parse_model(model, data)
+                if takes_key:
+                    key = read_key(request.headers, actor, path, data, required=key_required)
+                answer = await handler(Caller(actor, key, ip), body)
+            except Refusal as refusal:
+                return await self._refuse(refusal, actor, ip)
+            return answer_response(answer)
+
+        return self._observed(path, respond)
+
+    def question(self, endpoint: Endpoint, handler: QuestionHandler) -> Handler:
+        """A call that changes nothing. A path's parts win over the query."""
+        role, model = endpoint.role, endpoint.query or endpoint.path_parts
+        assert role is not None
+        assert model is not None
+
+        async def respond(request: web.Request) -> HttpResponse:
+            actor, ip = None, self._client_ip(request)
+            try:
+                actor = self._identify(request, ip)
+                limit = await self._limits.count(LimitClass.GENERAL, actor, ip)
+            except Refusal as refusal:
+                return await self._refuse(refusal, actor, ip)
+            try:
+                require_role(actor, role)
+                parameters = parse_model(model, {**request.query, **request.match_info})
+                found = await handler(actor, parameters)
+            except Refusal as refusal:
+                return refusal_response(refusal, refusal_answer(refusal, limit))
+            if isinstance(found, Trip):
+                return trip_response(request, found, limit)
+            return json_response(found, limit)
+
+        return self._observed(endpoint.path, respond)
+
+    def public(self, route: str, handler: PublicHandler) -> Handler:
+        """A call of anybody; only what is refused is counted."""
+
+        async def respond(request: web.Request) -> HttpResponse | web.StreamResponse:
+            try:
+                return await handler(request)
+            except Refusal as refusal:
+                return await self._refuse(refusal, None, self._client_ip(request))
+
+        return self._observed(route, respond)
+
+    def unknown_address(self, allowed_methods: Callable[[web.Request], Awaitable[set[str]]]) -> Handler:
+        """No such address, or not with this method."""
+
+        async def respond(request: web.Request) -> HttpResponse:
+            methods = await allowed_methods(request)
+            try:
+                actor = self._authenticator.identify(request.headers).actor
+            except Refusal:
+                actor = None
+            refusal = Refusal("method_not_allowed" if methods else "not_found")
+            response = await self._refuse(refusal, actor, self._client_ip(request))
+            if response.status == 405:
+                response.headers[hdrs.ALLOW] = ", ".join(sorted(methods))
+            return response
+
+        return self._observed("", respond)
+
+    def _identify(self, request: web.Request, ip: str | None) -> Actor:
+        """Who calls. Raises Refusal missing_token, invalid_token or token_expired."""
+        headers = request.headers
+        actor = self._authenticator.identify(headers).actor
+        if actor.role is Role.DRIVER and self._on_driver_call is not None:
+            self._on_driver_call(actor, ip, headers.get(hdrs.USER_AGENT, ""))
+        return actor
+
+    async def _refuse(self, refusal: Refusal, actor: Actor | None, ip: str | None) -> HttpResponse:
+        return refusal_response(refusal, await counted_answer(refusal, self._limits, actor, ip))
+
+    def _observed(self, route: str, respond: PublicHandler) -> Handler:
+        """Adds request id, problems, metrics and log lines; metrics are named after the route."""
+        count_request, clock = self._metrics.count_request, time.perf_counter
+        prefix, numbers = self._id_prefix, self._id_numbers
+
+        async def answered(request: web.Request) -> Any:
+            started_s = clock()
+            sent = request.headers
+            request_id = sent.get(REQUEST_ID)
+            if request_id is None or not _VALID_REQUEST_ID.fullmatch(request_id):
+                request_id = f"{prefix}-{next(numbers):x}"
+            try:
+                response = await respond(request)
+            except ConnectionError:
+                raise  # the client is gone
+            except Exception as error:
+                response = _problem_response(request, error, request_id)
+            if not isinstance(response, HttpResponse):  # a WebSocket that has ended
+                return response
+            headers = response.headers
+            headers[REQUEST_ID] = request_id
+            key = sent.get(IDEMPOTENCY_KEY)
+            if key is not None and key.isascii() and key.isprintable():
+                headers[IDEMPOTENCY_KEY] = key
+            took_s, status = clock() - started_s, response.status
+            # A stranger may send any method: only those of known addresses become labels.
+            count_request(request.method if route else "", route, status, took_s)
+            if took_s > _SLOW_S or status >= 500:
+                _log.warning(
+                    "Slow request" if status < 500 else "Request not served",
+                    method=request.method, route=route, status=status,
+                    took_ms=round(took_s * 1000), request_id=request_id,
+                )  # fmt: skip
+            return response
+
+        return answered
+
+
+def _problem_response(request: web.Request, error: Exception, request_id: str) -> HttpResponse:
+    refusal = refusal_of(error)
+    if refusal.code == "internal_error":
+        _log.error("Request failed", request_id=request_id, path=request.path, exc_info=error)
+    return refusal_response(refusal, uncounted_answer(refusal))

@@ -1,0 +1,137 @@
+"""Frames of the WebSocket: their rules are those of HTTP, and the README names all of them."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, get_type_hints
+
+import pytest
+
+from dispatcher.core.actors import Actor, Role
+from dispatcher.core.zones import Zones
+from dispatcher.service.answers import Answer, RateLimited, refusal_answer
+from dispatcher.web import requests
+from dispatcher.web.frame_handlers import FrameHandlers
+from dispatcher.web.idempotency_key import key_of
+from dispatcher.web.protocol import (
+    SERVER_FRAMES,
+    AckFrame,
+    ClientFrameType,
+    CloseCode,
+    ErrorFrame,
+    RateLimitField,
+    ServerFrameType,
+    WelcomeFrame,
+    encode_ack,
+    encode_error,
+    encode_welcome,
+)
+from tests.unit.http_harness import (
+    ACTION,
+    CANCEL,
+    PLACE,
+    TRIP,
+    Notes,
+    commands_as_notes,
+    state,
+)
+
+
+@pytest.fixture(autouse=True)
+def _commands() -> Iterator[None]:
+    with commands_as_notes():
+        yield
+
+
+async def test_frames_have_the_rules_of_http() -> None:
+    notes = Notes()
+    service: Any = notes
+    frames = FrameHandlers(zones=Zones(), coordinator=service, positions=service, limits=service)
+    driver, rider = Actor("d1", Role.DRIVER), Actor("c1", Role.CUSTOMER)
+    body = {"action": "accept", "trip_request_id": TRIP, "version": 1}
+    frame = {"type": "trip_action", "id": 7, "idempotency_key": "k", **body}
+    await frames.trip_action(driver, frame, "ip")
+    assert notes.calls[-1][1]["key"] == key_of("k", driver, ACTION, body, required=False)
+    await frames.trip_action(
+        rider,
+        {"type": "trip_action", "action": "cancel", "trip_request_id": TRIP, "idempotency_key": "k"},
+        None,
+    )
+    assert notes.calls[-1][1]["key"] == key_of(
+        "k", rider, CANCEL, {"trip_request_id": TRIP}, required=False
+    )
+    await frames.location(driver, {"type": "location", "id": 1, **PLACE}, None)
+    assert notes.calls[-1][1]["points"] == [(40.75, -73.98, None)]
+    heard = len(notes.calls)
+    for actor, call, bad, code in (
+        (driver, frames.trip_action, {**frame, "version": -1}, "invalid_version"),
+        (driver, frames.trip_action, {**frame, "idempotency_key": 5}, "invalid_idempotency_key"),
+        (rider, frames.trip_action, frame, "unknown_action"),
+        (rider, frames.location, PLACE, "wrong_role"),
+        (driver, frames.location, {"lat": 91, "lng": 0}, "invalid_location"),
+    ):
+        answer = await call(actor, bad, None)
+        assert json.loads(answer.body)["response_code"] == code
+        assert answer.limit is not None
+    assert len(notes.calls) == heard
+    required = FrameHandlers(
+        zones=Zones(), coordinator=service, positions=service, limits=service, idempotency_required=True
+    )
+    answer = await required.trip_action(driver, body, None)
+    assert json.loads(answer.body)["response_code"] == "missing_idempotency_key"
+
+
+# --- the catalogue of frames, and the README's tables of them
+
+
+README = (Path(__file__).parents[2] / "README.md").read_text()
+
+
+def _table(head: str) -> dict[str, str]:
+    """The rows of the table with this head: what stands first in a row, and what follows."""
+    rows = README.split(f"| {head} |")[1].split("\n\n")[0].splitlines()[2:]
+    cells = [row.strip("|").split("|", 1) for row in rows]
+    return {first.strip(): rest.strip() for first, rest in cells}
+
+
+def _code(text: str) -> list[str]:
+    """The names in backticks: of frames, or of fields with a mark where they are optional."""
+    return re.findall(r"\w+", " ".join(re.findall(r"`([^`]*)`", text)))
+
+
+def test_every_frame_of_a_client_is_documented() -> None:
+    documented = _table("from the client")
+    assert [name.strip("`") for name in documented] == list(ClientFrameType)[1:]
+    assert '{"type": "auth", "token": …}' in README
+    fields = set(_code(documented["`trip_action`"]))
+    assert fields == {*requests.TripAction.model_fields, "idempotency_key"} - {"reason"}
+    fields = set(_code(documented["`location`"]))
+    assert fields == {*requests.Fix.model_fields, *requests.Fixes.model_fields}
+
+
+def test_every_frame_of_the_server_is_documented() -> None:
+    documented = _table("from the server")
+    names = [name for first in documented for name in _code(first)]
+    assert names == list(ServerFrameType) == list(SERVER_FRAMES)
+    fields = {name: set(SERVER_FRAMES[ServerFrameType(name)].__annotations__) for name in names}
+    assert set(_code(documented["`welcome`"])) == fields["welcome"] - {"type"}
+    assert set(_code(documented["`offer`, `offer_withdrawn`"])) == fields["offer"] - {"type"}
+    assert {"event", "trip"} == fields["trip"] - {"type"}
+
+
+def test_every_close_code_is_documented() -> None:
+    assert {int(code) for code in _table("close code | why")} == set(CloseCode)
+
+
+def test_what_the_server_encodes_has_the_fields_of_the_catalogue() -> None:
+    welcome = json.loads(encode_welcome("c", 120, {}))
+    assert set(welcome) == set(WelcomeFrame.__annotations__)
+    ack = json.loads(encode_ack(7, Answer(200, b'{"response_code":"done"}')))
+    assert set(ack) == {*AckFrame.__annotations__, "response_code"}
+    limited = RateLimited(state("general", 0))
+    error = json.loads(encode_error(None, refusal_answer(limited, limited.state)))
+    assert set(get_type_hints(ErrorFrame)) <= set(error)
+    assert set(error["rate_limit"]) == set(RateLimitField.__annotations__)

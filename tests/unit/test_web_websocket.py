@@ -1,0 +1,300 @@
+"""The WebSocket over real sockets and services that take notes: opening, answers, and closing."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from types import SimpleNamespace
+from typing import Any
+
+import aiohttp
+import orjson
+import pytest
+from aiohttp import web
+
+from dispatcher.config import Settings
+from dispatcher.core.actors import Actor
+from dispatcher.core.errors import OutcomeUnknown, StoreUnavailable
+from dispatcher.core.zones import Zones
+from dispatcher.observe import Metrics
+from dispatcher.service.answers import Answer, RateLimited
+from dispatcher.service.hub import Hub
+from dispatcher.service.presence import Connection
+from dispatcher.web import websocket_admission
+from dispatcher.web.application import build_application
+from dispatcher.web.auth import Authenticator
+from dispatcher.web.client_ip import ClientIp
+from dispatcher.web.fastpath import make_runner
+from dispatcher.web.frame_handlers import FrameHandlers
+from dispatcher.web.protocol import CloseCode
+from dispatcher.web.websocket_endpoint import WebSocketEndpoint
+from tests.conftest import JWT_SECRET, make_token
+from tests.unit.http_harness import (
+    DRIVER,
+    PLACE,
+    TRIP,
+    Notes,
+    boundary_of,
+    check_problem,
+    commands_as_notes,
+    handlers_of,
+    state,
+)
+
+
+class NotedPresence:
+    """Notes who came and who left."""
+
+    def __init__(self) -> None:
+        self.present: list[str] = []
+
+    async def register(self, id_: str, actor: Actor, ip: str | None, user_agent: str) -> Connection:
+        self.present.append(actor.user_id)
+        return Connection(id_, actor, "default", "")
+
+    def seen(self, connection: Connection) -> None:
+        connection.seen = time.monotonic()
+
+    async def remove(self, connection: Connection) -> None:
+        self.present.remove(connection.actor.user_id)
+
+
+class App:
+    """A session of clients, the endpoint that they connect to, and what its services noted."""
+
+    def __init__(self, session: aiohttp.ClientSession, url: str, **parts: Any) -> None:
+        self.session, self.url = session, url
+        self.notes: Notes = parts["notes"]
+        self.endpoint: WebSocketEndpoint = parts["endpoint"]
+        self.hub: Hub = parts["hub"]
+        self.presence: NotedPresence = parts["presence"]
+
+    async def connect(
+        self, token: str | None = DRIVER, **headers: str
+    ) -> aiohttp.ClientWebSocketResponse:
+        if token is not None:
+            headers.setdefault("Authorization", f"Bearer {token}")
+        return await self.session.ws_connect(self.url, headers=headers)
+
+    async def refused(self, **headers: str) -> tuple[Any, Any]:
+        """(headers, problem) of an upgrade that is refused."""
+        async with self.session.get(self.url, headers=headers) as response:
+            problem = orjson.loads(await response.read())
+            check_problem(response.status, response.headers, problem)
+            return response.headers, problem
+
+
+async def frame(socket: aiohttp.ClientWebSocketResponse) -> dict[str, Any]:
+    message = await socket.receive(timeout=10)
+    assert message.type is aiohttp.WSMsgType.TEXT, message
+    read: dict[str, Any] = orjson.loads(message.data)
+    return read
+
+
+async def closed(socket: aiohttp.ClientWebSocketResponse) -> int | None:
+    async for _ in socket:
+        pass
+    return socket.close_code
+
+
+@pytest.fixture
+async def app() -> AsyncIterator[App]:
+    notes, hub, presence, metrics = Notes(), Hub(), NotedPresence(), Metrics()
+    settings = Settings(jwt_secret=JWT_SECRET)
+    service: Any = notes
+    shown: Any = presence
+
+    async def snapshot_of(actor: Actor) -> dict[str, Any]:
+        return {"of": actor.user_id}
+
+    snapshots: Any = SimpleNamespace(of=snapshot_of)
+    endpoint = WebSocketEndpoint(
+        authenticator=Authenticator.from_settings(settings),
+        client_ip=ClientIp([]),
+        frames=FrameHandlers(zones=Zones(), coordinator=service, positions=service, limits=service),
+        hub=hub, presence=shown, snapshots=snapshots, limits=service,
+        allowed_origins=["https://listed.example"], heartbeat_timeout_s=60,
+    )  # fmt: skip
+    application = build_application(
+        handlers_of(notes, metrics), boundary_of(settings, notes, metrics, []), websocket=endpoint.handle
+    )
+    runner = make_runner(application)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    url = f"http://127.0.0.1:{runner.addresses[0][1]}/ws"
+    with commands_as_notes():
+        async with aiohttp.ClientSession() as session:
+            yield App(session, url, notes=notes, endpoint=endpoint, hub=hub, presence=presence)
+    await runner.cleanup()
+
+
+async def test_a_header_opens_it(app: App) -> None:
+    socket = await app.connect(Authorization=f"bearer {DRIVER}", Origin="https://listed.example")
+    welcome = await frame(socket)
+    assert welcome == {
+        "type": "welcome", "connection_id": welcome["connection_id"], "heartbeat_s": 20,
+        "timeout_s": 60, "snapshot": {"of": "d1"},
+    }  # fmt: skip
+    assert app.notes.counted == [("general", "d1", "127.0.0.1")]
+    assert app.presence.present == ["d1"]
+    app.hub.deliver(["driver:d1"], {"type": "offer"})
+    assert await frame(socket) == {"type": "offer"}
+    app.hub.resync()
+    assert (await frame(socket))["type"] == "welcome"
+    assert len(app.endpoint) == 1
+    await socket.close()
+    async with asyncio.timeout(10):
+        while app.presence.present or len(app.endpoint):
+            await asyncio.sleep(0.01)
+
+
+async def test_a_first_frame_opens_it(app: App) -> None:
+    socket = await app.connect(None)
+    await socket.send_json({"type": "auth", "token": DRIVER})
+    assert (await frame(socket))["type"] == "welcome"
+    assert app.notes.counted == [("general", "d1", "127.0.0.1")]
+    await socket.close()
+
+
+async def test_upgrades_that_are_refused_count_like_other_refusals(app: App) -> None:
+    for headers, code in (
+        ({"Authorization": "Bearer nonsense"}, "invalid_token"),
+        ({"Authorization": "Basic abc"}, "missing_token"),
+        ({"Origin": "https://elsewhere.example"}, "origin_not_allowed"),
+        ({"Origin": "http://["}, "origin_not_allowed"),
+    ):
+        sent, problem = await app.refused(**headers)
+        assert problem["response_code"] == code
+        assert sent["RateLimit"].startswith('"general"')  # as the notes answer every count
+        assert ("WWW-Authenticate" in sent) == (problem["status"] == 401)
+        assert "X-Request-Id" in sent
+    assert app.notes.counted == [("anonymous", None, "127.0.0.1")] * 4
+    app.notes.limit = RateLimited(state("general", 0))
+    sent, problem = await app.refused(Authorization=f"Bearer {DRIVER}")
+    assert (problem["response_code"], sent["Retry-After"]) == ("rate_limit_exceeded", "42")
+    app.notes.limit = StoreUnavailable()
+    _, problem = await app.refused(Authorization=f"Bearer {DRIVER}")
+    assert problem["response_code"] == "service_unavailable"
+    _, problem = await app.refused(Authorization="Bearer nonsense")
+    assert problem["response_code"] == "invalid_token"
+
+
+async def test_first_frames_that_are_refused(app: App, monkeypatch: pytest.MonkeyPatch) -> None:
+    limited = RateLimited(state("anonymous", 0))
+    for text, limit, code, close_code in (
+        ('{"type":"heartbeat"}', None, "invalid_frame", CloseCode.BAD_FIRST_FRAME),
+        ("[]", None, "malformed_json", CloseCode.BAD_FIRST_FRAME),
+        ('{"type":"auth","token":"x"}', None, "invalid_token", CloseCode.UNAUTHORIZED),
+        ('{"type":"auth","token":"x"}', limited, "rate_limit_exceeded", CloseCode.UNAUTHORIZED),
+        (f'{{"type":"auth","token":"{DRIVER}"}}', StoreUnavailable(), "service_unavailable",
+         CloseCode.RESTART),
+    ):  # fmt: skip
+        app.notes.limit = limit
+        socket = await app.connect(None)
+        await socket.send_str(text)
+        error = await frame(socket)
+        assert (error["type"], error["response_code"], error["id"]) == ("error", code, None)
+        assert await closed(socket) == close_code
+    socket = await app.connect(None)
+    await socket.send_bytes(b"{}")
+    assert (await frame(socket))["response_code"] == "binary_frame"
+    assert await closed(socket) == CloseCode.UNSUPPORTED
+    monkeypatch.setattr(websocket_admission, "_AUTH_S", 0.05)
+    socket = await app.connect(None)
+    assert (await frame(socket))["response_code"] == "missing_token"
+    assert await closed(socket) == CloseCode.UNAUTHORIZED
+    assert app.presence.present == []
+
+
+async def test_what_frames_are_answered(app: App) -> None:
+    socket = await app.connect()
+    await frame(socket)
+    action = {"type": "trip_action", "action": "accept", "trip_request_id": TRIP}
+    await socket.send_json({**action, "id": "a"})
+    assert await frame(socket) == {
+        "type": "ack", "id": "a", "status": 200, "replayed": False, "response_code": "done",
+    }  # fmt: skip
+    assert app.notes.calls[-1][1]["actor"].user_id == "d1"
+    await socket.send_json({"type": "heartbeat"})
+    await socket.send_json({"type": "location", **PLACE})
+    await socket.send_json({"type": "heartbeat", "id": 1})
+    ack = await frame(socket)
+    assert (ack["id"], ack["response_code"]) == (1, "heartbeat"), "what has no id is not acknowledged"
+    await socket.send_json({"type": "auth", "token": make_token("d1", "driver"), "id": 2})
+    assert (await frame(socket))["response_code"] == "token_renewed"
+    await socket.send_json({"type": "auth", "token": make_token("d2", "driver"), "id": 3})
+    assert (await frame(socket))["response_code"] == "invalid_token"
+    await socket.send_json({**action, "action": "fly", "id": 4})
+    error = await frame(socket)
+    assert (error["id"], error["response_code"]) == (4, "unknown_action")
+    assert error["rate_limit"] == {"limit": 10, "remaining": 9, "reset": 1_800_000_043}
+    assert error["problem"] == "urn:dispatcher:problem:unknown_action"
+    await socket.close()
+
+
+async def test_what_is_no_frame_asks_no_store(app: App) -> None:
+    socket = await app.connect()
+    await frame(socket)
+    app.notes.limit = StoreUnavailable()
+    for text, id_, code in (
+        ("{", None, "malformed_json"),
+        ('{"type":"trip_action","id":1,"reason":"a\\u0000b"}', None, "malformed_json"),
+        ('{"type":"heartbeat","id":[]}', None, "invalid_frame"),
+        ('{"type":["heartbeat"],"id":2}', 2, "unknown_frame_type"),
+    ):
+        await socket.send_str(text)
+        error = await frame(socket)
+        assert (error["response_code"], error["id"]) == (code, id_)
+        assert "rate_limit" not in error
+    await socket.close()
+
+
+async def test_faults_are_the_problems_of_http(app: App) -> None:
+    socket = await app.connect()
+    await frame(socket)
+    action = {"type": "trip_action", "action": "accept", "trip_request_id": TRIP, "id": 1}
+    for error, code, retry_after in (
+        (StoreUnavailable(), "service_unavailable", 1),
+        (OutcomeUnknown(), "outcome_unknown", 1),
+        (ConnectionResetError("not the client's"), "internal_error", None),
+        (RuntimeError("secret detail"), "internal_error", None),
+    ):
+        app.notes.answer = error
+        await socket.send_json(action)
+        problem = await frame(socket)
+        assert (problem["response_code"], problem.get("retry_after")) == (code, retry_after)
+        assert "secret" not in orjson.dumps(problem).decode()
+    app.notes.answer = Answer(200, b'{"response_code":"done"}')
+    await socket.send_json(action)
+    assert (await frame(socket))["type"] == "ack"
+    await socket.close()
+
+
+async def test_ends_that_the_server_chooses(app: App) -> None:
+    flood = await app.connect()
+    for _ in range(201):
+        await flood.send_str('{"type":"heartbeat"}')
+    assert await closed(flood) == CloseCode.TOO_MANY_FRAMES
+    binary = await app.connect()
+    await binary.send_bytes(b"{}")
+    assert await closed(binary) == CloseCode.UNSUPPORTED
+    silent, expired = await app.connect(), await app.connect(make_token("d2", "driver"))
+    await frame(silent)
+    await frame(expired)
+    for connection in app.endpoint._connections:
+        if connection.actor.user_id == "d1":
+            connection.presence.seen -= 61
+        else:
+            connection.expires_at_s = time.time()
+    closing = asyncio.create_task(app.endpoint.close_stale())
+    codes = await asyncio.gather(closed(silent), closed(expired))
+    assert codes == [CloseCode.NO_HEARTBEAT, CloseCode.UNAUTHORIZED]
+    await closing
+    last = await app.connect()
+    await frame(last)
+    draining = asyncio.create_task(app.endpoint.drain(0.01))
+    assert await closed(last) == CloseCode.RESTART
+    await draining
+    headers, problem = await app.refused(Authorization=f"Bearer {DRIVER}")
+    assert (problem["response_code"], headers["Retry-After"]) == ("service_unavailable", "1")
