@@ -2,12 +2,12 @@
 -- Atomic because: two calls that each counted first could both take the last place in the window.
 -- KEYS[1...] logs of the limits that apply
 -- ARGV[1...] pairs for the limits: most admitted, window in s
--- RETURNS {admitted or rate_limited, now in ms, limit's place, remaining, reset in ms}
+-- RETURNS {admitted or rate_limited, now in ms, index of the limit to report, remaining, reset in ms}
 --- @include "clock"
 --- @include "limits"
-local refused, place, remaining, reset_ms = check_limits(1, 1)
-if refused then
-  return { 'rate_limited', now_ms, place, remaining, reset_ms }
+local is_refused, limit_index, remaining, reset_ms = check_limits(1, 1)
+if is_refused then
+  return { 'rate_limited', now_ms, limit_index, remaining, reset_ms }
 end
 remaining = record_admission(1, 1, remaining)
-return { 'admitted', now_ms, place, remaining, reset_ms }
+return { 'admitted', now_ms, limit_index, remaining, reset_ms }

@@ -6,9 +6,9 @@
 -- RETURNS {now in ms, when the next one is due in ms or 0, trip ids}
 --- @include "clock"
 local waves = KEYS[1]
-local most, again_ms = ARGV[1], tonumber(ARGV[2])
+local max_trips, again_ms = ARGV[1], tonumber(ARGV[2])
 
-local due = redis.call('ZRANGEBYSCORE', waves, '-inf', whole(now_ms), 'LIMIT', 0, most)
+local due = redis.call('ZRANGEBYSCORE', waves, '-inf', whole(now_ms), 'LIMIT', 0, max_trips)
 for _, trip_id in ipairs(due) do
   redis.call('ZADD', waves, whole(now_ms + again_ms), trip_id)
 end

@@ -1,4 +1,4 @@
--- Purpose: puts a driver's availability read from Postgres into the live picture, unless the picture is as new.
+-- Purpose: puts a driver's availability read from Postgres into the live state, unless that is as new.
 -- Atomic because: versions are compared and the hash is written together; a settle in between must not be undone.
 -- KEYS[1] driver
 -- KEYS[2] geo set of the driver's vehicle type
@@ -9,7 +9,9 @@
 -- ARGV[4] longitude of the last fix, or empty
 -- ARGV[5] time of the last fix in ms, or empty
 -- ARGV[6...] field-value pairs of the driver; trip_id is not one of them: trips bring their driver along
--- RETURNS 1 where it was written, 0 where the picture was as new
+-- RETURNS 1 where it was written, 0 where the live state was as new
+--- @include "clock"
+--- @include "eligibility"
 local driver, geo, seen = KEYS[1], KEYS[2], KEYS[3]
 local version, driver_id = tonumber(ARGV[1]), ARGV[2]
 local lat, lng, fix_ms = ARGV[3], ARGV[4], ARGV[5]
@@ -20,8 +22,8 @@ if known[1] and tonumber(known[1]) >= version then
 end
 redis.call('HSET', driver, unpack(ARGV, 6))
 local state = redis.call('HMGET', driver, 'is_online', 'availability_status', 'trip_id')
-local on_offer = state[1] == '1' and state[2] == 'available' and (state[3] or '') == ''
-if not on_offer then
+local can_be_offered = is_free(state[1], state[2], state[3])
+if not can_be_offered then
   redis.call('ZREM', geo, driver_id)
 end
 if state[1] ~= '1' then
@@ -30,7 +32,7 @@ elseif fix_ms ~= '' and not known[2] then
   -- Where the driver was last: the next fix, the wave's own filters and the sweeper put right what is old by now.
   redis.call('HSET', driver, 'lat', lat, 'lng', lng, 'fix_ms', fix_ms)
   redis.call('ZADD', seen, fix_ms, driver_id)
-  if on_offer then
+  if can_be_offered then
     redis.call('GEOADD', geo, lng, lat, driver_id)
   end
 end

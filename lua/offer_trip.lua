@@ -11,39 +11,40 @@
 -- KEYS[8] push channel of the zone
 -- KEYS[9...] for each candidate, nearest first: driver, then inbox
 -- ARGV[1] trip id
--- ARGV[2] reach this wave was planned for: how often the trip was looked at before
+-- ARGV[2] round this wave was planned for: how often drivers were looked for before
 -- ARGV[3] most drivers who may hold an offer of this trip
 -- ARGV[4] time to answer, in ms
 -- ARGV[5] time until the next look in ms, where nobody could be found
 -- ARGV[6] most open offers a driver may hold
 -- ARGV[7] oldest fix that counts, in ms before now
--- ARGV[8] how long a trip waits for a driver, in ms
+-- ARGV[8] longest time a trip waits for a driver, in ms
 -- ARGV[9] 1 where drivers who let it pass may be asked again
 -- ARGV[10] the trip as JSON, for the frames
 -- ARGV[11...] pairs: driver id, distance in m
 -- RETURNS {code, now in ms, wave, deadline in ms, drivers offered to, drivers whose offer has expired}
 --   code is offered, nobody (found), exhausted (its time is over), or moved (not this wave's turn any more)
 --- @include "clock"
+--- @include "eligibility"
 local trip, claim, offers, barred, passed = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
 local waves, present, channel = KEYS[6], KEYS[7], KEYS[8]
-local trip_id, reach, size, answer_ms, again_ms = ARGV[1], ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4]), tonumber(ARGV[5])
-local share, fix_age_ms, patience_ms = tonumber(ARGV[6]), tonumber(ARGV[7]), tonumber(ARGV[8])
+local trip_id, round, size, answer_ms, again_ms = ARGV[1], ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4]), tonumber(ARGV[5])
+local max_open_offers, fix_age_ms, max_wait_ms = tonumber(ARGV[6]), tonumber(ARGV[7]), tonumber(ARGV[8])
 local ask_again, trip_json = ARGV[9] == '1', ARGV[10]
 local FIRST_CANDIDATE, FIRST_PAIR = 9, 11
 
-local state = redis.call('HMGET', trip, 'current_status', 'reach', 'wave', 'waiting_since')
+local state = redis.call('HMGET', trip, 'current_status', 'round', 'wave', 'waiting_since')
 if state[1] ~= 'pending' then
   redis.call('ZREM', waves, trip_id)
   return { 'moved', now_ms, 0, 0, {}, {} }
 end
-if (state[2] or '0') ~= reach or redis.call('EXISTS', claim) == 1 then
+if (state[2] or '0') ~= round or redis.call('EXISTS', claim) == 1 then
   return { 'moved', now_ms, 0, 0, {}, {} }
 end
 local since = tonumber(state[4] or now_ms)
 local wave = tonumber(state[3] or '0') + 1
 local expired = redis.call('ZRANGEBYSCORE', offers, '-inf', whole(now_ms))
 local open = redis.call('ZCOUNT', offers, '(' .. whole(now_ms), '+inf')
-if open == 0 and now_ms - since >= patience_ms then
+if open == 0 and now_ms - since >= max_wait_ms then
   redis.call('ZREMRANGEBYSCORE', offers, '-inf', whole(now_ms))
   return { 'exhausted', now_ms, wave - 1, 0, {}, expired }
 end
@@ -61,13 +62,12 @@ for k = FIRST_CANDIDATE, #KEYS, 2 do
   local driver_id = ARGV[i]
   local who = redis.call('HMGET', KEYS[k], 'is_online', 'availability_status', 'trip_id', 'fix_ms')
   local here = redis.call('ZSCORE', present, 'driver:' .. driver_id)
-  if who[1] == '1' and who[2] == 'available' and (who[3] or '') == ''
-      and who[4] and tonumber(who[4]) > now_ms - fix_age_ms
+  if is_free(who[1], who[2], who[3]) and is_fresh(who[4], fix_age_ms)
       and here and tonumber(here) > now_ms
       and redis.call('SISMEMBER', barred, driver_id) == 0
       and (ask_again or not (let_pass[driver_id] or redis.call('SISMEMBER', passed, driver_id) == 1))
       and tonumber(redis.call('ZSCORE', offers, driver_id) or '0') <= now_ms
-      and redis.call('ZCOUNT', KEYS[k + 1], '(' .. whole(now_ms), '+inf') < share then
+      and redis.call('ZCOUNT', KEYS[k + 1], '(' .. whole(now_ms), '+inf') < max_open_offers then
     chosen[#chosen + 1] = { driver_id, k + 1, ARGV[i + 1] }
   end
 end
@@ -77,7 +77,7 @@ for _, driver_id in ipairs(expired) do
   redis.call('SADD', passed, driver_id)
   redis.call('EXPIRE', passed, 3600)
 end
-redis.call('HSET', trip, 'reach', tonumber(reach) + 1, 'waiting_since', whole(since))
+redis.call('HSET', trip, 'round', tonumber(round) + 1, 'waiting_since', whole(since))
 if #chosen == 0 then
   redis.call('ZADD', waves, whole(now_ms + again_ms), trip_id)
   return { 'nobody', now_ms, wave - 1, 0, {}, expired }

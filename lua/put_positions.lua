@@ -11,11 +11,12 @@
 -- ARGV[3] how many limits apply to each fix, n
 -- ARGV[4...] n pairs for the limits (most admitted, window in s), then for each fix: driver id, latitude, longitude,
 --   time of the fix in ms
--- RETURNS {code, now in ms, a result a fix}: code is taken or cold; a result is {word, detail, limit's place,
---   remaining, reset in ms}, with the words taken (and the driver's trip or empty), late, unknown, offline,
---   other_vehicle (and the right one) and rate_limited; a fix of any word but the last has been counted
+-- RETURNS {code, now in ms, a result a fix}: code is taken or cold; a result is {code, detail,
+--   index of the limit to report, remaining, reset in ms}, with the codes taken (and the driver's trip or empty), late, unknown, offline,
+--   other_vehicle (and the right one) and rate_limited; a fix of any code but the last has been counted
 --- @include "clock"
 --- @include "limits"
+--- @include "eligibility"
 local epoch, geo, seen, vehicles = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
 local fix_age_ms, vehicle_type, limits = tonumber(ARGV[1]), ARGV[2], tonumber(ARGV[3])
 local FIRST_DRIVER, FIRST_PAIR = 5, 4
@@ -27,34 +28,34 @@ redis.call('SADD', vehicles, vehicle_type)
 local results = {}
 local g = FIRST_PAIR + 2 * limits
 for k = FIRST_DRIVER, #KEYS, 1 + limits do
-  local refused, place, remaining, reset_ms = check_limits(k + 1, FIRST_PAIR, k + limits)
-  local result, detail = 'rate_limited', ''
-  if not refused then
+  local is_refused, limit_index, remaining, reset_ms = check_limits(k + 1, FIRST_PAIR, k + limits)
+  local code, detail = 'rate_limited', ''
+  if not is_refused then
     remaining = record_admission(k + 1, FIRST_PAIR, remaining, k + limits)
     local driver_id, lat, lng = ARGV[g], ARGV[g + 1], ARGV[g + 2]
     -- A clock that runs ahead must not shut out every later fix.
     local fix_ms = math.min(tonumber(ARGV[g + 3]), now_ms)
     local who = redis.call('HMGET', KEYS[k], 'is_online', 'availability_status', 'trip_id', 'vehicle_type', 'fix_ms')
-    result, detail = 'taken', who[3] or ''
+    code, detail = 'taken', who[3] or ''
     if not who[1] then
-      result = 'unknown'
+      code = 'unknown'
     elseif who[1] ~= '1' then
-      result = 'offline'
+      code = 'offline'
     elseif who[4] ~= vehicle_type then
-      result, detail = 'other_vehicle', who[4]
+      code, detail = 'other_vehicle', who[4]
     elseif who[5] and tonumber(who[5]) >= fix_ms then
-      result = 'late'
+      code = 'late'
     else
       redis.call('HSET', KEYS[k], 'lat', lat, 'lng', lng, 'fix_ms', whole(fix_ms))
       redis.call('ZADD', seen, whole(fix_ms), driver_id)
-      if who[2] == 'available' and detail == '' and fix_ms > now_ms - fix_age_ms then
+      if is_free(who[1], who[2], who[3]) and is_fresh(fix_ms, fix_age_ms) then
         redis.call('GEOADD', geo, lng, lat, driver_id)
       else
         redis.call('ZREM', geo, driver_id)
       end
     end
   end
-  results[#results + 1] = { result, detail, place, remaining, reset_ms }
+  results[#results + 1] = { code, detail, limit_index, remaining, reset_ms }
   g = g + 4
 end
 return { 'taken', now_ms, results }

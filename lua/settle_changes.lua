@@ -1,4 +1,4 @@
--- Purpose: tells the live picture what Postgres has committed, and lets go of the claims.
+-- Purpose: tells the live state what Postgres has committed, and lets go of the claims.
 -- Atomic because: a reader must never see a trip taken whose driver is still on offer, or a claim gone before the
 --   trip's new state stands.
 -- KEYS[1] claims by the end of their lease
@@ -10,22 +10,26 @@
 --   trip, claim on the driver, idempotency record, geo set of the driver's vehicle type, offers of the trip, drivers
 --   barred from these, then the inboxes of the drivers who hold one. Any key of the zone stands for what there is not.
 -- ARGV[1] oldest fix that counts, in ms before now
--- ARGV[2...] for each change: how many inboxes it has; how many driver fields and trip fields follow;
---   token of the attempt; entry in KEYS[1]; idempotency record to keep, or empty; its life in ms;
---   the trip's new version, or empty: no trip changes; version the trip's pairs are the changes of, or empty: they are the
---   whole trip; life of the trip's hash in s, or empty: as long as the trip is live; trip id, or empty;
---   next wave: start (now), stop or empty; driver id, or empty: no driver changes; what becomes of the driver:
---   take (the trip), free (of it), state (new availability) or empty; driver who is barred from now on, or empty;
---   event for the stream (JSON), or empty; messages for the push channel (JSON list), or empty;
---   then the field-value pairs of the driver, and those of the trip
+-- ARGV[2...] a record (JSON) for each change; what does not apply is left out:
+--   token, entry: the attempt, and its entry in KEYS[1]; inboxes: how many of its keys are inboxes
+--   answer, answer_ttl_ms: the idempotency record to keep, and its life
+--   trip_id: the trip that changes, or whose offer is declined
+--   trip: {version, base_version, ttl_s, wave, fields}: its new version; the version that the fields are the changes
+--     of (absent: they are the whole trip); the life of its hash (absent: it is live); wave is start (now) or stop;
+--     fields are its field-value pairs in a row
+--   driver_id, effect: the driver that changes, and how: take (the trip), free (of it) or state (new availability)
+--   driver: {version, fields}: the driver's new availability, as the trip's
+--   barred_driver: may not have the trip from now on
+--   event, messages: JSON for the stream, and a JSON list for the push channel
 -- RETURNS for each change 1 where the trip's hash was older and was written, 0 where it was not; -1 where the hash is
---   not of the version that the pairs change: nothing was done, the whole trip is needed; or the text of an error, which
---   left the change half done and its claims to their lease
+--   not of the base version: nothing was done, the whole trip is needed; or the text of an error, which left the
+--   change half done and its claims to their lease
 --- @include "clock"
+--- @include "eligibility"
 local claims, seen, events, channel, waves = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
 local fix_age_ms = tonumber(ARGV[1])
-local FIRST_KEY, FIRST_ARG = 6, 2
-local KEYS_EACH, ARGS_EACH = 8, 17
+local FIRST_KEY, FIRST_RECORD = 6, 2
+local KEYS_EACH = 8
 local EVENTS_KEPT = 100000
 local BARRED_S = 86400
 
@@ -33,114 +37,103 @@ local BARRED_S = 86400
 local gone, stopped, told = {}, {}, {}
 local held, owners, entries = {}, {}, {}
 
-local function place(driver, driver_id, geo, newer, effect, trip_id, first_field, fields)
-  local vehicle = redis.call('HGET', driver, 'vehicle_type')
-  if fields > 0 then
-    local before = redis.call('HGET', driver, 'version')
-    local after
-    for i = first_field, first_field + 2 * fields - 1, 2 do
-      if ARGV[i] == 'version' then
-        after = tonumber(ARGV[i + 1])
-      end
-    end
-    if not before or tonumber(before) < after then
-      redis.call('HSET', driver, unpack(ARGV, first_field, first_field + 2 * fields - 1))
+local function update_driver(driver, geo, change, is_newer)
+  local vehicle_type = redis.call('HGET', driver, 'vehicle_type')
+  if change.driver then
+    local version = redis.call('HGET', driver, 'version')
+    if not version or tonumber(version) < change.driver.version then
+      redis.call('HSET', driver, unpack(change.driver.fields))
     end
   end
-  if newer and effect == 'free' and redis.call('HGET', driver, 'trip_id') == trip_id then
+  if is_newer and change.effect == 'free' and redis.call('HGET', driver, 'trip_id') == change.trip_id then
     redis.call('HSET', driver, 'trip_id', '')
   end
   local who = redis.call('HMGET', driver, 'is_online', 'availability_status', 'trip_id', 'lat', 'lng', 'fix_ms',
     'vehicle_type')
   -- With another vehicle the driver leaves the old one's geo set here, and joins the new one's with the next fix.
-  local same_vehicle = not vehicle or vehicle == who[7]
-  if who[1] == '1' and who[2] == 'available' and (who[3] or '') == '' and same_vehicle and who[6]
-      and tonumber(who[6]) > now_ms - fix_age_ms then
-    redis.call('GEOADD', geo, who[5], who[4], driver_id)
-    redis.call('ZADD', seen, who[6], driver_id)
+  local is_same_vehicle = not vehicle_type or vehicle_type == who[7]
+  if is_free(who[1], who[2], who[3]) and is_same_vehicle and is_fresh(who[6], fix_age_ms) then
+    redis.call('GEOADD', geo, who[5], who[4], change.driver_id)
+    redis.call('ZADD', seen, who[6], change.driver_id)
   else
-    redis.call('ZREM', geo, driver_id)
+    redis.call('ZREM', geo, change.driver_id)
     if who[1] ~= '1' then
-      redis.call('ZREM', seen, driver_id)
+      redis.call('ZREM', seen, change.driver_id)
     end
   end
 end
 
-local function settle(k, a)
+local function settle(k, change)
   local trip, driver, trip_claim, driver_claim = KEYS[k], KEYS[k + 1], KEYS[k + 2], KEYS[k + 3]
   local record, geo, offers, barred = KEYS[k + 4], KEYS[k + 5], KEYS[k + 6], KEYS[k + 7]
-  local first_inbox, last_inbox = k + KEYS_EACH, k + KEYS_EACH + tonumber(ARGV[a]) - 1
-  local driver_fields, trip_fields = tonumber(ARGV[a + 1]), tonumber(ARGV[a + 2])
-  local token, entry, answer, answer_ttl_ms = ARGV[a + 3], ARGV[a + 4], ARGV[a + 5], ARGV[a + 6]
-  local version, base, trip_ttl_s, trip_id = ARGV[a + 7], ARGV[a + 8], ARGV[a + 9], ARGV[a + 10]
-  local wave, driver_id, effect, bars = ARGV[a + 11], ARGV[a + 12], ARGV[a + 13], ARGV[a + 14]
-  local event, messages = ARGV[a + 15], ARGV[a + 16]
-  local first_driver_field = a + ARGS_EACH
-  local first_trip_field = first_driver_field + 2 * driver_fields
+  local first_inbox, last_inbox = k + KEYS_EACH, k + KEYS_EACH + change.inboxes - 1
 
-  local known = version ~= '' and redis.call('HGET', trip, 'version')
-  local newer = version ~= '' and (not known or tonumber(known) < tonumber(version))
-  if newer and base ~= '' and known ~= base then
+  local after = change.trip
+  local known = after and redis.call('HGET', trip, 'version')
+  local is_newer = after and (not known or tonumber(known) < after.version)
+  if is_newer and after.base_version and tonumber(known or -1) ~= after.base_version then
     return -1
   end
 
-  if newer then
-    redis.call('HSET', trip, unpack(ARGV, first_trip_field, first_trip_field + 2 * trip_fields - 1))
-    if trip_ttl_s ~= '' then
-      redis.call('EXPIRE', trip, trip_ttl_s)
+  if is_newer then
+    redis.call('HSET', trip, unpack(after.fields))
+    if after.ttl_s then
+      redis.call('EXPIRE', trip, after.ttl_s)
       gone[#gone + 1] = barred
     end
-    if wave == 'start' then
-      redis.call('HSET', trip, 'reach', 0, 'waiting_since', whole(now_ms))
-      redis.call('ZADD', waves, whole(now_ms), trip_id)
-    elseif wave == 'stop' then
-      stopped[#stopped + 1] = trip_id
+    if after.wave == 'start' then
+      redis.call('HSET', trip, 'round', 0, 'waiting_since', whole(now_ms))
+      redis.call('ZADD', waves, whole(now_ms), change.trip_id)
+    else
+      stopped[#stopped + 1] = change.trip_id
       for i = first_inbox, last_inbox do
-        redis.call('ZREM', KEYS[i], trip_id)
+        redis.call('ZREM', KEYS[i], change.trip_id)
       end
       gone[#gone + 1] = offers
     end
   end
-  if bars ~= '' then
-    redis.call('SADD', barred, bars)
+  if change.barred_driver then
+    redis.call('SADD', barred, change.barred_driver)
     redis.call('EXPIRE', barred, BARRED_S)
-    if version == '' then
+    if not after then
       -- An offer was declined: that makes room, and the last one makes the next wave due.
       for i = first_inbox, last_inbox do
-        redis.call('ZREM', KEYS[i], trip_id)
+        redis.call('ZREM', KEYS[i], change.trip_id)
       end
-      if redis.call('ZREM', offers, bars) == 1 and redis.call('ZCOUNT', offers, whole(now_ms), '+inf') == 0 then
-        redis.call('ZADD', waves, 'XX', whole(now_ms), trip_id)
+      if redis.call('ZREM', offers, change.barred_driver) == 1
+          and redis.call('ZCOUNT', offers, whole(now_ms), '+inf') == 0 then
+        redis.call('ZADD', waves, 'XX', whole(now_ms), change.trip_id)
       end
     end
   end
-  if driver_id ~= '' and newer and effect == 'take' then
-    redis.call('HSET', driver, 'trip_id', trip_id)
-    redis.call('ZREM', geo, driver_id)
-  elseif driver_id ~= '' then
-    place(driver, driver_id, geo, newer, effect, trip_id, first_driver_field, driver_fields)
+  if is_newer and change.effect == 'take' then
+    redis.call('HSET', driver, 'trip_id', change.trip_id)
+    redis.call('ZREM', geo, change.driver_id)
+  elseif change.driver_id then
+    update_driver(driver, geo, change, is_newer)
   end
-  if answer ~= '' then
-    redis.call('SET', record, answer, 'PX', answer_ttl_ms)
+  if change.answer then
+    redis.call('SET', record, change.answer, 'PX', change.answer_ttl_ms)
   end
-  if event ~= '' then
-    redis.call('XADD', events, 'MAXLEN', '~', EVENTS_KEPT, '*', 'event', event)
+  if change.event then
+    redis.call('XADD', events, 'MAXLEN', '~', EVENTS_KEPT, '*', 'event', change.event)
   end
-  if #messages > 2 then
-    told[#told + 1] = string.sub(messages, 2, -2)
+  if change.messages then
+    told[#told + 1] = string.sub(change.messages, 2, -2)
   end
-  held[#held + 1], owners[#owners + 1] = trip_claim, token
-  held[#held + 1], owners[#owners + 1] = driver_claim, token
-  entries[#entries + 1] = entry
-  return newer and 1 or 0
+  held[#held + 1], owners[#owners + 1] = trip_claim, change.token
+  held[#held + 1], owners[#owners + 1] = driver_claim, change.token
+  entries[#entries + 1] = change.entry
+  return is_newer and 1 or 0
 end
 
 local results = {}
-local k, a = FIRST_KEY, FIRST_ARG
-while k <= #KEYS do
-  local ok, result = pcall(settle, k, a)
-  results[#results + 1] = ok and result or type(result) == 'table' and result.err or tostring(result)
-  a, k = a + ARGS_EACH + 2 * (tonumber(ARGV[a + 1]) + tonumber(ARGV[a + 2])), k + KEYS_EACH + tonumber(ARGV[a])
+local k = FIRST_KEY
+for a = FIRST_RECORD, #ARGV do
+  local change = cjson.decode(ARGV[a])
+  local is_done, result = pcall(settle, k, change)
+  results[#results + 1] = is_done and result or type(result) == 'table' and result.err or tostring(result)
+  k = k + KEYS_EACH + change.inboxes
 end
 if #stopped > 0 then
   redis.call('ZREM', waves, unpack(stopped))

@@ -7,9 +7,9 @@
 -- RETURNS addresses (role:id)
 --- @include "clock"
 local present = KEYS[1]
-local grace_ms, again_ms, most = tonumber(ARGV[1]), tonumber(ARGV[2]), ARGV[3]
+local grace_ms, again_ms, max_users = tonumber(ARGV[1]), tonumber(ARGV[2]), ARGV[3]
 
-local absent = redis.call('ZRANGEBYSCORE', present, '-inf', whole(now_ms - grace_ms), 'LIMIT', 0, most)
+local absent = redis.call('ZRANGEBYSCORE', present, '-inf', whole(now_ms - grace_ms), 'LIMIT', 0, max_users)
 for _, address in ipairs(absent) do
   redis.call('ZADD', present, whole(now_ms - grace_ms + again_ms), address)
 end

@@ -6,9 +6,9 @@
 -- RETURNS the entries: token, trip id or -, driver id or -
 --- @include "clock"
 local claims = KEYS[1]
-local most, again_ms = ARGV[1], tonumber(ARGV[2])
+local max_entries, again_ms = ARGV[1], tonumber(ARGV[2])
 
-local overdue = redis.call('ZRANGEBYSCORE', claims, '-inf', whole(now_ms), 'LIMIT', 0, most)
+local overdue = redis.call('ZRANGEBYSCORE', claims, '-inf', whole(now_ms), 'LIMIT', 0, max_entries)
 for _, entry in ipairs(overdue) do
   redis.call('ZADD', claims, whole(now_ms + again_ms), entry)
 end

@@ -7,9 +7,9 @@
 -- RETURNS how many drivers were swept
 --- @include "clock"
 local seen = KEYS[1]
-local fix_age_ms, most = tonumber(ARGV[1]), ARGV[2]
+local fix_age_ms, max_drivers = tonumber(ARGV[1]), ARGV[2]
 
-local stale = redis.call('ZRANGEBYSCORE', seen, '-inf', whole(now_ms - fix_age_ms), 'LIMIT', 0, most)
+local stale = redis.call('ZRANGEBYSCORE', seen, '-inf', whole(now_ms - fix_age_ms), 'LIMIT', 0, max_drivers)
 for _, driver_id in ipairs(stale) do
   for k = 2, #KEYS do
     redis.call('ZREM', KEYS[k], driver_id)

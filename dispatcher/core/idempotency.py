@@ -17,6 +17,20 @@ class IdempotencyKey:
     request_payload: bytes = field(repr=False, default=b"{}")
 
 
+class KeyedAnswer(NamedTuple):
+    """The answer that a change is to keep for its key, in the transaction of the change."""
+
+    key: IdempotencyKey
+    status: int
+    body: str
+    expires_at_ms: int
+
+    @property
+    def stored(self) -> StoredAnswer:
+        """The same as it will be read."""
+        return StoredAnswer(self.key.fingerprint, self.status, self.body, self.expires_at_ms)
+
+
 class StoredAnswer(NamedTuple):
     """The success that is replayed for a key: its status and its body, byte for byte."""
 

@@ -11,7 +11,7 @@ import asyncio
 import time
 from collections import deque
 from dataclasses import dataclass, field
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 import asyncpg
 import structlog
@@ -23,25 +23,26 @@ from tenacity import (
 )
 
 from dispatcher.core.errors import OutcomeUnknown, StoreUnavailable
-from dispatcher.core.idempotency import IdempotencyKey
+from dispatcher.core.idempotency import KeyedAnswer, StoredAnswer
 from dispatcher.core.times import moment
-from dispatcher.ledger.database import QUERIES, UNAVAILABLE
+from dispatcher.ledger.changes import Change, Outcome, OutcomeCode, to_composite
+from dispatcher.ledger.database import QUERIES, UNAVAILABLE_ERRORS, Database
 
 log = structlog.get_logger("dispatcher.ledger")
 
 #: Postgres asks for these to be sent again (manual, 13.5): five times in all, with jitter.
-_TRIES: Final = 5
-_AGAIN: Final = (asyncpg.DeadlockDetectedError, asyncpg.SerializationError)
+_MAX_TRIES: Final = 5
+_RETRIED_ERRORS: Final = (asyncpg.DeadlockDetectedError, asyncpg.SerializationError)
 # After the first try, which is made without it: its machinery costs as much as a whole change.
 _RETRYING: Final = AsyncRetrying(
-    stop=stop_after_attempt(_TRIES - 1),
+    stop=stop_after_attempt(_MAX_TRIES - 1),
     wait=wait_random_exponential(multiplier=0.005, max=0.2),
-    retry=retry_if_exception_type(_AGAIN),
+    retry=retry_if_exception_type(_RETRIED_ERRORS),
     reraise=True,
 )
 # Every join of the commit is by a key over a batch. Its plans are made once, since making them takes
 # longer than a small batch.
-_SESSION: Final = {
+_SESSION_SETTINGS: Final = {
     "application_name": "dispatcher-ledger",
     "enable_seqscan": "off",
     "enable_hashjoin": "off",
@@ -52,56 +53,14 @@ _SESSION: Final = {
 # A plan that was made while a table or a partial index was small reads it from end to end once it is
 # large, until ANALYZE comes by. So plans are made anew whenever twice as much may have been written as
 # before, and as often as this in s: trips that are live come and go within the hour.
-_FIRST_PLANS: Final = 64
-_PLANS_LIVE_S: Final = 10.0
-
-
-class Change(NamedTuple):
-    """One change, as the composite type `ledger_change` of the schema (its comments hold here)."""
-
-    trip_id: str | None = None
-    is_creation: bool = False
-    expect_version: int | None = None
-    sources: tuple[str, ...] | None = None
-    to_status: str | None = None
-    driver_id: str | None = None
-    required_driver: str | None = None
-    zone: str | None = None
-    customer_id: str | None = None
-    vehicle_type: str | None = None
-    pickup: tuple[float, float] | None = None
-    dropoff: tuple[float, float] | None = None
-    reason: str | None = None
-    event: str | None = None
-    actor_id: str | None = None
-    actor_role: str | None = None
-    payload: str | None = None
-    at_ms: int = 0
-    set_driver: str | None = None
-    set_zone: str | None = None
-    set_online: bool | None = None
-    set_available: str | None = None
-    set_vehicle: str | None = None
-    expect_driver_version: int | None = None
-    declines: str | None = None
-    key: IdempotencyKey | None = None
-    response: str | None = None
-    status_code: int = 0
-    expires_at_ms: int = 0
-
-
-class Outcome(NamedTuple):
-    """What became of a change: `ok`, `stale`, or `replay` with the answer that is stored."""
-
-    code: str
-    status: int | None = None
-    response: str | None = None
-    fingerprint: str | None = None
+_FIRST_PLANS_CHANGES: Final = 64
+_PLANS_LIFE_S: Final = 10.0
 
 
 @dataclass(slots=True)
 class _Entry:
     change: Change
+    answer: KeyedAnswer | None
     outcome: asyncio.Future[Outcome] = field(default_factory=asyncio.Future)
 
     def subjects(self) -> list[Any]:
@@ -112,26 +71,27 @@ class _Entry:
             found.append(("trip", change.trip_id))
         if driver := change.set_driver or change.required_driver:
             found.append(("driver", driver))
-        if change.key:
-            found.append(("key", change.key.user_id, change.key.endpoint, change.key.key))
+        if self.answer is not None:
+            key = self.answer.key
+            found.append(("key", key.user_id, key.endpoint, key.key))
         return found
 
 
-class Ledger:
+class Commits:
     """Commits changes. One for each server process."""
 
-    def __init__(self, url: str, *, timeout_s: float, most: int) -> None:
+    def __init__(self, url: str, *, timeout_s: float, max_batch: int) -> None:
         self._url = url
         self._timeout_s = timeout_s
-        self._most = most
+        self._max_batch = max_batch
         self._waiting: deque[_Entry] = deque()
         self._wake = asyncio.Event()
         self._connection: Any = None
         self._task: asyncio.Task[None] | None = None
         self._closing = False
         # When the plans are to be made anew: in changes, and by the monotonic clock.
-        self._changes_left = self._plans_last = _FIRST_PLANS
-        self._plans_end = 0.0
+        self._changes_left = self._changes_per_plan = _FIRST_PLANS_CHANGES
+        self._plans_expire_at = 0.0
         #: Batches sent and changes in them, for the metrics.
         self.batches = 0
         self.changes = 0
@@ -141,15 +101,15 @@ class Ledger:
         await self._connected()
         self._task = asyncio.create_task(self._run())
 
-    async def commit(self, change: Change) -> Outcome:
-        """Commits one change, in the next batch.
+    async def commit(self, change: Change, answer: KeyedAnswer | None = None) -> Outcome:
+        """Commits one change, and the answer to keep for its key, in the next batch.
 
         Raises StoreUnavailable where nothing was sent, OutcomeUnknown where the answer was lost.
         The commit goes on where the caller is cancelled.
         """
         if self._closing:
             raise StoreUnavailable("the ledger is closed")
-        entry = _Entry(change)
+        entry = _Entry(change, answer)
         self._waiting.append(entry)
         self._wake.set()
         return await entry.outcome
@@ -163,7 +123,7 @@ class Ledger:
         if self._connection is not None:
             try:
                 await self._connection.close(timeout=self._timeout_s)
-            except UNAVAILABLE:
+            except UNAVAILABLE_ERRORS:
                 self._connection.terminate()
 
     async def _run(self) -> None:
@@ -186,7 +146,7 @@ class Ledger:
         batch: list[_Entry] = []
         later: list[_Entry] = []
         touched: set[Any] = set()
-        while self._waiting and len(batch) < self._most:
+        while self._waiting and len(batch) < self._max_batch:
             entry = self._waiting.popleft()
             subjects = entry.subjects()
             if touched.isdisjoint(subjects):
@@ -203,27 +163,27 @@ class Ledger:
         except StoreUnavailable as error:
             _fail(batch, error)
             return
-        rows = [_composite(i, entry.change) for i, entry in enumerate(batch)]
+        rows = [to_composite(i, entry.change, entry.answer) for i, entry in enumerate(batch)]
         try:
-            await self._plan_anew(connection, len(batch))
+            await self._renew_plans(connection, len(batch))
             try:
                 outcomes = await send(connection, rows, timeout_s=self._timeout_s)
-            except _AGAIN:
+            except _RETRIED_ERRORS:
                 outcomes = await _RETRYING(send, connection, rows, timeout_s=self._timeout_s)
-        except _AGAIN as error:
+        except _RETRIED_ERRORS as error:
             # Rolled back as often as we may try: nothing happened.
             log.warning("commit gave way too often", changes=len(batch), error=str(error))
             _fail(batch, StoreUnavailable("postgres"))
             return
         except (asyncpg.DataError, ValueError) as error:
-            await self._part(batch, error)
+            await self._commit_singly(batch, error)
             return
         except asyncpg.ReadOnlySQLTransactionError:
             # A failover left us with a standby: nothing happened, and the next one looks again.
             self._drop()
             _fail(batch, StoreUnavailable("postgres is read-only"))
             return
-        except UNAVAILABLE as error:
+        except UNAVAILABLE_ERRORS as error:
             self._drop()
             log.warning("commit's answer was lost", changes=len(batch), error=repr(error))
             _fail(batch, OutcomeUnknown("postgres"))
@@ -239,19 +199,19 @@ class Ledger:
                 log.error("change refused by Postgres", reason=code, trip=batch[index].change.trip_id)
                 outcome.set_exception(RuntimeError(code))
             else:
-                outcome.set_result(Outcome(code, *stored))
+                outcome.set_result(_outcome(code, *stored))
 
-    async def _plan_anew(self, connection: Any, changes: int) -> None:
+    async def _renew_plans(self, connection: Any, changes: int) -> None:
         now = time.monotonic()
         self._changes_left -= changes
-        if self._changes_left >= 0 and now < self._plans_end:
+        if self._changes_left >= 0 and now < self._plans_expire_at:
             return
         if self._changes_left < 0:
-            self._plans_last *= 2
-        self._changes_left, self._plans_end = self._plans_last, now + _PLANS_LIVE_S
+            self._changes_per_plan *= 2
+        self._changes_left, self._plans_expire_at = self._changes_per_plan, now + _PLANS_LIFE_S
         await connection.execute("DISCARD PLANS", timeout=self._timeout_s)
 
-    async def _part(self, batch: list[_Entry], error: Exception) -> None:
+    async def _commit_singly(self, batch: list[_Entry], error: Exception) -> None:
         # An argument that cannot be written or read fails the statement before a row could fail alone.
         if len(batch) == 1:
             log.error("change cannot be sent", reason=repr(error), trip=batch[0].change.trip_id)
@@ -268,10 +228,10 @@ class Ledger:
                 self._connection = await asyncpg.connect(
                     self._url,
                     timeout=self._timeout_s,
-                    server_settings=_SESSION
+                    server_settings=_SESSION_SETTINGS
                     | {"statement_timeout": str(int(self._timeout_s * 1000 * 0.9))},
                 )
-            except UNAVAILABLE as error:
+            except UNAVAILABLE_ERRORS as error:
                 raise StoreUnavailable("postgres") from error
         return self._connection
 
@@ -285,7 +245,7 @@ async def send(connection: Any, rows: list[tuple[Any, ...]], *, timeout_s: float
     """Commits a batch; says of each row what became of it."""
     try:
         return await connection.fetch(QUERIES.apply_changes.sql, rows, timeout=timeout_s)
-    except (*UNAVAILABLE, *_AGAIN):
+    except (*UNAVAILABLE_ERRORS, *_RETRIED_ERRORS):
         raise
     except asyncpg.PostgresError:
         # A row breaks a constraint, and nothing was done: now each row for itself.
@@ -299,20 +259,29 @@ def _fail(batch: list[_Entry], error: Exception) -> None:
             entry.outcome.exception()  # a caller that is gone does not retrieve it
 
 
-def _composite(index: int, change: Change) -> tuple[Any, ...]:
-    """The change as asyncpg encodes it: the composite's attributes in their order."""
-    at, key = moment(change.at_ms), change.key
-    head = (index, *change[:17], at, *change[18:25])
-    if key is None:
-        return (*head, None, None, None, None, None, None, None, None)
-    return (
-        *head,
-        key.user_id,
-        key.endpoint,
-        key.key,
-        key.request_payload.decode(),
-        key.fingerprint,
-        change.response,
-        change.status_code,
-        moment(change.expires_at_ms),
-    )
+def _outcome(code: str, status: int | None, body: str | None, fingerprint: str | None) -> Outcome:
+    if status is None or body is None or fingerprint is None:
+        return Outcome(OutcomeCode(code))
+    # The commit does not say when the stored answer expires.
+    return Outcome(OutcomeCode(code), StoredAnswer(fingerprint, status, body, expires_at_ms=0))
+
+
+async def was_committed(
+    database: Database, change: Change, answer: KeyedAnswer | None, attempt: str
+) -> bool:
+    """Whether this very attempt is in the history, or its key's row holds its answer.
+
+    False where Postgres cannot be asked, or knows nothing of it yet.
+    """
+    try:
+        if change.event is not None:
+            row = await database.row(
+                "event_of_attempt", trip_id=change.trip_id, version=change.version, attempt=attempt
+            )
+            return row is not None
+        if answer is not None:
+            stored = await database.stored_answer(answer.key)
+            return stored is not None and stored.body == answer.body
+    except StoreUnavailable:
+        pass
+    return False

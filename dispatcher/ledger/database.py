@@ -12,13 +12,14 @@ import aiosql
 import asyncpg
 
 from dispatcher.core.drivers import AvailabilityStatus, Driver
+from dispatcher.core.idempotency import IdempotencyKey, StoredAnswer
 from dispatcher.core.errors import StoreUnavailable
 from dispatcher.core.times import millis
 from dispatcher.core.trips import Status, Trip
 from dispatcher.resources import SQL_DIR
 
 #: What a Postgres that cannot answer raises, as against one that refuses a statement.
-UNAVAILABLE: tuple[type[BaseException], ...] = (
+UNAVAILABLE_ERRORS: tuple[type[BaseException], ...] = (
     OSError,
     TimeoutError,
     asyncpg.InterfaceError,
@@ -75,6 +76,16 @@ def driver_from_row(row: Any) -> Driver:
     )
 
 
+def answer_from_row(row: Any) -> StoredAnswer:
+    """A stored answer from a row of `idempotency_keys`."""
+    return StoredAnswer(
+        row["request_fingerprint"],
+        row["status_code"],
+        row["response_payload"],
+        millis(row["expires_at"]) or 0,
+    )
+
+
 class Database:
     """A small pool for everything but the ledger. Raises StoreUnavailable where Postgres is away."""
 
@@ -104,7 +115,7 @@ class Database:
         try:
             async with self._pool.acquire(timeout=self._timeout_s) as connection:
                 yield connection
-        except UNAVAILABLE as error:
+        except UNAVAILABLE_ERRORS as error:
             raise StoreUnavailable("postgres") from error
 
     async def rows(self, name: str, **arguments: Any) -> list[Any]:
@@ -144,6 +155,11 @@ class Database:
         """A driver as Postgres has them."""
         row = await self.row("get_driver", driver_id=driver_id)
         return None if row is None else driver_from_row(row)
+
+    async def stored_answer(self, key: IdempotencyKey) -> StoredAnswer | None:
+        """The answer that is kept for a key, unless it has expired."""
+        row = await self.row("get_answer", user_id=key.user_id, endpoint=key.endpoint, key=key.key)
+        return None if row is None else answer_from_row(row)
 
     async def ping(self) -> None:
         """Raises StoreUnavailable where Postgres does not answer."""

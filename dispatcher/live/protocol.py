@@ -1,41 +1,30 @@
-"""Connections that redis-py opens and this package reads."""
+"""Connections that redis-py opens and this package reads.
+
+This is the one module that touches private attributes of redis-py (`_writer` of a connection);
+tests/lua/test_protocol.py fails where the library changes them.
+"""
 
 from __future__ import annotations
 
 import asyncio
-from typing import Any
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import hiredis
-from redis.asyncio import Redis, RedisCluster
-from redis.asyncio.retry import Retry
-from redis.backoff import NoBackoff
+import structlog
 from redis.exceptions import ResponseError
 
+from dispatcher.core.errors import StoreUnavailable
 
-def connect(url: str, *, cluster: bool) -> Any:
-    """A client that never sends a command twice by itself: a script may have run already."""
-    once = Retry(NoBackoff(), 0)
-    if cluster:
-        return RedisCluster.from_url(
-            url,
-            decode_responses=True,
-            protocol=2,
-            retry=once,
-            socket_connect_timeout=2,
-            socket_timeout=5,
-        )
-    return Redis.from_url(
-        url,
-        decode_responses=True,
-        protocol=2,
-        retry=once,
-        socket_connect_timeout=2,
-        max_connections=256,
-    )
+log = structlog.get_logger("dispatcher.redis")
+
+# A batch takes milliseconds: a Redis that is silent this long is away.
+_REPLY_TIMEOUT_S = 5.0
 
 
-class Line(asyncio.Protocol):
-    """A connection of redis-py's, which has made itself known, read without redis-py's streams.
+class RedisProtocol(asyncio.Protocol):
+    """A connection of redis-py's, after its handshake, read without redis-py's streams.
 
     Replies are handled as their bytes come in. redis-py's own way takes a coroutine and a timeout for
     each, which is more than all the rest of a call.
@@ -44,29 +33,101 @@ class Line(asyncio.Protocol):
     def __init__(self, connection: Any) -> None:
         self.connection = connection
         self.transport: asyncio.Transport = connection._writer.transport
-        self._streams = self.transport.get_protocol()
+        self._stream_protocol = self.transport.get_protocol()
         self.transport.set_protocol(self)
         self.parser = hiredis.Reader(encoding="utf-8", replyError=ResponseError)
         self.is_open = True
 
-    def received(self) -> None:
+    def replies_received(self) -> None:
         """There may be whole replies in the parser: with RESP2, it gives False once there are not."""
         raise NotImplementedError
 
-    def lost(self, error: Exception | None) -> None:
+    def closed(self, error: Exception | None) -> None:
         """The connection is closed, by either side."""
         raise NotImplementedError
 
     def data_received(self, data: bytes) -> None:
         self.parser.feed(data)
-        self.received()
+        self.replies_received()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.is_open = False
-        self._streams.connection_lost(exc)  # redis-py waits for it when it closes
-        self.lost(exc)
+        self._stream_protocol.connection_lost(exc)  # redis-py waits for it when it closes
+        self.closed(exc)
 
 
-def can_be_taken(connection: Any) -> bool:
-    """Whether there is a socket behind it: fakeredis has none."""
+def has_socket(connection: Any) -> bool:
+    """Whether the connection can be read by a RedisProtocol: one of fakeredis has no socket."""
     return hasattr(connection._writer, "transport")
+
+
+class Call(NamedTuple):
+    """A command, the future of its reply, and whether it was sent before its script was known."""
+
+    command: tuple[Any, ...]
+    reply: asyncio.Future[Any]
+    is_repeated: bool = False
+
+
+class CallProtocol(RedisProtocol):
+    """Calls go out in batches; each reply belongs to the oldest call that has none."""
+
+    def __init__(
+        self,
+        connection: Any,
+        on_reply: Callable[[Call, Any], None],
+        on_batch_done: Callable[[], None],
+    ) -> None:
+        super().__init__(connection)
+        self._on_reply = on_reply
+        self._on_batch_done = on_batch_done
+        self._calls: deque[Call] = deque()
+        # How many calls each batch on its way holds, and when its reply is overdue.
+        self._batches: deque[tuple[int, float]] = deque()
+        self._loop = asyncio.get_running_loop()
+        self._timer: asyncio.TimerHandle | None = None
+
+    def send(self, batch: Sequence[Call]) -> None:
+        """Writes a batch in one piece."""
+        self._calls.extend(batch)
+        self._batches.append((len(batch), self._loop.time() + _REPLY_TIMEOUT_S))
+        self.transport.write(b"".join([hiredis.pack_command(call.command) for call in batch]))
+        if self._timer is None:
+            self._timer = self._loop.call_later(_REPLY_TIMEOUT_S, self._check_overdue)
+
+    def replies_received(self) -> None:
+        parser, calls, on_reply = self.parser, self._calls, self._on_reply
+        received = 0
+        while (reply := parser.gets()) is not False:
+            received += 1
+            on_reply(calls.popleft(), reply)
+        batches = self._batches
+        while received:
+            unanswered, deadline = batches[0]
+            if unanswered > received:
+                batches[0] = (unanswered - received, deadline)
+                break
+            received -= unanswered
+            batches.popleft()
+            self._on_batch_done()
+
+    def closed(self, error: Exception | None) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        if self._calls:
+            log.warning("redis did not answer", calls=len(self._calls), error=str(error or "closed"))
+        while self._calls:
+            self._on_reply(self._calls.popleft(), StoreUnavailable("redis"))
+        while self._batches:
+            self._batches.popleft()
+            self._on_batch_done()
+
+    def _check_overdue(self) -> None:
+        self._timer = None
+        if not self._batches:
+            return
+        _, deadline = self._batches[0]
+        if deadline <= self._loop.time():
+            self.transport.abort()
+        else:
+            self._timer = self._loop.call_at(deadline, self._check_overdue)

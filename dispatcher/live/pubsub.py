@@ -13,11 +13,12 @@ import structlog
 from redis.asyncio import Redis, RedisCluster
 from redis.exceptions import RedisError, ResponseError
 
+from dispatcher.live.client import connect
 from dispatcher.live.keys import keys_of
 from dispatcher.live.pipeline import Pipeline
-from dispatcher.live.protocol import Line, connect
+from dispatcher.live.protocol import RedisProtocol
 
-log = structlog.get_logger("dispatcher.push")
+log = structlog.get_logger("dispatcher.pubsub")
 
 _RETRY_S = 0.5
 #: A subscription that is silent this long is checked by a ping.
@@ -26,7 +27,7 @@ _QUIET_S = 15.0
 Deliver = Callable[[list[str], Any], None]
 
 
-class _Subscription(Line):
+class _Subscription(RedisProtocol):
     """Hands on what comes."""
 
     def __init__(self, connection: Any, heard: Callable[[Any], None]) -> None:
@@ -36,7 +37,7 @@ class _Subscription(Line):
         self._closed = asyncio.Event()
         self._error: Exception | None = None
 
-    def received(self) -> None:
+    def replies_received(self) -> None:
         parser, heard = self.parser, self._heard
         while (message := parser.gets()) is not False:
             self._messages += 1
@@ -47,7 +48,7 @@ class _Subscription(Line):
                 return
             heard(message)
 
-    def lost(self, error: Exception | None) -> None:
+    def closed(self, error: Exception | None) -> None:
         self._error = self._error or error
         self._closed.set()
 
@@ -69,7 +70,7 @@ class _Subscription(Line):
         raise ConnectionError(str(self._error or "closed"))
 
 
-class Push:
+class Subscriber:
     """Subscribes to the zones' channels. A message is a JSON list of [addresses, frame].
 
     `deliver` gets the addresses and the frame; `resync` is called once a lost subscription
@@ -96,7 +97,7 @@ class Push:
         """Begins to listen; returns once every subscription stands."""
         ready = [asyncio.Event() for _ in self._groups()]
         self._tasks = [
-            asyncio.create_task(self._listen(channels, event), name="push")
+            asyncio.create_task(self._listen(channels, event), name="subscriber")
             for channels, event in zip(self._groups(), ready, strict=True)
         ]
         await asyncio.wait_for(asyncio.gather(*(event.wait() for event in ready)), 10)

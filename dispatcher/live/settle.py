@@ -1,28 +1,71 @@
-"""Settles that arrive together travel together: mostly those of one committed batch.
+"""Settle: Redis and the sockets learn what Postgres has committed.
 
-One call of a script then stands for many, in this process and in Redis, and one message on the push
-channel for many. Nothing waits on purpose: a batch leaves at the end of its turn of the event loop.
+Settles that arrive together, mostly those of one committed batch, travel together: one call of a
+script then stands for many, in this process and in Redis, and one message on the push channel for
+many. Nothing waits on purpose: a batch leaves at the end of its turn of the event loop.
 """
 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Final
+from enum import StrEnum
+from typing import Any, Final
 
+import orjson
+
+from dispatcher.core.drivers import Driver
 from dispatcher.core.errors import StoreUnavailable
+from dispatcher.core.idempotency import StoredAnswer
+from dispatcher.core.trips import FINAL, Status, Trip
+from dispatcher.live.claims import Attempt
+from dispatcher.live.hashes import driver_fields
+from dispatcher.live.idempotency import done_record
 from dispatcher.live.keys import Keys
 from dispatcher.live.pipeline import Pipeline
-from dispatcher.live.scripts import Attempt, Scripts, Settlement
+from dispatcher.live.state import FINISHED_TTL_S
 
 #: A batch this large keeps Redis busy for half a millisecond; more would only delay others.
-_MOST: Final = 16
+_MAX_BATCH: Final = 16
+
+
+class SettleEffect(StrEnum):
+    """What a change does to its driver in the live state."""
+
+    TAKE = "take"  # the trip is theirs, and they get no offers
+    FREE = "free"  # of the trip
+    STATE = "state"  # their availability changes
+
+
+@dataclass(frozen=True, slots=True)
+class Settlement:
+    """What the live state is to be told of one change, all of it optional.
+
+    `before` is the trip as it was claimed: only what differs is sent. `driver` is the driver's new
+    availability, `driver_vehicle_type` names the geo set they leave or join. `event` is JSON for the
+    stream, `messages` a JSON list for the push channel. `inboxes` are drivers who hold an offer.
+    """
+
+    trip: Trip | None = None
+    before: Trip | None = None
+    driver_id: str = ""
+    driver_vehicle_type: str = ""
+    effect: SettleEffect | None = None
+    driver: Driver | None = None
+    barred_driver: str = ""
+    inboxes: Sequence[str] = ()
+    event: str = ""
+    messages: str = ""
+
+    WRITTEN = "written"
+    NOT_NEWER = "not_newer"  # the trip's hash was as new, or no trip changes
 
 
 @dataclass(slots=True)
 class _Batch:
     keys: Keys
-    changes: list[tuple[Attempt, Settlement]] = field(default_factory=list)
+    changes: list[tuple[Attempt, Settlement, StoredAnswer | None]] = field(default_factory=list)
     results: list[asyncio.Future[int]] = field(default_factory=list)
     trips: set[str] = field(default_factory=set)
     drivers: set[str] = field(default_factory=set)
@@ -47,21 +90,26 @@ class _Batch:
 class Settler:
     """Gathers the settles of each zone. One for each server process."""
 
-    def __init__(self, scripts: Scripts, pipeline: Pipeline, *, fix_age_s: int) -> None:
-        self._scripts = scripts
+    def __init__(self, pipeline: Pipeline, *, fix_age_s: int) -> None:
         self._pipeline = pipeline
         self._fix_age_ms = fix_age_s * 1000
         self._filling: dict[str, _Batch] = {}
 
-    async def settle(self, keys: Keys, attempt: Attempt, settlement: Settlement) -> bool:
+    async def settle(
+        self,
+        keys: Keys,
+        attempt: Attempt,
+        settlement: Settlement,
+        answer: StoredAnswer | None = None,
+    ) -> bool:
         """Writes what was committed and drops the claims. Says whether the trip was written.
 
         Raises StoreUnavailable where Redis did not do it. It goes on where the caller is cancelled.
         """
-        result = await self._join(keys, attempt, settlement)
+        result = await self._join(keys, attempt, settlement, answer)
         if result < 0:
-            # The picture missed a change: what differs is not enough.
-            result = await self._join(keys, attempt, replace(settlement, before=None))
+            # The live state missed a change: what differs is not enough.
+            result = await self._join(keys, attempt, replace(settlement, before=None), answer)
         return result == 1
 
     def close(self) -> None:
@@ -69,7 +117,9 @@ class Settler:
         for batch in list(self._filling.values()):
             self._send(batch)
 
-    def _join(self, keys: Keys, attempt: Attempt, settlement: Settlement) -> asyncio.Future[int]:
+    def _join(
+        self, keys: Keys, attempt: Attempt, settlement: Settlement, answer: StoredAnswer | None
+    ) -> asyncio.Future[int]:
         trip_id, driver_id = attempt.trip_id, settlement.driver_id
         batch = self._filling.get(keys.zone)
         if batch is not None and (trip_id in batch.trips or driver_id in batch.drivers):
@@ -85,9 +135,9 @@ class Settler:
         if driver_id:
             batch.drivers.add(driver_id)
         result: asyncio.Future[int] = loop.create_future()
-        batch.changes.append((attempt, settlement))
+        batch.changes.append((attempt, settlement, answer))
         batch.results.append(result)
-        if len(batch.changes) == _MOST:
+        if len(batch.changes) == _MAX_BATCH:
             self._send(batch)
         return result
 
@@ -98,5 +148,71 @@ class Settler:
 
     def _send(self, batch: _Batch) -> None:
         del self._filling[batch.keys.zone]
-        reply = self._scripts.settle_changes(batch.keys, batch.changes, fix_age_ms=self._fix_age_ms)
-        reply.add_done_callback(batch.answered)
+        self.settle_changes(batch.keys, batch.changes).add_done_callback(batch.answered)
+
+    def settle_changes(
+        self, keys: Keys, changes: Sequence[tuple[Attempt, Settlement, StoredAnswer | None]]
+    ) -> asyncio.Future[list[int | str]]:
+        """Runs the script; no two changes share a trip or a driver.
+
+        Says of each whether its trip was written (1 or 0), -1 where the hash is not of the version
+        before (nothing was done), or the text of an error.
+        """
+        names: list[str] = [keys.claims, keys.seen, keys.events, keys.push, keys.waves]
+        args: list[Any] = [self._fix_age_ms]
+        for attempt, settlement, answer in changes:
+            trip_id, driver_id = attempt.trip_id, settlement.driver_id
+            names += (
+                keys.trip(trip_id) if trip_id else keys.epoch,
+                keys.driver(driver_id) if driver_id else keys.epoch,
+                keys.trip_claim(trip_id or "-"), keys.driver_claim(attempt.driver_id or "-"),
+                attempt.record_key(keys), keys.geo(settlement.driver_vehicle_type or "-"),
+                keys.offers(trip_id or "-"), keys.barred(trip_id or "-"),
+            )  # fmt: skip
+            names += [keys.inbox(driver) for driver in settlement.inboxes]
+            args.append(orjson.dumps(_record(attempt, settlement, answer)))
+        return self._pipeline.run("settle_changes", names, args)
+
+
+def _record(attempt: Attempt, settlement: Settlement, answer: StoredAnswer | None) -> dict[str, Any]:
+    """One change as `settle_changes` reads it; its header names the fields. What does not apply is
+    left out."""
+    record: dict[str, Any] = {
+        "token": attempt.token,
+        "entry": attempt.entry,
+        "inboxes": len(settlement.inboxes),
+    }
+    if attempt.trip_id:
+        record["trip_id"] = attempt.trip_id
+    if settlement.trip is not None:
+        record["trip"] = _trip_record(settlement.trip, settlement.before)
+    if settlement.driver_id:
+        record["driver_id"] = settlement.driver_id
+    if settlement.effect is not None:
+        record["effect"] = settlement.effect
+    if settlement.driver is not None:
+        driver = settlement.driver
+        record["driver"] = {"version": driver.version, "fields": driver_fields(driver)}
+    if settlement.barred_driver:
+        record["barred_driver"] = settlement.barred_driver
+    if answer is not None:
+        record["answer"] = done_record(answer)
+        record["answer_ttl_ms"] = attempt.key_ttl_ms
+    if settlement.event:
+        record["event"] = settlement.event
+    if settlement.messages:
+        record["messages"] = settlement.messages
+    return record
+
+
+def _trip_record(trip: Trip, before: Trip | None) -> dict[str, Any]:
+    record: dict[str, Any] = {
+        "version": trip.version,
+        "wave": "start" if trip.current_status is Status.PENDING else "stop",
+        "fields": trip.to_hash(before),
+    }
+    if before is not None:
+        record["base_version"] = before.version
+    if trip.current_status in FINAL:
+        record["ttl_s"] = FINISHED_TTL_S
+    return record

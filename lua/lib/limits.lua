@@ -1,13 +1,13 @@
 -- Sliding logs: a list of the times (µs) of what was admitted, oldest first. Needs clock.lua.
 -- The limits of a call are neighbours in KEYS, mostly its tail, and in ARGV as pairs: most admitted, window in s.
 
--- Returns refused, place of the limit to report (0: none), what remains, and when (ms) it eases.
+-- Returns refused, index of the limit to report (0: none), what remains, and when (ms) it eases.
 -- A refusal that lasts longest is reported before others, and the tightest limit where none refuses.
 local function check_limits(first_key, first_arg, last_key)
-  local refused, place, remaining, reset_us = false, 0, 0, 0
+  local refused, limit_index, remaining, reset_us = false, 0, 0, 0
   for k = first_key, last_key or #KEYS do
     local at = first_arg + 2 * (k - first_key)
-    local most = tonumber(ARGV[at])
+    local max_calls = tonumber(ARGV[at])
     local window_us = tonumber(ARGV[at + 1]) * 1000000
     local oldest = redis.call('LINDEX', KEYS[k], 0)
     -- What has left the window counts for nothing, so dropping it is no effect that a refusal would have to undo.
@@ -16,18 +16,18 @@ local function check_limits(first_key, first_arg, last_key)
       oldest = redis.call('LINDEX', KEYS[k], 0)
     end
     local used = oldest and redis.call('LLEN', KEYS[k]) or 0
-    if used >= most then
-      local eases_us = tonumber(redis.call('LINDEX', KEYS[k], used - most)) + window_us
+    if used >= max_calls then
+      local eases_us = tonumber(redis.call('LINDEX', KEYS[k], used - max_calls)) + window_us
       if not refused or eases_us > reset_us then
-        place, remaining, reset_us = k - first_key + 1, 0, eases_us
+        limit_index, remaining, reset_us = k - first_key + 1, 0, eases_us
       end
       refused = true
-    elseif not refused and (place == 0 or most - used < remaining) then
-      place, remaining = k - first_key + 1, most - used
+    elseif not refused and (limit_index == 0 or max_calls - used < remaining) then
+      limit_index, remaining = k - first_key + 1, max_calls - used
       reset_us = (oldest and tonumber(oldest) or now_us) + window_us
     end
   end
-  return refused, place, remaining, math.ceil(reset_us / 1000)
+  return refused, limit_index, remaining, math.ceil(reset_us / 1000)
 end
 
 -- Returns what remains of the reported limit afterwards.

@@ -1,0 +1,81 @@
+"""What a commit is given, and what it says of each change."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Any, NamedTuple
+
+from dispatcher.core.idempotency import KeyedAnswer, StoredAnswer
+from dispatcher.core.times import moment
+
+
+class Change(NamedTuple):
+    """One change, as the composite type `ledger_change` of the schema (its comments hold here)."""
+
+    trip_id: str | None = None
+    is_creation: bool = False
+    expect_version: int | None = None
+    sources: tuple[str, ...] | None = None
+    to_status: str | None = None
+    driver_id: str | None = None
+    required_driver: str | None = None
+    zone: str | None = None
+    customer_id: str | None = None
+    vehicle_type: str | None = None
+    pickup: tuple[float, float] | None = None
+    dropoff: tuple[float, float] | None = None
+    reason: str | None = None
+    event: str | None = None
+    actor_id: str | None = None
+    actor_role: str | None = None
+    payload: str | None = None
+    at_ms: int = 0
+    set_driver: str | None = None
+    set_zone: str | None = None
+    set_online: bool | None = None
+    set_available: str | None = None
+    set_vehicle: str | None = None
+    expect_driver_version: int | None = None
+    declines: str | None = None
+
+    @property
+    def version(self) -> int:
+        """The trip's version once this is committed."""
+        return 0 if self.expect_version is None else self.expect_version + 1
+
+
+class OutcomeCode(StrEnum):
+    """What became of a change."""
+
+    OK = "ok"
+    STALE = "stale"  # a guard did not hold: Postgres knows better
+    REPLAY = "replay"  # the key has an answer already
+
+
+class Outcome(NamedTuple):
+    """What became of a change, with the stored answer where it is a replay."""
+
+    code: OutcomeCode
+    stored: StoredAnswer | None = None
+
+
+def to_composite(index: int, change: Change, answer: KeyedAnswer | None) -> tuple[Any, ...]:
+    """The change as asyncpg encodes it: the composite's attributes in their order.
+
+    `index` is its place in the batch, from 0.
+    """
+    head = (index, *change[:17], moment(change.at_ms), *change[18:25])
+    if answer is None:
+        return (*head, None, None, None, None, None, None, None, None)
+    key = answer.key
+    return (
+        *head,
+        key.user_id,
+        key.endpoint,
+        key.key,
+        key.request_payload.decode(),
+        key.fingerprint,
+        answer.body,
+        answer.status,
+        moment(answer.expires_at_ms),
+    )

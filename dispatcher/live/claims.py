@@ -1,0 +1,207 @@
+"""Claims: who may go on to commit a change, and what everyone else is told.
+
+One method a script, of the same name: it builds keys and arguments, runs the script, and decodes
+strictly what it says (claim_results).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Iterable, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any, Final, Literal, NamedTuple
+
+from dispatcher.core.actors import Actor
+from dispatcher.core.idempotency import IdempotencyKey
+from dispatcher.core.limits import Limit
+from dispatcher.core.trips import Status
+from dispatcher.live.claim_results import (
+    AcceptClaimed,
+    AvailabilityClaimed,
+    CreationClaimed,
+    DeclineClaimed,
+    NotClaimed,
+    TransitionClaimed,
+    accept_claimed,
+    availability_claimed,
+    decline_claimed,
+    decode_claim,
+    transition_claimed,
+)
+from dispatcher.live.keys import Keys
+from dispatcher.live.limits import limit_keys_and_rates
+from dispatcher.live.pipeline import Pipeline
+
+#: A sweeper that dies leaves its entries to another one after this long.
+_SWEEP_AGAIN_MS: Final = 10_000
+_NOBODY: Final = "-"
+
+
+class Resolved(StrEnum):
+    """What is known already when a claim is asked for again: Postgres was asked for the key, the trip
+    or the driver; the limits have counted this request."""
+
+    KEY = "key"
+    TRIP = "trip"
+    DRIVER = "driver"
+    LIMITS = "limits"
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """One try of one request to change something: what its claim needs and its settle lets go of."""
+
+    token: str
+    trip_id: str
+    driver_id: str
+    lease_ms: int
+    key: IdempotencyKey | None
+    key_ttl_ms: int
+    limits: Sequence[Limit] = ()
+    resolved: frozenset[Resolved] = frozenset()
+
+    @property
+    def entry(self) -> str:
+        """The member of the zone's `claims`: enough for a sweeper to look at the right rows."""
+        return f"{self.token} {self.trip_id or _NOBODY} {self.driver_id or _NOBODY}"
+
+    def record_key(self, keys: Keys) -> str:
+        """The key of the idempotency record; where none was sent, a key of the right slot."""
+        if self.key is None:
+            return keys.epoch
+        return keys.idem(self.key.user_id, self.key.endpoint, self.key.key)
+
+
+class OverdueClaim(NamedTuple):
+    """An attempt that nobody settled or released."""
+
+    entry: str
+    token: str
+    trip_id: str | None
+    driver_id: str | None
+
+    @classmethod
+    def decode(cls, entry: str) -> OverdueClaim:
+        """The attempt that a member of the zone's `claims` stands for."""
+        token, trip_id, driver_id = entry.split(" ")
+        return cls(
+            entry,
+            token,
+            None if trip_id == _NOBODY else trip_id,
+            None if driver_id == _NOBODY else driver_id,
+        )
+
+
+class ClaimScripts:
+    """The claims, and what ends one without a settle. All raise StoreUnavailable."""
+
+    def __init__(self, pipeline: Pipeline) -> None:
+        self._pipeline = pipeline
+
+    async def claim_accept(
+        self, keys: Keys, attempt: Attempt, *, version: int | None, policy: Literal["open", "offered"]
+    ) -> AcceptClaimed | NotClaimed:
+        """Claims trip and driver for an accept."""
+        trip_id, driver_id = attempt.trip_id, attempt.driver_id
+        names = (
+            keys.trip(trip_id), keys.driver(driver_id), keys.trip_claim(trip_id),
+            keys.driver_claim(driver_id), keys.offers(trip_id),
+        )  # fmt: skip
+        args = ("" if version is None else version, driver_id, policy)
+        reply = await self._claim("claim_accept", keys, attempt, names, args)
+        return decode_claim(reply, attempt.limits, accept_claimed)
+
+    async def claim_transition(
+        self,
+        keys: Keys,
+        attempt: Attempt,
+        *,
+        version: int | None,
+        actor: Actor,
+        sources: Iterable[Status],
+    ) -> TransitionClaimed | NotClaimed:
+        """Claims a trip that exists and is in one of the states `sources`."""
+        trip_id = attempt.trip_id
+        names = (keys.trip(trip_id), keys.trip_claim(trip_id), keys.offers(trip_id))
+        args = (
+            "" if version is None else version, actor.role, actor.user_id, f",{','.join(sources)},",
+        )  # fmt: skip
+        reply = await self._claim("claim_transition", keys, attempt, names, args)
+        return decode_claim(reply, attempt.limits, transition_claimed)
+
+    async def claim_creation(self, keys: Keys, attempt: Attempt) -> CreationClaimed | NotClaimed:
+        """Claims a trip's id."""
+        names = (keys.trip(attempt.trip_id), keys.trip_claim(attempt.trip_id))
+        reply = await self._claim("claim_creation", keys, attempt, names, ())
+        return decode_claim(reply, attempt.limits, CreationClaimed)
+
+    async def claim_availability(
+        self,
+        keys: Keys,
+        attempt: Attempt,
+        *,
+        goes_offline: bool,
+        changes_zone: bool,
+        vehicle_type: str | None,
+    ) -> AvailabilityClaimed | NotClaimed:
+        """Claims a driver, and the trip that is to be released."""
+        trip_id, driver_id = attempt.trip_id, attempt.driver_id
+        driver, driver_claim = keys.driver(driver_id), keys.driver_claim(driver_id)
+        names = (
+            driver,
+            driver_claim,
+            keys.trip(trip_id) if trip_id else driver,
+            keys.trip_claim(trip_id) if trip_id else driver_claim,
+        )
+        args = (trip_id, int(goes_offline), int(changes_zone), vehicle_type or "")
+
+        reply = await self._claim("claim_availability", keys, attempt, names, args)
+        return decode_claim(reply, attempt.limits, availability_claimed(driver_id, keys.zone))
+
+    async def claim_decline(
+        self, keys: Keys, attempt: Attempt, *, version: int | None
+    ) -> DeclineClaimed | NotClaimed:
+        """Lets a driver decline a pending trip."""
+        names = (keys.trip(attempt.trip_id),)
+        args = ("" if version is None else version,)
+        reply = await self._claim("claim_decline", keys, attempt, names, args)
+        return decode_claim(reply, attempt.limits, decline_claimed)
+
+    def _claim(
+        self, script: str, keys: Keys, attempt: Attempt, names: Sequence[str], args: Sequence[Any]
+    ) -> Awaitable[list[Any]]:
+        """Runs a claim: keys and arguments begin as lua/lib/claim.lua says, and end with the limits."""
+        limit_names, rates = limit_keys_and_rates(keys, attempt.limits)
+        key = attempt.key
+        return self._pipeline.run(
+            script,
+            (keys.epoch, attempt.record_key(keys), keys.claims, *names, *limit_names),
+            (
+                attempt.token, attempt.lease_ms, key.fingerprint if key else "", attempt.key_ttl_ms,
+                " ".join(attempt.resolved), attempt.entry, *args, *rates,
+            ),
+        )  # fmt: skip
+
+    async def release_claim(self, keys: Keys, attempt: Attempt) -> int:
+        """Drops the attempt's claims and its idempotency lease. Returns how many claims."""
+        dropped: int = await self._pipeline.run(
+            "release_claim",
+            (
+                keys.trip_claim(attempt.trip_id or _NOBODY),
+                keys.driver_claim(attempt.driver_id or _NOBODY),
+                keys.claims, attempt.record_key(keys),
+            ),
+            (attempt.token, attempt.entry, int(attempt.key is not None)),
+        )  # fmt: skip
+        return dropped
+
+    async def sweep_claims(self, keys: Keys, *, max_entries: int = 100) -> list[OverdueClaim]:
+        """Attempts whose lease is over without a settle; each goes to one sweeper at a time."""
+        reply: list[str] = await self._pipeline.run(
+            "sweep_claims", (keys.claims,), (max_entries, _SWEEP_AGAIN_MS)
+        )
+        return [OverdueClaim.decode(entry) for entry in reply]
+
+    async def forget_overdue(self, keys: Keys, claim: OverdueClaim) -> None:
+        """Forgets an overdue attempt: what became of it is known."""
+        await self._pipeline.command("ZREM", keys.claims, claim.entry)

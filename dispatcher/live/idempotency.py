@@ -1,0 +1,48 @@
+"""The live copy of idempotency keys: how `lua/lib/idempotency.lua` writes its records."""
+
+from __future__ import annotations
+
+from typing import Final, NamedTuple
+
+from dispatcher.core.idempotency import StoredAnswer
+from dispatcher.core.trips import Status
+
+#: What stands where a refusal tells neither version nor state.
+NOT_TOLD: Final = "-"
+
+
+class KeptAnswer(NamedTuple):
+    """The answer to a request that had an effect."""
+
+    status: int
+    body: str
+
+
+class KeptRefusal(NamedTuple):
+    """The refusal of a request: its code, and the trip's version and state where they are told."""
+
+    code: str
+    version: int | None
+    status: Status | None
+
+
+def done_record(answer: StoredAnswer) -> str:
+    """The record of an answer that Postgres keeps."""
+    return f"D {answer.fingerprint} {answer.status} {answer.body}"
+
+
+def decode_record(text: str) -> KeptAnswer | KeptRefusal:
+    """A finished record as a script hands it out, that is without its fingerprint."""
+    kind, _, rest = text.partition(" ")
+    if kind == "D":
+        status, _, body = rest.partition(" ")
+        return KeptAnswer(int(status), body)
+    code, version, state = rest.split(" ")
+    return KeptRefusal(code, *decode_version(version, state))
+
+
+def decode_version(version: str, status: str) -> tuple[int | None, Status | None]:
+    """The version and state of a trip that a script tells with a refusal."""
+    if version == NOT_TOLD:
+        return None, None
+    return int(version), Status(status)

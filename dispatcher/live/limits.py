@@ -1,0 +1,51 @@
+"""Limits as the scripts take them, and as they report them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+from dispatcher.core.limits import Limit, LimitState
+from dispatcher.live.keys import Keys
+from dispatcher.live.pipeline import Pipeline
+
+
+class Admission(NamedTuple):
+    """Whether a call was admitted, and how the limit to report stands (None: none applies)."""
+
+    is_admitted: bool
+    limit: LimitState | None
+
+
+def limit_keys_and_rates(keys: Keys, limits: Iterable[Limit]) -> tuple[list[str], list[int]]:
+    """The tails of a script's keys and arguments: the logs, then quota and window (s) of each."""
+    names: list[str] = []
+    rates: list[int] = []
+    for limit in limits:
+        names.append(keys.limit(limit.name, limit.subject))
+        rates += limit.rate
+    return names, rates
+
+
+def limit_state(
+    limits: Sequence[Limit], limit_index: int, remaining: int, reset_ms: int, now_ms: int
+) -> LimitState | None:
+    """What a script says of the limit to report: its index in `limits` counts from 1; 0 for none."""
+    if not limit_index:
+        return None
+    limit = limits[limit_index - 1]
+    return LimitState(limit.name, limit.rate, remaining, reset_ms, now_ms)
+
+
+class LimitScripts:
+    """Counting of calls that have no script of their own."""
+
+    def __init__(self, pipeline: Pipeline) -> None:
+        self._pipeline = pipeline
+
+    async def check_limit(self, keys: Keys, limits: Sequence[Limit]) -> Admission:
+        """Counts one call, unless a limit refuses it. Raises StoreUnavailable."""
+        names, rates = limit_keys_and_rates(keys, limits)
+        reply = await self._pipeline.run("check_limit", names, rates)
+        code, now_ms, limit_index, remaining, reset_ms = reply
+        return Admission(code == "admitted", limit_state(limits, limit_index, remaining, reset_ms, now_ms))

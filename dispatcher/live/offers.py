@@ -1,0 +1,122 @@
+"""Offers in Redis: whose wave is due, who is near, who is shown a trip."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from enum import StrEnum
+from typing import Any, Final, NamedTuple
+
+from dispatcher.core.trips import Trip
+from dispatcher.live.keys import Keys
+from dispatcher.live.pipeline import Pipeline
+
+#: A server that dies while it runs a wave delays that wave by this much.
+_WAVE_AGAIN_MS: Final = 2_000
+
+
+class DueWaves(NamedTuple):
+    """Trips whose wave is due, and when the next one is (None: none is waiting). Times in ms."""
+
+    now_ms: int
+    next_ms: int | None
+    trip_ids: list[str]
+
+
+class WaveCode(StrEnum):
+    """What a wave came to."""
+
+    OFFERED = "offered"
+    NOBODY = "nobody"  # was found
+    EXHAUSTED = "exhausted"  # the trip has waited as long as it may
+    MOVED = "moved"  # it is not this wave's turn any more
+
+
+class WaveResult(NamedTuple):
+    """What a wave came to; times in ms. `expired` are drivers who let their offer pass."""
+
+    code: WaveCode
+    now_ms: int
+    wave: int
+    deadline_ms: int
+    offered: list[str]
+    expired: list[str]
+
+
+class OpenOffer(NamedTuple):
+    """An offer that its driver may still take; times in ms."""
+
+    trip_id: str
+    deadline_ms: int
+    left_ms: int
+
+
+class Candidate(NamedTuple):
+    """A driver near a pickup."""
+
+    driver_id: str
+    distance_m: float
+
+
+class OfferScripts:
+    """The offers of a zone. All raise StoreUnavailable."""
+
+    def __init__(self, pipeline: Pipeline) -> None:
+        self._pipeline = pipeline
+
+    async def claim_waves(self, keys: Keys, *, max_trips: int = 100) -> DueWaves:
+        """The trips whose next wave is due, each handed to one server at a time."""
+        now_ms, next_ms, due = await self._pipeline.run(
+            "claim_waves", (keys.waves,), (max_trips, _WAVE_AGAIN_MS)
+        )
+        return DueWaves(now_ms, next_ms or None, due)
+
+    async def offer_trip(
+        self,
+        keys: Keys,
+        trip: Trip,
+        trip_json: str,
+        candidates: Sequence[Candidate],
+        *,
+        round_number: int,
+        size: int,
+        answer_ms: int,
+        again_ms: int,
+        max_open_offers: int,
+        fix_age_ms: int,
+        max_wait_ms: int,
+        ask_again: bool,
+    ) -> WaveResult:
+        """Runs one wave over the candidates, nearest first."""
+        names = [
+            keys.trip(trip.id), keys.trip_claim(trip.id), keys.offers(trip.id),
+            keys.barred(trip.id), keys.passed(trip.id), keys.waves, keys.present, keys.push,
+        ]  # fmt: skip
+        args: list[Any] = [
+            trip.id, round_number, size, answer_ms, again_ms, max_open_offers, fix_age_ms,
+            max_wait_ms, int(ask_again), trip_json,
+        ]  # fmt: skip
+        for driver_id, distance_m in candidates:
+            names += (keys.driver(driver_id), keys.inbox(driver_id))
+            args += (driver_id, f"{distance_m:.1f}")
+        code, *rest = await self._pipeline.run("offer_trip", names, args)
+        return WaveResult(WaveCode(code), *rest)
+
+    async def forget_wave(self, keys: Keys, trip_id: str) -> None:
+        """There is no such trip: no wave is due."""
+        await self._pipeline.command("ZREM", keys.waves, trip_id)
+
+    async def nearest(
+        self, keys: Keys, trip: Trip, *, radius_m: float, max_drivers: int
+    ) -> list[Candidate]:
+        """Drivers around a trip's pickup, nearest first."""
+        found = await self._pipeline.command(
+            "GEOSEARCH", keys.geo(trip.vehicle_type),
+            "FROMLONLAT", trip.pickup_lng, trip.pickup_lat, "BYRADIUS", radius_m, "m",
+            "ASC", "COUNT", max_drivers, "WITHDIST",
+        )  # fmt: skip
+        return [Candidate(driver, float(distance)) for driver, distance in found]
+
+    async def read_offers(self, keys: Keys, driver_id: str) -> list[OpenOffer]:
+        """The open offers of a driver."""
+        reply = await self._pipeline.run("read_offers", (keys.inbox(driver_id),), ())
+        return [OpenOffer(*offer) for offer in reply]

@@ -1,0 +1,105 @@
+"""Positions of drivers in Redis."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from enum import StrEnum
+from typing import Any, NamedTuple
+
+from dispatcher.core.limits import Limit, LimitState
+from dispatcher.live.keys import Keys
+from dispatcher.live.limits import limit_state
+from dispatcher.live.pipeline import Pipeline
+
+
+class DriverFix(NamedTuple):
+    """A driver's position in degrees, and when it was measured, in ms since the epoch."""
+
+    driver_id: str
+    lat: float
+    lng: float
+    at_ms: int
+
+
+class FixCode(StrEnum):
+    """What became of a fix."""
+
+    TAKEN = "taken"
+    LATE = "late"  # a newer one is known
+    COLD = "cold"  # the zone is to be loaded
+    UNKNOWN = "unknown"  # the driver is to be loaded
+    OFFLINE = "offline"
+    OTHER_VEHICLE = "other_vehicle"
+    RATE_LIMITED = "rate_limited"
+
+
+class FixResult(NamedTuple):
+    """What became of a fix, the driver's trip or right vehicle type, and the limit to report."""
+
+    code: FixCode
+    trip_id: str = ""
+    vehicle_type: str = ""
+    limit: LimitState | None = None
+
+
+class PositionScripts:
+    """The drivers' positions of a zone. All raise StoreUnavailable."""
+
+    def __init__(self, pipeline: Pipeline) -> None:
+        self._pipeline = pipeline
+
+    async def put_positions(
+        self,
+        keys: Keys,
+        vehicle_type: str,
+        fixes: Sequence[DriverFix],
+        *,
+        fix_age_ms: int,
+        limits: Sequence[Sequence[Limit]] = (),
+    ) -> list[FixResult]:
+        """Takes fixes of one vehicle type; a result each.
+
+        `limits` are those of each fix: as many for each, and of the same rates.
+        """
+        names = [keys.epoch, keys.geo(vehicle_type), keys.seen, keys.vehicles]
+        shared = limits[0] if limits else ()
+        args: list[Any] = [fix_age_ms, vehicle_type, len(shared)]
+        for limit in shared:
+            args += limit.rate
+        for i, fix in enumerate(fixes):
+            names.append(keys.driver(fix.driver_id))
+            args += fix
+            if shared:
+                names += [keys.limit(limit.name, limit.subject) for limit in limits[i]]
+        code, now_ms, results = await self._pipeline.run("put_positions", names, args)
+        if code == FixCode.COLD:
+            return [FixResult(FixCode.COLD)] * len(fixes)
+        return [
+            _fix_result(result, limits[i] if limits else (), now_ms) for i, result in enumerate(results)
+        ]
+
+    async def sweep_fixes(self, keys: Keys, *, fix_age_ms: int, max_drivers: int = 1_000) -> int:
+        """Takes drivers with a stale fix out of the geo sets; returns how many."""
+        vehicle_types: list[str] = await self._pipeline.command("SMEMBERS", keys.vehicles)
+        swept: int = await self._pipeline.run(
+            "sweep_fixes",
+            (keys.seen, *(keys.geo(v) for v in vehicle_types)),
+            (fix_age_ms, max_drivers),
+        )
+        return swept
+
+    async def last_position(self, keys: Keys, driver_id: str) -> tuple[float, float] | None:
+        """The last fix of a driver who is online, as (lat, lng)."""
+        online, lat, lng = await self._pipeline.command(
+            "HMGET", keys.driver(driver_id), "is_online", "lat", "lng"
+        )
+        return (float(lat), float(lng)) if online == "1" and lat else None
+
+
+def _fix_result(result: list[Any], limits: Sequence[Limit], now_ms: int) -> FixResult:
+    text, detail, limit_index, remaining, reset_ms = result
+    code = FixCode(text)
+    limit = limit_state(limits, limit_index, remaining, reset_ms, now_ms)
+    if code is FixCode.OTHER_VEHICLE:
+        return FixResult(code, vehicle_type=detail, limit=limit)
+    return FixResult(code, trip_id=detail, limit=limit)

@@ -1,0 +1,60 @@
+"""Presence in Redis: connections that live as long as they give signs of life."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Final, NamedTuple
+
+from dispatcher.live.keys import Keys
+from dispatcher.live.pipeline import Pipeline
+
+#: A sweeper that dies leaves its users to another one after this long.
+_SWEEP_AGAIN_MS: Final = 10_000
+
+
+class Touch(NamedTuple):
+    """A connection to register or to prolong: whose it is (role:id), what is known of it (JSON), and
+    how long it lives from now on, in ms."""
+
+    address: str
+    connection_id: str
+    metadata: str
+    life_ms: int
+
+
+class PresenceScripts:
+    """The connections of a zone's users. All raise StoreUnavailable."""
+
+    def __init__(self, pipeline: Pipeline) -> None:
+        self._pipeline = pipeline
+
+    async def touch_presence(self, keys: Keys, touches: Sequence[Touch]) -> None:
+        """Registers or prolongs connections."""
+        names: list[str] = [keys.present]
+        args: list[Any] = []
+        for touch in touches:
+            names += (
+                keys.presence(touch.address, touch.connection_id), keys.connections(touch.address),
+            )  # fmt: skip
+            args += touch
+        await self._pipeline.run("touch_presence", names, args)
+
+    async def drop_presence(self, keys: Keys, address: str, connection_id: str) -> int:
+        """Removes one connection; returns how many its user has left."""
+        left: int = await self._pipeline.run(
+            "drop_presence",
+            (keys.presence(address, connection_id), keys.connections(address), keys.present),
+            (connection_id, address),
+        )
+        return left
+
+    async def sweep_absent(self, keys: Keys, *, grace_ms: int, max_users: int = 200) -> list[str]:
+        """Addresses of users who have been gone for longer than the grace period."""
+        reply: list[str] = await self._pipeline.run(
+            "sweep_absent", (keys.present,), (grace_ms, _SWEEP_AGAIN_MS, max_users)
+        )
+        return reply
+
+    async def forget_absent(self, keys: Keys, address: str) -> bool:
+        """Forgets a user who is gone; False where they came back."""
+        return bool(await self._pipeline.run("forget_absent", (keys.present,), (address,)))
