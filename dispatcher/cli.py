@@ -190,7 +190,7 @@ def _database_url(settings: Settings) -> Iterator[str]:
     The embedded one is used where it runs, or else started for the length of the command.
     """
     from dispatcher.embedded.engines import Engines, running_database_url
-    from dispatcher.server.preflight import check_postgres
+    from dispatcher.ledger.preflight import check_postgres
 
     if settings.database_url is not None:
         asyncio.run(check_postgres(settings.database_url))

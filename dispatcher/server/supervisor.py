@@ -23,8 +23,7 @@ from pydantic import SecretStr
 from dispatcher import observe
 from dispatcher.config import Settings, SettingsError, load_settings
 from dispatcher.embedded.engines import Engines, EngineUrls, development_secret
-from dispatcher.ledger import migrate
-from dispatcher.server.preflight import check_engines
+from dispatcher.server.preflight import check_and_migrate
 from dispatcher.server.process_pool import run_workers
 
 _log = structlog.get_logger("dispatcher")
@@ -132,18 +131,11 @@ async def _serve(settings: Settings, stop: asyncio.Event) -> None:
         finally:
             urls = await starting
         complete_settings = complete(settings, urls)
-        await _check_and_migrate(complete_settings)
+        await check_and_migrate(complete_settings)
         if not stop.is_set():
             await _serve_on(complete_settings, settings, engines, stop)
     finally:
         await asyncio.to_thread(engines.stop)
-
-
-async def _check_and_migrate(settings: Settings) -> None:
-    redis_url, database_url = settings.redis_url or "", settings.database_url or ""
-    await check_engines(redis_url, database_url, redis_cluster=settings.redis_cluster)
-    for label in await migrate.up(database_url):
-        _log.info("Migration applied", migration=label)
 
 
 async def _serve_on(settings: Settings, given: Settings, engines: Engines, stop: asyncio.Event) -> None:
