@@ -34,7 +34,7 @@ def url_refused(name: str, url: str, reason: str) -> SettingsError:
 
 
 def _parse_rate(value: object) -> object:
-    """Parse `REQUESTS/SECONDS` or `off`; pydantic reports what is not a string."""
+    """Parse `REQUESTS/SECONDS` or `off`; pydantic checks what is not a string."""
     if not isinstance(value, str):
         return value
     if value.strip().lower() == "off":

@@ -9,7 +9,7 @@ import asyncpg
 
 from dispatcher.config import SettingsError, url_refused
 
-_TIMEOUT_S: Final = 5.0  # as long as a commit may take by default
+_TIMEOUT_S: Final = 5.0  # a server that takes longer to answer is not one to start on
 _OLDEST_POSTGRES: Final = 14  # the first that reports with the connection whether it is read-only
 
 

@@ -11,7 +11,7 @@ from redis.retry import Retry
 
 from dispatcher.config import SettingsError, url_refused
 
-_TIMEOUT_S: Final = 5.0  # a server that takes longer to answer is too slow to decide anything
+_TIMEOUT_S: Final = 5.0  # a server that takes longer to answer is not one to start on
 _OLDEST_REDIS: Final = (7, 2)
 _OLDEST_VALKEY: Final = (8, 0)
 

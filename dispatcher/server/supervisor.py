@@ -20,9 +20,9 @@ import structlog
 import uvloop
 from pydantic import SecretStr
 
-from dispatcher import observe
 from dispatcher.config import Settings, SettingsError, load_settings
 from dispatcher.embedded.engines import Engines, EngineUrls, development_secret
+from dispatcher.observe import logs
 from dispatcher.server.preflight import check_and_migrate
 from dispatcher.server.process_pool import run_workers
 
@@ -37,7 +37,7 @@ def serve(settings: Settings) -> None:
 
     Raises SettingsError, EngineError, MigrationError or ServerError if it cannot start.
     """
-    observe.configure(settings)
+    logs.configure(settings)
     uvloop.run(_with_signals(lambda stop: _serve(settings, stop)))
 
 
@@ -48,7 +48,7 @@ def work() -> None:
     supervisor is gone, even by SIGKILL, and that this process must be too.
     """
     settings = load_settings()
-    observe.configure(settings)
+    logs.configure(settings)
     threading.Thread(target=_exit_at_end_of_input, daemon=True).start()
     sock = bind(settings.host, settings.port, shared=True)
 

@@ -17,7 +17,7 @@ from dispatcher.core.actors import Actor, Role
 from dispatcher.core.errors import Refusal, StoreUnavailable
 from dispatcher.core.idempotency import IdempotencyKey
 from dispatcher.core.limits import LimitState
-from dispatcher.observe import Metrics
+from dispatcher.observe.metrics import Metrics
 from dispatcher.service.drivers import Drivers
 from dispatcher.service.rate_limits import Limits
 from dispatcher.service.trips import Trips

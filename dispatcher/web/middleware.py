@@ -15,7 +15,7 @@ from aiohttp.typedefs import Handler
 from multidict import istr
 
 from dispatcher.core.errors import OutcomeUnknown, Refusal, StoreUnavailable
-from dispatcher.observe import Metrics
+from dispatcher.observe.metrics import Metrics
 from dispatcher.web.idempotency_key import IDEMPOTENCY_KEY
 from dispatcher.web.reply import Reply
 from dispatcher.web.responses import refusal_reply

@@ -18,12 +18,12 @@ import pytest
 import structlog
 from aiohttp import web
 
-from dispatcher import observe
 from dispatcher.config import Settings
 from dispatcher.core.actors import Actor, Role
 from dispatcher.core.errors import PROBLEMS, OutcomeUnknown, Refusal, StoreUnavailable
 from dispatcher.core.limits import LimitState, Rate
 from dispatcher.core.trips import Trip
+from dispatcher.observe import logs, refusal_log
 from dispatcher.service.answers import Answer, RateLimited, refusal_answer
 from dispatcher.web import openapi, requests
 from dispatcher.web.auth import Verifier
@@ -829,17 +829,17 @@ def test_the_three_lines() -> None:
     before = structlog.get_config()
     out = io.BytesIO()
     try:
-        observe.configure(Settings(), out)
+        logs.configure(Settings(), out)
         for code in (
             "rate_limit_exceeded",
             "version_conflict",
             "trip_already_assigned",
             "trip_not_found",
         ):
-            observe.refusal(code, user="d1", trip_id=None)
+            refusal_log.log_refusal(code, user="d1", trip_id=None)
     finally:
         structlog.configure(**before)
-        observe._crowd.lines = None
+        refusal_log.REFUSAL_LOG.write_through_structlog()
     lines = [json.loads(line) for line in out.getvalue().splitlines()]
     assert [(line["event"], line["level"]) for line in lines] == [
         ("Rate limit exceeded", "warning"),
