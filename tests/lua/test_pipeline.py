@@ -17,7 +17,7 @@ from dispatcher.core.errors import StoreUnavailable
 from dispatcher.core.limits import Limit
 from dispatcher.core.transitions import ACCEPT
 from dispatcher.core.trips import Status, Trip
-from dispatcher.embedded.valkey import _find_program
+from dispatcher.embedded.packages import valkey_program
 from dispatcher.live.keys import Keys, keys_of
 from dispatcher.live.pipeline import Pipeline
 from dispatcher.live.protocol import connect
@@ -263,7 +263,7 @@ async def cluster(tmp_path: Path) -> AsyncIterator[tuple[str, subprocess.Popen[b
         probe.bind(("127.0.0.1", 0))
         bus = probe.getsockname()[1]
     command = [
-        str(_find_program()), "--bind", "127.0.0.1", "--port", str(port),
+        str(valkey_program()), "--bind", "127.0.0.1", "--port", str(port),
         "--cluster-enabled", "yes", "--cluster-port", str(bus), "--dir", str(tmp_path),
         "--save", "", "--maxmemory-policy", "noeviction",
     ]  # fmt: skip
