@@ -23,7 +23,7 @@ from dispatcher.live.pipeline import Pipeline
 from dispatcher.live.protocol import connect
 from dispatcher.live.scripts import Attempt, Scripts, Settlement, driver_fields, flat_to_dict
 from dispatcher.resources import LUA_DIR
-from tests.lua_harness import FIX_AGE_MS, key, limit, make_driver, make_trip
+from tests.harness.lua_zone import FIX_AGE_MS, key, limit, make_driver, make_trip
 
 SCRIPTS = sorted(path.stem for path in LUA_DIR.glob("*.lua"))
 

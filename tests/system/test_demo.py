@@ -26,7 +26,7 @@ from dispatcher.demo.pickups import SHIPPED, read_pickups
 from dispatcher.demo.server import waves_at
 from dispatcher.demo.tally import Tally, percentile
 from dispatcher.demo.view import View
-from tests.conftest import wait_for_end
+from tests.harness.servers import wait_for_end
 
 _CITY = ["--limit", "60", "--drivers", "60", "--speed", "600"]
 

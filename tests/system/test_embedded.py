@@ -27,7 +27,7 @@ from dispatcher.embedded.engines import (
     running_database_url,
     stop_left_behind,
 )
-from tests.conftest import processes_of, wait_for_end
+from tests.harness.servers import processes_of, wait_for_end
 
 Hold = Callable[..., "subprocess.Popen[str]"]
 

@@ -34,7 +34,7 @@ from dispatcher.web.handlers import Deps, build
 from dispatcher.web.idempotency_key import key_of, unquote
 from dispatcher.web.protocol import Frames
 from dispatcher.web.reply import Reply
-from tests.conftest import JWT_SECRET, make_token
+from tests.harness.servers import JWT_SECRET, make_token
 
 NOW_MS = 1_800_000_000_500
 TRIP = "default_t1"
