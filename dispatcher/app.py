@@ -29,7 +29,7 @@ from dispatcher.live.protocol import connect
 from dispatcher.live.pubsub import Push
 from dispatcher.live.scripts import Scripts
 from dispatcher.live.settle import Settler
-from dispatcher.observe import Metrics
+from dispatcher.observe.metrics import Metrics
 from dispatcher.service.coordinator import Road
 from dispatcher.service.driver_directory import Homes
 from dispatcher.service.drivers import Drivers

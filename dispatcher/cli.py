@@ -24,15 +24,15 @@ _DATA_DIR = click.option(
 
 def main() -> None:
     """Entry point. Exit status: 0 done, 1 failed, 2 wrong settings or wrong usage."""
-    # Standard output is for results; the server sets its own form of log lines later.
+    # Standard output is for results, so log lines go to stderr; the server sets their form later.
     structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))
     try:
         cli()
     except SettingsError as error:
-        _fail(error, status=2)
+        _exit_with_error(error, status=2)
     except Exception as error:
         if isinstance(error, _expected_errors()):
-            _fail(error, status=1)
+            _exit_with_error(error, status=1)
         raise
 
 
@@ -59,10 +59,10 @@ def serve(host: str | None, port: int | None, workers: int | None, data_dir: Pat
 
 @cli.command("_worker", hidden=True)
 def worker() -> None:
-    """One of several server processes; started by `serve`."""
-    from dispatcher.server import supervisor
+    """Run one of several server processes; `serve` starts it."""
+    from dispatcher.server.worker import run_worker
 
-    supervisor.work()
+    run_worker()
 
 
 @cli.group()
@@ -77,7 +77,7 @@ def migrate_up(data_dir: Path | None) -> None:
     from dispatcher.ledger import migrate
 
     with _database_url(_settings(data_dir=data_dir)) as url:
-        _list(asyncio.run(migrate.up(url)), "applied", "nothing to apply")
+        _print_labels(asyncio.run(migrate.up(url)), "applied", "nothing to apply")
 
 
 @migrate.command("down")
@@ -88,7 +88,7 @@ def migrate_down(steps: int, data_dir: Path | None) -> None:
     from dispatcher.ledger import migrate
 
     with _database_url(_settings(data_dir=data_dir)) as url:
-        _list(asyncio.run(migrate.down(url, steps)), "reverted", "nothing to revert")
+        _print_labels(asyncio.run(migrate.down(url, steps)), "reverted", "nothing to revert")
 
 
 @migrate.command("status")
@@ -167,30 +167,29 @@ def demo(
     """Run a simulated city against a server of its own."""
     from dispatcher import demo
 
-    options: dict[str, Any] = {
-        "pickups": pickups,
-        "limit": limit,
-        "drivers": drivers,
-        "speed": speed,
-        "minutes": minutes,
-    }
-    given = {name: value for name, value in options.items() if value is not None}
-    sys.exit(demo.run(_settings(data_dir=data_dir), **given))
+    options = _given(pickups=pickups, limit=limit, drivers=drivers, speed=speed, minutes=minutes)
+    sys.exit(demo.run(_settings(data_dir=data_dir), **options))
 
 
 def _settings(**options: object) -> Settings:
-    """Settings of the environment, with the options that were given on top."""
-    return load_settings(**{name: value for name, value in options.items() if value is not None})
+    """The settings of the environment; options that were given win over them."""
+    return load_settings(**_given(**options))
+
+
+def _given(**options: object) -> dict[str, Any]:
+    """The options that are on the command line."""
+    return {name: value for name, value in options.items() if value is not None}
 
 
 @contextlib.contextmanager
 def _database_url(settings: Settings) -> Iterator[str]:
-    """The database to work on: the one that is set, or the embedded one of the data directory.
+    """The database to work on: the one that is set, or else the embedded one.
 
-    The embedded one is used where it runs, or else started for the length of the command.
+    An embedded Postgres that runs is used as it is; one that does not is started for the length of
+    the command.
     """
     from dispatcher.embedded.engines import Engines, running_database_url
-    from dispatcher.server.preflight import check_postgres
+    from dispatcher.ledger.preflight import check_postgres
 
     if settings.database_url is not None:
         asyncio.run(check_postgres(settings.database_url))
@@ -204,7 +203,7 @@ def _database_url(settings: Settings) -> Iterator[str]:
         yield urls.database_url
 
 
-def _list(labels: list[str], verb: str, nothing: str) -> None:
+def _print_labels(labels: list[str], verb: str, nothing: str) -> None:
     for label in labels:
         click.echo(f"{verb} {label}")
     if not labels:
@@ -212,7 +211,7 @@ def _list(labels: list[str], verb: str, nothing: str) -> None:
 
 
 def _expected_errors() -> tuple[type[Exception], ...]:
-    """Errors whose message is all that an operator needs; others are bugs and keep their trace."""
+    """Errors whose message is all that an operator needs; all others are bugs and keep their trace."""
     from dispatcher.demo.server import DemoError
     from dispatcher.embedded.process import EngineError
     from dispatcher.ledger.migrate import MigrationError
@@ -221,7 +220,7 @@ def _expected_errors() -> tuple[type[Exception], ...]:
     return (DemoError, EngineError, MigrationError, ServerError)
 
 
-def _fail(error: Exception, *, status: int) -> None:
+def _exit_with_error(error: Exception, *, status: int) -> None:
     for line in str(error).splitlines():
         click.echo(f"error: {line}", err=True)
     sys.exit(status)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
 from typing import Annotated, Literal
+from urllib.parse import unquote, urlsplit
 
 from pydantic import BeforeValidator, Field, SecretStr, ValidationError, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
@@ -18,7 +19,22 @@ class SettingsError(Exception):
     """A setting is wrong; the message names it and says what it takes."""
 
 
+def url_refused(name: str, url: str, reason: str) -> SettingsError:
+    """The error for a URL that cannot be used; `name` is the field of Settings that holds it.
+
+    Libraries repeat the URL in their messages, so its password is taken out of `reason`.
+    """
+    try:
+        password = urlsplit(url).password
+    except ValueError:
+        password = None
+    for secret in {password, unquote(password)} if password else ():
+        reason = reason.replace(secret, "***")
+    return SettingsError(f"{ENV_PREFIX}{name.upper()}: {reason}")
+
+
 def _parse_rate(value: object) -> object:
+    """Parse `REQUESTS/SECONDS` or `off`; pydantic checks what is not a string."""
     if not isinstance(value, str):
         return value
     if value.strip().lower() == "off":
@@ -32,22 +48,21 @@ def _parse_rate(value: object) -> object:
     return rate
 
 
-def _split(value: object) -> object:
+def _split_at_commas(value: object) -> object:
     if isinstance(value, str):
         return [part.strip() for part in value.split(",") if part.strip()]
     return value
 
 
 RateSetting = Annotated[Rate, NoDecode, BeforeValidator(_parse_rate)]
-Networks = Annotated[list[IPv4Network | IPv6Network], NoDecode, BeforeValidator(_split)]
-Names = Annotated[list[str], NoDecode, BeforeValidator(_split)]
+Networks = Annotated[list[IPv4Network | IPv6Network], NoDecode, BeforeValidator(_split_at_commas)]
+Origins = Annotated[list[str], NoDecode, BeforeValidator(_split_at_commas)]
 
 
 class Settings(BaseSettings):
     """Everything that can be set, as `DISPATCHER_<NAME>` in the environment.
 
-    The README's table of settings is held against this class by a test: the description of each
-    field is its row there.
+    The README has a row for each field, with the field's description; a test compares the two.
     """
 
     model_config = SettingsConfigDict(env_prefix=ENV_PREFIX, extra="ignore", frozen=True)
@@ -100,7 +115,7 @@ class Settings(BaseSettings):
         default_factory=list,
         description="networks whose `X-Forwarded-For` is believed, separated by commas",
     )
-    allowed_origins: Names = Field(
+    allowed_origins: Origins = Field(
         default_factory=list,
         description="browser origins that may open a WebSocket, separated by commas",
     )
@@ -143,7 +158,7 @@ class Settings(BaseSettings):
     )
 
     @model_validator(mode="after")
-    def _consistent(self) -> Settings:
+    def _check_consistency(self) -> Settings:
         if self.claim_lease_ms <= self.commit_timeout_s * 1000:
             raise ValueError(
                 "DISPATCHER_CLAIM_LEASE_MS must be longer than DISPATCHER_COMMIT_TIMEOUT_S: "
@@ -155,9 +170,9 @@ class Settings(BaseSettings):
 
 
 def load_settings(**overrides: object) -> Settings:
-    """Settings from the environment; `overrides` (command-line options) win over it.
+    """Read the settings from the environment; `overrides` (command-line options) win over it.
 
-    Raises SettingsError with one line per wrong setting.
+    Raises SettingsError with one line for each wrong setting.
     """
     try:
         return Settings(**overrides)  # type: ignore[arg-type]

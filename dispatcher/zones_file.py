@@ -1,4 +1,4 @@
-"""The zones file: TOML, checked at start; what is wrong is refused with its line.
+"""The zones file: TOML, checked at start; an error in it is refused with its line.
 
 [zones.manhattan]
 area = "boroughs.geojson#Manhattan"   # a GeoJSON file, and in it the feature of that name
@@ -14,7 +14,7 @@ import json
 import re
 import tomllib
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Final, Literal
 
 import shapely
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -24,7 +24,10 @@ from shapely.geometry import shape
 from dispatcher.config import RateSetting, SettingsError
 from dispatcher.core.zones import DEFAULT_WAVES, ZONE, Wave, Zone, Zones
 
-_CLASSES = Literal["trip_accept", "trip_cancel", "location_update", "general"]
+#: The classes whose limits a zone may set: those that are counted for each user.
+_LimitClass = Literal["trip_accept", "trip_cancel", "location_update", "general"]
+
+_SETTING: Final = "DISPATCHER_ZONES_FILE"
 
 
 class _WaveEntry(BaseModel):
@@ -42,25 +45,25 @@ class _ZoneEntry(BaseModel):
     accept_policy: Literal["open", "offered"] = "open"
     offers_per_driver: Annotated[int, Field(ge=1, le=50)] = 3
     waves: Annotated[list[_WaveEntry], Field(min_length=1, max_length=20)] | None = None
-    limits: dict[_CLASSES, RateSetting] = {}
+    limits: dict[_LimitClass, RateSetting] = {}
 
 
 class Area:
-    """A prepared polygon: whether it covers a place is asked for every trip that is created."""
+    """The polygon of a zone, prepared: each trip that is created asks whether it covers the pickup."""
 
     def __init__(self, polygon: Any) -> None:
         shapely.prepare(polygon)
         self._polygon = polygon
 
     def covers(self, lat: float, lng: float) -> bool:
-        """Whether the place lies in the area or on its edge."""
+        """Whether a point, in degrees, lies in the area or on its edge."""
         return bool(shapely.intersects_xy(self._polygon, lng, lat))
 
 
 def load_zones(path: Path | None) -> Zones:
-    """The zones of a file; without one there is the default zone alone.
+    """Read the zones of a file; without a file there is the default zone alone.
 
-    Raises SettingsError, naming the line of the zone that is wrong.
+    Raises SettingsError, which names the line of the zone that is wrong.
     """
     if path is None:
         return Zones()
@@ -68,56 +71,58 @@ def load_zones(path: Path | None) -> Zones:
         text = path.read_text()
         entries = tomllib.loads(text).get("zones", {})
     except OSError as error:
-        raise SettingsError(f"DISPATCHER_ZONES_FILE: {path}: {error.strerror}") from None
+        raise SettingsError(f"{_SETTING}: {path}: {error.strerror}") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        # A zone that is declared twice is an error of the format already, with its line.
-        raise SettingsError(f"DISPATCHER_ZONES_FILE: {path}: {error}") from None
+        # That includes a zone that is declared twice, which TOML forbids.
+        raise SettingsError(f"{_SETTING}: {path}: {error}") from None
     if not isinstance(entries, dict) or not entries:
-        raise SettingsError(f"DISPATCHER_ZONES_FILE: {path}: there is no [zones.NAME] table")
+        raise SettingsError(f"{_SETTING}: {path}: there is no [zones.NAME] table")
     zones = []
     for name, entry in entries.items():
         try:
-            zones.append(_zone(name, entry, path.parent))
+            zones.append(_parse_zone(name, entry, path.parent))
         except ValueError as error:
-            line = _line_of(text, name)
-            raise SettingsError(
-                f"DISPATCHER_ZONES_FILE: {path}, line {line}: zone {name}: {error}"
-            ) from None
+            line = _line_of_zone(text, name)
+            raise SettingsError(f"{_SETTING}: {path}, line {line}: zone {name}: {error}") from None
     return Zones(zones)
 
 
-def _zone(name: str, entry: Any, folder: Path) -> Zone:
+def _parse_zone(name: str, entry: Any, folder: Path) -> Zone:
+    """One zone of the file; paths in it are relative to `folder`. Raises ValueError."""
     if not ZONE.fullmatch(name):
         raise ValueError("a zone's name takes lower-case letters, digits and '-', at most 32")
     try:
         checked = _ZoneEntry.model_validate(entry)
     except ValidationError as error:
         first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise ValueError(f"{where}: {first['msg'].removeprefix('Value error, ')}") from None
+        field = ".".join(str(part) for part in first["loc"])
+        raise ValueError(f"{field}: {first['msg'].removeprefix('Value error, ')}") from None
     waves: tuple[Wave, ...] = DEFAULT_WAVES
     if checked.waves is not None:
-        waves = tuple(Wave(w.size, w.radius_m, w.deadline_s) for w in checked.waves)
+        waves = tuple(Wave(wave.size, wave.radius_m, wave.deadline_s) for wave in checked.waves)
     return Zone(
         name=name,
         accept_policy=checked.accept_policy,
         waves=waves,
         offers_per_driver=checked.offers_per_driver,
         limits={
-            limit: (rate.limit, rate.window_s) for limit, rate in checked.limits.items() if rate.limit
+            limit_class: (rate.limit, rate.window_s)
+            for limit_class, rate in checked.limits.items()
+            if rate.limit
         },
-        area=_area(checked.area, folder) if checked.area else None,
+        area=_load_area(checked.area, folder) if checked.area else None,
     )
 
 
-def _area(reference: str, folder: Path) -> Area:
+def _load_area(reference: str, folder: Path) -> Area:
+    """The area at `FILE` or `FILE#FEATURE`. Raises ValueError if it is no polygon in degrees."""
     file_name, _, feature_name = reference.partition("#")
     try:
         document = json.loads((folder / file_name).read_text())
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
         raise ValueError(f"area: {file_name} cannot be read as GeoJSON: {error}") from None
     try:
-        polygon = shape(_geometry(document, feature_name))
+        polygon = shape(_find_geometry(document, feature_name))
     except (ShapelyError, TypeError, KeyError, IndexError, AttributeError, ValueError) as error:
         raise ValueError(f"area: {reference}: {error}") from None
     if polygon.geom_type not in ("Polygon", "MultiPolygon") or polygon.is_empty:
@@ -130,7 +135,8 @@ def _area(reference: str, folder: Path) -> Area:
     return Area(polygon)
 
 
-def _geometry(document: Any, feature_name: str) -> Any:
+def _find_geometry(document: Any, feature_name: str) -> Any:
+    """The geometry of the named feature, or of the first one without a name; or a bare geometry."""
     if document.get("type") != "FeatureCollection":
         return document.get("geometry", document)
     for feature in document["features"]:
@@ -139,7 +145,8 @@ def _geometry(document: Any, feature_name: str) -> Any:
     raise ValueError(f"there is no feature of the name {feature_name!r}")
 
 
-def _line_of(text: str, name: str) -> int:
+def _line_of_zone(text: str, name: str) -> int:
+    """The number of the line on which the zone's table begins, or 1."""
     header = re.compile(rf'^\s*\[\s*zones\s*\.\s*"?{re.escape(name)}"?\s*[\].]')
     for number, line in enumerate(text.splitlines(), start=1):
         if header.match(line):

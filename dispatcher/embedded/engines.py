@@ -1,32 +1,23 @@
 """Embedded engines below a data directory: a Valkey and a Postgres that nobody has to install.
 
-Layout of the directory: `lock`, `valkey/`, `postgres/`, `postgres.log`, `jwt_secret`. A server
-holds the lock for as long as it lives. Engines outlive a killed server; the next one on the same
-directory takes them over, and if none comes, a guard ends them.
+A server holds the directory's lock for as long as it lives. Engines outlive a server that was
+killed; the next one on the same directory takes them over, and if none comes, a guard ends them.
 """
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import os
 import secrets
 import subprocess
 import sys
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 
-import psutil
-
-from dispatcher.config import SettingsError
-from dispatcher.embedded.guard import LOCK_FILE
+from dispatcher.embedded.data_directory import DataDirectory
 from dispatcher.embedded.postgres import Postgres
 from dispatcher.embedded.private_files import make_private
 from dispatcher.embedded.valkey import Valkey
-
-_LOCK_S = 10.0  # longer than a guard takes to end the engines of a killed server
 
 
 @dataclass(frozen=True)
@@ -44,13 +35,15 @@ class Engines:
     their own, which is how tests take one away; their URLs stay the same.
     """
 
-    # Time to look at what a killed server left, or to start the next one.
+    #: How long engines outlive a server that was killed: enough to look into them, or to start the
+    #: next server.
     guard_grace_s = 30.0
 
     def __init__(self, data_dir: Path, *, redis: bool = True, postgres: bool = True) -> None:
-        self._directory = data_dir.expanduser().resolve()
-        self.valkey = Valkey(self._directory / "valkey") if redis else None
-        self.postgres = Postgres(self._directory / "postgres") if postgres else None
+        self._directory = DataDirectory(data_dir)
+        self.valkey = Valkey(self._directory.valkey) if redis else None
+        self.postgres = Postgres(self._directory.postgres) if postgres else None
+        self._engines = [engine for engine in (self.valkey, self.postgres) if engine is not None]
         self._lock: int | None = None
         self._guard: subprocess.Popen[bytes] | None = None
 
@@ -59,12 +52,15 @@ class Engines:
 
         Raises SettingsError if a live server has the directory, EngineError if one does not start.
         """
-        if self.valkey is None and self.postgres is None:
+        if not self._engines:
             return self.urls
-        _make_data_dir(self._directory)
-        self._lock = _take_lock(self._directory, owner=str(os.getpid()))
+        self._directory.make()
+        self._lock = self._directory.take_lock(owner=str(os.getpid()))
         try:
-            self._start_engines()
+            for engine in self._engines:
+                engine.launch()
+            for engine in self._engines:
+                engine.wait()
             self._start_guard()
         except BaseException:
             self.stop()
@@ -75,7 +71,8 @@ class Engines:
     def urls(self) -> EngineUrls:
         """The URLs; valid once the engines were started."""
         return EngineUrls(
-            self.valkey.url if self.valkey else "", self.postgres.url if self.postgres else ""
+            redis_url=self.valkey.url if self.valkey else "",
+            database_url=self.postgres.url if self.postgres else "",
         )
 
     def stop(self) -> None:
@@ -91,18 +88,12 @@ class Engines:
             os.close(self._lock)
             self._lock = None
 
-    def restart(self) -> EngineUrls:
-        """Stop the engines and start them again, at the same URLs unless the port was taken."""
-        self._stop_engines()
-        self._start_engines()
-        return self.urls
-
     def revive(self) -> list[str]:
-        """Start an engine again that died by itself; the names of those that had."""
+        """Start engines again that died by themselves; returns the names of those that had."""
         died = []
-        for engine in (self.valkey, self.postgres):
-            if engine is not None and engine.process is not None and not engine.process.alive():
-                died.append(type(engine).__name__)
+        for engine in self._engines:
+            if engine.process is not None and not engine.process.alive():
+                died.append(engine.name)
                 engine.start()
         return died
 
@@ -117,22 +108,16 @@ class Engines:
     ) -> None:
         self.stop()
 
-    def _start_engines(self) -> None:
-        engines = [engine for engine in (self.valkey, self.postgres) if engine is not None]
-        for engine in engines:
-            engine.launch()
-        for engine in engines:
-            engine.wait()
-
     def _stop_engines(self) -> None:
-        with contextlib.ExitStack() as stack:  # the second is stopped even if the first will not
-            if self.postgres is not None:
-                stack.callback(self.postgres.stop)
+        try:
             if self.valkey is not None:
-                stack.callback(self.valkey.stop)
+                self.valkey.stop()
+        finally:
+            if self.postgres is not None:
+                self.postgres.stop()
 
     def _start_guard(self) -> None:
-        arguments = [str(self._directory), str(os.getpid()), str(self.guard_grace_s)]
+        arguments = [str(self._directory.lock_file), str(os.getpid()), str(self.guard_grace_s)]
         self._guard = subprocess.Popen(  # noqa: S603  our own module
             [sys.executable, "-m", "dispatcher.embedded.guard", *arguments],
             stdin=subprocess.PIPE,
@@ -144,8 +129,7 @@ class Engines:
 
 def running_database_url(data_dir: Path) -> str | None:
     """URL of the embedded Postgres of `data_dir` if one is running there, else None."""
-    directory = data_dir.expanduser().resolve()
-    postgres = Postgres(directory / "postgres")
+    postgres = Postgres(DataDirectory(data_dir).postgres)
     return postgres.url if postgres.find() is not None else None
 
 
@@ -154,52 +138,23 @@ def stop_left_behind(data_dir: Path) -> None:
 
     Raises SettingsError if a live server has the directory.
     """
-    directory = data_dir.expanduser().resolve()
-    # Under no owner: a server that starts meanwhile waits for the end of this, and a guard that
-    # still waits for its time sees that the directory is no longer its server's.
-    lock = _take_lock(directory, owner="") if directory.exists() else None
+    directory = DataDirectory(data_dir)
+    # The lock names no owner, so a server that starts meanwhile waits for the end of this, and a
+    # guard that still waits for its time sees that the directory is no longer its server's.
+    lock = directory.take_lock(owner="") if directory.path.exists() else None
     try:
-        Valkey(directory / "valkey").stop()
-        Postgres(directory / "postgres").stop()
+        Valkey(directory.valkey).stop()
+        Postgres(directory.postgres).stop()
     finally:
         if lock is not None:
             os.close(lock)
 
 
 def development_secret(data_dir: Path) -> str:
-    """The HS256 secret of this data directory: made once, readable by its owner only."""
-    directory = data_dir.expanduser().resolve()
-    _make_data_dir(directory)
-    return make_private(directory / "jwt_secret", secrets.token_urlsafe(48))
+    """The HS256 secret of this data directory: made once, readable by its owner only.
 
-
-def _make_data_dir(directory: Path) -> None:
-    # Root's Postgres runs as another user, which has to pass through to its own directory.
-    mode = 0o711 if os.geteuid() == 0 else 0o700
-    try:
-        directory.mkdir(mode=mode, parents=True, exist_ok=True)
-    except OSError as error:
-        raise SettingsError(f"DISPATCHER_DATA_DIR: {directory} cannot be made: {error}") from None
-
-
-def _take_lock(directory: Path, *, owner: str) -> int:
-    """Descriptor of the locked file; the kernel frees the lock when the process ends."""
-    descriptor = os.open(directory / LOCK_FILE, os.O_RDWR | os.O_CREAT, 0o600)
-    deadline = time.monotonic() + _LOCK_S
-    while True:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            break
-        except BlockingIOError:
-            holder = os.pread(descriptor, 20, 0).decode().strip()
-            # Held without a live owner: what a killed server left is being stopped.
-            if (holder and psutil.pid_exists(int(holder))) or time.monotonic() > deadline:
-                os.close(descriptor)
-                raise SettingsError(
-                    f"DISPATCHER_DATA_DIR: {directory} is in use by process {holder or '?'}; "
-                    "stop it, or choose another directory"
-                ) from None
-            time.sleep(0.02)
-    os.ftruncate(descriptor, 0)
-    os.pwrite(descriptor, owner.encode(), 0)
-    return descriptor
+    Raises SettingsError if the directory cannot be made.
+    """
+    directory = DataDirectory(data_dir)
+    directory.make()
+    return make_private(directory.jwt_secret, secrets.token_urlsafe(48))

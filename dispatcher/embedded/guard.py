@@ -1,9 +1,9 @@
 """Ends the embedded engines of a server that was killed.
 
-Runs as a process of its own, `python -m dispatcher.embedded.guard DIRECTORY PID
-GRACE_S`, with a pipe from the server as its input. A server that stops in order writes a byte;
-one that was killed leaves an end of file. The engines then stay up for a while, for whoever wants
-to look into them or for the next server to take over, and are stopped if nobody came.
+Runs as a process of its own, `python -m dispatcher.embedded.guard LOCK_FILE PID GRACE_S`, with a
+pipe from the server as its input. A server that stops in order writes a byte; when one is killed,
+the pipe ends without it. The engines then stay up for GRACE_S seconds, for a look into them or
+for the next server to take them over, and are stopped if no server came.
 """
 
 from __future__ import annotations
@@ -11,32 +11,30 @@ from __future__ import annotations
 import sys
 import time
 from pathlib import Path
+from typing import Final
 
-LOCK_FILE = "lock"  # of the directory; holds the number of the process that has it
-_LOOK_S = 0.1
+_POLL_S: Final = 0.1
 
 
 def main() -> None:
-    """Wait for the end of the server; see the module."""
-    directory, owner, grace_s = Path(sys.argv[1]), sys.argv[2], float(sys.argv[3])
-    lock = directory / LOCK_FILE
+    """Wait for the end of the server, then for the next one, then stop the engines."""
+    lock_file, owner, grace_s = Path(sys.argv[1]), sys.argv[2], float(sys.argv[3])
     if sys.stdin.buffer.read(1):
         return
     deadline = time.monotonic() + grace_s
     while time.monotonic() < deadline:
-        time.sleep(_LOOK_S)
-        # A missing file means that the directory was removed under the engines.
-        if not lock.exists():
-            break
-        if lock.read_text().strip() != owner:
+        time.sleep(_POLL_S)
+        if not lock_file.exists():
+            break  # the directory was removed, and the engines still run
+        if lock_file.read_text().strip() != owner:
             return  # the next server has taken over, with a guard of its own
 
-    # Imported late: while the server lives, this process should be small.
+    # Imported only now: while the server lives, this process should be small.
     from dispatcher.config import SettingsError  # noqa: PLC0415
     from dispatcher.embedded.engines import stop_left_behind  # noqa: PLC0415
 
     try:
-        stop_left_behind(directory)
+        stop_left_behind(lock_file.parent)
     except SettingsError:
         return  # a server came at the last moment
 

@@ -9,18 +9,18 @@ from pathlib import Path
 
 def write_private(path: Path, text: str) -> None:
     """Write `text` to `path` with mode 0600, whole or not at all."""
-    _draft(path, text).replace(path)
+    _write_draft(path, text).replace(path)
 
 
 def make_private(path: Path, text: str) -> str:
-    """Write `text` to `path` if it does not exist; return what the file holds.
+    """Write `text` to `path` with mode 0600 if it does not exist; return what the file holds.
 
     Two processes that do this at once agree on one text.
     """
     if not path.exists():
-        draft = _draft(path, text)
+        draft = _write_draft(path, text)
         try:
-            os.link(draft, path)  # refused, not replaced, if someone was faster
+            os.link(draft, path)  # fails, and replaces nothing, if another process was faster
         except FileExistsError:
             pass
         finally:
@@ -28,8 +28,8 @@ def make_private(path: Path, text: str) -> str:
     return path.read_text()
 
 
-def _draft(path: Path, text: str) -> Path:
-    """A file beside `path`, of mode 0600 as mkstemp makes it, with `text` on the disk."""
+def _write_draft(path: Path, text: str) -> Path:
+    """Write `text` to a file beside `path` and to the disk; mkstemp gives it mode 0600."""
     descriptor, name = tempfile.mkstemp(prefix=f"{path.name}.", dir=path.parent)
     with os.fdopen(descriptor, "w") as file:
         file.write(text)

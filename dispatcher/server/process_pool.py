@@ -1,4 +1,4 @@
-"""The server processes of `dispatcher serve --workers N`, seen from the supervisor."""
+"""The workers of `dispatcher serve --workers N`, which are server processes that share a port."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import contextlib
 import os
 import sys
 from collections.abc import Callable
+from typing import Final
 
 import structlog
 
@@ -14,98 +15,97 @@ from dispatcher.config import ENV_PREFIX, Settings
 
 _log = structlog.get_logger("dispatcher")
 
-_BACKOFF_S = 0.5  # before a dead worker is replaced; doubled for each that dies young
-_BACKOFF_MAX_S = 10.0
-_YOUNG_S = 30.0  # a worker that lived longer than this was healthy
-_STOP_MARGIN_S = 10.0  # on top of the drain window, before a worker is killed
+_MIN_BACKOFF_S: Final = 0.5  # before a dead worker is replaced; doubled for each that dies early
+_MAX_BACKOFF_S: Final = 10.0
+_HEALTHY_AFTER_S: Final = 30.0  # a worker that lived longer did not die of how it was started
+_KILL_MARGIN_S: Final = 10.0  # on top of the drain window, before a worker is killed
 
 
 class ServerError(Exception):
     """The server cannot run on; the message says why."""
 
 
-async def run_workers(
-    settings: Settings, port: int, on_ready: Callable[[], None], stop: asyncio.Event
-) -> None:
-    """Keep `settings.workers` processes running until `stop`.
+class ProcessPool:
+    """Keeps `settings.workers` processes running on `port` until `stop` is set.
 
-    A worker that ends before all of them were ready once ends the server with ServerError.
+    `settings` must hold the URLs of both engines; `on_ready` is called when all workers serve.
     """
-    environment = _worker_environment(settings, port)
-    ready = [asyncio.Event() for _ in range(settings.workers)]
-    grace_s = settings.drain_s + _STOP_MARGIN_S
-    all_ready = asyncio.create_task(_when_all(ready, on_ready))
-    workers = [
-        asyncio.create_task(_keep_worker(number, environment, ready[number], stop, grace_s))
-        for number in range(settings.workers)
-    ]
-    try:
-        await asyncio.gather(*workers)
-    finally:
-        stop.set()
-        all_ready.cancel()
-        await asyncio.gather(*workers, all_ready, return_exceptions=True)
+
+    def __init__(
+        self, settings: Settings, port: int, on_ready: Callable[[], None], stop: asyncio.Event
+    ) -> None:
+        self._environment = _worker_environment(settings, port)
+        self._grace_s = settings.drain_s + _KILL_MARGIN_S
+        self._ready = [asyncio.Event() for _ in range(settings.workers)]
+        self._on_ready = on_ready
+        self._stop = stop
+
+    async def run(self) -> None:
+        """Run the workers, and others for those that die, until `stop`.
+
+        Raises ServerError if a worker ends before it was ready once.
+        """
+        announcing = asyncio.create_task(self._announce())
+        workers = [
+            asyncio.create_task(self._keep_running(number, ready))
+            for number, ready in enumerate(self._ready)
+        ]
+        try:
+            await asyncio.gather(*workers)
+        finally:
+            self._stop.set()
+            announcing.cancel()
+            await asyncio.gather(*workers, announcing, return_exceptions=True)
+
+    async def _announce(self) -> None:
+        for ready in self._ready:
+            await ready.wait()
+        self._on_ready()
+
+    async def _keep_running(self, number: int, ready: asyncio.Event) -> None:
+        """Run one worker, and another when it dies, until `stop`; `ready` is set at the first."""
+        loop = asyncio.get_running_loop()
+        backoff_s = _MIN_BACKOFF_S
+        while not self._stop.is_set():
+            started_at = loop.time()
+            status = await self._run_worker(ready)
+            if self._stop.is_set():
+                return
+            if not ready.is_set():
+                raise ServerError(f"worker {number} ended with status {status} before it was ready")
+            if loop.time() - started_at > _HEALTHY_AFTER_S:
+                backoff_s = _MIN_BACKOFF_S
+            _log.error("Worker died", worker=number, status=status, restart_in_s=backoff_s)
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._stop.wait(), backoff_s)
+            backoff_s = min(backoff_s * 2, _MAX_BACKOFF_S)
+
+    async def _run_worker(self, ready: asyncio.Event) -> int:
+        """Run one worker from start to end; its exit status, negative for a signal."""
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "dispatcher", "_worker"),
+            env=self._environment,
+            stdin=asyncio.subprocess.PIPE,  # its end tells the worker that the supervisor is gone
+            stdout=asyncio.subprocess.PIPE,
+            start_new_session=True,  # Ctrl-C reaches the supervisor, which then stops the workers
+        )
+        watching = asyncio.create_task(_watch_for_ready(process, ready))
+        stopping = asyncio.create_task(self._stop.wait())
+        ended = asyncio.create_task(process.wait())
+        try:
+            await asyncio.wait((ended, stopping), return_when=asyncio.FIRST_COMPLETED)
+            if not ended.done():
+                process.terminate()
+                await asyncio.wait((ended,), timeout=self._grace_s)
+        finally:
+            if process.returncode is None:
+                process.kill()
+            watching.cancel()
+            stopping.cancel()
+        return await ended
 
 
-async def _when_all(ready: list[asyncio.Event], on_ready: Callable[[], None]) -> None:
-    for event in ready:
-        await event.wait()
-    on_ready()
-
-
-async def _keep_worker(
-    number: int,
-    environment: dict[str, str],
-    ready: asyncio.Event,
-    stop: asyncio.Event,
-    grace_s: float,
-) -> None:
-    """Run one worker, and another when it dies, until `stop`."""
-    loop = asyncio.get_running_loop()
-    backoff_s = _BACKOFF_S
-    while not stop.is_set():
-        born = loop.time()
-        status = await _run_worker(environment, ready, stop, grace_s)
-        if stop.is_set():
-            return
-        if not ready.is_set():
-            raise ServerError(f"worker {number} ended with status {status} before it was ready")
-        if loop.time() - born > _YOUNG_S:
-            backoff_s = _BACKOFF_S
-        _log.error("Worker died", worker=number, status=status, restart_in_s=backoff_s)
-        with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(stop.wait(), backoff_s)
-        backoff_s = min(backoff_s * 2, _BACKOFF_MAX_S)
-
-
-async def _run_worker(
-    environment: dict[str, str], ready: asyncio.Event, stop: asyncio.Event, grace_s: float
-) -> int:
-    """One worker from start to end; its exit status, negative for a signal."""
-    process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "dispatcher", "_worker"),
-        env=environment,
-        stdin=asyncio.subprocess.PIPE,
-        stdout=asyncio.subprocess.PIPE,
-        start_new_session=True,  # Ctrl-C is for the supervisor, which then stops them
-    )
-    told = asyncio.create_task(_watch_ready(process, ready))
-    stopping = asyncio.create_task(stop.wait())
-    ended = asyncio.create_task(process.wait())
-    try:
-        await asyncio.wait((ended, stopping), return_when=asyncio.FIRST_COMPLETED)
-        if not ended.done():
-            process.terminate()
-            await asyncio.wait((ended,), timeout=grace_s)
-    finally:
-        if process.returncode is None:
-            process.kill()
-        told.cancel()
-        stopping.cancel()
-    return await ended
-
-
-async def _watch_ready(process: asyncio.subprocess.Process, ready: asyncio.Event) -> None:
+async def _watch_for_ready(process: asyncio.subprocess.Process, ready: asyncio.Event) -> None:
     if process.stdout is not None:
         async for line in process.stdout:  # to the end, so that the pipe never fills
             if line == b"ready\n":
@@ -113,9 +113,9 @@ async def _watch_ready(process: asyncio.subprocess.Process, ready: asyncio.Event
 
 
 def _worker_environment(settings: Settings, port: int) -> dict[str, str]:
-    """This environment, with what the command line and the embedded engines added to it."""
+    """This process' environment, with what the command line and the engines add to it."""
     secret = settings.jwt_secret.get_secret_value() if settings.jwt_secret else None
-    values: dict[str, object] = {
+    added: dict[str, object] = {
         "redis_url": settings.redis_url,
         "database_url": settings.database_url,
         "jwt_secret": secret,
@@ -124,7 +124,7 @@ def _worker_environment(settings: Settings, port: int) -> dict[str, str]:
         "port": port,
         "workers": settings.workers,
     }
-    added = {
-        f"{ENV_PREFIX}{name.upper()}": str(value) for name, value in values.items() if value is not None
+    variables = {
+        f"{ENV_PREFIX}{name.upper()}": str(value) for name, value in added.items() if value is not None
     }
-    return {**os.environ, **added}
+    return {**os.environ, **variables}

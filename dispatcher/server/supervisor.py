@@ -4,33 +4,27 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import importlib
 import json
 import os
-import signal
-import socket
 import sys
-import threading
-from collections.abc import Callable, Coroutine
-from types import ModuleType
-from typing import Any
+from typing import Final
 from urllib.parse import urlsplit
 
 import structlog
-import uvloop
 from pydantic import SecretStr
 
-from dispatcher import observe
-from dispatcher.config import Settings, SettingsError, load_settings
+from dispatcher.config import Settings, SettingsError
 from dispatcher.embedded.engines import Engines, EngineUrls, development_secret
-from dispatcher.ledger import migrate
-from dispatcher.server.preflight import check_engines
-from dispatcher.server.process_pool import run_workers
+from dispatcher.observe import logs
+from dispatcher.server.preflight import check_and_migrate
+from dispatcher.server.process import bind_socket, import_app, run_app, run_until_signal
+from dispatcher.server.process_pool import ProcessPool
 
 _log = structlog.get_logger("dispatcher")
 
-_LOOK_S = 0.5  # time between looks whether an engine died
-_WILDCARDS = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104  listened on, never connected to
+_REVIVE_INTERVAL_S: Final = 0.5  # how soon an engine that died is noticed
+#: Addresses that mean "all of this machine", each with one that a client can connect to.
+_WILDCARDS: Final = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104
 
 
 def serve(settings: Settings) -> None:
@@ -38,182 +32,126 @@ def serve(settings: Settings) -> None:
 
     Raises SettingsError, EngineError, MigrationError or ServerError if it cannot start.
     """
-    observe.configure(settings)
-    uvloop.run(_with_signals(lambda stop: _serve(settings, stop)))
+    logs.configure(settings)
+
+    async def supervise(stop: asyncio.Event) -> None:
+        await Supervisor(settings, stop).run()
+
+    run_until_signal(supervise)
 
 
-def work() -> None:
-    """Run one of several server processes; its settings come through the environment.
+class Supervisor:
+    """One `dispatcher serve`, from the start of its engines to their end.
 
-    Its standard input is a pipe from the supervisor. The end of file there means that the
-    supervisor is gone, even by SIGKILL, and that this process must be too.
+    `given` are the settings of the operator, which may leave the engines to the supervisor; `stop`
+    ends the server when it is set.
     """
-    settings = load_settings()
-    observe.configure(settings)
-    threading.Thread(target=_exit_at_end_of_input, daemon=True).start()
-    sock = bind(settings.host, settings.port, shared=True)
 
-    def on_ready() -> None:
-        sys.stdout.write("ready\n")
+    def __init__(self, given: Settings, stop: asyncio.Event) -> None:
+        self._given = given
+        self._stop = stop
+        self._engines = Engines(
+            given.data_dir,
+            redis=given.redis_url is None,
+            postgres=given.database_url is None,
+        )
+
+    async def run(self) -> None:
+        """Start the engines, check them, serve until `stop`, and stop the engines."""
+        try:
+            urls = await self._start_engines()
+            settings = complete_settings(self._given, urls)
+            await check_and_migrate(settings)
+            if not self._stop.is_set():
+                await self._serve(settings)
+        finally:
+            await asyncio.to_thread(self._engines.stop)
+
+    async def _start_engines(self) -> EngineUrls:
+        starting = asyncio.create_task(asyncio.to_thread(self._engines.start))
+        await asyncio.sleep(0)  # lets the thread start
+        try:
+            if self._given.workers == 1:
+                import_app()  # takes as long as the engines do, so both happen at once
+        finally:
+            urls = await starting
+        return urls
+
+    async def _serve(self, settings: Settings) -> None:
+        """Bind the port, run the server processes and keep the engines alive until `stop`."""
+        # Not shared, so that the port of another server is refused and not joined.
+        sock = bind_socket(settings.host, settings.port, shared=False)
+        port = sock.getsockname()[1]
+
+        def on_ready() -> None:
+            self._print_ready(settings, port)
+
+        reviving = asyncio.create_task(self._revive_engines())
+        try:
+            if settings.workers == 1:
+                await run_app(settings, sock, on_ready, self._stop)
+            else:
+                # The workers share the port. This socket never listens: it keeps the port ours.
+                sock.close()
+                sock = bind_socket(settings.host, port, shared=True)
+                await ProcessPool(settings, port, on_ready, self._stop).run()
+        finally:
+            self._stop.set()
+            sock.close()
+            await reviving
+
+    async def _revive_engines(self) -> None:
+        """Start embedded engines again that died, until `stop`."""
+        while not self._stop.is_set():
+            try:
+                for name in await asyncio.to_thread(self._engines.revive):
+                    _log.error("Embedded engine died and was started again", engine=name)
+            except Exception:
+                _log.exception("Embedded engine cannot be started again")
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._stop.wait(), _REVIVE_INTERVAL_S)
+
+    def _print_ready(self, settings: Settings, port: int) -> None:
+        """Print the one line on stdout.
+
+        It shows the passwords of embedded engines, which nobody could know otherwise, and never one
+        that the operator gave.
+        """
+        host = _WILDCARDS.get(settings.host, settings.host)
+        redis_url, database_url = settings.redis_url or "", settings.database_url or ""
+        line = {
+            "url": f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}",
+            "redis_url": _without_password(redis_url) if self._given.redis_url else redis_url,
+            "database_url": (
+                _without_password(database_url) if self._given.database_url else database_url
+            ),
+            "pid": os.getpid(),
+            "data_dir": str(settings.data_dir.expanduser().resolve()),
+        }
+        sys.stdout.write(f"ready {json.dumps(line)}\n")
         sys.stdout.flush()
 
-    uvloop.run(_with_signals(lambda stop: _run_app(settings, sock, on_ready, stop)))
 
-
-def complete(settings: Settings, urls: EngineUrls) -> Settings:
-    """Settings with the embedded engines' URLs and a secret, where they were not given.
+def complete_settings(given: Settings, urls: EngineUrls) -> Settings:
+    """`given`, with the embedded engines' URLs and the development secret where they are missing.
 
     Raises SettingsError if nothing says how tokens are to be checked.
     """
-    keys = settings.jwt_secret or settings.jwt_public_key_file or settings.jwt_jwks_file
-    secret = settings.jwt_secret
-    if not keys:
-        if settings.redis_url and settings.database_url:
+    secret = given.jwt_secret
+    if not (secret or given.jwt_public_key_file or given.jwt_jwks_file):
+        if given.redis_url and given.database_url:
             raise SettingsError(
                 "DISPATCHER_JWT_SECRET: must be set, or DISPATCHER_JWT_PUBLIC_KEY_FILE, or "
                 "DISPATCHER_JWT_JWKS_FILE; one is only made up for embedded engines"
             )
-        secret = SecretStr(development_secret(settings.data_dir))
-    return settings.model_copy(
+        secret = SecretStr(development_secret(given.data_dir))
+    return given.model_copy(
         update={
-            "redis_url": settings.redis_url or urls.redis_url,
-            "database_url": settings.database_url or urls.database_url,
+            "redis_url": given.redis_url or urls.redis_url,
+            "database_url": given.database_url or urls.database_url,
             "jwt_secret": secret,
         }
     )
-
-
-def bind(host: str, port: int, *, shared: bool) -> socket.socket:
-    """A bound socket that does not listen yet; `shared` lets other sockets of this user join.
-
-    Raises SettingsError if the address cannot be had.
-    """
-    try:
-        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-    except OSError as error:
-        raise SettingsError(f"DISPATCHER_HOST: {host} is not an address: {error}") from None
-    family, kind, protocol, _, address = found[0]
-    sock = socket.socket(family, kind, protocol)
-    try:
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        if shared:
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-        sock.bind(address)
-    except OSError as error:
-        sock.close()
-        reason = error.strerror or str(error)
-        raise SettingsError(f"DISPATCHER_PORT: {port} on {host} cannot be had: {reason}") from None
-    return sock
-
-
-async def _with_signals(main: Callable[[asyncio.Event], Coroutine[Any, Any, None]]) -> None:
-    """Run `main` with an event that the signals set; a second signal changes nothing."""
-    stop = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, stop.set)
-    if signal.getsignal(signal.SIGHUP) is signal.SIG_DFL:  # under nohup it stays ignored
-        loop.add_signal_handler(signal.SIGHUP, stop.set)
-    await main(stop)
-
-
-async def _serve(settings: Settings, stop: asyncio.Event) -> None:
-    engines = Engines(
-        settings.data_dir,
-        redis=settings.redis_url is None,
-        postgres=settings.database_url is None,
-    )
-    try:
-        starting = asyncio.create_task(asyncio.to_thread(engines.start))
-        await asyncio.sleep(0)
-        try:
-            if settings.workers == 1:
-                _import_app()  # takes as long as the engines do, so both at once
-        finally:
-            urls = await starting
-        complete_settings = complete(settings, urls)
-        await _check_and_migrate(complete_settings)
-        if not stop.is_set():
-            await _serve_on(complete_settings, settings, engines, stop)
-    finally:
-        await asyncio.to_thread(engines.stop)
-
-
-async def _check_and_migrate(settings: Settings) -> None:
-    redis_url, database_url = settings.redis_url or "", settings.database_url or ""
-    await check_engines(redis_url, database_url, redis_cluster=settings.redis_cluster)
-    for label in await migrate.up(database_url):
-        _log.info("Migration applied", migration=label)
-
-
-async def _serve_on(settings: Settings, given: Settings, engines: Engines, stop: asyncio.Event) -> None:
-    """Bind, run the server processes and keep the engines alive until `stop`."""
-    # Without SO_REUSEPORT first: another server's port must be refused, not joined.
-    sock = bind(settings.host, settings.port, shared=False)
-    port = sock.getsockname()[1]
-
-    def on_ready() -> None:
-        _print_ready(settings, given, port)
-
-    keeper = asyncio.create_task(_keep_engines(engines, stop))
-    try:
-        if settings.workers == 1:
-            await _run_app(settings, sock, on_ready, stop)
-        else:
-            sock.close()
-            sock = bind(settings.host, port, shared=True)  # never listens: it keeps the port ours
-            await run_workers(settings, port, on_ready, stop)
-    finally:
-        stop.set()
-        sock.close()
-        await keeper
-
-
-async def _run_app(
-    settings: Settings, sock: socket.socket, on_ready: Callable[[], None], stop: asyncio.Event
-) -> None:
-    await _import_app().run(settings, sock, on_ready, stop)
-
-
-def _import_app() -> ModuleType:
-    """The server proper; a supervisor of several workers never needs it."""
-    return importlib.import_module("dispatcher.app")
-
-
-async def _keep_engines(engines: Engines, stop: asyncio.Event) -> None:
-    """Start an embedded engine again that was killed, until `stop`."""
-    while not stop.is_set():
-        try:
-            for name in await asyncio.to_thread(engines.revive):
-                _log.error("Embedded engine died and was started again", engine=name)
-        except Exception:
-            _log.exception("Embedded engine cannot be started again")
-        with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(stop.wait(), _LOOK_S)
-
-
-def _exit_at_end_of_input() -> None:
-    # A thread, and not the event loop, so that it works however busy the loop is. The supervisor
-    # was killed, so a drain would be against engines and a port that the next server may own.
-    # Not sys.stdin, whose lock a daemon thread would still hold when the interpreter ends.
-    while os.read(0, 1024):
-        pass
-    os._exit(1)
-
-
-def _print_ready(settings: Settings, given: Settings, port: int) -> None:
-    """The one line on stdout. Shows the password of embedded engines, never one that was given."""
-    host = _WILDCARDS.get(settings.host, settings.host)
-    redis_url, database_url = settings.redis_url or "", settings.database_url or ""
-    line = {
-        "url": f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}",
-        "redis_url": _without_password(redis_url) if given.redis_url else redis_url,
-        "database_url": _without_password(database_url) if given.database_url else database_url,
-        "pid": os.getpid(),
-        "data_dir": str(settings.data_dir.expanduser().resolve()),
-    }
-    sys.stdout.write(f"ready {json.dumps(line)}\n")
-    sys.stdout.flush()
 
 
 def _without_password(url: str) -> str:

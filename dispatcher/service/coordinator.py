@@ -21,7 +21,7 @@ from dispatcher.ledger.database import Database
 from dispatcher.live.keys import Keys
 from dispatcher.live.scripts import Attempt, Scripts, Settlement, Verdict
 from dispatcher.live.settle import Settler
-from dispatcher.observe import refusal as log_refusal
+from dispatcher.observe.refusal_log import log_refusal
 from dispatcher.service.answers import Answer, RateLimited, refusal_answer, refused, replay_of
 from dispatcher.service.rehydration import Picture, done_record
 

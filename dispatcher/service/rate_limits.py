@@ -8,7 +8,7 @@ from dispatcher.core.limits import Limit, LimitState, Rate
 from dispatcher.core.zones import DEFAULT_ZONE, Zone
 from dispatcher.live.keys import keys_of
 from dispatcher.live.scripts import Scripts
-from dispatcher.observe import refusal as log_refusal
+from dispatcher.observe.refusal_log import log_refusal
 from dispatcher.service.answers import RateLimited
 
 

@@ -23,7 +23,7 @@ from dispatcher.core.callers import Caller
 from dispatcher.core.errors import Refusal
 from dispatcher.core.limits import LimitClass
 from dispatcher.core.trips import Trip
-from dispatcher.observe import Metrics
+from dispatcher.observe.metrics import Metrics
 from dispatcher.service.answers import Answer, refusal_answer
 from dispatcher.service.rate_limits import RateLimits
 from dispatcher.web.auth import Authenticator, require_role

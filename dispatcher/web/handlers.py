@@ -15,7 +15,7 @@ from dispatcher.core.callers import Caller
 from dispatcher.core.errors import Refusal
 from dispatcher.core.trips import Trip
 from dispatcher.core.zones import Zones
-from dispatcher.observe import Metrics
+from dispatcher.observe.metrics import Metrics
 from dispatcher.service.answers import Answer, refusal_answer
 from dispatcher.service.availability import AvailabilityService
 from dispatcher.service.commands.actions import trip_action

@@ -18,7 +18,7 @@ from tests.ledger.harness import (
     start_with,
     step,
 )
-from tests.service_harness import open_city
+from tests.harness.services import open_city
 
 
 async def test_a_batch_of_every_kind(ledger: LedgerDatabase) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from dispatcher.resources import SQL_DIR
-from tests.service_harness import driver, open_city
+from tests.harness.services import driver, open_city
 
 FILES = sorted((SQL_DIR / "monitoring").glob("*.sql"))
 AS_THEY_STAND = {

@@ -10,7 +10,7 @@ import pytest
 
 from dispatcher.core.trips import Status
 from dispatcher.live.scripts import Attempt, Settlement, Verdict
-from tests.lua_harness import BACKENDS, LEASE_MS, MARGIN_MS, START_MS, Zone, key, limit, open_zone
+from tests.harness.lua_zone import BACKENDS, LEASE_MS, MARGIN_MS, START_MS, Zone, key, limit, open_zone
 
 Claim = Callable[[Attempt], Awaitable[Verdict]]
 CLAIMS = ("accept", "transition", "creation", "availability", "decline")

@@ -19,7 +19,7 @@ from dispatcher.live.keys import keys_of
 from dispatcher.live.pipeline import Pipeline
 from dispatcher.live.protocol import connect
 from dispatcher.live.scripts import Scripts
-from tests.lua_harness import BACKENDS, START_MS, Zone, limit, open_zone
+from tests.harness.lua_zone import BACKENDS, START_MS, Zone, limit, open_zone
 
 
 @pytest.fixture(params=BACKENDS)

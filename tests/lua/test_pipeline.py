@@ -17,13 +17,13 @@ from dispatcher.core.errors import StoreUnavailable
 from dispatcher.core.limits import Limit
 from dispatcher.core.transitions import ACCEPT
 from dispatcher.core.trips import Status, Trip
-from dispatcher.embedded.valkey import _find_program
+from dispatcher.embedded.packages import valkey_program
 from dispatcher.live.keys import Keys, keys_of
 from dispatcher.live.pipeline import Pipeline
 from dispatcher.live.protocol import connect
 from dispatcher.live.scripts import Attempt, Scripts, Settlement, driver_fields, flat_to_dict
 from dispatcher.resources import LUA_DIR
-from tests.lua_harness import FIX_AGE_MS, key, limit, make_driver, make_trip
+from tests.harness.lua_zone import FIX_AGE_MS, key, limit, make_driver, make_trip
 
 SCRIPTS = sorted(path.stem for path in LUA_DIR.glob("*.lua"))
 
@@ -263,7 +263,7 @@ async def cluster(tmp_path: Path) -> AsyncIterator[tuple[str, subprocess.Popen[b
         probe.bind(("127.0.0.1", 0))
         bus = probe.getsockname()[1]
     command = [
-        str(_find_program()), "--bind", "127.0.0.1", "--port", str(port),
+        str(valkey_program()), "--bind", "127.0.0.1", "--port", str(port),
         "--cluster-enabled", "yes", "--cluster-port", str(bus), "--dir", str(tmp_path),
         "--save", "", "--maxmemory-policy", "noeviction",
     ]  # fmt: skip

@@ -15,7 +15,7 @@ from dispatcher.core.errors import StoreUnavailable
 from dispatcher.core.transitions import ACCEPT, ARRIVE, CANCEL, COMPLETE, EXPIRE, GIVE_BACK, START
 from dispatcher.core.trips import Status, Trip
 from dispatcher.live.scripts import FINISHED_TTL_S, Attempt, Settlement, driver_fields
-from tests.lua_harness import (
+from tests.harness.lua_zone import (
     BACKENDS,
     FIX_AGE_MS,
     LEASE_MS,

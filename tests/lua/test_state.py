@@ -9,7 +9,7 @@ import pytest
 
 from dispatcher.core.trips import Status, Trip
 from dispatcher.live.scripts import FINISHED_TTL_S
-from tests.lua_harness import (
+from tests.harness.lua_zone import (
     BACKENDS,
     FIX_AGE_MS,
     START_MS,

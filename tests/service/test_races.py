@@ -12,7 +12,7 @@ import pytest
 from dispatcher.core.actors import Actor, Role
 from dispatcher.core.errors import Refusal
 from dispatcher.service.answers import RateLimited
-from tests.service_harness import City, code_of, driver, open_city, rider
+from tests.harness.services import City, code_of, driver, open_city, rider
 
 
 @pytest.fixture

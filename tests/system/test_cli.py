@@ -21,7 +21,7 @@ import psutil
 import pytest
 
 from dispatcher.embedded.engines import Engines, development_secret
-from tests.conftest import JWT_SECRET, Serve, Server, processes_of, wait_for_end
+from tests.harness.servers import JWT_SECRET, Serve, Server, processes_of, wait_for_end
 
 
 def _run(*args: str, **env: str) -> subprocess.CompletedProcess[str]:

@@ -9,7 +9,7 @@ import aiohttp
 import asyncpg
 import redis.asyncio
 
-from tests.conftest import Serve, make_token
+from tests.harness.servers import Serve, make_token
 
 SOCKETS = 2_000
 

@@ -31,7 +31,7 @@ from dispatcher.demo.pickups import BUNDLED_PICKUPS, read_pickups
 from dispatcher.demo.server import Server, scaled_waves
 from dispatcher.demo.stats import Stats, percentile
 from dispatcher.demo.view import View
-from tests.conftest import wait_for_end
+from tests.harness.servers import wait_for_end
 
 _CITY = ["--limit", "60", "--drivers", "60", "--speed", "600"]
 

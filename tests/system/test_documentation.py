@@ -13,7 +13,7 @@ from dispatcher.config import ENV_PREFIX, Settings
 from dispatcher.live.keys import Keys
 from dispatcher.web.endpoints import ENDPOINTS
 from dispatcher.web.websocket_connection import Close
-from tests.conftest import Serve
+from tests.harness.servers import Serve
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()

@@ -27,7 +27,7 @@ from dispatcher.embedded.engines import (
     running_database_url,
     stop_left_behind,
 )
-from tests.conftest import processes_of, wait_for_end
+from tests.harness.servers import processes_of, wait_for_end
 
 Hold = Callable[..., "subprocess.Popen[str]"]
 
@@ -271,7 +271,8 @@ async def test_a_restart_keeps_the_urls(data_dir: Path) -> None:
     with engines as urls:
         before = _pids(engines)
         await _write(urls, "kept")
-        assert engines.restart() == urls
+        engines.stop()
+        assert engines.start() == urls
         assert not set(before) & set(_pids(engines))
         assert await _read(urls) == ("kept", "kept")
 

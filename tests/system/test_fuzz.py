@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from dispatcher.core.errors import PROBLEMS
 from dispatcher.web.endpoints import ENDPOINTS
-from tests.conftest import Serve, Server, make_token
+from tests.harness.servers import Serve, Server, make_token
 
 _OFF = {f"DISPATCHER_LIMIT_{n}": "off" for n in
         ("TRIP_ACCEPT", "TRIP_CANCEL", "LOCATION_UPDATE", "GENERAL", "ANONYMOUS")}  # fmt: skip

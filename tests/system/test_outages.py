@@ -14,8 +14,8 @@ import redis.asyncio
 
 from dispatcher.embedded.engines import Engines
 from dispatcher.ledger import migrate
-from tests.conftest import Serve
-from tests.service_harness import driver, open_city
+from tests.harness.servers import Serve
+from tests.harness.services import driver, open_city
 from tests.system.test_websocket import FAST, App, eventually, session
 
 __all__ = ["session"]  # the fixture

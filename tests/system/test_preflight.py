@@ -12,7 +12,9 @@ from redis.exceptions import ResponseError
 
 from dispatcher.config import SettingsError
 from dispatcher.embedded.engines import EngineUrls
-from dispatcher.server.preflight import check_engines, check_postgres, check_redis
+from dispatcher.ledger.preflight import check_postgres
+from dispatcher.live.preflight import check_redis
+from dispatcher.server.preflight import check_engines
 
 Info = dict[str, Any]
 

@@ -15,7 +15,7 @@ import orjson
 import pytest
 import redis.asyncio
 
-from tests.conftest import Serve, Server, make_token
+from tests.harness.servers import Serve, Server, make_token
 
 PLACE = {"lat": 40.7559, "lng": -73.9864}
 FAST = {

@@ -19,7 +19,7 @@ from dispatcher.core.errors import PROBLEMS, Refusal, StoreUnavailable
 from dispatcher.core.limits import LimitState, Rate
 from dispatcher.core.trips import Trip
 from dispatcher.core.zones import Zones
-from dispatcher.observe import Metrics
+from dispatcher.observe.metrics import Metrics
 from dispatcher.service.answers import Answer, RateLimited, refusal_answer
 from dispatcher.web.application import build_application
 from dispatcher.web.auth import Authenticator
@@ -27,7 +27,7 @@ from dispatcher.web.boundary import Boundary
 from dispatcher.web.client_ip import ClientIp
 from dispatcher.web.fastpath import make_runner
 from dispatcher.web.handlers import Handlers
-from tests.conftest import JWT_SECRET, make_token
+from tests.harness.servers import JWT_SECRET, make_token
 
 NOW_MS = 1_800_000_000_500
 TRIP = "default_t1"

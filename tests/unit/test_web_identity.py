@@ -13,7 +13,7 @@ from dispatcher.core.errors import StoreUnavailable
 from dispatcher.service.answers import RateLimited
 from dispatcher.web.client_ip import ClientIp
 from dispatcher.web.endpoints import ENDPOINTS
-from tests.conftest import make_token
+from tests.harness.servers import make_token
 from tests.unit.http_harness import (
     ACTION,
     CREATE,

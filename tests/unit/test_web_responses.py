@@ -10,12 +10,12 @@ import structlog
 from dispatcher.config import Settings
 from dispatcher.core.errors import PROBLEMS, OutcomeUnknown, Refusal, StoreUnavailable
 from dispatcher.core.limits import LimitState
-from dispatcher.observe import Metrics
+from dispatcher.observe.metrics import Metrics
 from dispatcher.service.answers import Answer, RateLimited, refusal_answer
 from dispatcher.web import openapi
 from dispatcher.web.application import build_application
 from dispatcher.web.endpoints import ENDPOINTS
-from tests.conftest import JWT_SECRET
+from tests.harness.servers import JWT_SECRET
 from tests.unit.http_harness import (
     ACTION,
     CREATE,

@@ -17,7 +17,7 @@ from dispatcher.config import Settings
 from dispatcher.core.actors import Actor
 from dispatcher.core.errors import OutcomeUnknown, StoreUnavailable
 from dispatcher.core.zones import Zones
-from dispatcher.observe import Metrics
+from dispatcher.observe.metrics import Metrics
 from dispatcher.service.answers import Answer, RateLimited
 from dispatcher.service.hub import Hub
 from dispatcher.service.presence import Connection
@@ -29,7 +29,7 @@ from dispatcher.web.fastpath import make_runner
 from dispatcher.web.frame_handlers import FrameHandlers
 from dispatcher.web.protocol import CloseCode
 from dispatcher.web.websocket_endpoint import WebSocketEndpoint
-from tests.conftest import JWT_SECRET, make_token
+from tests.harness.servers import JWT_SECRET, make_token
 from tests.unit.http_harness import (
     DRIVER,
     PLACE,

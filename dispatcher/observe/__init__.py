@@ -1,0 +1,1 @@
+"""What operators see: structured log lines on stderr, and metrics for Prometheus."""

@@ -1,0 +1,68 @@
+"""What every server process does: bind its socket, heed signals, run the application."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+import signal
+import socket
+from collections.abc import Callable, Coroutine
+from types import ModuleType
+from typing import Any
+
+import uvloop
+
+from dispatcher.config import Settings, SettingsError
+
+
+def run_until_signal(main: Callable[[asyncio.Event], Coroutine[Any, Any, None]]) -> None:
+    """Run `main` in an event loop, with an event that SIGINT, SIGTERM and SIGHUP set.
+
+    Further signals change nothing: what `main` does after the first one is not interrupted.
+    """
+    uvloop.run(_with_signals(main))
+
+
+def bind_socket(host: str, port: int, *, shared: bool) -> socket.socket:
+    """A bound socket that does not listen yet; `shared` lets other sockets of this user join.
+
+    Raises SettingsError if the address cannot be had.
+    """
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    except OSError as error:
+        raise SettingsError(f"DISPATCHER_HOST: {host} is not an address: {error}") from None
+    family, kind, protocol, _, address = found[0]
+    sock = socket.socket(family, kind, protocol)
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if shared:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        sock.bind(address)
+    except OSError as error:
+        sock.close()
+        reason = error.strerror or str(error)
+        raise SettingsError(f"DISPATCHER_PORT: {port} on {host} cannot be had: {reason}") from None
+    return sock
+
+
+def import_app() -> ModuleType:
+    """The application; it is imported late, since a supervisor of several workers never needs it."""
+    return importlib.import_module("dispatcher.app")
+
+
+async def run_app(
+    settings: Settings, sock: socket.socket, on_ready: Callable[[], None], stop: asyncio.Event
+) -> None:
+    """Serve on a bound socket until `stop`, then drain; calls `on_ready` once it serves."""
+    await import_app().run(settings, sock, on_ready, stop)
+
+
+async def _with_signals(main: Callable[[asyncio.Event], Coroutine[Any, Any, None]]) -> None:
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, stop.set)
+    if signal.getsignal(signal.SIGHUP) is signal.SIG_DFL:  # nohup has it ignored, and so it stays
+        loop.add_signal_handler(signal.SIGHUP, stop.set)
+    await main(stop)
