@@ -107,8 +107,6 @@ class Refusal(Exception):
         self.problem = PROBLEMS[code]
         self.message = message or self.problem.message
         self.fields = fields
-        #: How the limit stands that counted this call, for the answer's headers.
-        self.limit: Any = None
 
     @property
     def code(self) -> str:

@@ -4,29 +4,49 @@ from __future__ import annotations
 
 import structlog
 
-from dispatcher.core.zones import Zones
+from dispatcher.core.actors import Role
+from dispatcher.core.zones import Zone, Zones
 from dispatcher.live.keys import keys_of
-from dispatcher.live.scripts import Scripts
-from dispatcher.service.drivers import Drivers
+from dispatcher.live.presence import PresenceScripts
+from dispatcher.live.state import StateScripts
+from dispatcher.service.availability import AvailabilityService
 
-log = structlog.get_logger("dispatcher.absence")
+log = structlog.get_logger("dispatcher.absent_drivers")
 
 
-class Absence:
+class AbsentDrivers:
     """Any server may do it; an absent user is handed to one of them at a time."""
 
-    def __init__(self, *, zones: Zones, scripts: Scripts, drivers: Drivers, grace_s: float) -> None:
+    name = "absent-drivers"
+
+    def __init__(
+        self,
+        *,
+        zones: Zones,
+        presence: PresenceScripts,
+        state: StateScripts,
+        availability: AvailabilityService,
+        grace_s: float,
+        interval_s: float,
+    ) -> None:
+        self.interval_s = interval_s
         self._zones = zones
-        self._scripts = scripts
-        self._drivers = drivers
+        self._presence = presence
+        self._state = state
+        self._availability = availability
         self._grace_ms = int(grace_s * 1000)
 
-    async def __call__(self) -> None:
-        for zone in self._zones.names():
-            keys = keys_of(zone)
-            for address in await self._scripts.sweep_absent(keys, grace_ms=self._grace_ms):
-                role, _, user_id = address.partition(":")
-                if role == "driver" and await self._drivers.is_online(zone, user_id):
-                    await self._drivers.go_offline(zone, user_id)
-                    log.info("driver lost", zone=zone, driver_id=user_id)
-                await self._scripts.forget_absent(keys, address)
+    async def run(self) -> None:
+        for name in self._zones.names():
+            zone = self._zones.get(name)
+            assert zone is not None
+            await self._run_zone(zone)
+
+    async def _run_zone(self, zone: Zone) -> None:
+        keys = keys_of(zone.name)
+        for address in await self._presence.sweep_absent(keys, grace_ms=self._grace_ms):
+            role, _, user_id = address.partition(":")
+            if role == Role.DRIVER and await self._state.is_online(keys, user_id):
+                await self._availability.take_offline(zone, user_id)
+                log.info("driver lost", zone=zone.name, driver_id=user_id)
+            await self._presence.forget_absent(keys, address)

@@ -1,4 +1,4 @@
-"""Deletes idempotency rows that have expired: every few minutes, in chunks."""
+"""Deletes idempotency rows that have expired: every few minutes, in batches."""
 
 from __future__ import annotations
 
@@ -13,10 +13,13 @@ log = structlog.get_logger("dispatcher.cleanup")
 class Cleanup:
     """Every server runs it; rows that another one holds are skipped."""
 
-    def __init__(self, database: Database) -> None:
+    name = "cleanup"
+
+    def __init__(self, database: Database, *, interval_s: float) -> None:
+        self.interval_s = interval_s
         self._database = database
 
-    async def __call__(self) -> None:
+    async def run(self) -> None:
         deleted = await delete_expired_rows(self._database)
         if deleted:
             log.info("expired idempotency keys deleted", rows=deleted)

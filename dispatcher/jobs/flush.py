@@ -7,14 +7,19 @@ from dispatcher.service.offer_log import OfferLog
 from dispatcher.service.positions import Positions
 
 
-class Recorder:
+class Flush:
     """Saves what this server has gathered since the last time."""
 
-    def __init__(self, positions: Positions, rows: OfferLog, database: Database) -> None:
+    name = "flush"
+
+    def __init__(
+        self, *, positions: Positions, offer_log: OfferLog, database: Database, interval_s: float
+    ) -> None:
+        self.interval_s = interval_s
         self._positions = positions
-        self._rows = rows
+        self._offer_log = offer_log
         self._database = database
 
-    async def __call__(self) -> None:
-        await self._rows.save(self._database)
+    async def run(self) -> None:
+        await self._offer_log.save(self._database)
         await self._positions.save()

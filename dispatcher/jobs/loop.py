@@ -6,47 +6,94 @@ import asyncio
 import contextlib
 import random
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Final, Protocol
 
 import structlog
 
 from dispatcher.core.errors import StoreUnavailable
 
-log = structlog.get_logger("dispatcher.workers")
+log = structlog.get_logger("dispatcher.jobs")
+
+#: Rests vary by a tenth, so that servers which started together do not stay in step.
+_JITTER: Final = 0.1
+#: Rest after a failure at least: an engine that is away is not asked, and logged, at every turn.
+_MIN_REST_AFTER_FAILURE_S: Final = 1.0
 
 
-class Periodic:
-    """Runs a job again and again, `interval_s` after its last end. A failure is logged, not fatal.
+class Job(Protocol):
+    """What a server does again and again beside its requests."""
 
-    Intervals vary by a tenth, so that servers which started together do not stay in step.
-    """
+    @property
+    def name(self) -> str:
+        """The job's name in log lines."""
 
-    def __init__(self, name: str, interval_s: float, job: Callable[[], Awaitable[object]]) -> None:
-        self.name = name
-        self._interval_s = interval_s
+    @property
+    def interval_s(self) -> float:
+        """The usual rest between two runs, also before the first one."""
+
+    async def run(self) -> float | None:
+        """Does what is due. Returns the rest until the next run in s; None for the usual one.
+
+        Raises StoreUnavailable where an engine is away: the job is put off.
+        """
+
+
+@dataclass(frozen=True, slots=True)
+class FunctionJob:
+    """A job that is one function, called at its interval."""
+
+    name: str
+    interval_s: float
+    function: Callable[[], Awaitable[object]]
+
+    async def run(self) -> None:
+        await self.function()
+
+
+class JobLoop:
+    """Runs a job until it is stopped. A failure is logged, not fatal."""
+
+    def __init__(self, job: Job) -> None:
         self._job = job
-        self._stop = asyncio.Event()
+        self._wakeup = asyncio.Event()
+        self._stopping = False
         self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
-        """Begins; the first run comes after one interval."""
-        self._task = asyncio.create_task(self._run(), name=self.name)
+        """Begins; the first run comes after one interval, or when the loop is woken."""
+        self._task = asyncio.create_task(self._run(), name=self._job.name)
 
     async def stop(self) -> None:
         """Lets a run that has begun come to its end."""
-        self._stop.set()
+        self._stopping = True
+        self._wakeup.set()
         if self._task:
             await self._task
 
+    def wake(self) -> None:
+        """Something is due: ends the rest."""
+        self._wakeup.set()
+
     async def _run(self) -> None:
+        rest_s: float | None = None
         while True:
-            pause = self._interval_s * random.uniform(0.9, 1.1)  # noqa: S311
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._stop.wait(), pause)
-            if self._stop.is_set():
+            await self._rest(self._job.interval_s if rest_s is None else rest_s)
+            if self._stopping:
                 return
-            try:
-                await self._job()
-            except StoreUnavailable as error:
-                log.warning("job is put off", job=self.name, reason=str(error))
-            except Exception:
-                log.exception("job failed", job=self.name)
+            rest_s = await self._run_once()
+
+    async def _rest(self, seconds: float) -> None:
+        jittered_s = seconds * random.uniform(1 - _JITTER, 1 + _JITTER)  # noqa: S311
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._wakeup.wait(), jittered_s)
+        self._wakeup.clear()
+
+    async def _run_once(self) -> float | None:
+        try:
+            return await self._job.run()
+        except StoreUnavailable as error:
+            log.warning("job is put off", job=self._job.name, reason=str(error))
+        except Exception:
+            log.exception("job failed", job=self._job.name)
+        return max(_MIN_REST_AFTER_FAILURE_S, self._job.interval_s)

@@ -20,7 +20,7 @@ class ClaimCode(StrEnum):
     CLAIMED = "claimed"
     # Something is missing, and nothing was written: the caller provides it and asks again.
     COLD = "cold"
-    KEYUNRESOLVED = "key_unresolved"
+    KEY_UNRESOLVED = "key_unresolved"
     TRIP_UNKNOWN = "trip_unknown"
     DRIVER_UNKNOWN = "driver_unknown"
     DRIVER_MOVED = "driver_moved"
@@ -46,7 +46,7 @@ class ClaimCode(StrEnum):
 UNRESOLVED: Final = frozenset(
     {
         ClaimCode.COLD,
-        ClaimCode.KEYUNRESOLVED,
+        ClaimCode.KEY_UNRESOLVED,
         ClaimCode.TRIP_UNKNOWN,
         ClaimCode.DRIVER_UNKNOWN,
         ClaimCode.DRIVER_MOVED,

@@ -48,4 +48,6 @@ class LimitScripts:
         names, rates = limit_keys_and_rates(keys, limits)
         reply = await self._pipeline.run("check_limit", names, rates)
         code, now_ms, limit_index, remaining, reset_ms = reply
-        return Admission(code == "admitted", limit_state(limits, limit_index, remaining, reset_ms, now_ms))
+        return Admission(
+            code == "admitted", limit_state(limits, limit_index, remaining, reset_ms, now_ms)
+        )

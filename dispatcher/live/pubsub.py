@@ -163,6 +163,12 @@ class Subscriber:
             log.warning("push message is not understood", size=len(payload))
 
 
-async def publish(pipeline: Pipeline, zone: str, messages: list[Any]) -> None:
-    """Sends a list of [addresses, frame] to every server."""
-    await pipeline.command("SPUBLISH", keys_of(zone).push, orjson.dumps(messages))
+class Publisher:
+    """Sends messages to every server."""
+
+    def __init__(self, pipeline: Pipeline) -> None:
+        self._pipeline = pipeline
+
+    async def publish(self, zone: str, messages: list[Any]) -> None:
+        """Sends a list of [addresses, frame] on the zone's channel. Raises StoreUnavailable."""
+        await self._pipeline.command("SPUBLISH", keys_of(zone).push, orjson.dumps(messages))

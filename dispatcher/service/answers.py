@@ -7,12 +7,16 @@ from typing import Any, Final, NamedTuple
 
 import orjson
 
-from dispatcher.core.drivers import Driver
 from dispatcher.core.errors import Refusal
+from dispatcher.core.idempotency import IdempotencyKey, StoredAnswer
 from dispatcher.core.limits import LimitState
-from dispatcher.core.trips import Trip
+from dispatcher.core.trips import Status
+from dispatcher.live.claim_results import PROBLEM_CODES, Refused, Replayed
+from dispatcher.live.idempotency import KeptAnswer
 
-PROBLEM_TYPE: Final = "urn:dispatcher:problem:"
+_PROBLEM_TYPE: Final = "urn:dispatcher:problem:"
+#: What a client does best about a refusal that passes by itself.
+_RETRY_AFTER_S: Final = {"request_in_progress": 1, "trip_busy": 1}
 
 
 class Answer(NamedTuple):
@@ -27,26 +31,30 @@ class Answer(NamedTuple):
     replayed: bool = False
     retry_after_s: int | None = None
 
+    @property
+    def is_new_success(self) -> bool:
+        """Whether this call had its effect, now and not before."""
+        return self.status < 300 and not self.replayed
+
 
 class RateLimited(Refusal):
-    """Refused by a limit; `limit` says which, and when it eases."""
+    """Refused by a limit; `state` says which, and when it eases."""
 
-    def __init__(self, limit: LimitState) -> None:
-        self.retry_after_s = max(1, -((limit.now_ms - limit.reset_ms) // 1000))
+    def __init__(self, state: LimitState) -> None:
         super().__init__(
             "rate_limit_exceeded",
-            f"Too many requests. Please try again in {self.retry_after_s} seconds.",
-            retry_after=self.retry_after_s,
-            limit_class=limit.name,
+            f"Too many requests. Please try again in {state.retry_after_s} seconds.",
+            retry_after=state.retry_after_s,
+            limit_class=state.name,
         )
-        self.limit: LimitState = limit
+        self.state = state
 
 
 def refusal_answer(refusal: Refusal, limit: LimitState | None = None) -> Answer:
     """A refusal as problem+json (RFC 9457). Holds nothing of one request alone: replays are equal."""
     problem = refusal.problem
     body = {
-        "type": PROBLEM_TYPE + problem.code,
+        "type": _PROBLEM_TYPE + problem.code,
         "title": problem.title,
         "status": problem.status,
         "detail": refusal.message,
@@ -55,47 +63,52 @@ def refusal_answer(refusal: Refusal, limit: LimitState | None = None) -> Answer:
         **refusal.fields,
     }
     retry_after = refusal.fields.get("retry_after")
-    return Answer(problem.status, orjson.dumps(body), limit or refusal.limit, retry_after_s=retry_after)
+    return Answer(problem.status, orjson.dumps(body), limit, retry_after_s=retry_after)
 
 
-#: What a client does best about a refusal that passes by itself.
-_RETRY_S: Final = {"request_in_progress": 1, "trip_busy": 1}
+def rate_limited_answer(state: LimitState) -> Answer:
+    """The answer to a call that a limit refused."""
+    return refusal_answer(RateLimited(state), state)
 
 
-def refused(code: str, version: str, status: str, limit: LimitState | None) -> Answer:
-    """The answer to a claim that was refused with `code`, given the trip's version and state."""
-    answer = _refused(code, version, status)
+def refused_answer(refused: Refused) -> Answer:
+    """The answer to a claim that was refused."""
+    return claim_refusal(PROBLEM_CODES[refused.code], refused.version, refused.status, refused.limit)
+
+
+def claim_refusal(
+    code: str,
+    version: int | None = None,
+    status: Status | None = None,
+    limit: LimitState | None = None,
+) -> Answer:
+    """The answer to a refusal of this code, given the trip's version and state where they are told."""
+    answer = _claim_refusal(code, version, status)
     return Answer(answer.status, answer.body, limit, retry_after_s=answer.retry_after_s)
 
 
 @lru_cache(maxsize=1_024)
-def _refused(code: str, version: str, status: str) -> Answer:
+def _claim_refusal(code: str, version: int | None, status: Status | None) -> Answer:
     # A crowd that lost the same trip gets the same bytes.
     fields: dict[str, Any] = {}
-    if version not in ("", "-"):
-        fields = {"version": int(version), "current_status": status}
-    if code in _RETRY_S:
-        fields["retry_after"] = _RETRY_S[code]
+    if version is not None:
+        fields = {"version": version, "current_status": status}
+    if code in _RETRY_AFTER_S:
+        fields["retry_after"] = _RETRY_AFTER_S[code]
     return refusal_answer(Refusal(code, **fields))
 
 
-def driver_body(driver: Driver, released: Trip | None) -> bytes:
-    """The body of a change of availability."""
-    return orjson.dumps(
-        {
-            "response_code": "availability_updated",
-            "driver": driver.to_json(),
-            "released_trip": released.to_json() if released else None,
-        }
-    )
+def replayed_answer(replayed: Replayed) -> Answer:
+    """The answer again that a request got before, as Redis keeps it."""
+    record = replayed.record
+    if isinstance(record, KeptAnswer):
+        return Answer(record.status, record.body.encode(), replayed.limit, replayed=True)
+    answer = claim_refusal(record.code, record.version, record.status, replayed.limit)
+    return answer._replace(replayed=True)
 
 
-def replay_of(record: str, limit: LimitState | None) -> Answer:
-    """The answer that a finished idempotency record holds (lua/lib/idempotency.lua)."""
-    kind, rest = record[0], record[2:]
-    if kind == "D":
-        status, _, body = rest.partition(" ")
-        return Answer(int(status), body.encode(), limit, replayed=True)
-    code, version, state = rest.split(" ")
-    answer = refused(code, version, state, limit)
-    return Answer(answer.status, answer.body, limit, replayed=True)
+def stored_answer(key: IdempotencyKey, stored: StoredAnswer, limit: LimitState | None = None) -> Answer:
+    """The answer again that a request got before, as Postgres keeps it, if it was the same request."""
+    if stored.fingerprint != key.fingerprint:
+        return refusal_answer(Refusal("idempotency_key_reused"), limit)
+    return Answer(stored.status, stored.body.encode(), limit, replayed=True)

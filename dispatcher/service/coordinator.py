@@ -1,223 +1,207 @@
-"""The one road of every change of state: claim, commit, settle."""
+"""The one way of every change of state: claim, commit, settle."""
 
 from __future__ import annotations
 
 import asyncio
 import itertools
 import random
-import secrets
-from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass, replace
-from typing import Final
+from dataclasses import replace
+from typing import Any, Final
 
 import structlog
 
-from dispatcher.core.actors import Actor
-from dispatcher.core.errors import OutcomeUnknown, Refusal, StoreUnavailable
-from dispatcher.core.idempotency import IdempotencyKey
-from dispatcher.core.limits import Limit
-from dispatcher.ledger.commits import Change, Ledger, Outcome
+from dispatcher.core.errors import OutcomeUnknown, StoreUnavailable
+from dispatcher.core.idempotency import KeyedAnswer, StoredAnswer
+from dispatcher.ledger.changes import Change, Outcome, OutcomeCode
+from dispatcher.ledger.commits import Commits, was_committed
 from dispatcher.ledger.database import Database
-from dispatcher.live.keys import Keys
-from dispatcher.live.scripts import Attempt, Scripts, Settlement, Verdict
-from dispatcher.live.settle import Settler
+from dispatcher.live.claim_results import (
+    ClaimCode,
+    NotClaimed,
+    Refused,
+    Replayed,
+    Unresolved,
+)
+from dispatcher.live.claims import Attempt, ClaimScripts, Resolved
+from dispatcher.live.keys import Keys, keys_of
+from dispatcher.live.settle import Settlement, Settler
 from dispatcher.observe.refusal_log import log_refusal
-from dispatcher.service.answers import Answer, RateLimited, refusal_answer, refused, replay_of
-from dispatcher.service.rehydration import Picture, done_record
+from dispatcher.service.answers import (
+    Answer,
+    claim_refusal,
+    rate_limited_answer,
+    refused_answer,
+    replayed_answer,
+    stored_answer,
+)
+from dispatcher.service.commands.command import ClaimedT, Command, Plan, SideEffects
+from dispatcher.service.rate_limits import RateLimits, log_limited
+from dispatcher.service.rehydration import Rehydration
 
-log = structlog.get_logger("dispatcher.road")
+log = structlog.get_logger("dispatcher.coordinator")
 
 #: A claim is asked for this often at most: cold zone, unknown trip, driver and key, and other
 #: changes of the same trip to wait for. Waits double from 5 ms, so all of them last some 2 s.
-_ROUNDS: Final = 16
+_MAX_CLAIMS: Final = 16
 _FIRST_WAIT_S: Final = 0.005
-_LONGEST_WAIT_S: Final = 0.25
-#: How often a change is planned anew because Postgres knew better than the picture.
-_PLANS: Final = 3
-
-Claim = Callable[[Attempt], Awaitable[Verdict]]
+_MAX_WAIT_S: Final = 0.25
+#: How often a change is planned anew because Postgres knew better than the live state.
+_MAX_PLANS: Final = 3
 
 
-@dataclass(slots=True)
-class Plan:
-    """What a claimed change is to do: the row for the ledger and the news for the picture."""
-
-    change: Change
-    settlement: Settlement
-    status: int
-    body: bytes
-
-
-class Road:
-    """Takes requests from claim to settle. The steps are the same for every kind of change."""
+class Coordinator:
+    """Takes commands from claim to settle. The steps are the same for every kind of change."""
 
     def __init__(
         self,
         *,
-        scripts: Scripts,
-        picture: Picture,
-        ledger: Ledger,
+        claims: ClaimScripts,
+        commits: Commits,
         settler: Settler,
+        rehydration: Rehydration,
         database: Database,
+        limits: RateLimits,
+        effects: SideEffects,
+        node: str,
         lease_ms: int,
         key_ttl_s: int,
         halt_at: str = "",
     ) -> None:
-        self.scripts = scripts
-        self.picture = picture
-        self.database = database
-        self._ledger = ledger
+        self._claims = claims
+        self._commits = commits
         self._settler = settler
+        self._rehydration = rehydration
+        self._database = database
+        self._limits = limits
+        self._effects = effects
+        self._node = node
         self._lease_ms = lease_ms
         self._key_ttl_ms = key_ttl_s * 1000
         self._halt_at = halt_at
-        self.node = secrets.token_hex(6)
-        self._count = itertools.count(1)
+        self._attempts = itertools.count(1)
 
-    def attempt(
-        self,
-        trip_id: str,
-        driver_id: str,
-        key: IdempotencyKey | None,
-        limits: Sequence[Limit],
-    ) -> Attempt:
-        """A new attempt with a token of its own."""
-        return Attempt(
-            token=f"{self.node}.{next(self._count)}",
-            trip_id=trip_id,
-            driver_id=driver_id,
-            lease_ms=self._lease_ms,
-            key=key,
-            key_ttl_ms=self._key_ttl_ms,
-            limits=limits,
-        )
-
-    async def travel(
-        self,
-        keys: Keys,
-        actor: Actor,
-        attempt: Attempt,
-        claim: Claim,
-        plan: Callable[[Verdict], Plan],
-    ) -> Answer:
+    async def execute(self, command: Command[ClaimedT]) -> Answer:
         """Claims, commits and settles one change; the answer leaves once it is durable.
 
         Raises StoreUnavailable where neither engine could decide, OutcomeUnknown where the commit's
         answer was lost and Postgres could not be asked.
         """
-        for _ in range(_PLANS):
-            verdict = await self._claim(keys, attempt, claim)
-            if isinstance(verdict, Answer):
-                return verdict
-            if verdict.code != "claimed":
-                return self._refuse(verdict, actor, attempt)
+        keys = keys_of(command.zone.name)
+        attempt = self._attempt(command)
+        for _ in range(_MAX_PLANS):
+            attempt, result = await self._claim(command, keys, attempt)
+            if isinstance(result, Answer):
+                return result
             await self._halt("after_claim")
-            planned = plan(verdict)
-            outcome = await self._commit(keys, attempt, planned)
-            if outcome.code == "ok":
+            plan = command.plan(attempt, result)
+            answer = self._keyed_answer(attempt, plan, result.now_ms)
+            outcome = await self._commit(keys, attempt, plan.change, answer)
+            if outcome.code is OutcomeCode.OK:
                 await self._halt("after_commit")
-                return await self._settle(keys, attempt, planned, verdict)
-            await self._let_go(keys, attempt, outcome)
-            if outcome.code == "replay":
-                return _replay(attempt, outcome, verdict)
-            # Someone was faster in Postgres: the picture is stale. Look again, with its news.
+                await self._settle(keys, attempt, plan, answer.stored if answer else None)
+                command.committed(result, plan, self._effects)
+                return Answer(plan.status, plan.body, result.limit)
+            await self._release(keys, attempt)
+            if outcome.code is OutcomeCode.REPLAY:
+                return await self._replay(keys, attempt, outcome, result.limit)
+            # Someone was faster in Postgres: the live state is stale. Look again, once it is not.
             log_refusal(
-                "version_conflict", trip_id=attempt.trip_id, user=actor.user_id, source="postgres"
-            )
-            await self._refresh(keys, attempt)
-            attempt.resolved += "l"
-        return refused("trip_busy", "", "", None)
+                "version_conflict", trip_id=attempt.trip_id, user=command.caller.actor.user_id,
+                source="postgres",
+            )  # fmt: skip
+            await self._rehydration.reload(keys, attempt.trip_id, attempt.driver_id)
+            attempt = _resolve(attempt, Resolved.LIMITS)
+        return claim_refusal("trip_busy")
 
-    async def _claim(self, keys: Keys, attempt: Attempt, claim: Claim) -> Verdict | Answer:
+    def _attempt(self, command: Command[Any]) -> Attempt:
+        caller = command.caller
+        return Attempt(
+            token=f"{self._node}.{next(self._attempts)}",
+            trip_id=command.trip_id,
+            driver_id=command.driver_id,
+            lease_ms=self._lease_ms,
+            key=caller.key,
+            key_ttl_ms=self._key_ttl_ms,
+            limits=self._limits.of(command.limit_class, caller.actor, caller.ip, command.zone),
+        )
+
+    async def _claim(
+        self, command: Command[ClaimedT], keys: Keys, attempt: Attempt
+    ) -> tuple[Attempt, ClaimedT | Answer]:
+        """Asks for the claim until it is granted or answered, and provides what is missing."""
         wait_s = _FIRST_WAIT_S
-        for _ in range(_ROUNDS):
-            verdict = await claim(attempt)
-            match verdict.code:
-                case "cold":
-                    await self.picture.warm(keys.zone)
-                case "key_unresolved":
-                    assert attempt.key is not None
-                    stored = await self.picture.answer_of(keys, attempt.key)
-                    if stored is not None:
-                        return _replay(attempt, stored, verdict)
-                    attempt.resolved += "k"
-                case "trip_unknown":
-                    if await self.picture.load_trip(keys, attempt.trip_id) is None:
-                        attempt.resolved += "t"
-                case "driver_unknown":
-                    if not await self.picture.load_driver(keys, attempt.driver_id):
-                        attempt.resolved += "d"
-                case "driver_moved":
-                    attempt.trip_id = verdict.detail[0]
-                case "trip_busy":
+        for _ in range(_MAX_CLAIMS):
+            result: ClaimedT | NotClaimed = await command.claim(self._claims, keys, attempt)
+            match result:
+                case Refused():
+                    return attempt, _refuse(command, attempt, result)
+                case Replayed():
+                    return attempt, replayed_answer(result)
+                case Unresolved(code=ClaimCode.TRIP_BUSY):
                     await asyncio.sleep(wait_s * random.uniform(0.5, 1.0))  # noqa: S311
-                    wait_s = min(2 * wait_s, _LONGEST_WAIT_S)
+                    wait_s = min(2 * wait_s, _MAX_WAIT_S)
+                case Unresolved():
+                    provided = await self._provide(keys, attempt, result)
+                    if isinstance(provided, Answer):
+                        return attempt, provided
+                    attempt = provided
                 case _:
-                    return verdict
-        return refused("trip_busy", "", "", None)
+                    return attempt, result
+        return attempt, claim_refusal("trip_busy")
 
-    def _refuse(self, verdict: Verdict, actor: Actor, attempt: Attempt) -> Answer:
-        code, detail = verdict.code, verdict.detail
-        if code == "replay":
-            return replay_of(detail[0], verdict.limit)
-        if code == "rate_limited":
-            assert verdict.limit is not None
-            log_refusal("rate_limit_exceeded", limit_class=verdict.limit.name, user=actor.user_id)
-            return refusal_answer(RateLimited(verdict.limit))
-        if code == "key_reused":
-            return refusal_answer(Refusal("idempotency_key_reused"), verdict.limit)
-        version, status = (detail[0], detail[1]) if len(detail) > 1 else ("", "")
-        log_refusal(code, trip_id=attempt.trip_id, user=actor.user_id, version=version)
-        return refused(code, version, status, verdict.limit)
+    async def _provide(self, keys: Keys, attempt: Attempt, missing: Unresolved) -> Attempt | Answer:
+        """Brings to Redis what a claim misses; or the answer, where Postgres has one for the key."""
+        match missing.code:
+            case ClaimCode.COLD:
+                await self._rehydration.warm(keys.zone)
+            case ClaimCode.KEY_UNRESOLVED if attempt.key is not None:
+                stored = await self._rehydration.reload_answer(keys, attempt.key)
+                if stored is not None:
+                    return stored_answer(attempt.key, stored, missing.limit)
+                return _resolve(attempt, Resolved.KEY)
+            case ClaimCode.TRIP_UNKNOWN:
+                if await self._rehydration.reload_trip(keys, attempt.trip_id) is None:
+                    return _resolve(attempt, Resolved.TRIP)
+            case ClaimCode.DRIVER_UNKNOWN:
+                if not await self._rehydration.reload_driver(keys, attempt.driver_id):
+                    return _resolve(attempt, Resolved.DRIVER)
+            case ClaimCode.DRIVER_MOVED:
+                return replace(attempt, trip_id=missing.trip_id)
+        return attempt
 
-    async def _commit(self, keys: Keys, attempt: Attempt, planned: Plan) -> Outcome:
+    def _keyed_answer(self, attempt: Attempt, plan: Plan, now_ms: int) -> KeyedAnswer | None:
+        if attempt.key is None:
+            return None
+        return KeyedAnswer(attempt.key, plan.status, plan.body.decode(), now_ms + self._key_ttl_ms)
+
+    async def _commit(
+        self, keys: Keys, attempt: Attempt, change: Change, answer: KeyedAnswer | None
+    ) -> Outcome:
         try:
-            return await self._ledger.commit(planned.change)
+            return await self._commits.commit(change, answer)
         except OutcomeUnknown:
-            if await self._was_committed(attempt, planned.change):
-                return Outcome("ok")
+            if await was_committed(self._database, change, answer, attempt.token):
+                return Outcome(OutcomeCode.OK)
             # It may still be under way: the claim is left to its lease, the sweeper will look.
             raise
         except Exception:
-            await self._drop_claims(keys, attempt)
+            await self._release(keys, attempt)
             raise
 
-    async def _was_committed(self, attempt: Attempt, change: Change) -> bool:
-        """Whether this very attempt is in the history, or its key's row holds its answer."""
+    async def _settle(
+        self, keys: Keys, attempt: Attempt, plan: Plan, answer: StoredAnswer | None
+    ) -> None:
+        await self._tell(keys, attempt, plan.settlement, answer)
+        if plan.other_settlement is not None:
+            # Nothing was claimed in the other zone, and the key belongs to this one.
+            visitor = replace(attempt, trip_id="", key=None)
+            await self._tell(keys_of(plan.other_zone), visitor, plan.other_settlement, None)
+
+    async def _tell(
+        self, keys: Keys, attempt: Attempt, settlement: Settlement, answer: StoredAnswer | None
+    ) -> None:
         try:
-            if change.event is not None:
-                version = 0 if change.expect_version is None else change.expect_version + 1
-                row = await self.database.row(
-                    "event_of_attempt",
-                    trip_id=change.trip_id, version=version, attempt=attempt.token,
-                )  # fmt: skip
-                return row is not None
-            if attempt.key is not None:
-                row = await self.database.row(
-                    "get_answer",
-                    user_id=attempt.key.user_id, endpoint=attempt.key.endpoint, key=attempt.key.key,
-                )  # fmt: skip
-                return row is not None and row["response_payload"] == change.response
-        except StoreUnavailable:
-            pass
-        return False
-
-    async def _settle(self, keys: Keys, attempt: Attempt, planned: Plan, verdict: Verdict) -> Answer:
-        settlement = planned.settlement
-        if attempt.key is not None:
-            settlement.answer = done_record(
-                attempt.key.fingerprint, planned.status, planned.body.decode()
-            )
-        await self._tell(keys, attempt, settlement)
-        return Answer(planned.status, planned.body, verdict.limit)
-
-    async def announce(self, keys: Keys, attempt: Attempt, settlement: Settlement) -> None:
-        """Tells another zone of a change that was committed by way of this one."""
-        await self._tell(keys, replace(attempt, trip_id="", key=None), settlement)
-
-    async def _tell(self, keys: Keys, attempt: Attempt, settlement: Settlement) -> None:
-        try:
-            await self._settler.settle(keys, attempt, settlement)
+            await self._settler.settle(keys, attempt, settlement, answer)
         except StoreUnavailable as error:
             # It is durable, so it is answered; the sweeper or the next load brings Redis along.
             log.warning(
@@ -225,22 +209,18 @@ class Road:
                 token=attempt.token, reason=str(error),
             )  # fmt: skip
 
-    async def _let_go(self, keys: Keys, attempt: Attempt, outcome: Outcome) -> None:
-        await self._drop_claims(keys, attempt)
-        if outcome.code == "replay" and attempt.key is not None:
-            await self.picture.answer_of(keys, attempt.key)
+    async def _replay(self, keys: Keys, attempt: Attempt, outcome: Outcome, limit: Any) -> Answer:
+        """The answer that the commit found stored; Redis keeps it from now on."""
+        assert attempt.key is not None
+        assert outcome.stored is not None
+        await self._rehydration.reload_answer(keys, attempt.key)
+        return stored_answer(attempt.key, outcome.stored, limit)
 
-    async def _drop_claims(self, keys: Keys, attempt: Attempt) -> None:
+    async def _release(self, keys: Keys, attempt: Attempt) -> None:
         try:
-            await self.scripts.release_claim(keys, attempt)
+            await self._claims.release_claim(keys, attempt)
         except StoreUnavailable:
             log.warning("claim left to its lease", trip_id=attempt.trip_id, token=attempt.token)
-
-    async def _refresh(self, keys: Keys, attempt: Attempt) -> None:
-        if attempt.trip_id:
-            await self.picture.load_trip(keys, attempt.trip_id)
-        if attempt.driver_id:
-            await self.picture.load_driver(keys, attempt.driver_id)
 
     async def _halt(self, point: str) -> None:
         if self._halt_at == point:
@@ -248,10 +228,22 @@ class Road:
             await asyncio.Event().wait()
 
 
-def _replay(attempt: Attempt, outcome: Outcome, verdict: Verdict) -> Answer:
-    assert attempt.key is not None
-    if outcome.fingerprint != attempt.key.fingerprint:
-        return refusal_answer(Refusal("idempotency_key_reused"), verdict.limit)
-    assert outcome.status is not None
-    assert outcome.response is not None
-    return Answer(outcome.status, outcome.response.encode(), verdict.limit, replayed=True)
+def _resolve(attempt: Attempt, what: Resolved) -> Attempt:
+    return replace(attempt, resolved=attempt.resolved | {what})
+
+
+def _refuse(command: Command[Any], attempt: Attempt, refused: Refused) -> Answer:
+    actor = command.caller.actor
+    match refused.code:
+        case ClaimCode.RATE_LIMITED:
+            assert refused.limit is not None
+            log_limited(refused.limit, actor, command.caller.ip)
+            return rate_limited_answer(refused.limit)
+        case ClaimCode.KEY_REUSED:
+            pass
+        case _:
+            log_refusal(
+                refused.code, trip_id=attempt.trip_id, user=actor.user_id,
+                version=str(refused.version if refused.version is not None else ""),
+            )  # fmt: skip
+    return refused_answer(refused)

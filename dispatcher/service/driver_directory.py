@@ -3,38 +3,45 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from typing import Final
+from typing import Final, NamedTuple
 
 from dispatcher.ledger.database import Database
 
 #: This many drivers are remembered in a process; a miss asks Postgres.
-_HOMES: Final = 200_000
+_MAX_DRIVERS: Final = 200_000
 
 
-class Homes:
-    """Which zone and vehicle type a driver works in: a cache of what changes once a day."""
+class DirectoryEntry(NamedTuple):
+    """The zone that a driver works in, and with which vehicle."""
+
+    zone: str
+    vehicle_type: str
+
+
+class DriverDirectory:
+    """A cache of what changes about once a day: each driver's zone and vehicle type."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
-        self._known: OrderedDict[str, tuple[str, str]] = OrderedDict()
+        self._entries: OrderedDict[str, DirectoryEntry] = OrderedDict()
 
-    async def of(self, driver_id: str) -> tuple[str, str] | None:
-        """(zone, vehicle type), or None for a driver who was never online."""
-        home = self._known.get(driver_id)
-        if home is None:
+    async def find(self, driver_id: str) -> DirectoryEntry | None:
+        """Where a driver works, or None for one who was never online. Raises StoreUnavailable."""
+        entry = self._entries.get(driver_id)
+        if entry is None:
             driver = await self._database.driver(driver_id)
             if driver is None:
                 return None
-            home = (driver.zone, driver.vehicle_type)
-            self.learn(driver_id, *home)
-        return home
+            entry = self.learn(driver_id, driver.zone, driver.vehicle_type)
+        return entry
 
-    def learn(self, driver_id: str, zone: str, vehicle_type: str) -> None:
+    def learn(self, driver_id: str, zone: str, vehicle_type: str) -> DirectoryEntry:
         """Remembers where a driver works."""
-        self._known[driver_id] = (zone, vehicle_type)
-        if len(self._known) > _HOMES:
-            self._known.popitem(last=False)
+        entry = self._entries[driver_id] = DirectoryEntry(zone, vehicle_type)
+        if len(self._entries) > _MAX_DRIVERS:
+            self._entries.popitem(last=False)
+        return entry
 
     def forget(self, driver_id: str) -> None:
         """Drops what is remembered of a driver: it was found to be wrong."""
-        self._known.pop(driver_id, None)
+        self._entries.pop(driver_id, None)

@@ -7,15 +7,11 @@ from typing import Any
 
 import orjson
 
-from dispatcher.core.actors import Actor, Role
+from dispatcher.core.actors import Actor, Role, address_of
+from dispatcher.core.drivers import Driver
 from dispatcher.core.times import iso
-from dispatcher.core.transitions import Transition
+from dispatcher.core.transitions import Event
 from dispatcher.core.trips import Trip
-
-
-def address(role: Role | str, user_id: str) -> str:
-    """Where a message goes: a user in a role, on whichever server their sockets are."""
-    return f"{role}:{user_id}"
 
 
 def event_payload(token: str, trip: Trip, **more: Any) -> str:
@@ -29,7 +25,7 @@ def event_payload(token: str, trip: Trip, **more: Any) -> str:
     return orjson.dumps(payload).decode()
 
 
-def shown(trip: Trip) -> orjson.Fragment:
+def trip_json(trip: Trip) -> orjson.Fragment:
     """The trip as JSON, made once for the answer, the stream and the sockets."""
     return orjson.Fragment(orjson.dumps(trip.to_json()))
 
@@ -39,7 +35,18 @@ def trip_body(response_code: str, trip: orjson.Fragment) -> bytes:
     return orjson.dumps({"response_code": response_code, "trip": trip})
 
 
-def stream_event(event: str, actor: Actor, at_ms: int, trip: orjson.Fragment) -> str:
+def driver_body(driver: Driver, released: Trip | None) -> bytes:
+    """The body of a change of availability."""
+    return orjson.dumps(
+        {
+            "response_code": "availability_updated",
+            "driver": driver.to_json(),
+            "released_trip": released.to_json() if released else None,
+        }
+    )
+
+
+def stream_event(event: Event, actor: Actor, at_ms: int, trip: orjson.Fragment) -> str:
     """The entry in the zone's stream, for other services."""
     return orjson.dumps(
         {
@@ -53,31 +60,26 @@ def stream_event(event: str, actor: Actor, at_ms: int, trip: orjson.Fragment) ->
 
 
 def trip_messages(
-    event: str,
+    event: Event,
     trip: Trip,
     as_json: orjson.Fragment,
     *,
-    former_driver: str | None,
-    offered: Sequence[str],
+    former_driver: str | None = None,
+    offered: Sequence[str] = (),
 ) -> str:
     """Messages for the push channel: a JSON list of [addresses, frame].
 
     The customer and the driver (who may be the former one) get the trip; whoever still holds an
     offer of it learns that it is withdrawn.
     """
-    to = [address(Role.CUSTOMER, trip.customer_id)]
+    to = [address_of(Role.CUSTOMER, trip.customer_id)]
     driver = trip.driver_id or former_driver
     if driver:
-        to.append(address(Role.DRIVER, driver))
+        to.append(address_of(Role.DRIVER, driver))
     messages: list[Any] = [[to, {"type": "trip", "event": event, "trip": as_json}]]
-    others = [address(Role.DRIVER, d) for d in offered if d != trip.driver_id]
-    if others and event != "released":
+    others = [address_of(Role.DRIVER, d) for d in offered if d != trip.driver_id]
+    if others and event is not Event.RELEASED:
         messages.append(
             [others, {"type": "offer_withdrawn", "trip_request_id": trip.id, "reason": event}]
         )
     return orjson.dumps(messages).decode()
-
-
-def event_name(transition: Transition) -> str:
-    """The `response_code` of a transition that succeeded."""
-    return f"trip_{transition.event}"

@@ -2,50 +2,96 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass, field
-from typing import Final
+from collections.abc import Iterable, Sequence
+from enum import StrEnum
+from typing import NamedTuple
 
 from dispatcher.core.errors import StoreUnavailable
 from dispatcher.core.times import moment
 from dispatcher.ledger.database import Database
 
-_OFFER_COLUMNS: Final = ("trips", "drivers", "waves", "distances", "offered", "deadlines")
+
+class OfferOutcome(StrEnum):
+    """`trip_offers.outcome`, once the offer is not open any more."""
+
+    ACCEPTED = "accepted"
+    DECLINED = "declined"
+    EXPIRED = "expired"
+    WITHDRAWN = "withdrawn"
 
 
-@dataclass(slots=True)
+class OfferRow(NamedTuple):
+    """One trip shown to one driver; times in ms since the epoch."""
+
+    trip_id: str
+    driver_id: str
+    wave: int
+    distance_m: float
+    offered_ms: int
+    deadline_ms: int
+
+
+class OutcomeRow(NamedTuple):
+    """What became of a trip's offer to a driver, and when, in ms since the epoch."""
+
+    trip_id: str
+    driver_id: str
+    outcome: OfferOutcome
+    at_ms: int
+
+
 class OfferLog:
-    """Rows of `trip_offers` that Postgres has not seen. Outcomes wait for a round, so that the
-    offer they belong to, which another server may have made, is there before them."""
+    """Rows of `trip_offers` that Postgres has not seen. An outcome waits for one more round, so that
+    the offer it belongs to, which another server may have made, is there before it."""
 
-    offers: list[tuple[str, str, int, float, int, int]] = field(default_factory=list)
-    fresh: list[tuple[str, str, str, int]] = field(default_factory=list)
-    ripe: list[tuple[str, str, str, int]] = field(default_factory=list)
+    def __init__(self) -> None:
+        self._offers: list[OfferRow] = []
+        self._new_outcomes: list[OutcomeRow] = []
+        self._due_outcomes: list[OutcomeRow] = []
 
-    def outcome(self, trip_id: str, drivers: Iterable[str], outcome: str, at_ms: int) -> None:
+    def add_offers(self, offers: Iterable[OfferRow]) -> None:
+        """Offers that went out."""
+        self._offers += offers
+
+    def record(self, trip_id: str, drivers: Iterable[str], outcome: OfferOutcome, at_ms: int) -> None:
         """What became of a trip's offers to these drivers."""
-        self.fresh += [(trip_id, driver, outcome, at_ms) for driver in drivers]
+        self._new_outcomes += [OutcomeRow(trip_id, driver, outcome, at_ms) for driver in drivers]
 
     async def save(self, database: Database) -> None:
-        """Writes what has come together, in two statements."""
-        offers, self.offers = self.offers, []
-        ripe, self.ripe, self.fresh = self.ripe, self.fresh, []
+        """Writes what has come together, in two statements.
+
+        What Postgres could not take is kept for the next time. Raises StoreUnavailable.
+        """
+        offers, self._offers = self._offers, []
+        due, self._due_outcomes, self._new_outcomes = self._due_outcomes, self._new_outcomes, []
         try:
             if offers:
-                columns = [list(column) for column in zip(*offers, strict=True)]
-                columns[4] = [moment(at) for at in columns[4]]
-                columns[5] = [moment(at) for at in columns[5]]
-                arguments = dict(zip(_OFFER_COLUMNS, columns, strict=True))
-                await database.execute("save_offers", **arguments)
+                await _save_offers(database, offers)
                 offers = []
-            if ripe:
-                await database.execute(
-                    "save_outcomes",
-                    trips=[row[0] for row in ripe],
-                    drivers=[row[1] for row in ripe],
-                    outcomes=[row[2] for row in ripe],
-                    ats=[moment(row[3]) for row in ripe],
-                )
+            if due:
+                await _save_outcomes(database, due)
         except StoreUnavailable:
-            self.offers, self.ripe = offers + self.offers, ripe + self.ripe
+            self._offers, self._due_outcomes = offers + self._offers, due + self._due_outcomes
             raise
+
+
+async def _save_offers(database: Database, offers: Sequence[OfferRow]) -> None:
+    await database.execute(
+        "save_offers",
+        trips=[offer.trip_id for offer in offers],
+        drivers=[offer.driver_id for offer in offers],
+        waves=[offer.wave for offer in offers],
+        distances=[offer.distance_m for offer in offers],
+        offered=[moment(offer.offered_ms) for offer in offers],
+        deadlines=[moment(offer.deadline_ms) for offer in offers],
+    )
+
+
+async def _save_outcomes(database: Database, outcomes: Sequence[OutcomeRow]) -> None:
+    await database.execute(
+        "save_outcomes",
+        trips=[row.trip_id for row in outcomes],
+        drivers=[row.driver_id for row in outcomes],
+        outcomes=[row.outcome for row in outcomes],
+        ats=[moment(row.at_ms) for row in outcomes],
+    )

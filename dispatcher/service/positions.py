@@ -3,38 +3,56 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections import defaultdict
 from collections.abc import Sequence
-from typing import Final
+from typing import Final, NamedTuple
 
-import structlog
+import orjson
 
+from dispatcher.core.callers import Caller
 from dispatcher.core.errors import Refusal, StoreUnavailable
-from dispatcher.core.limits import Limit, LimitState
-from dispatcher.core.times import moment
+from dispatcher.core.limits import Limit, LimitClass, LimitState
+from dispatcher.core.times import moment, now_ms
 from dispatcher.core.zones import DEFAULT_ZONE
 from dispatcher.ledger.database import Database
 from dispatcher.live.keys import keys_of
-from dispatcher.live.pipeline import Pipeline
-from dispatcher.live.pubsub import publish
-from dispatcher.live.scripts import Placed, Scripts
-from dispatcher.service.answers import RateLimited
-from dispatcher.service.driver_directory import Homes
-from dispatcher.service.rehydration import Picture
-
-log = structlog.get_logger("dispatcher.positions")
+from dispatcher.live.limits import LimitScripts
+from dispatcher.live.positions import DriverFix, FixCode, FixResult, PositionScripts
+from dispatcher.service.answers import Answer, rate_limited_answer, refusal_answer
+from dispatcher.service.customer_tracking import CustomerTracking
+from dispatcher.service.driver_directory import DirectoryEntry, DriverDirectory
+from dispatcher.service.rate_limits import RateLimits, log_limited
+from dispatcher.service.rehydration import Rehydration
 
 #: Fixes in one script call: some 2 ms of Redis' time.
-_MOST: Final = 200
+_MAX_FIXES: Final = 200
 #: A driver of an unknown zone, vehicle or epoch is looked up and tried again this often.
-_TRIES: Final = 4
-_CUSTOMERS: Final = 100_000
+_MAX_TRIES: Final = 4
+_ACCEPTED: Final = 202
 
-_Fix = tuple[str, float, float, int]
-#: Zone, vehicle type, and how many limits apply: what one script call takes together.
-_Group = tuple[str, str, int]
-_Waiting = tuple[_Fix, Sequence[Limit], asyncio.Future[Placed]]
+#: (lat, lng, ms since the epoch, or None for now)
+Point = tuple[float, float, int | None]
+
+
+class _Group(NamedTuple):
+    """What one script call takes together: one zone and vehicle type, and equally many limits."""
+
+    zone: str
+    vehicle_type: str
+    limit_count: int
+
+
+class _WaitingFix(NamedTuple):
+    fix: DriverFix
+    limits: Sequence[Limit]
+    result: asyncio.Future[FixResult]
+
+
+class _Report(NamedTuple):
+    """What became of a call with points: its last result, None where the driver is unknown."""
+
+    code: FixCode | None
+    limit: LimitState | None
 
 
 class Positions:
@@ -43,99 +61,111 @@ class Positions:
     def __init__(
         self,
         *,
-        pipeline: Pipeline,
-        scripts: Scripts,
-        picture: Picture,
+        scripts: PositionScripts,
+        limit_scripts: LimitScripts,
+        rehydration: Rehydration,
         database: Database,
-        homes: Homes,
+        directory: DriverDirectory,
+        limits: RateLimits,
+        tracking: CustomerTracking,
         fix_age_s: int,
     ) -> None:
-        self._pipeline = pipeline
         self._scripts = scripts
-        self._picture = picture
+        self._limit_scripts = limit_scripts
+        self._rehydration = rehydration
         self._database = database
+        self._directory = directory
+        self._limits = limits
+        self._tracking = tracking
         self._fix_age_ms = fix_age_s * 1000
-        self._homes = homes
-        self._waiting: dict[_Group, list[_Waiting]] = defaultdict(list)
-        #: Customers of the trips that drivers are on.
-        self._customers: dict[str, str] = {}
-        self._sending = False
+        self._waiting: dict[_Group, list[_WaitingFix]] = defaultdict(list)
+        self._is_sending = False
         self._task: asyncio.Task[None] | None = None
         #: Drivers' newest fixes that Postgres has not seen.
-        self.unsaved: dict[str, tuple[float, float, int]] = {}
+        self.unsaved: dict[str, DriverFix] = {}
 
-    async def take(
-        self,
-        driver_id: str,
-        points: Sequence[tuple[float, float, int | None]],
-        limits: Sequence[Limit] = (),
-    ) -> tuple[int, LimitState | None]:
-        """Takes a driver's points: how many were new, and the limit to report.
+    async def report(self, caller: Caller, points: Sequence[Point]) -> Answer:
+        """Takes a driver's points and counts the call.
 
-        Raises Refusal driver_not_online, RateLimited.
+        Answers 202 with how many points were taken, 409 driver_not_online, 429. Raises
+        StoreUnavailable.
         """
-        now_ms = time.time_ns() // 1_000_000
-        fixes = sorted(
-            ((lat, lng, now_ms if at is None else at) for lat, lng, at in points),
-            key=lambda fix: fix[2],
-        )
-        lat, lng, at = fixes[-1]
-        word, limit = await self._put((driver_id, lat, lng, at), limits)
-        if word != "taken":
-            return 0, limit
-        self.unsaved[driver_id] = (lat, lng, min(at, now_ms))
-        return len(fixes), limit
+        actor = caller.actor
+        limits = self._limits.of(LimitClass.LOCATION_UPDATE, actor, caller.ip)
+        report = await self._take(actor.user_id, points, limits)
+        if report.code is FixCode.RATE_LIMITED and report.limit is not None:
+            log_limited(report.limit, actor, caller.ip)
+            return rate_limited_answer(report.limit)
+        if report.code is None:
+            return refusal_answer(Refusal("driver_not_online"), report.limit)
+        taken = len(points) if report.code is FixCode.TAKEN else 0
+        body = orjson.dumps({"response_code": "location_updated", "taken": taken})
+        return Answer(_ACCEPTED, body, report.limit)
 
-    async def _put(self, fix: _Fix, limits: Sequence[Limit]) -> tuple[str, LimitState | None]:
-        driver_id, limit = fix[0], None
-        for _ in range(_TRIES):
-            home = await self._homes.of(driver_id)
-            if home is None:
+    async def take(self, driver_id: str, points: Sequence[Point]) -> None:
+        """Takes points that are not counted. Raises Refusal driver_not_online, StoreUnavailable."""
+        if (await self._take(driver_id, points, ())).code is None:
+            raise Refusal("driver_not_online")
+
+    async def _take(self, driver_id: str, points: Sequence[Point], limits: Sequence[Limit]) -> _Report:
+        received_ms = now_ms()
+        fixes = [
+            DriverFix(driver_id, lat, lng, received_ms if at is None else at) for lat, lng, at in points
+        ]
+        fix = sorted(fixes, key=lambda fix: fix.at_ms)[-1]  # of equally new ones, the last
+        report = await self._put(fix, limits)
+        if report.code is FixCode.TAKEN:
+            self.unsaved[driver_id] = fix._replace(at_ms=min(fix.at_ms, received_ms))
+        return report
+
+    async def _put(self, fix: DriverFix, limits: Sequence[Limit]) -> _Report:
+        """Puts a fix, and looks up what proves to be missing or wrong."""
+        driver_id, limit = fix.driver_id, None
+        for _ in range(_MAX_TRIES):
+            entry = await self._directory.find(driver_id)
+            if entry is None:
                 break
-            word, detail, state = await self._place(fix, home, limits)
-            limit = state or limit
-            if word in ("taken", "late"):
-                return word, limit
-            if word == "rate_limited" and limit is not None:
-                raise RateLimited(limit)
-            if word != "cold":
+            result = await self._join_batch(fix, entry, limits)
+            limit = result.limit or limit
+            if result.code in (FixCode.TAKEN, FixCode.LATE, FixCode.RATE_LIMITED):
+                return _Report(result.code, limit)
+            if result.code is not FixCode.COLD:
                 limits = ()  # this call was counted
-            if not await self._has_learned(word, detail, driver_id, home):
+            if not await self._look_up(result, driver_id, entry):
                 break
         if limits:
             # No zone that counted the call: whoever was never online is limited all the same.
-            verdict = await self._scripts.check_limit(keys_of(DEFAULT_ZONE), limits)
-            limit = verdict.limit
-            if verdict.code == "rate_limited" and limit is not None:
-                raise RateLimited(limit)
-        refusal = Refusal("driver_not_online")
-        refusal.limit = limit
-        raise refusal
+            admission = await self._limit_scripts.check_limit(keys_of(DEFAULT_ZONE), limits)
+            if not admission.is_admitted:
+                return _Report(FixCode.RATE_LIMITED, admission.limit)
+            limit = admission.limit
+        return _Report(None, limit)
 
-    def _place(
-        self, fix: _Fix, home: tuple[str, str], limits: Sequence[Limit]
-    ) -> asyncio.Future[Placed]:
+    def _join_batch(
+        self, fix: DriverFix, entry: DirectoryEntry, limits: Sequence[Limit]
+    ) -> asyncio.Future[FixResult]:
         loop = asyncio.get_running_loop()
-        reply: asyncio.Future[Placed] = loop.create_future()
-        self._waiting[*home, len(limits)].append((fix, limits, reply))
-        if not self._sending:
-            self._sending = True
+        result: asyncio.Future[FixResult] = loop.create_future()
+        group = _Group(entry.zone, entry.vehicle_type, len(limits))
+        self._waiting[group].append(_WaitingFix(fix, limits, result))
+        if not self._is_sending:
+            self._is_sending = True
             self._task = loop.create_task(self._send())
-        return reply
+        return result
 
-    async def _has_learned(self, word: str, detail: str, driver_id: str, home: tuple[str, str]) -> bool:
+    async def _look_up(self, result: FixResult, driver_id: str, entry: DirectoryEntry) -> bool:
         """Whether another try may end better, since something was learned after this one."""
-        match word:
-            case "cold":
-                await self._picture.warm(home[0])
-            case "unknown":
-                return await self._picture.load_driver(keys_of(home[0]), driver_id)
-            case "other_vehicle":
-                self._homes.learn(driver_id, home[0], detail)
-            case "offline":
+        match result.code:
+            case FixCode.COLD:
+                await self._rehydration.warm(entry.zone)
+            case FixCode.UNKNOWN:
+                return await self._rehydration.reload_driver(keys_of(entry.zone), driver_id)
+            case FixCode.OTHER_VEHICLE:
+                self._directory.learn(driver_id, entry.zone, result.vehicle_type)
+            case FixCode.OFFLINE:
                 # They may have moved to another zone by way of another server.
-                self._homes.forget(driver_id)
-                return await self._homes.of(driver_id) != home
+                self._directory.forget(driver_id)
+                return await self._directory.find(driver_id) != entry
         return True
 
     async def _send(self) -> None:
@@ -146,88 +176,54 @@ class Positions:
                 waiting, self._waiting = self._waiting, defaultdict(list)
                 await asyncio.gather(
                     *(
-                        self._send_group(group, batch[start : start + _MOST])
-                        for group, batch in waiting.items()
-                        for start in range(0, len(batch), _MOST)
+                        self._send_batch(group, fixes[start : start + _MAX_FIXES])
+                        for group, fixes in waiting.items()
+                        for start in range(0, len(fixes), _MAX_FIXES)
                     )
                 )
         finally:
-            self._sending = False
+            self._is_sending = False
 
-    async def _send_group(self, group: _Group, batch: list[_Waiting]) -> None:
+    async def _send_batch(self, group: _Group, batch: list[_WaitingFix]) -> None:
         try:
-            code, _, results = await self._scripts.put_positions(
-                keys_of(group[0]),
-                group[1],
-                [fix for fix, _, _ in batch],
+            results = await self._scripts.put_positions(
+                keys_of(group.zone),
+                group.vehicle_type,
+                [waiting.fix for waiting in batch],
                 fix_age_ms=self._fix_age_ms,
-                limits=[limits for _, limits, _ in batch],
+                limits=[waiting.limits for waiting in batch],
             )
         except Exception as error:
-            for _, _, reply in batch:
-                if not reply.done():
-                    reply.set_exception(type(error)(*error.args))
+            for waiting in batch:
+                if not waiting.result.done():
+                    waiting.result.set_exception(type(error)(*error.args))
             return
-        if code == "cold":
-            results = [Placed("cold")] * len(batch)
-        for (_, _, reply), placed in zip(batch, results, strict=True):
-            if not reply.done():
-                reply.set_result(placed)
-        moves = [
-            (waiting[0], placed.detail)
-            for waiting, placed in zip(batch, results, strict=True)
-            if placed.word == "taken" and placed.detail
-        ]
+        moves = []
+        for waiting, result in zip(batch, results, strict=True):
+            if not waiting.result.done():
+                waiting.result.set_result(result)
+            if result.code is FixCode.TAKEN and result.trip_id:
+                moves.append((waiting.fix, result.trip_id))
         if moves:
-            await self._tell_customers(group[0], moves)
-
-    async def _tell_customers(self, zone: str, moves: list[tuple[_Fix, str]]) -> None:
-        """The customer of an active trip sees the driver move."""
-        unknown = list({trip for _, trip in moves if trip not in self._customers})
-        try:
-            found = await asyncio.gather(*(self._scripts.customer_of(keys_of(zone), t) for t in unknown))
-            if len(self._customers) > _CUSTOMERS:
-                self._customers.clear()
-            self._customers |= {t: c for t, c in zip(unknown, found, strict=True) if c}
-            messages = [
-                [
-                    [f"customer:{self._customers[trip_id]}"],
-                    {
-                        "type": "driver_location", "trip_request_id": trip_id,
-                        "driver_id": driver_id, "lat": lat, "lng": lng, "recorded_at_ms": at,
-                    },
-                ]
-                for (driver_id, lat, lng, at), trip_id in moves
-                if trip_id in self._customers
-            ]  # fmt: skip
-            if messages:
-                await publish(self._pipeline, zone, messages)
-        except StoreUnavailable:
-            pass  # the next position comes soon
-
-    async def last(self, zone: str, driver_id: str) -> tuple[float, float] | None:
-        """The last fix of a driver who is online, as (lat, lng)."""
-        online, lat, lng = await self._pipeline.command(
-            "HMGET", keys_of(zone).driver(driver_id), "is_online", "lat", "lng"
-        )
-        return (float(lat), float(lng)) if online == "1" and lat else None
+            await self._tracking.publish_moves(group.zone, moves)
 
     async def save(self) -> int:
         """Writes the newest fixes to Postgres in one statement; returns how many rows changed.
 
         Fixes that Postgres could not take are kept for the next time, unless newer ones came.
+        Raises StoreUnavailable.
         """
         if not self.unsaved:
             return 0
-        fixes, self.unsaved = self.unsaved, {}
-        ids = sorted(fixes)  # one order for all servers: no deadlock
+        unsaved, self.unsaved = self.unsaved, {}
+        fixes = [unsaved[driver_id] for driver_id in sorted(unsaved)]  # one order for all: no deadlock
         try:
             return await self._database.save_positions(
-                ids,
-                [fixes[i][0] for i in ids],
-                [fixes[i][1] for i in ids],
-                [moment(fixes[i][2]) for i in ids],
+                [fix.driver_id for fix in fixes],
+                [fix.lat for fix in fixes],
+                [fix.lng for fix in fixes],
+                [moment(fix.at_ms) for fix in fixes],
             )
         except StoreUnavailable:
-            self.unsaved = fixes | self.unsaved
+            self.unsaved = unsaved | self.unsaved
             raise

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
+from collections import defaultdict
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -11,27 +12,30 @@ import orjson
 
 from dispatcher.core.actors import Actor, Role
 from dispatcher.core.errors import StoreUnavailable
-from dispatcher.core.times import iso
+from dispatcher.core.times import iso, now_ms
 from dispatcher.core.zones import DEFAULT_ZONE
 from dispatcher.live.keys import keys_of
-from dispatcher.live.scripts import Scripts
-from dispatcher.service.driver_directory import Homes
-from dispatcher.service.messages import address
+from dispatcher.live.presence import PresenceScripts, Touch
+from dispatcher.service.driver_directory import DriverDirectory
 
 #: The connection of an app that has no socket: it lives on from call to call.
 HTTP: Final = "http"
 #: Some 3 ms of Redis' time: other calls wait for no longer.
-_BATCH: Final = 50
+_MAX_BATCH: Final = 50
+_MAX_USER_AGENT: Final = 200
 
 
 @dataclass(slots=True)
 class Connection:
-    """One connection of a user. `seen` is this process' monotonic clock, in s."""
+    """One connection of a user. Times are this process' monotonic clock, in s.
+
+    `zone` is empty until a flush has looked it up.
+    """
 
     id: str
     actor: Actor
     zone: str
-    about: str
+    metadata: str
     seen: float = field(default_factory=time.monotonic)
     #: The sign of life that Redis was last told of, and when.
     told: float = 0.0
@@ -44,9 +48,11 @@ class Presence:
     Traffic only marks a connection; `flush` prolongs the marked ones, a script call for 50.
     """
 
-    def __init__(self, *, scripts: Scripts, homes: Homes, node: str, ttl_s: int) -> None:
+    def __init__(
+        self, *, scripts: PresenceScripts, directory: DriverDirectory, node: str, ttl_s: int
+    ) -> None:
         self._scripts = scripts
-        self._homes = homes
+        self._directory = directory
         self._node = node
         self._ttl_s = ttl_s
         self._connections: dict[tuple[str, str], Connection] = {}
@@ -57,23 +63,27 @@ class Presence:
     async def register(
         self, connection_id: str, actor: Actor, ip: str | None, user_agent: str
     ) -> Connection:
-        """A new socket: present at once, with its metadata."""
-        home = await self._homes.of(actor.user_id) if actor.role is Role.DRIVER else None
-        connection = self._new(connection_id, actor, home[0] if home else DEFAULT_ZONE, ip, user_agent)
+        """A new socket: present at once, with its metadata. Raises StoreUnavailable."""
+        zone = await self._zone_of(actor) if actor.role is Role.DRIVER else DEFAULT_ZONE
+        connection = self._add(connection_id, actor, zone, ip, user_agent)
         await self._touch([connection])
         return connection
 
-    def _new(
+    async def _zone_of(self, driver: Actor) -> str:
+        entry = await self._directory.find(driver.user_id)
+        return entry.zone if entry else DEFAULT_ZONE
+
+    def _add(
         self, connection_id: str, actor: Actor, zone: str, ip: str | None, user_agent: str
     ) -> Connection:
-        about = {
+        metadata = {
             "node": self._node,
             "ip": ip,
-            "user_agent": user_agent[:200],
-            "since": iso(time.time_ns() // 1_000_000),
+            "user_agent": user_agent[:_MAX_USER_AGENT],
+            "since": iso(now_ms()),
         }
-        connection = Connection(connection_id, actor, zone, orjson.dumps(about).decode())
-        self._connections[(address(actor.role, actor.user_id), connection_id)] = connection
+        connection = Connection(connection_id, actor, zone, orjson.dumps(metadata).decode())
+        self._connections[actor.address, connection_id] = connection
         return connection
 
     def seen(self, connection: Connection) -> None:
@@ -82,53 +92,53 @@ class Presence:
 
     def seen_over_http(self, actor: Actor, ip: str | None, user_agent: str) -> None:
         """A call of a driver's app, which may have no socket."""
-        known = self._connections.get((f"driver:{actor.user_id}", HTTP))
+        known = self._connections.get((actor.address, HTTP))
         if known is None:
             # The zone is filled in by the flush: a call does not wait for a look-up.
-            known = self._new(HTTP, actor, "", ip, user_agent)
+            known = self._add(HTTP, actor, "", ip, user_agent)
         known.seen = time.monotonic()
 
     async def remove(self, connection: Connection) -> None:
-        """A socket was closed; whoever else the user is connected by stays."""
-        own = address(connection.actor.role, connection.actor.user_id)
-        self._connections.pop((own, connection.id), None)
+        """A socket was closed; the user's other connections stay."""
+        address = connection.actor.address
+        self._connections.pop((address, connection.id), None)
         with contextlib.suppress(StoreUnavailable):  # its keys end by themselves
-            await self._scripts.drop_presence(keys_of(connection.zone), own, connection.id)
+            await self._scripts.drop_presence(keys_of(connection.zone), address, connection.id)
 
     async def flush(self) -> None:
         """Prolongs the connections that gave a sign of life Redis does not know of.
 
         A connection is told of again after a quarter of its life: often enough, and no more.
+        Raises StoreUnavailable.
         """
         now = time.monotonic()
-        dirty: list[Connection] = []
-        for where, connection in list(self._connections.items()):
+        due: list[Connection] = []
+        for name, connection in list(self._connections.items()):
             if connection.seen > connection.told:
                 if now - connection.told_at >= self._ttl_s / 4:
-                    dirty.append(connection)
+                    due.append(connection)
             elif connection.id == HTTP and now - connection.seen > self._ttl_s:
-                del self._connections[where]
-        for connection in dirty:
+                del self._connections[name]
+        for connection in due:
             if not connection.zone:
-                home = await self._homes.of(connection.actor.user_id)
-                connection.zone = home[0] if home else DEFAULT_ZONE
-        for start in range(0, len(dirty), _BATCH):
-            await self._touch(dirty[start : start + _BATCH])
+                connection.zone = await self._zone_of(connection.actor)
+        for start in range(0, len(due), _MAX_BATCH):
+            await self._touch(due[start : start + _MAX_BATCH])
 
     async def _touch(self, connections: list[Connection]) -> None:
         now = time.monotonic()
-        by_zone: dict[str, list[tuple[str, str, str, str, int]]] = {}
-        for c in connections:
-            left_ms = int((self._ttl_s - (now - c.seen)) * 1000)
-            c.told, c.told_at = c.seen, now
-            if left_ms > 0:
-                by_zone.setdefault(c.zone, []).append(
-                    (c.actor.role, c.actor.user_id, c.id, c.about, left_ms)
+        by_zone: dict[str, list[Touch]] = defaultdict(list)
+        for connection in connections:
+            life_ms = int((self._ttl_s - (now - connection.seen)) * 1000)
+            connection.told, connection.told_at = connection.seen, now
+            if life_ms > 0:
+                by_zone[connection.zone].append(
+                    Touch(connection.actor.address, connection.id, connection.metadata, life_ms)
                 )
-        for zone, touches in by_zone.items():
-            try:
+        try:
+            for zone, touches in by_zone.items():
                 await self._scripts.touch_presence(keys_of(zone), touches)
-            except StoreUnavailable:
-                for c in connections:
-                    c.told = c.told_at = 0.0
-                raise
+        except StoreUnavailable:
+            for connection in connections:
+                connection.told = connection.told_at = 0.0
+            raise

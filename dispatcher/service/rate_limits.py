@@ -1,35 +1,45 @@
-"""Which limits a call counts against."""
+"""Which limits a call counts against, and the counting of calls that have no script of their own."""
 
 from __future__ import annotations
 
 from dispatcher.config import Settings
-from dispatcher.core.actors import Actor
-from dispatcher.core.limits import Limit, LimitState, Rate
+from dispatcher.core.actors import Actor, Role
+from dispatcher.core.errors import Refusal, StoreUnavailable
+from dispatcher.core.limits import Limit, LimitClass, LimitState, Rate
 from dispatcher.core.zones import DEFAULT_ZONE, Zone
 from dispatcher.live.keys import keys_of
-from dispatcher.live.scripts import Scripts
+from dispatcher.live.limits import LimitScripts
 from dispatcher.observe.refusal_log import log_refusal
-from dispatcher.service.answers import RateLimited
+from dispatcher.service.answers import Answer, RateLimited, rate_limited_answer, refusal_answer
 
 
-class Limits:
-    """The limits of the settings, by class; a zone may have its own."""
+class RateLimits:
+    """The limits of the settings, by class; a zone may have its own.
 
-    def __init__(self, settings: Settings, scripts: Scripts) -> None:
+    An answer that a service returns was counted by its script. A refusal that is raised before any
+    script ran is counted by `refuse`, and nowhere else.
+    """
+
+    def __init__(self, settings: Settings, scripts: LimitScripts) -> None:
         self._scripts = scripts
-        self._rates: dict[str, Rate] = {
-            "trip_accept": settings.limit_trip_accept,
-            "trip_cancel": settings.limit_trip_cancel,
-            "location_update": settings.limit_location_update,
-            "general": settings.limit_general,
-            "anonymous": settings.limit_anonymous,
-            "ip": settings.limit_ip,
+        self._rates: dict[LimitClass, Rate] = {
+            LimitClass.TRIP_ACCEPT: settings.limit_trip_accept,
+            LimitClass.TRIP_CANCEL: settings.limit_trip_cancel,
+            LimitClass.LOCATION_UPDATE: settings.limit_location_update,
+            LimitClass.GENERAL: settings.limit_general,
+            LimitClass.ANONYMOUS: settings.limit_anonymous,
+            LimitClass.IP: settings.limit_ip,
         }
 
     def of(
-        self, limit_class: str, actor: Actor | None, ip: str | None, zone: Zone | None = None
+        self, limit_class: LimitClass, actor: Actor | None, ip: str | None, zone: Zone | None = None
     ) -> list[Limit]:
-        """The limits on one call: per user where one is known, per client IP where none is."""
+        """The limits on one call: per user where one is known, per client IP where none is.
+
+        The dispatcher's own changes are not limited.
+        """
+        if actor is not None and actor.role is Role.SYSTEM:
+            return []
         rate = self._rates[limit_class]
         if zone is not None and limit_class in zone.limits:
             rate = Rate(*zone.limits[limit_class])
@@ -37,24 +47,43 @@ class Limits:
         if rate.limit and (actor is not None or ip is not None):
             subject = actor.user_id if actor is not None else ip
             limits.append(Limit(limit_class, str(subject), rate))
-        if ip is not None and self._rates["ip"].limit:
-            limits.append(Limit("ip", ip, self._rates["ip"]))
+        if ip is not None and self._rates[LimitClass.IP].limit:
+            limits.append(Limit(LimitClass.IP, ip, self._rates[LimitClass.IP]))
         return limits
 
-    async def check(self, limit_class: str, actor: Actor | None, ip: str | None) -> LimitState | None:
-        """Counts one call. Raises RateLimited. None where no limit applies."""
+    async def count(
+        self, limit_class: LimitClass, actor: Actor | None, ip: str | None
+    ) -> LimitState | None:
+        """Counts one call. None where no limit applies. Raises RateLimited, StoreUnavailable."""
         limits = self.of(limit_class, actor, ip)
         if not limits:
             return None
-        verdict = await self._scripts.check_limit(keys_of(DEFAULT_ZONE), limits)
-        if verdict.code == "rate_limited" and verdict.limit is not None:
-            refuse(verdict.limit, actor, ip)
-        return verdict.limit
+        admission = await self._scripts.check_limit(keys_of(DEFAULT_ZONE), limits)
+        if not admission.is_admitted and admission.limit is not None:
+            log_limited(admission.limit, actor, ip)
+            raise RateLimited(admission.limit)
+        return admission.limit
+
+    async def refuse(self, refusal: Refusal, actor: Actor | None, ip: str | None) -> Answer:
+        """Answers a call that was refused before anything counted it, and counts it.
+
+        Counts a known user's call as `general`, a stranger's as `anonymous`. Raises StoreUnavailable
+        for a known user: a stranger's wrong token stays wrong, whoever is away.
+        """
+        limit_class = LimitClass.ANONYMOUS if actor is None else LimitClass.GENERAL
+        try:
+            limit = await self.count(limit_class, actor, ip)
+        except RateLimited as limited:
+            return rate_limited_answer(limited.state)
+        except StoreUnavailable:
+            if actor is not None:
+                raise
+            limit = None
+        return refusal_answer(refusal, limit)
 
 
-def refuse(limit: LimitState, actor: Actor | None, ip: str | None) -> None:
-    """Logs that a limit was hit and raises RateLimited."""
+def log_limited(limit: LimitState, actor: Actor | None, ip: str | None = None) -> None:
+    """Logs that a limit was hit."""
     log_refusal(
         "rate_limit_exceeded", limit_class=limit.name, user=actor.user_id if actor else None, ip=ip
     )
-    raise RateLimited(limit)

@@ -1,25 +1,22 @@
-"""Rings where a wave has become due on this server, so that its loop need not look all the time."""
+"""Wakes the loop of a zone where a wave has become due here, so that it need not look all the time."""
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 from collections import defaultdict
+from collections.abc import Callable
 
 
-class Bell:
-    """One event a zone."""
+class WaveWakeups:
+    """Who is to be woken, by zone."""
 
     def __init__(self) -> None:
-        self._events: dict[str, asyncio.Event] = defaultdict(asyncio.Event)
+        self._subscribers: dict[str, list[Callable[[], None]]] = defaultdict(list)
 
-    def ring(self, zone: str) -> None:
+    def subscribe(self, zone: str, wake: Callable[[], None]) -> None:
+        """`wake` is called whenever a trip of the zone begins to wait for a driver on this server."""
+        self._subscribers[zone].append(wake)
+
+    def notify(self, zone: str) -> None:
         """A trip of the zone waits for a driver."""
-        self._events[zone].set()
-
-    async def wait(self, zone: str, timeout_s: float) -> None:
-        """Returns when it rings, or after the timeout."""
-        event = self._events[zone]
-        with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(event.wait(), timeout_s)
-        event.clear()
+        for wake in self._subscribers.get(zone, ()):
+            wake()

@@ -7,13 +7,13 @@ SELECT d.user_id, d.zone, d.availability_status, d.is_online, d.vehicle_type, d.
     ON t.driver_id = d.user_id AND t.current_status IN ('accepted', 'arrived', 'ongoing')
  WHERE d.user_id = :driver_id;
 
--- name: online_drivers_of_zone(zone, after, page)
+-- name: online_drivers_of_zone(zone, after, page_size)
 -- A page, by id, of a zone's online drivers with their last positions: Redis is filled again from these.
 SELECT user_id, zone, availability_status, is_online, vehicle_type, version, updated_at, NULL AS trip_id,
        current_location[1] AS lat, current_location[0] AS lng, location_updated_at
   FROM driver_details
  WHERE zone = :zone AND is_online AND user_id > :after
- ORDER BY user_id LIMIT :page;
+ ORDER BY user_id LIMIT :page_size;
 
 -- name: save_positions(ids, lats, lngs, ats)!
 -- Saves the last position of several drivers. An older position never replaces a newer one.

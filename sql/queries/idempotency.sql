@@ -3,16 +3,16 @@
 SELECT request_fingerprint, status_code, response_payload, expires_at FROM idempotency_keys
  WHERE user_id = :user_id AND endpoint = :endpoint AND idempotency_key = :key AND expires_at > now();
 
--- name: live_answers_of_zone(zone, most)
+-- name: live_answers_of_zone(zone, max_rows)
 -- The answers of a zone that have not expired, the newest first: Redis is filled again from these.
 SELECT user_id, endpoint, idempotency_key, request_fingerprint, status_code, response_payload,
        expires_at
   FROM idempotency_keys
  WHERE zone = :zone AND expires_at > now()
- ORDER BY expires_at DESC LIMIT :most;
+ ORDER BY expires_at DESC LIMIT :max_rows;
 
--- name: delete_expired(chunk)!
+-- name: delete_expired(batch_size)!
 -- Deletes a chunk of the expired answers, and skips rows that another server's clean-up is deleting.
 DELETE FROM idempotency_keys
  WHERE id IN (SELECT id FROM idempotency_keys WHERE expires_at <= now()
-               ORDER BY expires_at LIMIT :chunk FOR UPDATE SKIP LOCKED);
+               ORDER BY expires_at LIMIT :batch_size FOR UPDATE SKIP LOCKED);

@@ -4,23 +4,23 @@ SELECT t.*, d.vehicle_type AS driver_vehicle_type
   FROM trip_requests t LEFT JOIN driver_details d ON d.user_id = t.driver_id
  WHERE t.id = :trip_id;
 
--- name: live_trips_of_customer(customer_id, most)
+-- name: live_trips_of_customer(customer_id, max_rows)
 -- A customer's trips that are pending or active, the newest first.
 SELECT t.*, d.vehicle_type AS driver_vehicle_type
   FROM trip_requests t LEFT JOIN driver_details d ON d.user_id = t.driver_id
  WHERE t.customer_id = :customer_id
    AND t.current_status IN ('pending', 'accepted', 'arrived', 'ongoing')
- ORDER BY t.created_at DESC LIMIT :most;
+ ORDER BY t.created_at DESC LIMIT :max_rows;
 
--- name: live_trips_of_zone(zone, after, page)
+-- name: live_trips_of_zone(zone, after, page_size)
 -- A page, by id, of a zone's trips that are pending or active: Redis is filled again from these.
 SELECT t.*, d.vehicle_type AS driver_vehicle_type
   FROM trip_requests t LEFT JOIN driver_details d ON d.user_id = t.driver_id
  WHERE t.zone = :zone AND t.id > :after
    AND t.current_status IN ('pending', 'accepted', 'arrived', 'ongoing')
- ORDER BY t.id LIMIT :page;
+ ORDER BY t.id LIMIT :page_size;
 
--- name: pending_near(lng, lat, zone, vehicle_type, west, south, east, north, driver_id, most)
+-- name: pending_near(lng, lat, zone, vehicle_type, west, south, east, north, driver_id, max_rows)
 -- Pending trips of a zone inside a box around a position. The order is that of distances in degrees, which the index
 -- gives; the caller sorts by metres. Trips that the driver has declined are left out.
 SELECT t.*, NULL AS driver_vehicle_type, distance_m(t.pickup_location, point(:lng, :lat)) AS distance_m
@@ -29,7 +29,7 @@ SELECT t.*, NULL AS driver_vehicle_type, distance_m(t.pickup_location, point(:ln
    AND t.pickup_location <@ box(point(:west, :south), point(:east, :north))
    AND NOT EXISTS (SELECT FROM trip_offers o
                     WHERE o.trip_id = t.id AND o.driver_id = :driver_id AND o.outcome = 'declined')
- ORDER BY t.pickup_location <-> point(:lng, :lat) LIMIT :most;
+ ORDER BY t.pickup_location <-> point(:lng, :lat) LIMIT :max_rows;
 
 -- name: event_of_attempt(trip_id, version, attempt)^
 -- The event that an attempt wrote, if its commit went through.
@@ -41,13 +41,13 @@ SELECT trip_id, version, event FROM trip_events
 SELECT version, event, actor_id, actor_role, payload, created_at FROM trip_events
  WHERE trip_id = :trip_id ORDER BY version;
 
--- name: abandoned(older_than_s, zone, most)
+-- name: abandoned(older_than_s, zone, max_rows)
 -- Trips that were accepted long ago and have not started, of one zone or (with NULL) of all.
 SELECT id, driver_id, locked_at, current_status, version FROM trip_requests
  WHERE current_status IN ('accepted', 'arrived') AND trip_start_time IS NULL
    AND locked_at < now() - make_interval(secs => :older_than_s)
    AND (:zone::text IS NULL OR zone = :zone)
- ORDER BY locked_at LIMIT :most;
+ ORDER BY locked_at LIMIT :max_rows;
 
 -- name: zone_statistics(zone)
 -- How many pending and active trips a zone has, by state.

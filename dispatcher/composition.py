@@ -1,0 +1,237 @@
+"""What a server process is made of: both wings, the services over them, and the background jobs."""
+
+from __future__ import annotations
+
+import contextlib
+import secrets
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from typing import Any
+
+from dispatcher.config import Settings
+from dispatcher.core.zones import Zones
+from dispatcher.jobs.absent_drivers import AbsentDrivers
+from dispatcher.jobs.cleanup import Cleanup
+from dispatcher.jobs.flush import Flush
+from dispatcher.jobs.loop import FunctionJob, JobLoop
+from dispatcher.jobs.reconcile import Reconcile
+from dispatcher.jobs.waves import Waves
+from dispatcher.ledger.commits import Commits
+from dispatcher.ledger.database import Database
+from dispatcher.live.claims import ClaimScripts
+from dispatcher.live.client import connect
+from dispatcher.live.limits import LimitScripts
+from dispatcher.live.offers import OfferScripts
+from dispatcher.live.pipeline import Pipeline
+from dispatcher.live.positions import PositionScripts
+from dispatcher.live.presence import PresenceScripts
+from dispatcher.live.pubsub import Publisher
+from dispatcher.live.settle import Settler
+from dispatcher.live.state import StateScripts
+from dispatcher.service.availability import AvailabilityService
+from dispatcher.service.commands.command import SideEffects
+from dispatcher.service.coordinator import Coordinator
+from dispatcher.service.customer_tracking import CustomerTracking
+from dispatcher.service.driver_directory import DriverDirectory
+from dispatcher.service.offer_log import OfferLog
+from dispatcher.service.offers import Offers
+from dispatcher.service.positions import Positions
+from dispatcher.service.presence import Presence
+from dispatcher.service.rate_limits import RateLimits
+from dispatcher.service.reads import Reads
+from dispatcher.service.rehydration import Rehydration
+from dispatcher.service.snapshots import Snapshots
+from dispatcher.service.wave_wakeups import WaveWakeups
+
+
+@dataclass(frozen=True, slots=True)
+class LiveWing:
+    """What talks to Redis."""
+
+    pipeline: Pipeline
+    claims: ClaimScripts
+    settler: Settler
+    state: StateScripts
+    offers: OfferScripts
+    positions: PositionScripts
+    presence: PresenceScripts
+    limits: LimitScripts
+
+
+@dataclass(frozen=True, slots=True)
+class LedgerWing:
+    """What talks to Postgres."""
+
+    commits: Commits
+    database: Database
+
+
+@dataclass(frozen=True, slots=True)
+class Services:
+    """The parts of a server process that handlers and jobs use."""
+
+    settings: Settings
+    zones: Zones
+    live: LiveWing
+    ledger: LedgerWing
+    rehydration: Rehydration
+    coordinator: Coordinator
+    limits: RateLimits
+    positions: Positions
+    availability: AvailabilityService
+    reads: Reads
+    offers: Offers
+    presence: Presence
+    snapshots: Snapshots
+    effects: SideEffects
+
+
+@contextlib.asynccontextmanager
+async def open_live(settings: Settings) -> AsyncIterator[LiveWing]:
+    """Connects to Redis, and lets go of it once everything was sent."""
+    assert settings.redis_url is not None
+    async with contextlib.AsyncExitStack() as stack:
+        redis: Any = connect(settings.redis_url, cluster=settings.redis_cluster)
+        stack.push_async_callback(redis.aclose)
+        pipeline = Pipeline(redis)
+        await pipeline.load_scripts()
+        stack.push_async_callback(pipeline.close)
+        settler = Settler(pipeline, fix_age_s=settings.fix_max_age_s)
+        stack.callback(settler.close)
+        yield LiveWing(
+            pipeline,
+            ClaimScripts(pipeline),
+            settler,
+            StateScripts(pipeline),
+            OfferScripts(pipeline),
+            PositionScripts(pipeline),
+            PresenceScripts(pipeline),
+            LimitScripts(pipeline),
+        )
+
+
+@contextlib.asynccontextmanager
+async def open_ledger(settings: Settings) -> AsyncIterator[LedgerWing]:
+    """Connects to Postgres, and lets go of it once everything is committed."""
+    assert settings.database_url is not None
+    async with contextlib.AsyncExitStack() as stack:
+        database = await Database.open(
+            settings.database_url,
+            size=settings.database_pool,
+            timeout_s=settings.commit_timeout_s,
+        )
+        stack.push_async_callback(database.close)
+        commits = Commits(
+            settings.database_url,
+            timeout_s=settings.commit_timeout_s,
+            max_batch=settings.commit_batch,
+        )
+        await commits.start()
+        stack.push_async_callback(commits.close)
+        yield LedgerWing(commits, database)
+
+
+@contextlib.asynccontextmanager
+async def services(settings: Settings, zones: Zones) -> AsyncIterator[Services]:
+    """Opens both wings, loads every zone, and closes all of it again in reverse order."""
+    async with open_live(settings) as live, open_ledger(settings) as ledger:
+        database = ledger.database
+        node = secrets.token_hex(6)
+        rehydration = Rehydration(live.state, database, lease_ms=settings.claim_lease_ms)
+        limits = RateLimits(settings, live.limits)
+        directory = DriverDirectory(database)
+        effects = SideEffects(WaveWakeups(), OfferLog(), directory)
+        coordinator = Coordinator(
+            claims=live.claims,
+            commits=ledger.commits,
+            settler=live.settler,
+            rehydration=rehydration,
+            database=database,
+            limits=limits,
+            effects=effects,
+            node=node,
+            lease_ms=settings.claim_lease_ms,
+            key_ttl_s=settings.idempotency_ttl_s,
+            halt_at=settings.halt_at,
+        )
+        positions = Positions(
+            scripts=live.positions,
+            limit_scripts=live.limits,
+            rehydration=rehydration,
+            database=database,
+            directory=directory,
+            limits=limits,
+            tracking=CustomerTracking(state=live.state, publisher=Publisher(live.pipeline)),
+            fix_age_s=settings.fix_max_age_s,
+        )
+        availability = AvailabilityService(
+            coordinator=coordinator, zones=zones, directory=directory, positions=positions
+        )
+        offers = Offers(
+            zones=zones,
+            scripts=live.offers,
+            state=live.state,
+            rehydration=rehydration,
+            coordinator=coordinator,
+            offer_log=effects.offer_log,
+            fix_age_s=settings.fix_max_age_s,
+        )
+        reads = Reads(zones=zones, database=database, directory=directory, positions=live.positions)
+        presence = Presence(
+            scripts=live.presence, directory=directory, node=node, ttl_s=settings.presence_ttl_s
+        )
+        snapshots = Snapshots(
+            state=live.state,
+            offers=live.offers,
+            rehydration=rehydration,
+            database=database,
+            directory=directory,
+        )
+        for zone in zones.names():
+            await rehydration.check_epoch(zone)
+        yield Services(
+            settings, zones, live, ledger, rehydration, coordinator, limits, positions,
+            availability, reads, offers, presence, snapshots, effects,
+        )  # fmt: skip
+
+
+def job_loops(parts: Services) -> list[JobLoop]:
+    """The background jobs of one server process."""
+    settings, zones, live = parts.settings, parts.zones, parts.live
+    loops = [
+        JobLoop(
+            Reconcile(
+                zones=zones,
+                claims=live.claims,
+                positions=live.positions,
+                rehydration=parts.rehydration,
+                fix_age_s=settings.fix_max_age_s,
+                interval_s=settings.sweep_interval_s,
+            )
+        ),
+        JobLoop(
+            Flush(
+                positions=parts.positions,
+                offer_log=parts.effects.offer_log,
+                database=parts.ledger.database,
+                interval_s=settings.position_flush_s,
+            )
+        ),
+        JobLoop(Cleanup(parts.ledger.database, interval_s=settings.cleanup_interval_s)),
+        JobLoop(FunctionJob("presence", min(10.0, settings.presence_ttl_s / 6), parts.presence.flush)),
+        JobLoop(
+            AbsentDrivers(
+                zones=zones,
+                presence=live.presence,
+                state=live.state,
+                availability=parts.availability,
+                grace_s=settings.presence_grace_s,
+                interval_s=settings.sweep_interval_s,
+            )
+        ),
+    ]
+    for zone in zones.names():
+        loop = JobLoop(Waves(parts.offers, zone))
+        parts.effects.wakeups.subscribe(zone, loop.wake)
+        loops.append(loop)
+    return loops

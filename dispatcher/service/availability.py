@@ -1,0 +1,93 @@
+"""Drivers go online and offline, change zone and vehicle."""
+
+from __future__ import annotations
+
+import structlog
+
+from dispatcher.core.actors import Actor, Role
+from dispatcher.core.callers import Caller
+from dispatcher.core.drivers import AvailabilityStatus
+from dispatcher.core.errors import Refusal, StoreUnavailable
+from dispatcher.core.zones import DEFAULT_ZONE, Zone, Zones
+from dispatcher.service.answers import Answer
+from dispatcher.service.commands.availability import ChangeAvailability
+from dispatcher.service.coordinator import Coordinator
+from dispatcher.service.driver_directory import DriverDirectory
+from dispatcher.service.positions import Positions
+
+log = structlog.get_logger("dispatcher.availability")
+
+
+class AvailabilityService:
+    """Finds out where a driver works, and has their availability changed."""
+
+    def __init__(
+        self,
+        *,
+        coordinator: Coordinator,
+        zones: Zones,
+        directory: DriverDirectory,
+        positions: Positions,
+    ) -> None:
+        self._coordinator = coordinator
+        self._zones = zones
+        self._directory = directory
+        self._positions = positions
+
+    async def change(
+        self,
+        caller: Caller,
+        *,
+        availability_status: str | None = None,
+        is_online: bool | None = None,
+        zone: str | None = None,
+        vehicle_type: str | None = None,
+        location: tuple[float, float] | None = None,
+    ) -> Answer:
+        """Changes what a driver offers; None leaves a thing as it is. `location` is (lat, lng).
+
+        Going offline releases a trip that has not started, in the same commit. Answers 200,
+        409 driver_has_active_trip where zone or vehicle change during a trip. Raises Refusal
+        invalid_zone, StoreUnavailable, OutcomeUnknown.
+        """
+        driver_id = caller.actor.user_id
+        entry = await self._directory.find(driver_id)
+        new_zone = zone or (entry.zone if entry else None)
+        if new_zone is None:
+            new_zone = self._zones.locate(*location).name if location else DEFAULT_ZONE
+        to_zone = self._zones.get(new_zone)
+        if to_zone is None:
+            raise Refusal("invalid_zone")
+        from_zone = self._zones.get(entry.zone) if entry else None
+        answer = await self._execute(
+            ChangeAvailability(
+                caller,
+                from_zone or to_zone,
+                new_zone,
+                AvailabilityStatus(availability_status) if availability_status else None,
+                is_online,
+                vehicle_type,
+            )
+        )
+        if location is not None and answer.is_new_success:
+            await self._take_location(driver_id, location)
+        return answer
+
+    async def take_offline(self, zone: Zone, driver_id: str) -> Answer:
+        """The driver is lost: offline, and what has not started is released."""
+        caller = Caller(Actor(driver_id, Role.SYSTEM))
+        return await self._execute(ChangeAvailability(caller, zone, zone.name, is_online=False))
+
+    async def _execute(self, command: ChangeAvailability) -> Answer:
+        answer = await self._coordinator.execute(command)
+        if not answer.is_new_success:
+            # The driver may have moved by way of another server.
+            self._directory.forget(command.driver_id)
+        return answer
+
+    async def _take_location(self, driver_id: str, location: tuple[float, float]) -> None:
+        """The change is committed and answered, whatever becomes of the position that came with it."""
+        try:
+            await self._positions.take(driver_id, [(*location, None)])
+        except (Refusal, StoreUnavailable) as error:
+            log.info("position not taken", driver_id=driver_id, reason=str(error))

@@ -1,0 +1,60 @@
+"""From the word that an app sends to the command that it means."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from dispatcher.core.actors import SYSTEM, Role
+from dispatcher.core.callers import Caller
+from dispatcher.core.errors import Refusal
+from dispatcher.core.transitions import ACCEPT, CANCEL, DRIVER_ACTIONS, EXPIRE
+from dispatcher.core.trips import TRIP_ID, zone_of
+from dispatcher.core.zones import Zone, Zones
+from dispatcher.service.commands.accept import AcceptTrip
+from dispatcher.service.commands.command import Command
+from dispatcher.service.commands.decline import DeclineTrip
+from dispatcher.service.commands.transition import TakeTransition
+
+_DECLINE: Final = "decline"
+_CANCEL: Final = "cancel"
+
+
+def trip_action(
+    zones: Zones,
+    caller: Caller,
+    action: str,
+    trip_id: str,
+    *,
+    version: int | None = None,
+    reason: str | None = None,
+) -> Command[Any]:
+    """One step with a trip, as driver, customer or admin; see core.transitions.
+
+    Raises Refusal trip_not_found, unknown_action.
+    """
+    zone = zone_of_trip(zones, trip_id)
+    if caller.actor.role is not Role.DRIVER:
+        if action != _CANCEL:
+            raise Refusal("unknown_action")
+        return TakeTransition(caller, zone, trip_id, CANCEL, version, reason)
+    if action == _DECLINE:
+        return DeclineTrip(caller, zone, trip_id, version)
+    transition = DRIVER_ACTIONS.get(action)
+    if transition is None:
+        raise Refusal("unknown_action")
+    if transition is ACCEPT:
+        return AcceptTrip(caller, zone, trip_id, version)
+    return TakeTransition(caller, zone, trip_id, transition, version, reason)
+
+
+def expire_trip(zones: Zones, trip_id: str) -> TakeTransition:
+    """No driver after the last wave: the trip is over, and its customer is told."""
+    return TakeTransition(Caller(SYSTEM), zone_of_trip(zones, trip_id), trip_id, EXPIRE)
+
+
+def zone_of_trip(zones: Zones, trip_id: str) -> Zone:
+    """The zone that a trip's id names. Raises Refusal trip_not_found where there is none."""
+    zone = zones.get(zone_of(trip_id)) if TRIP_ID.fullmatch(trip_id) else None
+    if zone is None:
+        raise Refusal("trip_not_found")
+    return zone

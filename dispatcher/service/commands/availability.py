@@ -1,0 +1,116 @@
+"""A driver's availability changes; what they hold and have not started is released with it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+from dispatcher.core.callers import Caller
+from dispatcher.core.drivers import AvailabilityStatus, Driver
+from dispatcher.core.limits import LimitClass
+from dispatcher.core.transitions import RELEASE
+from dispatcher.core.trips import DEFAULT_VEHICLE_TYPE, Trip
+from dispatcher.core.zones import Zone
+from dispatcher.ledger.changes import Change
+from dispatcher.live.claim_results import AvailabilityClaimed, NotClaimed
+from dispatcher.live.claims import Attempt, ClaimScripts
+from dispatcher.live.keys import Keys
+from dispatcher.live.settle import SettleEffect, Settlement
+from dispatcher.service.commands.command import Plan, SideEffects
+from dispatcher.service.commands.transition import OK, transition_columns, transition_settlement
+from dispatcher.service.messages import driver_body, trip_json
+
+
+@dataclass(frozen=True, slots=True)
+class ChangeAvailability:
+    """Answers 200, 409 driver_has_active_trip where zone or vehicle change during a trip, trip_busy.
+
+    None leaves a thing as it is. `zone` is where the driver works now, `new_zone` where they will.
+    """
+
+    caller: Caller
+    zone: Zone
+    new_zone: str
+    availability_status: AvailabilityStatus | None = None
+    is_online: bool | None = None
+    vehicle_type: str | None = None
+    trip_id: str = ""
+    limit_class: LimitClass = LimitClass.GENERAL
+
+    @property
+    def driver_id(self) -> str:
+        return self.caller.actor.user_id
+
+    @property
+    def changes_zone(self) -> bool:
+        return self.new_zone != self.zone.name
+
+    async def claim(
+        self, claims: ClaimScripts, keys: Keys, attempt: Attempt
+    ) -> AvailabilityClaimed | NotClaimed:
+        return await claims.claim_availability(
+            keys, attempt, goes_offline=self.is_online is False, changes_zone=self.changes_zone,
+            vehicle_type=self.vehicle_type,
+        )  # fmt: skip
+
+    def plan(self, attempt: Attempt, claimed: AvailabilityClaimed) -> Plan:
+        before, trip, at_ms = claimed.driver, claimed.released, claimed.now_ms
+        after = self._driver_after(before, at_ms)
+        released: Trip | None = None
+        columns: dict[str, Any] = {"zone": self.zone.name, "at_ms": at_ms}
+        settlement = Settlement(effect=SettleEffect.STATE)
+        if trip is not None:
+            actor = self.caller.actor
+            released = RELEASE.apply(trip, at_ms)
+            after = replace(after, trip_id=None)
+            columns = transition_columns(attempt, actor, RELEASE, trip, released, "driver_offline")
+            settlement = transition_settlement(RELEASE, actor, trip, released, trip_json(released), ())
+        change = Change(
+            **columns,
+            set_driver=after.user_id, set_zone=after.zone, set_online=after.is_online,
+            set_available=after.availability_status, set_vehicle=after.vehicle_type,
+            expect_driver_version=before.version,
+        )  # fmt: skip
+        settlement = replace(
+            settlement,
+            driver_id=after.user_id,
+            driver_vehicle_type=before.vehicle_type or after.vehicle_type,
+            driver=replace(after, is_online=False) if self.changes_zone else after,
+        )
+        return Plan(
+            change, settlement, OK, driver_body(after, released),
+            other_zone=after.zone if self.changes_zone else "",
+            other_settlement=_arrival(after) if self.changes_zone else None,
+        )  # fmt: skip
+
+    def _driver_after(self, before: Driver, at_ms: int) -> Driver:
+        is_online = before.is_online if self.is_online is None else self.is_online
+        status = self.availability_status or before.availability_status
+        if before.version < 0 and is_online and self.availability_status is None:
+            status = AvailabilityStatus.AVAILABLE  # who goes online for the first time means it
+        return Driver(
+            user_id=self.driver_id,
+            zone=self.new_zone,
+            availability_status=status,
+            is_online=is_online,
+            vehicle_type=self.vehicle_type or before.vehicle_type or DEFAULT_VEHICLE_TYPE,
+            version=before.version + 1,
+            updated_at=at_ms,
+            trip_id=before.trip_id,
+        )
+
+    def committed(self, claimed: AvailabilityClaimed, plan: Plan, effects: SideEffects) -> None:
+        vehicle_type = plan.change.set_vehicle or DEFAULT_VEHICLE_TYPE
+        effects.directory.learn(self.driver_id, self.new_zone, vehicle_type)
+        if claimed.released is not None:
+            effects.wakeups.notify(self.zone.name)
+
+
+def _arrival(driver: Driver) -> Settlement:
+    """What the live state of the driver's new zone is told."""
+    return Settlement(
+        driver_id=driver.user_id,
+        driver_vehicle_type=driver.vehicle_type,
+        effect=SettleEffect.STATE,
+        driver=driver,
+    )

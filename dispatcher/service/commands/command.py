@@ -1,0 +1,85 @@
+"""What every command is: one kind of change, as the coordinator takes it from claim to settle."""
+
+from __future__ import annotations
+
+from typing import NamedTuple, Protocol, TypeVar
+
+from dispatcher.core.callers import Caller
+from dispatcher.core.limits import LimitClass, LimitState
+from dispatcher.core.zones import Zone
+from dispatcher.ledger.changes import Change
+from dispatcher.live.claim_results import NotClaimed
+from dispatcher.live.claims import Attempt, ClaimScripts
+from dispatcher.live.keys import Keys
+from dispatcher.live.settle import Settlement
+from dispatcher.service.driver_directory import DriverDirectory
+from dispatcher.service.offer_log import OfferLog
+from dispatcher.service.wave_wakeups import WaveWakeups
+
+
+class Plan(NamedTuple):
+    """What a claimed change is to do.
+
+    `change` is for the ledger, `settlement` for the live state of the command's zone, `status` and
+    `body` are the answer. A driver who moves to another zone is to be made known there:
+    `other_zone` names it, `other_settlement` is for its live state.
+    """
+
+    change: Change
+    settlement: Settlement
+    status: int
+    body: bytes
+    other_zone: str = ""
+    other_settlement: Settlement | None = None
+
+
+class SideEffects(NamedTuple):
+    """What this server does itself once a change is committed."""
+
+    wakeups: WaveWakeups
+    offer_log: OfferLog
+    directory: DriverDirectory
+
+
+class Claimed(Protocol):
+    """What all granted claims have: Redis' time in ms, and the limit to report."""
+
+    @property
+    def now_ms(self) -> int: ...
+
+    @property
+    def limit(self) -> LimitState | None: ...
+
+
+ClaimedT = TypeVar("ClaimedT", bound=Claimed)
+
+
+class Command(Protocol[ClaimedT]):
+    """One kind of change. A command is frozen: nothing is remembered between its steps."""
+
+    @property
+    def caller(self) -> Caller: ...
+
+    @property
+    def zone(self) -> Zone:
+        """The zone whose Redis decides."""
+
+    @property
+    def trip_id(self) -> str:
+        """The trip that changes; empty where none does, or only the claim tells which."""
+
+    @property
+    def driver_id(self) -> str:
+        """The driver whose claim is needed; empty where none is."""
+
+    @property
+    def limit_class(self) -> LimitClass: ...
+
+    async def claim(self, claims: ClaimScripts, keys: Keys, attempt: Attempt) -> ClaimedT | NotClaimed:
+        """Asks Redis whether this may go on to its commit. Raises StoreUnavailable."""
+
+    def plan(self, attempt: Attempt, claimed: ClaimedT) -> Plan:
+        """What is to be written and told. Pure: it may be asked for again."""
+
+    def committed(self, claimed: ClaimedT, plan: Plan, effects: SideEffects) -> None:
+        """Called once, and only after the commit."""

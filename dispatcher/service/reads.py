@@ -1,0 +1,100 @@
+"""Questions: what Postgres knows of trips, their history and the zones."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Final
+
+from dispatcher.core.actors import Actor, Role
+from dispatcher.core.errors import Refusal
+from dispatcher.core.times import iso, millis
+from dispatcher.core.trips import Trip
+from dispatcher.core.zones import Zones
+from dispatcher.ledger.database import Database, trip_from_row
+from dispatcher.live.keys import keys_of
+from dispatcher.live.positions import PositionScripts
+from dispatcher.service.commands.actions import zone_of_trip
+from dispatcher.service.driver_directory import DriverDirectory
+
+_MAX_ROWS: Final = 500
+#: How far `pending_near` looks around a driver.
+_NEAR_M: Final = 10_000.0
+#: Mean length of a degree of latitude on the sphere of distance_m().
+_METRES_PER_DEGREE: Final = 111_195.0
+
+
+class Reads:
+    """Answers questions; changes nothing. All raise StoreUnavailable."""
+
+    def __init__(
+        self,
+        *,
+        zones: Zones,
+        database: Database,
+        directory: DriverDirectory,
+        positions: PositionScripts,
+    ) -> None:
+        self._zones = zones
+        self._database = database
+        self._directory = directory
+        self._positions = positions
+
+    async def trip(self, actor: Actor, trip_id: str) -> Trip:
+        """A trip of the actor's own; any trip for an admin. Raises Refusal trip_not_found."""
+        zone_of_trip(self._zones, trip_id)
+        trip = await self._database.trip(trip_id)
+        owner = {
+            Role.DRIVER: trip.driver_id if trip else None,
+            Role.CUSTOMER: trip.customer_id if trip else None,
+            Role.ADMIN: actor.user_id,
+        }
+        if trip is None or owner.get(actor.role) != actor.user_id:
+            raise Refusal("trip_not_found")
+        return trip
+
+    async def timeline(self, trip_id: str) -> list[dict[str, Any]]:
+        """The history of a trip, a row a version. Raises Refusal trip_not_found."""
+        zone_of_trip(self._zones, trip_id)
+        rows = await self._database.rows("timeline", trip_id=trip_id)
+        if not rows:
+            raise Refusal("trip_not_found")
+        return [{**row, "created_at": iso(millis(row["created_at"]))} for row in rows]
+
+    async def abandoned(self, zone: str | None, older_than_s: int) -> list[dict[str, Any]]:
+        """Trips that were taken longer ago than that and have not started, oldest first."""
+        rows = await self._database.rows(
+            "abandoned", zone=zone, older_than_s=float(older_than_s), max_rows=_MAX_ROWS
+        )
+        return [{**row, "locked_at": iso(millis(row["locked_at"]))} for row in rows]
+
+    async def zone_statistics(self, zone: str) -> dict[str, Any]:
+        """Live trips of a zone by state. Raises Refusal invalid_zone."""
+        if self._zones.get(zone) is None:
+            raise Refusal("invalid_zone")
+        rows = await self._database.rows("zone_statistics", zone=zone)
+        return {"zone": zone, "trips": {row["current_status"]: row["trips"] for row in rows}}
+
+    async def pending_near(self, actor: Actor, limit: int) -> list[dict[str, Any]]:
+        """Pending trips of the driver's vehicle type around their last fix, nearest first.
+
+        Each with `distance_m`. Raises Refusal driver_not_online where there is no fix.
+        """
+        entry = await self._directory.find(actor.user_id)
+        position = None
+        if entry is not None:
+            position = await self._positions.last_position(keys_of(entry.zone), actor.user_id)
+        if entry is None or position is None:
+            raise Refusal("driver_not_online", "Go online and send a position first.")
+        lat, lng = position
+        north = _NEAR_M / _METRES_PER_DEGREE
+        east = north / max(0.01, math.cos(math.radians(lat)))
+        rows = await self._database.rows(
+            "pending_near",
+            lat=lat, lng=lng, zone=entry.zone, vehicle_type=entry.vehicle_type,
+            driver_id=actor.user_id, max_rows=limit,
+            west=lng - east, east=lng + east, south=lat - north, north=lat + north,
+        )  # fmt: skip
+        found = [
+            {**trip_from_row(row).to_json(), "distance_m": round(row["distance_m"], 1)} for row in rows
+        ]
+        return sorted(found, key=lambda trip: trip["distance_m"])
