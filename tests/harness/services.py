@@ -1,4 +1,4 @@
-"""A small world for tests of the services: real engines, riders and drivers with a line each."""
+"""The services of a server on real engines, for tests of them: riders and drivers with a method each."""
 
 from __future__ import annotations
 
@@ -11,12 +11,18 @@ from typing import Any
 import asyncpg
 import orjson
 
-from dispatcher.app import Services, services
+from dispatcher.composition import Services, services
 from dispatcher.config import load_settings
 from dispatcher.core.actors import Actor, Role
+from dispatcher.core.callers import Caller
+from dispatcher.core.errors import Refusal
 from dispatcher.core.idempotency import IdempotencyKey
 from dispatcher.core.zones import Zones
+from dispatcher.live.keys import Keys, keys_of
 from dispatcher.service.answers import Answer
+from dispatcher.service.commands.actions import trip_action
+from dispatcher.service.commands.create import create_trip
+from dispatcher.web.problems import counted_answer
 
 PLACE = (40.7559, -73.9864)
 
@@ -45,13 +51,11 @@ class City:
         self.postgres = postgres
 
     async def trip(self, *, customer: str = "rider", **more: Any) -> str:
-        answer = await self.parts.trips.create(
-            rider(customer),
-            **{
-                "pickup": PLACE, "dropoff": None, "vehicle_type": "car", "zone": None,
-                "trip_request_id": None, "key": None, "ip": None, **more,
-            },
-        )  # fmt: skip
+        caller = Caller(rider(customer), more.pop("key", None), more.pop("ip", None))
+        command = create_trip(
+            self.parts.zones, caller, **{"pickup": PLACE, "vehicle_type": "car", **more}
+        )
+        answer = await self.parts.coordinator.execute(command)
         assert answer.status == 201, answer
         return str(orjson.loads(answer.body)["trip"]["id"])
 
@@ -60,22 +64,19 @@ class City:
         assert [a.status for a in answers] == [200] * len(names), answers
 
     async def available(self, name: str, **more: Any) -> Answer:
-        return await self.parts.drivers.set_availability(
-            driver(name),
-            **{
-                "availability_status": None, "is_online": None, "zone": None, "vehicle_type": None,
-                "location": None, "key": None, "ip": None, **more,
-            },
-        )  # fmt: skip
+        caller = Caller(driver(name), more.pop("key", None), more.pop("ip", None))
+        return await self.parts.availability.change(caller, **more)
 
     async def act(
         self, actor: Actor, action: str, trip_id: str, text: str | None = None, **more: Any
     ) -> Answer:
-        wanted = {"version": None, "ip": None, **more}
         body = orjson.dumps([action, trip_id])
-        return await self.parts.trips.act(
-            actor, action, trip_id, key=key(actor, text, body) if text else None, **wanted
-        )
+        caller = Caller(actor, key(actor, text, body) if text else None, more.pop("ip", None))
+        try:
+            command = trip_action(self.parts.zones, caller, action, trip_id, **more)
+            return await self.parts.coordinator.execute(command)
+        except Refusal as refusal:
+            return await counted_answer(refusal, self.parts.limits, actor, caller.ip)
 
     async def row(self, trip_id: str) -> dict[str, Any]:
         row = await self.postgres.fetchrow("SELECT * FROM trip_requests WHERE id = $1", trip_id)
@@ -83,17 +84,13 @@ class City:
         return dict(row)
 
     async def hash(self, trip_id: str) -> dict[str, str]:
-        keys = self.keys(trip_id)
-        flat = await self.parts.scripts.read_trip(keys, trip_id)
-        return dict(zip(flat[::2], flat[1::2], strict=True))
+        return await self.parts.live.state.read_hash(self.keys(trip_id).trip(trip_id))
 
-    def keys(self, trip_id: str = "default_x") -> Any:
-        from dispatcher.live.keys import keys_of
-
+    def keys(self, trip_id: str = "default_x") -> Keys:
         return keys_of(trip_id.partition("_")[0])
 
     async def redis(self, *command: Any) -> Any:
-        return await self.parts.pipeline.command(*command)
+        return await self.parts.live.pipeline.command(*command)
 
     async def double_assignments(self) -> int:
         """Drivers with two active trips, and versions of trips that are missing or doubled."""
@@ -115,7 +112,7 @@ class City:
 async def open_city(
     redis_url: str, database_url: str, *, zones: Zones | None = None, **more: Any
 ) -> AsyncIterator[City]:
-    """The services of a server, without its workers, and with limits out of the way."""
+    """The services of a server, without its background jobs, and with limits out of the way."""
     wide = {f"limit_{name}": "100000/60" for name in ("trip_accept", "trip_cancel", "general")}
     settings = load_settings(redis_url=redis_url, database_url=database_url, **{**wide, **more})
     async with services(settings, zones or Zones()) as parts:

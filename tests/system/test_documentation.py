@@ -12,7 +12,7 @@ from pathlib import Path
 from dispatcher.config import ENV_PREFIX, Settings
 from dispatcher.live.keys import Keys
 from dispatcher.web.endpoints import ENDPOINTS
-from dispatcher.web.websocket_connection import Close
+from dispatcher.web.protocol import CloseCode
 from tests.harness.servers import Serve
 
 ROOT = Path(__file__).parents[2]
@@ -60,7 +60,7 @@ def test_every_key_is_documented() -> None:
 
 def test_every_close_code_is_documented() -> None:
     documented = {int(code) for code in re.findall(r"^\| (\d{4}) \|", README, re.MULTILINE)}
-    assert documented == set(Close)
+    assert documented == set(CloseCode)
 
 
 def test_the_commands_come_first_and_ci_runs_them() -> None:

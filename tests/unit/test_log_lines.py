@@ -7,25 +7,26 @@ import json
 
 import structlog
 
-from dispatcher import observe
 from dispatcher.config import Settings
+from dispatcher.observe import logs
+from dispatcher.observe.refusal_log import REFUSAL_LOG, log_refusal
 
 
 def test_the_three_lines() -> None:
     before = structlog.get_config()
     out = io.BytesIO()
     try:
-        observe.configure(Settings(), out)
+        logs.configure(Settings(), out)
         for code in (
             "rate_limit_exceeded",
             "version_conflict",
             "trip_already_assigned",
             "trip_not_found",
         ):
-            observe.refusal(code, user="d1", trip_id=None)
+            log_refusal(code, user="d1", trip_id=None)
     finally:
         structlog.configure(**before)
-        observe._crowd.lines = None
+        REFUSAL_LOG.write_through_structlog()
     lines = [json.loads(line) for line in out.getvalue().splitlines()]
     assert [(line["event"], line["level"]) for line in lines] == [
         ("Rate limit exceeded", "warning"),
