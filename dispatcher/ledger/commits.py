@@ -24,7 +24,6 @@ from tenacity import (
 
 from dispatcher.core.errors import OutcomeUnknown, StoreUnavailable
 from dispatcher.core.idempotency import KeyedAnswer, StoredAnswer
-from dispatcher.core.times import moment
 from dispatcher.ledger.changes import Change, Outcome, OutcomeCode, to_composite
 from dispatcher.ledger.database import QUERIES, UNAVAILABLE_ERRORS, Database
 

@@ -12,8 +12,8 @@ import aiosql
 import asyncpg
 
 from dispatcher.core.drivers import AvailabilityStatus, Driver
-from dispatcher.core.idempotency import IdempotencyKey, StoredAnswer
 from dispatcher.core.errors import StoreUnavailable
+from dispatcher.core.idempotency import IdempotencyKey, StoredAnswer
 from dispatcher.core.times import millis
 from dispatcher.core.trips import Status, Trip
 from dispatcher.resources import SQL_DIR

@@ -53,6 +53,21 @@ UNRESOLVED: Final = frozenset(
         ClaimCode.TRIP_BUSY,
     }
 )
+# What a refusal of these adds is the trip's version and state.
+_BY_THE_TRIP_OR_DRIVER: Final = frozenset(
+    {
+        ClaimCode.TRIP_NOT_FOUND,
+        ClaimCode.TRIP_EXISTS,
+        ClaimCode.TRIP_ALREADY_ASSIGNED,
+        ClaimCode.TRIP_NOT_PENDING,
+        ClaimCode.INVALID_TRIP_STATUS,
+        ClaimCode.VERSION_CONFLICT,
+        ClaimCode.DRIVER_NOT_ONLINE,
+        ClaimCode.DRIVER_NOT_AVAILABLE,
+        ClaimCode.DRIVER_HAS_ACTIVE_TRIP,
+        ClaimCode.NOT_OFFERED,
+    }
+)
 #: The problem that a refusal's code stands for (core.errors); most have the same name.
 PROBLEM_CODES: Final[dict[ClaimCode, str]] = {
     **{code: code.value for code in ClaimCode if code not in UNRESOLVED},
@@ -147,14 +162,18 @@ def decode_claim(
     code = ClaimCode(text)
     if code is ClaimCode.CLAIMED:
         return claimed(now_ms, limit, *rest)
-    if code in UNRESOLVED:
-        return Unresolved(code, limit, *rest if code is ClaimCode.DRIVER_MOVED else ())
     if code is ClaimCode.REPLAY:
         (record,) = rest
         return Replayed(limit, decode_record(record))
-    if len(rest) == 2:
-        return Refused(code, limit, *decode_version(*rest))
-    return Refused(code, limit)
+    if code is ClaimCode.DRIVER_MOVED:
+        (trip_id,) = rest
+        return Unresolved(code, limit, trip_id)
+    if code in _BY_THE_TRIP_OR_DRIVER:
+        version, status = rest
+        return Refused(code, limit, *decode_version(version, status))
+    if rest:
+        raise ValueError(f"{code} comes with {rest!r}")
+    return Unresolved(code, limit) if code in UNRESOLVED else Refused(code, limit)
 
 
 def accept_claimed(

@@ -7,6 +7,7 @@ import asyncio
 import pytest
 
 from dispatcher.ledger.commits import Change
+from tests.harness.services import open_city
 from tests.ledger.harness import (
     LedgerDatabase,
     accept,
@@ -18,7 +19,6 @@ from tests.ledger.harness import (
     start_with,
     step,
 )
-from tests.harness.services import open_city
 
 
 async def test_a_batch_of_every_kind(ledger: LedgerDatabase) -> None:
