@@ -9,7 +9,7 @@ from typing import Any, Final, NamedTuple, TypeVar
 from dispatcher.core.drivers import Driver
 from dispatcher.core.limits import Limit, LimitState
 from dispatcher.core.trips import Status, Trip
-from dispatcher.live.hashes import driver_from_hash, flat_to_dict
+from dispatcher.live.hashes import driver_from_hash, flat_to_dict, trip_from_flat
 from dispatcher.live.idempotency import KeptAnswer, KeptRefusal, decode_record, decode_version
 from dispatcher.live.limits import limit_state
 
@@ -180,19 +180,19 @@ def accept_claimed(
     now_ms: int, limit: LimitState | None, trip: list[str], vehicle_type: str, offered: list[str]
 ) -> AcceptClaimed:
     """What `claim_accept` grants: the trip's flat hash, the vehicle type, the drivers with an offer."""
-    return AcceptClaimed(now_ms, limit, Trip.from_hash(flat_to_dict(trip)), vehicle_type, offered)
+    return AcceptClaimed(now_ms, limit, trip_from_flat(trip), vehicle_type, offered)
 
 
 def transition_claimed(
     now_ms: int, limit: LimitState | None, trip: list[str], offered: list[str]
 ) -> TransitionClaimed:
     """What `claim_transition` grants: the trip's flat hash, the drivers with an offer."""
-    return TransitionClaimed(now_ms, limit, Trip.from_hash(flat_to_dict(trip)), offered)
+    return TransitionClaimed(now_ms, limit, trip_from_flat(trip), offered)
 
 
 def decline_claimed(now_ms: int, limit: LimitState | None, trip: list[str]) -> DeclineClaimed:
     """What `claim_decline` grants: the trip's flat hash."""
-    return DeclineClaimed(now_ms, limit, Trip.from_hash(flat_to_dict(trip)))
+    return DeclineClaimed(now_ms, limit, trip_from_flat(trip))
 
 
 def availability_claimed(
@@ -207,7 +207,7 @@ def availability_claimed(
             now_ms,
             limit,
             driver_from_hash(user_id, zone, flat_to_dict(driver)),
-            Trip.from_hash(flat_to_dict(released)) if released else None,
+            trip_from_flat(released) if released else None,
         )
 
     return claimed
