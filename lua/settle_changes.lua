@@ -106,7 +106,7 @@ local function settle(k, change)
       end
     end
   end
-  if is_newer and change.effect == 'take' then
+  if change.driver_id and is_newer and change.effect == 'take' then
     redis.call('HSET', driver, 'trip_id', change.trip_id)
     redis.call('ZREM', geo, change.driver_id)
   elseif change.driver_id then
@@ -118,7 +118,7 @@ local function settle(k, change)
   if change.event then
     redis.call('XADD', events, 'MAXLEN', '~', EVENTS_KEPT, '*', 'event', change.event)
   end
-  if change.messages then
+  if change.messages and #change.messages > 2 then  -- an empty list is no message
     told[#told + 1] = string.sub(change.messages, 2, -2)
   end
   held[#held + 1], owners[#owners + 1] = trip_claim, change.token

@@ -13,10 +13,10 @@ from limits.aio.strategies import MovingWindowRateLimiter
 from redis.asyncio import Redis
 
 from dispatcher.core.limits import Limit, Rate
+from dispatcher.live.client import connect
 from dispatcher.live.keys import keys_of
+from dispatcher.live.limits import LimitScripts
 from dispatcher.live.pipeline import Pipeline
-from dispatcher.live.protocol import connect
-from dispatcher.live.scripts import Scripts
 from harness.http_load import Sample
 
 Admission = tuple[float, float]  # times of request and answer by the client's clock, in seconds
@@ -116,13 +116,13 @@ class DispatcherLimiter(Limiter):
         self.redis = connect(redis_url, cluster=False)
         self.pipeline = Pipeline(self.redis)
         await self.pipeline.load_scripts()
-        self.scripts = Scripts(self.pipeline)
+        self.limits = LimitScripts(self.pipeline)
         self.rate = Rate(limit, window_s)
         self.keys = keys_of("bench")
 
     async def check(self, subject: str) -> bool:
         limit = Limit("general", subject, self.rate)
-        return (await self.scripts.check_limit(self.keys, [limit])).code == "admitted"
+        return (await self.limits.check_limit(self.keys, [limit])).is_admitted
 
     async def close(self) -> None:
         await self.pipeline.close()

@@ -9,7 +9,7 @@ from typing import Any, Final, NamedTuple, TypeVar
 from dispatcher.core.drivers import Driver
 from dispatcher.core.limits import Limit, LimitState
 from dispatcher.core.trips import Status, Trip
-from dispatcher.live.hashes import driver_from_hash, flat_to_dict
+from dispatcher.live.hashes import driver_from_hash, flat_to_dict, trip_from_flat
 from dispatcher.live.idempotency import KeptAnswer, KeptRefusal, decode_record, decode_version
 from dispatcher.live.limits import limit_state
 
@@ -51,6 +51,21 @@ UNRESOLVED: Final = frozenset(
         ClaimCode.DRIVER_UNKNOWN,
         ClaimCode.DRIVER_MOVED,
         ClaimCode.TRIP_BUSY,
+    }
+)
+# What a refusal of these adds is the trip's version and state.
+_BY_THE_TRIP_OR_DRIVER: Final = frozenset(
+    {
+        ClaimCode.TRIP_NOT_FOUND,
+        ClaimCode.TRIP_EXISTS,
+        ClaimCode.TRIP_ALREADY_ASSIGNED,
+        ClaimCode.TRIP_NOT_PENDING,
+        ClaimCode.INVALID_TRIP_STATUS,
+        ClaimCode.VERSION_CONFLICT,
+        ClaimCode.DRIVER_NOT_ONLINE,
+        ClaimCode.DRIVER_NOT_AVAILABLE,
+        ClaimCode.DRIVER_HAS_ACTIVE_TRIP,
+        ClaimCode.NOT_OFFERED,
     }
 )
 #: The problem that a refusal's code stands for (core.errors); most have the same name.
@@ -147,33 +162,37 @@ def decode_claim(
     code = ClaimCode(text)
     if code is ClaimCode.CLAIMED:
         return claimed(now_ms, limit, *rest)
-    if code in UNRESOLVED:
-        return Unresolved(code, limit, *rest if code is ClaimCode.DRIVER_MOVED else ())
     if code is ClaimCode.REPLAY:
         (record,) = rest
         return Replayed(limit, decode_record(record))
-    if len(rest) == 2:
-        return Refused(code, limit, *decode_version(*rest))
-    return Refused(code, limit)
+    if code is ClaimCode.DRIVER_MOVED:
+        (trip_id,) = rest
+        return Unresolved(code, limit, trip_id)
+    if code in _BY_THE_TRIP_OR_DRIVER:
+        version, status = rest
+        return Refused(code, limit, *decode_version(version, status))
+    if rest:
+        raise ValueError(f"{code} comes with {rest!r}")
+    return Unresolved(code, limit) if code in UNRESOLVED else Refused(code, limit)
 
 
 def accept_claimed(
     now_ms: int, limit: LimitState | None, trip: list[str], vehicle_type: str, offered: list[str]
 ) -> AcceptClaimed:
     """What `claim_accept` grants: the trip's flat hash, the vehicle type, the drivers with an offer."""
-    return AcceptClaimed(now_ms, limit, Trip.from_hash(flat_to_dict(trip)), vehicle_type, offered)
+    return AcceptClaimed(now_ms, limit, trip_from_flat(trip), vehicle_type, offered)
 
 
 def transition_claimed(
     now_ms: int, limit: LimitState | None, trip: list[str], offered: list[str]
 ) -> TransitionClaimed:
     """What `claim_transition` grants: the trip's flat hash, the drivers with an offer."""
-    return TransitionClaimed(now_ms, limit, Trip.from_hash(flat_to_dict(trip)), offered)
+    return TransitionClaimed(now_ms, limit, trip_from_flat(trip), offered)
 
 
 def decline_claimed(now_ms: int, limit: LimitState | None, trip: list[str]) -> DeclineClaimed:
     """What `claim_decline` grants: the trip's flat hash."""
-    return DeclineClaimed(now_ms, limit, Trip.from_hash(flat_to_dict(trip)))
+    return DeclineClaimed(now_ms, limit, trip_from_flat(trip))
 
 
 def availability_claimed(
@@ -188,7 +207,7 @@ def availability_claimed(
             now_ms,
             limit,
             driver_from_hash(user_id, zone, flat_to_dict(driver)),
-            Trip.from_hash(flat_to_dict(released)) if released else None,
+            trip_from_flat(released) if released else None,
         )
 
     return claimed

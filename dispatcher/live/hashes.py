@@ -3,13 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Final
 
 from dispatcher.core.drivers import AvailabilityStatus, Driver
+from dispatcher.core.trips import Trip
+
+#: What every trip's hash has: settles write these with the first version.
+_ALWAYS_THERE: Final = frozenset(Trip._fields) - Trip._field_defaults.keys() | {
+    "current_status",
+    "version",
+}
 
 
 def flat_to_dict(flat: Sequence[str]) -> dict[str, str]:
     """A flat reply of HGETALL as a dict."""
     return dict(zip(flat[::2], flat[1::2], strict=True))
+
+
+def trip_from_flat(flat: Sequence[str]) -> Trip:
+    """A trip from a flat reply of HGETALL. Raises ValueError where it is none, or not a whole one."""
+    hash_ = flat_to_dict(flat)
+    if missing := _ALWAYS_THERE - hash_.keys():
+        raise ValueError(f"a trip's hash lacks {sorted(missing)}")
+    return Trip.from_hash(hash_)
 
 
 def driver_fields(driver: Driver) -> list[str]:

@@ -32,11 +32,16 @@ def done_record(answer: StoredAnswer) -> str:
 
 
 def decode_record(text: str) -> KeptAnswer | KeptRefusal:
-    """A finished record as a script hands it out, that is without its fingerprint."""
+    """A finished record as a script hands it out, that is without its fingerprint.
+
+    Raises ValueError where it is none.
+    """
     kind, _, rest = text.partition(" ")
     if kind == "D":
         status, _, body = rest.partition(" ")
         return KeptAnswer(int(status), body)
+    if kind != "N":
+        raise ValueError(f"{kind!r} is no kind of finished record")
     code, version, state = rest.split(" ")
     return KeptRefusal(code, *decode_version(version, state))
 

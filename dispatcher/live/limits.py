@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from enum import StrEnum
 from typing import NamedTuple
 
 from dispatcher.core.limits import Limit, LimitState
 from dispatcher.live.keys import Keys
 from dispatcher.live.pipeline import Pipeline
+
+
+class _Code(StrEnum):
+    ADMITTED = "admitted"
+    RATE_LIMITED = "rate_limited"
 
 
 class Admission(NamedTuple):
@@ -47,7 +53,6 @@ class LimitScripts:
         """Counts one call, unless a limit refuses it. Raises StoreUnavailable."""
         names, rates = limit_keys_and_rates(keys, limits)
         reply = await self._pipeline.run("check_limit", names, rates)
-        code, now_ms, limit_index, remaining, reset_ms = reply
-        return Admission(
-            code == "admitted", limit_state(limits, limit_index, remaining, reset_ms, now_ms)
-        )
+        text, now_ms, limit_index, remaining, reset_ms = reply
+        state = limit_state(limits, limit_index, remaining, reset_ms, now_ms)
+        return Admission(_Code(text) is _Code.ADMITTED, state)

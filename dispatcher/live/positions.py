@@ -71,11 +71,13 @@ class PositionScripts:
             args += fix
             if shared:
                 names += [keys.limit(limit.name, limit.subject) for limit in limits[i]]
-        code, now_ms, results = await self._pipeline.run("put_positions", names, args)
-        if code == FixCode.COLD:
+        text, now_ms, results = await self._pipeline.run("put_positions", names, args)
+        if FixCode(text) is FixCode.COLD:
             return [FixResult(FixCode.COLD)] * len(fixes)
+        limits_of_each = limits or [()] * len(fixes)
         return [
-            _fix_result(result, limits[i] if limits else (), now_ms) for i, result in enumerate(results)
+            _fix_result(result, limits_of_fix, now_ms)
+            for result, limits_of_fix in zip(results, limits_of_each, strict=True)
         ]
 
     async def sweep_fixes(self, keys: Keys, *, fix_age_ms: int, max_drivers: int = 1_000) -> int:

@@ -58,9 +58,6 @@ class Settlement:
     event: str = ""
     messages: str = ""
 
-    WRITTEN = "written"
-    NOT_NEWER = "not_newer"  # the trip's hash was as new, or no trip changes
-
 
 @dataclass(slots=True)
 class _Batch:

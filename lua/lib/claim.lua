@@ -32,7 +32,7 @@ local function begin_claim(limits_from, rates_from)
     local found, stored = judge_key(known[2], fingerprint, is_resolved('key'), horizon_ms(known[1]))
     -- Asking Postgres costs: whoever is over their limit does not have it asked.
     if found and not (found == 'key_unresolved' and is_refused) then
-      return reply(found, stored or '')
+      return reply(found, stored)
     end
   end
   if is_refused then

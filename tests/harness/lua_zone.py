@@ -9,20 +9,28 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import itertools
-from collections.abc import AsyncIterator, Sequence
-from typing import Any
+from collections.abc import AsyncIterator, Iterable, Sequence
+from typing import Any, Literal
 
 import fakeredis
 import redis.asyncio
 
-from dispatcher.core.drivers import Driver
+from dispatcher.core.drivers import AvailabilityStatus, Driver
 from dispatcher.core.idempotency import IdempotencyKey
 from dispatcher.core.limits import Limit, Rate
 from dispatcher.core.trips import Trip
+from dispatcher.live.claim_results import AcceptClaimed, NotClaimed
+from dispatcher.live.claims import Attempt, ClaimScripts, Resolved
+from dispatcher.live.hashes import driver_fields
 from dispatcher.live.keys import keys_of
+from dispatcher.live.limits import LimitScripts
+from dispatcher.live.offers import OfferScripts
 from dispatcher.live.pipeline import Pipeline
-from dispatcher.live.scripts import Attempt, Scripts, Verdict, driver_fields
+from dispatcher.live.positions import PositionScripts
+from dispatcher.live.presence import PresenceScripts
+from dispatcher.live.scripts import LuaScripts
 from dispatcher.live.settle import Settler
+from dispatcher.live.state import StateScripts
 
 BACKENDS = ("fakeredis", "valkey")
 START_MS = 1_795_000_000_000
@@ -33,20 +41,23 @@ _CLOCK = "clock-of-the-test"
 _TOKENS = itertools.count(1)
 
 
-def limit(most: int, window_s: int = 60, name: str = "general", subject: str = "d1") -> Limit:
-    return Limit(name, subject, Rate(most, window_s))
+def limit(max_calls: int, window_s: int = 60, name: str = "general", subject: str = "d1") -> Limit:
+    """A limit of `max_calls` in any window of `window_s` seconds."""
+    return Limit(name, subject, Rate(max_calls, window_s))
 
 
 def key(text: str = "k1", asked: str = "accept", user: str = "d1") -> IdempotencyKey:
+    """A user's key of a request whose fingerprint is that of `asked`."""
     return IdempotencyKey(user, "/act", text, hashlib.sha256(asked.encode()).hexdigest())
 
 
-def set_clock_by_hand(pipeline: Pipeline) -> None:
-    """Makes every script of `pipeline` read the time from a key."""
-    for name, text in pipeline._texts.items():
-        changed = text.replace("redis.call('TIME')", f"redis.call('HMGET', '{_CLOCK}', 's', 'us')")
-        pipeline._texts[name] = changed
-        pipeline._shas[name] = hashlib.sha1(changed.encode()).hexdigest()
+def scripts_with_a_clock_set_by_hand() -> LuaScripts:
+    """The scripts, whose only look at the time is replaced by a look at a key."""
+    by_hand = f"redis.call('HMGET', '{_CLOCK}', 's', 'us')"
+    texts = LuaScripts.read().texts
+    return LuaScripts(
+        {name: text.replace("redis.call('TIME')", by_hand) for name, text in texts.items()}
+    )
 
 
 class Zone:
@@ -56,10 +67,14 @@ class Zone:
         self.redis = client
         self.raw = raw
         self.keys = keys_of("z")
-        self.pipeline = Pipeline(client)
-        set_clock_by_hand(self.pipeline)
-        self.scripts = Scripts(self.pipeline)
-        self.settler = Settler(self.scripts, self.pipeline, fix_age_s=FIX_AGE_MS // 1000)
+        self.pipeline = Pipeline(client, scripts_with_a_clock_set_by_hand())
+        self.claims = ClaimScripts(self.pipeline)
+        self.settler = Settler(self.pipeline, fix_age_s=FIX_AGE_MS // 1000)
+        self.state = StateScripts(self.pipeline)
+        self.offers = OfferScripts(self.pipeline)
+        self.positions = PositionScripts(self.pipeline)
+        self.presence = PresenceScripts(self.pipeline)
+        self.limits = LimitScripts(self.pipeline)
         self.now_us = START_MS * 1000
 
     @property
@@ -76,7 +91,7 @@ class Zone:
         await self.redis.set(self.keys.epoch, f"{START_MS} {horizon_ms} run-id")
 
     async def trip(self, suffix: str = "1", **columns: Any) -> Trip:
-        """A trip in the picture; pending, version 0, unless said otherwise."""
+        """A trip in the live state; pending, version 0, unless said otherwise."""
         trip = make_trip(suffix, **columns)
         flat = trip.to_hash()
         await self.redis.hset(
@@ -86,7 +101,7 @@ class Zone:
 
     async def driver(self, name: str = "d1", *, trip_id: str = "", fix_ms: int | None = None,
                      **columns: Any) -> Driver:  # fmt: skip
-        """A driver in the picture; online, available, of version 0, unless said otherwise."""
+        """A driver in the live state; online, available, of version 0, unless said otherwise."""
         driver = make_driver(name, **columns)
         flat = [*driver_fields(driver), "trip_id", trip_id]
         if fix_ms is not None:
@@ -103,16 +118,22 @@ class Zone:
         *,
         key: IdempotencyKey | None = None,
         limits: Sequence[Limit] = (),
-        resolved: str = "",
+        resolved: Iterable[Resolved] = (),
         token: str | None = None,
     ) -> Attempt:
+        """An attempt of a token that nobody has had yet, unless said otherwise."""
         name = token or f"node.{next(_TOKENS)}"
-        return Attempt(name, trip_id, driver_id, LEASE_MS, key, 86_400_000, limits, resolved)
+        return Attempt(name, trip_id, driver_id, LEASE_MS, key, 86_400_000, limits, frozenset(resolved))
 
     async def accept(
-        self, attempt: Attempt, *, version: int | None = None, policy: str = "open"
-    ) -> Verdict:
-        return await self.scripts.claim_accept(self.keys, attempt, version=version, policy=policy)
+        self,
+        attempt: Attempt,
+        *,
+        version: int | None = None,
+        policy: Literal["open", "offered"] = "open",
+    ) -> AcceptClaimed | NotClaimed:
+        """Claims the attempt's trip for its driver."""
+        return await self.claims.claim_accept(self.keys, attempt, version=version, policy=policy)
 
     async def hash(self, name: str) -> dict[str, str]:
         return dict(await self.redis.hgetall(name))
@@ -136,7 +157,8 @@ def make_trip(suffix: str = "1", **columns: Any) -> Trip:
 
 def make_driver(name: str = "d1", **columns: Any) -> Driver:
     usual: dict[str, Any] = {
-        "zone": "z", "availability_status": "available", "is_online": True, "vehicle_type": "car",
+        "zone": "z", "availability_status": AvailabilityStatus.AVAILABLE, "is_online": True,
+        "vehicle_type": "car",
     }  # fmt: skip
     return Driver(name, **(usual | columns))
 

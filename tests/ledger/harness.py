@@ -1,6 +1,6 @@
 """A database with the commit on it, and the changes that its tests send there.
 
-What is peculiar to the class under test (its name, how a stored answer goes with a change) is only here.
+How a stored answer goes with a change is only here.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from typing import Any
 
 import asyncpg
 
-from dispatcher.core.idempotency import IdempotencyKey
+from dispatcher.core.idempotency import IdempotencyKey, KeyedAnswer
 from dispatcher.core.times import moment
 from dispatcher.core.trips import Trip
-from dispatcher.ledger.commits import Change, _composite, send
-from dispatcher.ledger.commits import Ledger as Commits
+from dispatcher.ledger.changes import Change, Outcome, to_composite
+from dispatcher.ledger.commits import Commits, send
 
 AT_MS = 1_795_000_000_000
 DAY_MS = 86_400_000
@@ -29,6 +29,19 @@ TIME_COLUMNS = tuple(n for n in Trip._fields if n.endswith("_at") or n == "trip_
 NOT_COLUMNS = ("pickup_lat", "pickup_lng", "dropoff_lat", "dropoff_lng", "driver_vehicle_type")
 
 
+@dataclass(frozen=True)
+class Keyed:
+    """A change with the answer that is kept for its key."""
+
+    change: Change
+    answer: KeyedAnswer
+
+
+def parts_of(change: Change | Keyed) -> tuple[Change, KeyedAnswer | None]:
+    """The change, and the answer that goes with it, if any."""
+    return (change.change, change.answer) if isinstance(change, Keyed) else (change, None)
+
+
 @dataclass
 class LedgerDatabase:
     """A migrated database: changes go in, rows come out."""
@@ -37,21 +50,21 @@ class LedgerDatabase:
     connection: asyncpg.Connection
 
     async def commit(
-        self, *changes: Change, by: asyncpg.Connection | None = None
+        self, *changes: Change | Keyed, by: asyncpg.Connection | None = None
     ) -> list[tuple[Any, ...]]:
         """What became of each change, in the order of the changes: (outcome, status, body)."""
         rows = await self.send(*changes, by=by)
         return [(r["outcome"], r["stored_status"], r["stored_response"]) for r in rows]
 
-    async def send(self, *changes: Change, by: asyncpg.Connection | None = None) -> list[Any]:
+    async def send(self, *changes: Change | Keyed, by: asyncpg.Connection | None = None) -> list[Any]:
         """The rows that the commit answers, in the order of the changes."""
-        rows = [_composite(i, change) for i, change in enumerate(changes)]
+        rows = [to_composite(i, *parts_of(change)) for i, change in enumerate(changes)]
         found = await send(by or self.connection, rows)
         ordered = sorted(found, key=lambda row: row["idx"])
         assert [row["idx"] for row in ordered] == list(range(len(changes))), "one row per change"
         return ordered
 
-    async def outcomes(self, *changes: Change) -> list[str]:
+    async def outcomes(self, *changes: Change | Keyed) -> list[str]:
         """What became of each change, in one word."""
         return [outcome for outcome, *_ in await self.commit(*changes)]
 
@@ -81,7 +94,7 @@ class LedgerDatabase:
 @asynccontextmanager
 async def open_commits(url: str, batch_size: int = 256) -> AsyncIterator[Commits]:
     """The class that servers commit with, started; closed at the end."""
-    commits = Commits(url, timeout_s=5, most=batch_size)
+    commits = Commits(url, timeout_s=5, max_batch=batch_size)
     await commits.start()
     try:
         yield commits
@@ -96,9 +109,14 @@ def key_of(text: str = "k1", asked: str = "x", user: str = "d1") -> IdempotencyK
 
 def keyed(
     change: Change, key: IdempotencyKey, body: str = "{}", ends_ms: int = FAR_MS, status: int = 200
-) -> Change:
+) -> Keyed:
     """The change with the answer that is kept for the key."""
-    return change._replace(key=key, response=body, status_code=status, expires_at_ms=ends_ms)
+    return Keyed(change, KeyedAnswer(key, status, body, ends_ms))
+
+
+async def commit(commits: Commits, change: Change | Keyed) -> Outcome:
+    """Commits one change by the class that servers commit with."""
+    return await commits.commit(*parts_of(change))
 
 
 def create(trip_id: str = "z_1", **more: Any) -> Change:
@@ -153,7 +171,7 @@ def decline(trip_id: str = "z_1", name: str = "d1") -> Change:
     )  # fmt: skip
 
 
-async def start_with(ledger: LedgerDatabase, *changes: Change) -> None:
+async def start_with(ledger: LedgerDatabase, *changes: Change | Keyed) -> None:
     """Commits changes one by one; all of them must be applied."""
     for change in changes:
         assert await ledger.outcomes(change) == ["ok"], change

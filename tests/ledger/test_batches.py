@@ -6,8 +6,10 @@ import asyncio
 
 import pytest
 
-from dispatcher.ledger.commits import Change
+from dispatcher.ledger.changes import Change
+from tests.harness.services import open_city
 from tests.ledger.harness import (
+    Keyed,
     LedgerDatabase,
     accept,
     create,
@@ -18,7 +20,6 @@ from tests.ledger.harness import (
     start_with,
     step,
 )
-from tests.harness.services import open_city
 
 
 async def test_a_batch_of_every_kind(ledger: LedgerDatabase) -> None:
@@ -76,7 +77,7 @@ async def test_an_empty_batch(ledger: LedgerDatabase) -> None:
     ],
     ids=range(12),
 )
-async def test_a_poisoned_row_fails_alone(ledger: LedgerDatabase, poison: Change) -> None:
+async def test_a_poisoned_row_fails_alone(ledger: LedgerDatabase, poison: Change | Keyed) -> None:
     await start_with(ledger, create(), create("z_2"), driver(), driver("d2"))
     outcomes = await ledger.outcomes(accept("z_2", "d2"), poison, keyed(create("z_3"), key_of("good")))
     assert outcomes[0] == outcomes[2] == "ok"

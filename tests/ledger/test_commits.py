@@ -8,10 +8,11 @@ import pytest
 
 from dispatcher.core.errors import StoreUnavailable
 from dispatcher.core.idempotency import IdempotencyKey
-from dispatcher.ledger.commits import Outcome
+from dispatcher.ledger.changes import Outcome, OutcomeCode
 from tests.ledger.harness import (
     LedgerDatabase,
     accept,
+    commit,
     create,
     driver,
     key_of,
@@ -28,8 +29,8 @@ async def test_changes_that_touch_the_same_row_go_in_different_batches(ledger: L
     changes = [accept(), step("z_1", 1, "arrived"), step("z_1", 2, "started")]
     async with open_commits(ledger.url) as commits:
         results = await asyncio.gather(
-            *(commits.commit(keyed(c, key_of(str(i)))) for i, c in enumerate(changes)),
-            commits.commit(keyed(changes[0], key_of("0"))),
+            *(commit(commits, keyed(c, key_of(str(i)))) for i, c in enumerate(changes)),
+            commit(commits, keyed(changes[0], key_of("0"))),
         )
         assert [r.code for r in results] == ["ok", "ok", "ok", "replay"]
         assert commits.batches >= 3
@@ -50,10 +51,10 @@ async def test_what_cannot_be_sent_fails_alone(ledger: LedgerDatabase) -> None:
     changes = [create(f"z_{i}") for i in range(5)]
     both = [change for pair in zip(changes, poison, strict=True) for change in pair]
     async with open_commits(ledger.url) as commits:
-        results = await asyncio.gather(*map(commits.commit, both), return_exceptions=True)
-        assert results[::2] == [Outcome("ok")] * 5
+        results = await asyncio.gather(*(commit(commits, c) for c in both), return_exceptions=True)
+        assert results[::2] == [Outcome(OutcomeCode.OK)] * 5
         assert [type(result) for result in results[1::2]] == [RuntimeError] * 5
-        assert await commits.commit(create("z_after")) == Outcome("ok")
+        assert await commits.commit(create("z_after")) == Outcome(OutcomeCode.OK)
     assert await ledger.count("trip_requests") == 6
 
 

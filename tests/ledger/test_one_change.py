@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from dispatcher.ledger.commits import Change
+from dispatcher.ledger.changes import Change
 from tests.ledger.harness import (
     AT_MS,
     LedgerDatabase,

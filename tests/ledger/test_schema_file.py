@@ -5,14 +5,13 @@ from __future__ import annotations
 import asyncio
 import importlib.util
 import re
-import subprocess
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import asyncpg
 import pytest
 
-from dispatcher.embedded.process import engine_environment
+from dispatcher.embedded.process import run_tool
 from dispatcher.resources import SQL_DIR
 from tests.ledger.catalog import differences, read_catalog
 
@@ -45,9 +44,7 @@ def _run_psql(url: str, file: Path) -> None:
     psql = Path(package.origin).parent / "pginstall18" / "bin" / "psql"
     command = [str(psql), "--no-psqlrc", "--quiet", "--dbname", url, "--file", str(file)]
     # From another directory: the schema file finds the functions beside itself.
-    result = subprocess.run(
-        command, cwd="/", env=engine_environment(), capture_output=True, text=True, check=False
-    )
+    result = run_tool(command, cwd=Path("/"), account=None)
     assert (result.returncode, result.stderr) == (0, "")
 
 

@@ -26,7 +26,7 @@ from dispatcher.core.transitions import (
     Transition,
 )
 from dispatcher.core.trips import ACTIVE, Status, Trip
-from dispatcher.ledger.commits import Change
+from dispatcher.ledger.changes import Change
 from dispatcher.ledger.database import Database
 from dispatcher.resources import SQL_DIR
 from tests.ledger.harness import (

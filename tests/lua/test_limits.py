@@ -8,24 +8,18 @@ import itertools
 import math
 import random
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import pytest
 
 from dispatcher.core.errors import StoreUnavailable
 from dispatcher.core.limits import Limit
+from dispatcher.live.client import connect
 from dispatcher.live.keys import keys_of
+from dispatcher.live.limits import LimitScripts
 from dispatcher.live.pipeline import Pipeline
-from dispatcher.live.protocol import connect
-from dispatcher.live.scripts import Scripts
-from tests.harness.lua_zone import BACKENDS, START_MS, Zone, limit, open_zone
-
-
-@pytest.fixture(params=BACKENDS)
-async def zone(request: pytest.FixtureRequest, redis_url: str) -> AsyncIterator[Zone]:
-    async with open_zone(request.param, redis_url) as opened:
-        yield opened
+from tests.harness.lua_zone import START_MS, Zone, limit
 
 
 @dataclass
@@ -77,11 +71,11 @@ async def test_random_schedules_against_the_oracle(zone: Zone, seed: int) -> Non
             old = classes[at]
             classes[at] = limit(rng.randint(1, 6), old.rate.window_s, old.name, old.subject)
             continue
-        verdict = await zone.scripts.check_limit(zone.keys, applying)
+        admission = await zone.limits.check_limit(zone.keys, applying)
         admitted, reports = oracle.check(applying, zone.now_us)
-        assert (verdict.code == "admitted") == admitted
-        assert verdict.limit is not None
-        state = verdict.limit
+        assert admission.is_admitted == admitted
+        assert admission.limit is not None
+        state = admission.limit
         assert (state.name, state.remaining, state.reset_ms) in reports
         refused += not admitted
     assert 10 < refused < 140
@@ -94,70 +88,70 @@ async def test_random_schedules_against_the_oracle(zone: Zone, seed: int) -> Non
 async def test_the_window_s_edge_is_exact(zone: Zone) -> None:
     rate = [limit(2, 1)]
     for _ in range(2):
-        assert (await zone.scripts.check_limit(zone.keys, rate)).code == "admitted"
+        assert (await zone.limits.check_limit(zone.keys, rate)).is_admitted
     await zone.advance(us=999_999)
-    assert (await zone.scripts.check_limit(zone.keys, rate)).code == "rate_limited"
+    assert not (await zone.limits.check_limit(zone.keys, rate)).is_admitted
     await zone.advance(us=1)
-    assert (await zone.scripts.check_limit(zone.keys, rate)).code == "admitted"
+    assert (await zone.limits.check_limit(zone.keys, rate)).is_admitted
 
 
 async def test_who_waits_until_the_reset_gets_in(zone: Zone) -> None:
     rate = [limit(10, 60)]
     for i in range(15):
-        verdict = await zone.scripts.check_limit(zone.keys, rate)
-        assert verdict.code == ("admitted" if i < 10 else "rate_limited")
+        admission = await zone.limits.check_limit(zone.keys, rate)
+        assert admission.is_admitted == (i < 10)
         await zone.advance(us=1_234_567)
-    assert verdict.limit is not None
-    await zone.advance(us=verdict.limit.reset_ms * 1000 - 1000 - zone.now_us)
-    assert (await zone.scripts.check_limit(zone.keys, rate)).code == "rate_limited"
+    assert admission.limit is not None
+    await zone.advance(us=admission.limit.reset_ms * 1000 - 1000 - zone.now_us)
+    assert not (await zone.limits.check_limit(zone.keys, rate)).is_admitted
     await zone.advance(us=1000)
-    verdict = await zone.scripts.check_limit(zone.keys, rate)
-    assert (verdict.code, verdict.limit and verdict.limit.remaining) == ("admitted", 0)
+    admission = await zone.limits.check_limit(zone.keys, rate)
+    assert (admission.is_admitted, admission.limit and admission.limit.remaining) == (True, 0)
 
 
 async def test_refusals_do_not_extend_the_window(zone: Zone) -> None:
     rate = [limit(1, 10)]
-    await zone.scripts.check_limit(zone.keys, rate)
+    await zone.limits.check_limit(zone.keys, rate)
     for _ in range(99):
         await zone.advance(100)
-        verdict = await zone.scripts.check_limit(zone.keys, rate)
-        assert verdict.code == "rate_limited"
-        assert verdict.limit is not None
-        assert verdict.limit.reset_ms == START_MS + 10_000
+        admission = await zone.limits.check_limit(zone.keys, rate)
+        assert not admission.is_admitted
+        assert admission.limit is not None
+        assert admission.limit.reset_ms == START_MS + 10_000
     await zone.advance(100)
-    assert (await zone.scripts.check_limit(zone.keys, rate)).code == "admitted"
+    assert (await zone.limits.check_limit(zone.keys, rate)).is_admitted
 
 
 async def test_of_several_limits_the_one_that_lasts_longest_is_told(zone: Zone) -> None:
     short, long = limit(1, 10, "trip_accept"), limit(1, 60, "general")
-    await zone.scripts.check_limit(zone.keys, [short, long])
+    await zone.limits.check_limit(zone.keys, [short, long])
     for order in ([short, long], [long, short]):
-        verdict = await zone.scripts.check_limit(zone.keys, order)
-        assert verdict.limit is not None
-        assert (verdict.limit.name, verdict.limit.reset_ms) == ("general", START_MS + 60_000)
+        admission = await zone.limits.check_limit(zone.keys, order)
+        assert admission.limit is not None
+        assert (admission.limit.name, admission.limit.reset_ms) == ("general", START_MS + 60_000)
     # One that is full refuses for all, and nothing is counted against the other.
     await zone.advance(10_000)
-    assert (await zone.scripts.check_limit(zone.keys, [short, long])).code == "rate_limited"
-    assert (await zone.scripts.check_limit(zone.keys, [short])).code == "admitted"
+    assert not (await zone.limits.check_limit(zone.keys, [short, long])).is_admitted
+    assert (await zone.limits.check_limit(zone.keys, [short])).is_admitted
 
 
 async def test_of_several_limits_the_tightest_is_told(zone: Zone) -> None:
     wide, tight = limit(9, 60, "general"), limit(3, 10, "trip_accept")
-    verdict = await zone.scripts.check_limit(zone.keys, [wide, tight])
-    assert verdict.limit is not None
-    assert (verdict.limit.name, verdict.limit.remaining) == ("trip_accept", 2)
+    admission = await zone.limits.check_limit(zone.keys, [wide, tight])
+    assert admission.limit is not None
+    assert (admission.limit.name, admission.limit.remaining) == ("trip_accept", 2)
 
 
 async def test_a_log_outlives_its_window_and_not_by_much(zone: Zone) -> None:
-    await zone.scripts.check_limit(zone.keys, [limit(3, 60)])
+    await zone.limits.check_limit(zone.keys, [limit(3, 60)])
     left_ms = await zone.redis.pttl(zone.keys.limit("general", "d1"))
     assert 60_000 < left_ms <= 61_000
 
 
 async def test_no_limit_is_no_limit(zone: Zone) -> None:
     for _ in range(3):
-        verdict = await zone.scripts.check_limit(zone.keys, [])
-        assert (verdict.code, verdict.limit) == ("admitted", None)
+        admission = await zone.limits.check_limit(zone.keys, [])
+        assert (admission.is_admitted, admission.limit) == (True, None)
 
 
 async def test_fifty_clients_and_never_more_than_ten_in_any_window(redis_url: str) -> None:
@@ -176,21 +170,21 @@ async def test_fifty_clients_and_never_more_than_ten_in_any_window(redis_url: st
             redis = connect(redis_url, cluster=False)
             stack.push_async_callback(redis.aclose)
             pipeline = Pipeline(redis)
-            scripts = Scripts(pipeline)
+            scripts = LimitScripts(pipeline)
             rng = random.Random()
             while time.monotonic() < end:
                 # In one pipeline with the call, so that no admission leaves the log unseen.
                 call = asyncio.ensure_future(scripts.check_limit(keys, rate))
                 await asyncio.sleep(0)
                 seen = pipeline.command("LRANGE", log, 0, -1)
-                verdict = await call
+                admission = await call
                 times.update(int(at) for at in await seen)
-                assert verdict.limit is not None
-                if verdict.code == "admitted":
+                assert admission.limit is not None
+                if admission.is_admitted:
                     admitted += 1
                 else:
                     refused += 1
-                    assert verdict.limit.reset_ms > verdict.now_ms - 1
+                    assert admission.limit.reset_ms > admission.limit.now_ms - 1
                 await asyncio.sleep(rng.uniform(0, 0.02))
             await pipeline.close()
 
@@ -210,5 +204,5 @@ async def test_fifty_clients_and_never_more_than_ten_in_any_window(redis_url: st
 async def test_a_limit_without_redis_says_so() -> None:
     redis = connect("redis://127.0.0.1:1/0", cluster=False)
     with pytest.raises(StoreUnavailable):
-        await Scripts(Pipeline(redis)).check_limit(keys_of("z"), [limit(1)])
+        await LimitScripts(Pipeline(redis)).check_limit(keys_of("z"), [limit(1)])
     await redis.aclose()

@@ -1,0 +1,154 @@
+"""Connections that are lost, and servers that cannot answer: told at once, and nothing is sent twice."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+import pytest
+import redis.asyncio
+
+from dispatcher.core.errors import StoreUnavailable
+from dispatcher.live.client import connect
+from dispatcher.live.keys import keys_of
+from dispatcher.live.limits import LimitScripts
+from dispatcher.live.pipeline import Pipeline
+from tests.harness.lua_zone import limit
+
+
+class Proxy:
+    """Stands between a client and Redis; `doom` may end a connection once bytes have passed."""
+
+    def __init__(self, port: int) -> None:
+        self._port = port
+        self.chunks: list[bytes] = []
+        self.connections = 0
+        self.doom: Callable[[bytes], bool] = lambda _: False
+        self.url = ""
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.connections += 1
+        upstream, onward = await asyncio.open_connection("127.0.0.1", self._port)
+
+        async def back() -> None:
+            with contextlib.suppress(OSError):
+                while data := await upstream.read(65_536):
+                    writer.write(data)
+                    await writer.drain()
+
+        task = asyncio.create_task(back())
+        with contextlib.suppress(OSError):
+            while data := await reader.read(65_536):
+                self.chunks.append(data)
+                doomed = self.doom(data)
+                if doomed:
+                    task.cancel()  # Redis gets it, the client never hears of it
+                onward.write(data)
+                await onward.drain()
+                if doomed:
+                    await asyncio.sleep(0.05)
+                    break
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        for end in (writer, onward):
+            end.close()
+
+    @contextlib.asynccontextmanager
+    async def listen(self, redis_url: str) -> AsyncIterator[Proxy]:
+        server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
+        port = server.sockets[0].getsockname()[1]
+        self.url = redis_url.replace(f":{self._port}/", f":{port}/")
+        try:
+            yield self
+        finally:
+            server.close()
+
+
+def _port_of(url: str) -> int:
+    return int(url.rsplit(":", 1)[1].split("/", maxsplit=1)[0])
+
+
+async def test_a_lost_connection_is_told_and_nothing_is_sent_twice(redis_url: str) -> None:
+    async with Proxy(_port_of(redis_url)).listen(redis_url) as proxy:
+        client = connect(proxy.url, cluster=False)
+        pipeline = Pipeline(client)
+        limits, keys = LimitScripts(pipeline), keys_of("lost")
+        await pipeline.load_scripts()
+        await asyncio.gather(*(pipeline.command("PING") for _ in range(3)))
+
+        proxy.doom = lambda data: b"EVALSHA" in data
+        results = await asyncio.gather(
+            *(limits.check_limit(keys, [limit(100)]) for _ in range(20)), return_exceptions=True
+        )
+        assert {type(result) for result in results} == {StoreUnavailable}
+        assert sum(chunk.count(b"EVALSHA") for chunk in proxy.chunks) <= 20
+        await asyncio.sleep(0.1)
+        ran = int(await _direct(redis_url, "LLEN", keys.limit("general", "d1")))
+        assert 0 < ran <= 20, "they ran, and none of them twice"
+
+        # And it goes on by itself.
+        proxy.doom = lambda _: False
+        assert (await limits.check_limit(keys, [limit(100)])).is_admitted
+        assert int(await _direct(redis_url, "LLEN", keys.limit("general", "d1"))) == ran + 1
+        await pipeline.close()
+        await client.aclose()
+
+
+async def test_a_connection_that_was_lost_while_idle(redis_url: str, client: Any) -> None:
+    pipeline = Pipeline(client)
+    await pipeline.command("PING")
+    await _direct(redis_url, "CLIENT", "KILL", "ID", str(await pipeline.command("CLIENT", "ID")))
+    results = await asyncio.gather(
+        *(pipeline.command("INCR", "lost:count") for _ in range(5)), return_exceptions=True
+    )
+    numbers = [result for result in results if not isinstance(result, StoreUnavailable)]
+    assert numbers in ([], [1, 2, 3, 4, 5])
+    again = await pipeline.command("INCR", "lost:count")
+    assert again == len(numbers) + 1
+
+
+async def test_nobody_is_there() -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))  # not listening
+        client = connect(f"redis://127.0.0.1:{taken.getsockname()[1]}/0", cluster=False)
+        with pytest.raises(StoreUnavailable):
+            await Pipeline(client).command("PING")
+        await client.aclose()
+
+
+async def test_what_ran_is_told_where_loading_scripts_fails(redis_url: str) -> None:
+    """Only the calls that were to be sent again are lost."""
+    async with Proxy(_port_of(redis_url)).listen(redis_url) as proxy:
+        client = connect(proxy.url, cluster=False)
+        pipeline = Pipeline(client)
+        limits, keys = LimitScripts(pipeline), keys_of("half")
+        await client.script_flush()
+        proxy.doom = lambda data: b"Atomic because" in data
+        call = asyncio.ensure_future(limits.check_limit(keys, [limit(5)]))
+        await asyncio.sleep(0)
+        ran = pipeline.command("INCR", "half:count")
+        results = await asyncio.gather(call, ran, return_exceptions=True)
+        assert isinstance(results[0], StoreUnavailable)
+        assert results[1] == 1
+        await pipeline.close()
+        await client.aclose()
+
+
+async def test_a_server_that_cannot_write_is_unavailable(client: Any) -> None:
+    pipeline = Pipeline(client)
+    await pipeline.load_scripts()
+    await client.config_set("maxmemory", "1")
+    try:
+        with pytest.raises(StoreUnavailable, match="memory"):
+            await LimitScripts(pipeline).check_limit(keys_of("oom"), [limit(5)])
+    finally:
+        await client.config_set("maxmemory", "0")
+    assert (await LimitScripts(pipeline).check_limit(keys_of("oom"), [limit(5)])).is_admitted
+
+
+async def _direct(url: str, *command: str) -> Any:
+    async with redis.asyncio.Redis.from_url(url, decode_responses=True) as client:
+        return await client.execute_command(*command)

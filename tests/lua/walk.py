@@ -1,0 +1,150 @@
+"""A short life of a zone that runs every script at least once."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from dispatcher.core.actors import Actor, Role
+from dispatcher.core.idempotency import StoredAnswer
+from dispatcher.core.transitions import ACCEPT
+from dispatcher.core.trips import Status, Trip
+from dispatcher.live.claim_results import (
+    AcceptClaimed,
+    AvailabilityClaimed,
+    ClaimCode,
+    CreationClaimed,
+    DeclineClaimed,
+    TransitionClaimed,
+    Unresolved,
+)
+from dispatcher.live.claims import Attempt, ClaimScripts
+from dispatcher.live.keys import Keys
+from dispatcher.live.limits import LimitScripts
+from dispatcher.live.offers import OfferScripts
+from dispatcher.live.pipeline import Pipeline
+from dispatcher.live.positions import DriverFix, FixCode, FixResult, PositionScripts
+from dispatcher.live.presence import PresenceScripts, Touch
+from dispatcher.live.settle import SettleEffect, Settlement, Settler
+from dispatcher.live.state import Epoch, StateScripts
+from tests.harness.lua_zone import FIX_AGE_MS, key, limit, make_driver, make_trip
+
+_LIMITS = (limit(100), limit(100, name="ip", subject="10.0.0.1"))
+
+
+class Walk:
+    """One zone's walk: a trip is made, offered, declined, taken, and its driver goes offline."""
+
+    def __init__(self, pipeline: Pipeline, keys: Keys) -> None:
+        self.keys = keys
+        self.trip_id = f"{keys.zone}_1"
+        self.claims = ClaimScripts(pipeline)
+        self.settler = Settler(pipeline, fix_age_s=FIX_AGE_MS // 1000)
+        self.state = StateScripts(pipeline)
+        self.offers = OfferScripts(pipeline)
+        self.positions = PositionScripts(pipeline)
+        self.presence = PresenceScripts(pipeline)
+        self.limits = LimitScripts(pipeline)
+
+    async def take(self) -> None:
+        """Walks from the first trip to the last sweep."""
+        trip, now_ms = await self._create()
+        await self._offer(trip, now_ms)
+        taken = await self._accept(trip, now_ms)
+        await self._go_offline(taken)
+        await self._end()
+
+    def attempt(self, token: str) -> Attempt:
+        return Attempt(token, self.trip_id, "d1", 10_000, key(token), 60_000, _LIMITS)
+
+    async def settle(
+        self, attempt: Attempt, settlement: Settlement, answer: StoredAnswer | None = None
+    ) -> list[int | str]:
+        return await self.settler.settle_changes(self.keys, [(attempt, settlement, answer)])
+
+    async def _create(self) -> tuple[Trip, int]:
+        keys, attempt = self.keys, self.attempt("t0")
+        assert (await self.limits.check_limit(keys, _LIMITS)).is_admitted
+        assert await self.claims.claim_creation(keys, attempt) == Unresolved(ClaimCode.COLD, None)
+        await self.state.write_epoch(keys, Epoch(1, 0, "run"))
+        created = await self.claims.claim_creation(keys, attempt)
+        assert isinstance(created, CreationClaimed)
+        trip = make_trip("1", id=self.trip_id, zone=keys.zone, pickup_lat=50.1, pickup_lng=8.6)
+        settled = Settlement(trip=trip, event="{}", messages="[]")
+        answer = StoredAnswer("f", 201, "{}", created.now_ms)
+        assert await self.settle(attempt, settled, answer) == [1]
+        return trip, created.now_ms
+
+    async def _offer(self, trip: Trip, now_ms: int) -> None:
+        keys = self.keys
+        for name in ("d1", "d2"):
+            await self.state.load_driver(keys, make_driver(name, zone=keys.zone))
+        fixes = [DriverFix("d1", 50.1, 8.6, now_ms), DriverFix("d2", 50.1, 8.61, now_ms)]
+        results = await self.positions.put_positions(keys, "car", fixes, fix_age_ms=FIX_AGE_MS)
+        assert results == [FixResult(FixCode.TAKEN)] * 2
+        touches = [Touch(f"driver:{name}", "c1", "{}", 60_000) for name in ("d1", "d2")]
+        await self.presence.touch_presence(keys, touches)
+        assert (await self.offers.claim_waves(keys)).trip_ids == [trip.id]
+        near = await self.offers.nearest(keys, trip, radius_m=5_000, max_drivers=10)
+        assert [candidate.driver_id for candidate in near] == ["d1", "d2"]
+        wave = await self.offers.offer_trip(
+            keys, trip, "{}", near, round_number=0, size=5, answer_ms=15_000, again_ms=1_000,
+            max_open_offers=3, fix_age_ms=FIX_AGE_MS, max_wait_ms=60_000, ask_again=False,
+        )  # fmt: skip
+        assert (wave.code, wave.offered) == ("offered", ["d1", "d2"])
+        offers = await self.offers.read_offers(keys, "d2")
+        assert [offer.trip_id for offer in offers] == [trip.id]
+
+        declined = Attempt("t1", trip.id, "d2", 10_000, None, 0, _LIMITS)
+        claimed = await self.claims.claim_decline(keys, declined, version=0)
+        assert isinstance(claimed, DeclineClaimed)
+        decline = Settlement(barred_driver="d2", inboxes=["d2"])
+        assert await self.settle(declined, decline) == [0]
+
+    async def _accept(self, trip: Trip, now_ms: int) -> Trip:
+        keys, attempt = self.keys, self.attempt("t2")
+        claimed = await self.claims.claim_accept(keys, attempt, version=0, policy="offered")
+        assert isinstance(claimed, AcceptClaimed)
+        assert claimed.offered == ["d1"]
+        taken = ACCEPT.apply(trip, now_ms, driver_id="d1", driver_vehicle_type="car")
+        settlement = Settlement(
+            trip=taken, driver_id="d1", driver_vehicle_type="car", effect=SettleEffect.TAKE,
+            inboxes=["d1"],
+        )  # fmt: skip
+        assert await self.settle(attempt, settlement) == [1]
+
+        step = self.attempt("t3")
+        moved = await self.claims.claim_transition(
+            keys, step, version=1, actor=Actor("d1", Role.DRIVER), sources=(Status.ACCEPTED,)
+        )
+        assert isinstance(moved, TransitionClaimed)
+        assert await self.claims.release_claim(keys, step) == 1
+        return taken
+
+    async def _go_offline(self, taken: Trip) -> None:
+        keys, attempt = self.keys, self.attempt("t4")
+        claimed = await self.claims.claim_availability(
+            keys, attempt, goes_offline=True, changes_zone=False, vehicle_type=None
+        )
+        assert isinstance(claimed, AvailabilityClaimed)
+        assert claimed.released == taken
+        driver = make_driver("d1", zone=keys.zone, version=1, is_online=False)
+        settlement = Settlement(
+            driver_id="d1", driver_vehicle_type="car", effect=SettleEffect.STATE, driver=driver
+        )
+        assert await self.settle(attempt, settlement) == [0]
+        assert not await self.state.is_online(keys, "d1")
+        assert await self.state.read_driver(keys, "d1") == replace(driver, trip_id=taken.id)
+
+        newer = make_trip("1", id=self.trip_id, version=9)
+        assert await self.state.load_trip(keys, newer, former_driver="d1")
+        assert await self.state.read_driver(keys, "d1") == driver
+        assert await self.state.customer_of(keys, self.trip_id) == "c1"
+        assert await self.state.read_trip(keys, self.trip_id) == newer
+
+    async def _end(self) -> None:
+        keys = self.keys
+        assert await self.presence.drop_presence(keys, "driver:d1", "c1") == 0
+        assert await self.presence.sweep_absent(keys, grace_ms=0) == ["driver:d1"]
+        assert await self.presence.forget_absent(keys, "driver:d2") is False
+        assert await self.claims.sweep_claims(keys) == []
+        assert await self.positions.sweep_fixes(keys, fix_age_ms=0) >= 0
