@@ -10,9 +10,11 @@
 --   trip, claim on the driver, idempotency record, geo set of the driver's vehicle type, offers of the trip, drivers
 --   barred from these, then the inboxes of the drivers who hold one. Any key of the zone stands for what there is not.
 -- ARGV[1] oldest fix that counts, in ms before now
--- ARGV[2...] a record (JSON) for each change; what does not apply is left out:
+-- ARGV[2...] for each change: a record (JSON), and three texts that are long, so that they are not packed into it: the
+--   idempotency record to keep, an event (JSON) for the stream, and messages (a JSON list) for the push channel; a text
+--   that does not apply is empty, and a field of the record that does not apply is left out:
 --   token, entry: the attempt, and its entry in KEYS[1]; inboxes: how many of its keys are inboxes
---   answer, answer_ttl_ms: the idempotency record to keep, and its life
+--   answer_ttl_ms: the life of the idempotency record
 --   trip_id: the trip that changes, or whose offer is declined
 --   trip: {version, base_version, ttl_s, wave, fields}: its new version; the version that the fields are the changes
 --     of (absent: they are the whole trip); the life of its hash (absent: it is live); wave is start (now) or stop;
@@ -20,7 +22,6 @@
 --   driver_id, effect: the driver that changes, and how: take (the trip), free (of it) or state (new availability)
 --   driver: {version, fields}: the driver's new availability, as the trip's
 --   barred_driver: may not have the trip from now on
---   event, messages: JSON for the stream, and a JSON list for the push channel
 -- RETURNS for each change 1 where the trip's hash was older and was written, 0 where it was not; -1 where the hash is
 --   not of the base version: nothing was done, the whole trip is needed; or the text of an error, which left the
 --   change half done and its claims to their lease
@@ -29,7 +30,7 @@
 local claims, seen, events, channel, waves = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
 local fix_age_ms = tonumber(ARGV[1])
 local FIRST_KEY, FIRST_RECORD = 6, 2
-local KEYS_EACH = 8
+local KEYS_EACH, ARGS_EACH = 8, 4
 local EVENTS_KEPT = 100000
 local BARRED_S = 86400
 
@@ -63,7 +64,7 @@ local function update_driver(driver, geo, change, is_newer)
   end
 end
 
-local function settle(k, change)
+local function settle(k, change, answer, event, messages)
   local trip, driver, trip_claim, driver_claim = KEYS[k], KEYS[k + 1], KEYS[k + 2], KEYS[k + 3]
   local record, geo, offers, barred = KEYS[k + 4], KEYS[k + 5], KEYS[k + 6], KEYS[k + 7]
   local first_inbox, last_inbox = k + KEYS_EACH, k + KEYS_EACH + change.inboxes - 1
@@ -112,14 +113,14 @@ local function settle(k, change)
   elseif change.driver_id then
     update_driver(driver, geo, change, is_newer)
   end
-  if change.answer then
-    redis.call('SET', record, change.answer, 'PX', change.answer_ttl_ms)
+  if answer ~= '' then
+    redis.call('SET', record, answer, 'PX', change.answer_ttl_ms)
   end
-  if change.event then
-    redis.call('XADD', events, 'MAXLEN', '~', EVENTS_KEPT, '*', 'event', change.event)
+  if event ~= '' then
+    redis.call('XADD', events, 'MAXLEN', '~', EVENTS_KEPT, '*', 'event', event)
   end
-  if change.messages and #change.messages > 2 then  -- an empty list is no message
-    told[#told + 1] = string.sub(change.messages, 2, -2)
+  if #messages > 2 then  -- an empty list is no message
+    told[#told + 1] = string.sub(messages, 2, -2)
   end
   held[#held + 1], owners[#owners + 1] = trip_claim, change.token
   held[#held + 1], owners[#owners + 1] = driver_claim, change.token
@@ -129,9 +130,9 @@ end
 
 local results = {}
 local k = FIRST_KEY
-for a = FIRST_RECORD, #ARGV do
+for a = FIRST_RECORD, #ARGV, ARGS_EACH do
   local change = cjson.decode(ARGV[a])
-  local is_done, result = pcall(settle, k, change)
+  local is_done, result = pcall(settle, k, change, ARGV[a + 1], ARGV[a + 2], ARGV[a + 3])
   results[#results + 1] = is_done and result or type(result) == 'table' and result.err or tostring(result)
   k = k + KEYS_EACH + change.inboxes
 end

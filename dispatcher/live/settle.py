@@ -167,13 +167,20 @@ class Settler:
                 keys.offers(trip_id or "-"), keys.barred(trip_id or "-"),
             )  # fmt: skip
             names += [keys.inbox(driver) for driver in settlement.inboxes]
-            args.append(orjson.dumps(_record(attempt, settlement, answer)))
+            args += (
+                orjson.dumps(_record(attempt, settlement, answer)),
+                "" if answer is None else done_record(answer),
+                settlement.event, settlement.messages,
+            )  # fmt: skip
         return self._pipeline.run("settle_changes", names, args)
 
 
 def _record(attempt: Attempt, settlement: Settlement, answer: StoredAnswer | None) -> dict[str, Any]:
-    """One change as `settle_changes` reads it; its header names the fields. What does not apply is
-    left out."""
+    """One change as `settle_changes` reads it; the script's header names the fields.
+
+    What does not apply is left out. The long texts follow as arguments of their own, since a script
+    takes longer to unpack them from JSON than for all the rest.
+    """
     record: dict[str, Any] = {
         "token": attempt.token,
         "entry": attempt.entry,
@@ -193,12 +200,7 @@ def _record(attempt: Attempt, settlement: Settlement, answer: StoredAnswer | Non
     if settlement.barred_driver:
         record["barred_driver"] = settlement.barred_driver
     if answer is not None:
-        record["answer"] = done_record(answer)
         record["answer_ttl_ms"] = attempt.key_ttl_ms
-    if settlement.event:
-        record["event"] = settlement.event
-    if settlement.messages:
-        record["messages"] = settlement.messages
     return record
 
 

@@ -132,6 +132,20 @@ def test_what_does_not_apply_is_left_out() -> None:
     assert orjson.loads(args[1]) == {
         "token": "node.0", "entry": "node.0 z_0 d0", "inboxes": 0, "trip_id": "z_0",
     }  # fmt: skip
+    assert args[2:] == ["", "", ""]
+
+
+def test_the_texts_follow_their_record() -> None:
+    header, code = header_and_code("settle_changes")
+    settlements = [Settlement(event=f"e{n}", messages=f"m{n}") for n in range(2)]
+    _, args = _sent(*settlements, answer=StoredAnswer("f", 200, "{}", START_MS))
+    assert [args[2:5], args[6:]] == [["D f 200 {}", f"e{n}", f"m{n}"] for n in range(2)]
+    (each,) = re.findall(r"KEYS_EACH, ARGS_EACH = \d+, (\d+)", code)
+    assert len(args) == 1 + 2 * int(each)
+    assert "settle(k, change, answer, event, messages)" in code
+    assert "settle, k, change, ARGV[a + 1], ARGV[a + 2], ARGV[a + 3])" in code
+    places = [header.index(text) for text in ("idempotency record to keep", "an event", "messages (")]
+    assert places == sorted(places)
 
 
 def test_keys_go_with_their_records() -> None:
@@ -139,8 +153,8 @@ def test_keys_go_with_their_records() -> None:
     header, code = header_and_code("settle_changes")
     keys, args = _sent(Settlement(inboxes=["d7", "d8"]), _EVERYTHING, Settlement())
     (first,) = re.findall(r"FIRST_KEY, FIRST_RECORD = (\d+), 2", code)
-    (each,) = re.findall(r"KEYS_EACH = (\d+)", code)
-    inboxes = [orjson.loads(record)["inboxes"] for record in args[1:]]
+    (each,) = re.findall(r"KEYS_EACH, ARGS_EACH = (\d+), \d+", code)
+    inboxes = [orjson.loads(record)["inboxes"] for record in args[1::4]]
     assert inboxes == [2, 2, 0]
     assert len(keys) == int(first) - 1 + 3 * int(each) + sum(inboxes)
     assert f"-- KEYS[{first}...]" in header
