@@ -11,7 +11,7 @@ local limit_index, remaining, reset_ms = 0, 0, 0
 -- Whether Postgres was asked already for what the word names: key, trip or driver; or, with the word limits, whether
 -- an earlier claim of the same request has counted it.
 local function is_resolved(word)
-  return string.find(resolved, word, 1, true) ~= nil
+  return resolved ~= '' and string.find(resolved, word, 1, true) ~= nil
 end
 
 local function reply(code, ...)
