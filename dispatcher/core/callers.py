@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from dispatcher.core.actors import Actor
 from dispatcher.core.idempotency import IdempotencyKey
 
 
-@dataclass(frozen=True, slots=True)
-class Caller:
+class Caller(NamedTuple):
     """The user, the request's Idempotency-Key if one was sent, and the client's address if known."""
 
     actor: Actor

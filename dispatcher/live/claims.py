@@ -7,7 +7,6 @@ strictly what it says (claim_results).
 from __future__ import annotations
 
 from collections.abc import Awaitable, Iterable, Sequence
-from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, Final, Literal, NamedTuple
 
@@ -47,8 +46,7 @@ class Resolved(StrEnum):
     LIMITS = "limits"
 
 
-@dataclass(frozen=True, slots=True)
-class Attempt:
+class Attempt(NamedTuple):
     """One try of one request to change something: what its claim needs and its settle lets go of."""
 
     token: str

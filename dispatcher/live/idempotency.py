@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Final, NamedTuple
 
 from dispatcher.core.idempotency import StoredAnswer
@@ -46,8 +47,12 @@ def decode_record(text: str) -> KeptAnswer | KeptRefusal:
     return KeptRefusal(code, *decode_version(version, state))
 
 
+@lru_cache(maxsize=1_024)
 def decode_version(version: str, status: str) -> tuple[int | None, Status | None]:
-    """The version and state of a trip that a script tells with a refusal."""
+    """The version and state of a trip that a script tells with a refusal.
+
+    Remembered, since a crowd that lost the same trip is told the same.
+    """
     if version == NOT_TOLD:
         return None, None
     return int(version), Status(status)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import itertools
 import random
-from dataclasses import replace
 from typing import Any, Final
 
 import structlog
@@ -166,7 +165,7 @@ class Coordinator:
                 if not await self._rehydration.reload_driver(keys, attempt.driver_id):
                     return _resolve(attempt, Resolved.DRIVER)
             case ClaimCode.DRIVER_MOVED:
-                return replace(attempt, trip_id=missing.trip_id)
+                return attempt._replace(trip_id=missing.trip_id)
         return attempt
 
     def _keyed_answer(self, attempt: Attempt, plan: Plan, now_ms: int) -> KeyedAnswer | None:
@@ -194,7 +193,7 @@ class Coordinator:
         await self._tell(keys, attempt, plan.settlement, answer)
         if plan.other_settlement is not None:
             # Nothing was claimed in the other zone, and the key belongs to this one.
-            visitor = replace(attempt, trip_id="", key=None)
+            visitor = attempt._replace(trip_id="", key=None)
             await self._tell(keys_of(plan.other_zone), visitor, plan.other_settlement, None)
 
     async def _tell(
@@ -229,7 +228,7 @@ class Coordinator:
 
 
 def _resolve(attempt: Attempt, what: Resolved) -> Attempt:
-    return replace(attempt, resolved=attempt.resolved | {what})
+    return attempt._replace(resolved=attempt.resolved | {what})
 
 
 def _refuse(command: Command[Any], attempt: Attempt, refused: Refused) -> Answer:

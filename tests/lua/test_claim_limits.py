@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
 
 from dispatcher.live.claim_results import ClaimCode, Refused, Unresolved
@@ -95,7 +93,7 @@ async def test_the_unknown_is_asked_for_first(
     attempt = zone.attempt(trip_id, key=key(), limits=[limit(5)])
     assert code_of(await claim_of(zone, kind)(attempt)) == code
     assert await zone.dump() == before
-    attempt = replace(attempt, resolved=frozenset({resolved}))
+    attempt = attempt._replace(resolved=frozenset({resolved}))
     result = await claim_of(zone, kind)(attempt)
     assert code_of(result) == then
     if then == "trip_not_found":
@@ -111,5 +109,5 @@ async def test_the_driver_of_an_accept_is_asked_for(zone: Zone) -> None:
     attempt = zone.attempt(key=key(), limits=[limit(5)])
     assert code_of(await zone.accept(attempt)) == "driver_unknown"
     assert await zone.dump() == before
-    attempt = replace(attempt, resolved=frozenset({Resolved.DRIVER}))
+    attempt = attempt._replace(resolved=frozenset({Resolved.DRIVER}))
     assert code_of(await zone.accept(attempt)) == "driver_not_online"

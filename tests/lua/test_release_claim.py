@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from dispatcher.core.idempotency import StoredAnswer
 from dispatcher.live.settle import Settlement
 from tests.harness.lua_zone import START_MS, Zone, key
@@ -15,7 +13,7 @@ async def test_a_release_drops_its_own_alone(zone: Zone) -> None:
     attempt = zone.attempt(key=key())
     before = await zone.dump()
     await zone.accept(attempt)
-    stranger = replace(attempt, token="other.9")
+    stranger = attempt._replace(token="other.9")
     held = await zone.dump()
     assert await zone.claims.release_claim(zone.keys, stranger) == 0
     assert await zone.dump() == held
