@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
 
 from dispatcher.live.claim_results import Replayed
@@ -89,7 +87,7 @@ async def test_in_flight_until_the_lease_is_over(zone: Zone, kind: str) -> None:
     assert await zone.dump() == before
 
     # Postgres knows nothing of it: the next one takes over, record and all.
-    second = replace(second, resolved=frozenset({Resolved.KEY}))
+    second = second._replace(resolved=frozenset({Resolved.KEY}))
     await zone.redis.delete(zone.keys.trip_claim("z_1"), zone.keys.driver_claim("d1"))  # expired
     assert code_of(await claim(second)) == "claimed"
     record = await zone.redis.get(second.record_key(zone.keys))
