@@ -65,6 +65,7 @@ async def run(
             await web.SockSite(runner, sock, backlog=2048).start()
             for loop in loops:
                 loop.start()
+            parts.effects.wakeups.notify_all()  # waves may have become due while nobody was here
             # What stands now stays: collecting it again and again cost a tenth of the time, and pauses.
             gc.collect()
             gc.freeze()

@@ -123,5 +123,7 @@ EXPIRE: Final = Transition(
 )  # fmt: skip
 
 TRANSITIONS: Final = (ACCEPT, ARRIVE, START, COMPLETE, GIVE_BACK, CANCEL, RELEASE, EXPIRE)
-#: What a driver's app may ask for; `decline` changes an offer, not a trip.
-DRIVER_ACTIONS: Final = {t.action: t for t in (ACCEPT, ARRIVE, START, COMPLETE, GIVE_BACK)}
+#: Part of another change, or the dispatcher's own: nobody asks for them by name.
+_INTERNAL: Final = (RELEASE, EXPIRE)
+#: What each role may ask for; `decline` changes an offer, not a trip.
+ACTIONS: Final = {(role, t.action): t for t in TRANSITIONS if t not in _INTERNAL for role in t.roles}

@@ -33,7 +33,8 @@ from dispatcher.live.pipeline import Pipeline
 
 #: A sweeper that dies leaves its entries to another one after this long.
 _SWEEP_AGAIN_MS: Final = 10_000
-_NOBODY: Final = "-"
+#: Stands in entries and keys for what an attempt does not have.
+NOBODY: Final = "-"
 
 
 class Resolved(StrEnum):
@@ -61,7 +62,7 @@ class Attempt(NamedTuple):
     @property
     def entry(self) -> str:
         """The member of the zone's `claims`: enough for a sweeper to look at the right rows."""
-        return f"{self.token} {self.trip_id or _NOBODY} {self.driver_id or _NOBODY}"
+        return f"{self.token} {self.trip_id or NOBODY} {self.driver_id or NOBODY}"
 
     def record_key(self, keys: Keys) -> str:
         """The key of the idempotency record; where none was sent, a key of the right slot."""
@@ -85,8 +86,8 @@ class OverdueClaim(NamedTuple):
         return cls(
             entry,
             token,
-            None if trip_id == _NOBODY else trip_id,
-            None if driver_id == _NOBODY else driver_id,
+            None if trip_id == NOBODY else trip_id,
+            None if driver_id == NOBODY else driver_id,
         )
 
 
@@ -185,8 +186,8 @@ class ClaimScripts:
         dropped: int = await self._pipeline.run(
             "release_claim",
             (
-                keys.trip_claim(attempt.trip_id or _NOBODY),
-                keys.driver_claim(attempt.driver_id or _NOBODY),
+                keys.trip_claim(attempt.trip_id or NOBODY),
+                keys.driver_claim(attempt.driver_id or NOBODY),
                 keys.claims, attempt.record_key(keys),
             ),
             (attempt.token, attempt.entry, int(attempt.key is not None)),

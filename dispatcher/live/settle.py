@@ -19,7 +19,7 @@ from dispatcher.core.drivers import Driver
 from dispatcher.core.errors import StoreUnavailable
 from dispatcher.core.idempotency import StoredAnswer
 from dispatcher.core.trips import FINAL, Status, Trip
-from dispatcher.live.claims import Attempt
+from dispatcher.live.claims import NOBODY, Attempt
 from dispatcher.live.hashes import driver_fields
 from dispatcher.live.idempotency import done_record
 from dispatcher.live.keys import Keys
@@ -162,9 +162,9 @@ class Settler:
             names += (
                 keys.trip(trip_id) if trip_id else keys.epoch,
                 keys.driver(driver_id) if driver_id else keys.epoch,
-                keys.trip_claim(trip_id or "-"), keys.driver_claim(attempt.driver_id or "-"),
-                attempt.record_key(keys), keys.geo(settlement.driver_vehicle_type or "-"),
-                keys.offers(trip_id or "-"), keys.barred(trip_id or "-"),
+                keys.trip_claim(trip_id or NOBODY), keys.driver_claim(attempt.driver_id or NOBODY),
+                attempt.record_key(keys), keys.geo(settlement.driver_vehicle_type or NOBODY),
+                keys.offers(trip_id or NOBODY), keys.barred(trip_id or NOBODY),
             )  # fmt: skip
             names += [keys.inbox(driver) for driver in settlement.inboxes]
             args += (

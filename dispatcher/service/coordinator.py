@@ -11,10 +11,12 @@ import structlog
 
 from dispatcher.core.errors import OutcomeUnknown, StoreUnavailable
 from dispatcher.core.idempotency import KeyedAnswer, StoredAnswer
+from dispatcher.core.limits import LimitState
 from dispatcher.ledger.changes import Change, Outcome, OutcomeCode
 from dispatcher.ledger.commits import Commits, was_committed
 from dispatcher.ledger.database import Database
 from dispatcher.live.claim_results import (
+    PROBLEM_CODES,
     ClaimCode,
     NotClaimed,
     Refused,
@@ -110,7 +112,7 @@ class Coordinator:
             )  # fmt: skip
             await self._rehydration.reload(keys, attempt.trip_id, attempt.driver_id)
             attempt = _resolve(attempt, Resolved.LIMITS)
-        return claim_refusal("trip_busy")
+        return claim_refusal(PROBLEM_CODES[ClaimCode.TRIP_BUSY])
 
     def _attempt(self, command: Command[Any]) -> Attempt:
         caller = command.caller
@@ -146,7 +148,7 @@ class Coordinator:
                     attempt = provided
                 case _:
                     return attempt, result
-        return attempt, claim_refusal("trip_busy")
+        return attempt, claim_refusal(PROBLEM_CODES[ClaimCode.TRIP_BUSY])
 
     async def _provide(self, keys: Keys, attempt: Attempt, missing: Unresolved) -> Attempt | Answer:
         """Brings to Redis what a claim misses; or the answer, where Postgres has one for the key."""
@@ -181,7 +183,7 @@ class Coordinator:
         except OutcomeUnknown:
             if await was_committed(self._database, change, answer, attempt.token):
                 return Outcome(OutcomeCode.OK)
-            # It may still be under way: the claim is left to its lease, the sweeper will look.
+            # It may still be under way: the claim is left to its lease, the reconcile job will look.
             raise
         except Exception:
             await self._release(keys, attempt)
@@ -193,8 +195,8 @@ class Coordinator:
         await self._tell(keys, attempt, plan.settlement, answer)
         if plan.other_settlement is not None:
             # Nothing was claimed in the other zone, and the key belongs to this one.
-            visitor = attempt._replace(trip_id="", key=None)
-            await self._tell(keys_of(plan.other_zone), visitor, plan.other_settlement, None)
+            elsewhere = attempt._replace(trip_id="", key=None)
+            await self._tell(keys_of(plan.other_zone), elsewhere, plan.other_settlement, None)
 
     async def _tell(
         self, keys: Keys, attempt: Attempt, settlement: Settlement, answer: StoredAnswer | None
@@ -202,13 +204,15 @@ class Coordinator:
         try:
             await self._settler.settle(keys, attempt, settlement, answer)
         except StoreUnavailable as error:
-            # It is durable, so it is answered; the sweeper or the next load brings Redis along.
+            # It is durable, so it is answered; the reconcile job or the next load brings Redis along.
             log.warning(
                 "committed but not settled", zone=keys.zone, trip_id=attempt.trip_id,
                 token=attempt.token, reason=str(error),
             )  # fmt: skip
 
-    async def _replay(self, keys: Keys, attempt: Attempt, outcome: Outcome, limit: Any) -> Answer:
+    async def _replay(
+        self, keys: Keys, attempt: Attempt, outcome: Outcome, limit: LimitState | None
+    ) -> Answer:
         """The answer that the commit found stored; Redis keeps it from now on."""
         assert attempt.key is not None
         assert outcome.stored is not None
@@ -236,7 +240,7 @@ def _refuse(command: Command[Any], attempt: Attempt, refused: Refused) -> Answer
     match refused.code:
         case ClaimCode.RATE_LIMITED:
             assert refused.limit is not None
-            log_limited(refused.limit, actor, command.caller.ip)
+            log_limited(refused.limit, actor)
             return rate_limited_answer(refused.limit)
         case ClaimCode.KEY_REUSED:
             pass

@@ -94,7 +94,7 @@ class Positions:
         limits = self._limits.of(LimitClass.LOCATION_UPDATE, actor, caller.ip)
         report = await self._take(actor.user_id, points, limits)
         if report.code is FixCode.RATE_LIMITED and report.limit is not None:
-            log_limited(report.limit, actor, caller.ip)
+            log_limited(report.limit, actor)
             return rate_limited_answer(report.limit)
         if report.code is None:
             return refusal_answer(Refusal("driver_not_online"), report.limit)

@@ -84,6 +84,8 @@ class RateLimits:
 
 def log_limited(limit: LimitState, actor: Actor | None, ip: str | None = None) -> None:
     """Logs that a limit was hit."""
-    log_refusal(
-        "rate_limit_exceeded", limit_class=limit.name, user=actor.user_id if actor else None, ip=ip
-    )
+    user = actor.user_id if actor else None
+    if ip is None:
+        log_refusal("rate_limit_exceeded", limit_class=limit.name, user=user)
+    else:
+        log_refusal("rate_limit_exceeded", limit_class=limit.name, user=user, ip=ip)

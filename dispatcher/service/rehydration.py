@@ -85,8 +85,8 @@ class Rehydration:
         # Drivers first: an accept that finds its trip must find its driver.
         drivers = await self._load_drivers(keys)
         trips = await self._load_trips(keys)
-        loaded_ms = now_ms()
         answers, oldest_ms = await self._load_answers(keys)
+        loaded_ms = now_ms()
         horizon_ms = 0
         if answers == _MAX_ANSWERS:
             horizon_ms = oldest_ms

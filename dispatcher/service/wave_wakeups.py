@@ -16,6 +16,11 @@ class WaveWakeups:
         """`wake` is called whenever a trip of the zone begins to wait for a driver on this server."""
         self._subscribers[zone].append(wake)
 
+    def notify_all(self) -> None:
+        """Every zone is to be looked at."""
+        for zone in self._subscribers:
+            self.notify(zone)
+
     def notify(self, zone: str) -> None:
         """A trip of the zone waits for a driver."""
         for wake in self._subscribers.get(zone, ()):

@@ -19,7 +19,7 @@ from pydantic import (
 
 from dispatcher.core import trips, zones
 from dispatcher.core.errors import PROBLEMS, Refusal
-from dispatcher.core.transitions import DRIVER_ACTIONS
+from dispatcher.core.transitions import ACTIONS
 from dispatcher.core.trips import DEFAULT_VEHICLE_TYPE, MAX_LATITUDE
 
 #: The version column is an integer of four bytes.
@@ -52,7 +52,7 @@ Version = Annotated[int, Field(ge=0, le=_MAX_VERSION)]
 Reason = Annotated[str, Field(max_length=500)]
 TimestampMs = Annotated[int, BeforeValidator(_timestamp_ms), Field(ge=0, le=_MAX_TIMESTAMP_MS)]
 Action = Literal["accept", "decline", "arrive", "start", "complete", "cancel"]
-assert {*DRIVER_ACTIONS, "decline"} == set(Action.__args__)  # type: ignore[attr-defined]
+assert {*(action for _, action in ACTIONS), "decline"} == set(Action.__args__)  # type: ignore[attr-defined]
 
 
 class _RequestBody(BaseModel):

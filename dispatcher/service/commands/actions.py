@@ -7,7 +7,7 @@ from typing import Any, Final
 from dispatcher.core.actors import SYSTEM, Role
 from dispatcher.core.callers import Caller
 from dispatcher.core.errors import Refusal
-from dispatcher.core.transitions import ACCEPT, CANCEL, DRIVER_ACTIONS, EXPIRE
+from dispatcher.core.transitions import ACCEPT, ACTIONS, EXPIRE
 from dispatcher.core.trips import TRIP_ID, zone_of
 from dispatcher.core.zones import Zone, Zones
 from dispatcher.service.commands.accept import AcceptTrip
@@ -16,7 +16,6 @@ from dispatcher.service.commands.decline import DeclineTrip
 from dispatcher.service.commands.transition import TakeTransition
 
 _DECLINE: Final = "decline"
-_CANCEL: Final = "cancel"
 
 
 def trip_action(
@@ -33,13 +32,10 @@ def trip_action(
     Raises Refusal trip_not_found, unknown_action.
     """
     zone = zone_of_trip(zones, trip_id)
-    if caller.actor.role is not Role.DRIVER:
-        if action != _CANCEL:
-            raise Refusal("unknown_action")
-        return TakeTransition(caller, zone, trip_id, CANCEL, version, reason)
-    if action == _DECLINE:
+    role = caller.actor.role
+    if action == _DECLINE and role is Role.DRIVER:
         return DeclineTrip(caller, zone, trip_id, version)
-    transition = DRIVER_ACTIONS.get(action)
+    transition = ACTIONS.get((role, action))
     if transition is None:
         raise Refusal("unknown_action")
     if transition is ACCEPT:
