@@ -162,6 +162,7 @@ async def services(settings: Settings, zones: Zones) -> AsyncIterator[Services]:
             directory=directory,
             limits=limits,
             tracking=CustomerTracking(state=live.state, publisher=Publisher(live.pipeline)),
+            zones=zones,
             fix_age_s=settings.fix_max_age_s,
         )
         availability = AvailabilityService(
