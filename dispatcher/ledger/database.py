@@ -23,12 +23,16 @@ UNAVAILABLE_ERRORS: tuple[type[BaseException], ...] = (
     OSError,
     TimeoutError,
     asyncpg.InterfaceError,
+    # asyncpg's state where a session was terminated between two messages.
+    asyncpg.InternalClientError,
     asyncpg.PostgresConnectionError,
     asyncpg.OperatorInterventionError,
     asyncpg.TooManyConnectionsError,
     asyncpg.InsufficientResourcesError,
     asyncpg.ReadOnlySQLTransactionError,
 )
+
+_BROKEN_OFF: tuple[type[BaseException], ...] = (*UNAVAILABLE_ERRORS, asyncio.CancelledError)
 
 QUERIES: Any = aiosql.from_path(SQL_DIR / "queries", "asyncpg")
 
@@ -111,10 +115,15 @@ class Database:
 
     @asynccontextmanager
     async def connection(self) -> AsyncIterator[Any]:
-        """A connection of the pool."""
+        """A connection of the pool, for as long as the timeout, the wait for one included."""
         try:
-            async with self._pool.acquire(timeout=self._timeout_s) as connection:
-                yield connection
+            async with asyncio.timeout(self._timeout_s), self._pool.acquire() as connection:
+                try:
+                    yield connection
+                except _BROKEN_OFF:
+                    # A goodbye would wait for a Postgres that is silent.
+                    connection.terminate()
+                    raise
         except UNAVAILABLE_ERRORS as error:
             raise StoreUnavailable("postgres") from error
 

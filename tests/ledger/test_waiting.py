@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import os
+import signal
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -12,13 +15,18 @@ import asyncpg
 import pytest
 
 from dispatcher.core.errors import OutcomeUnknown, StoreUnavailable
+from dispatcher.core.times import moment
 from dispatcher.ledger import commits as commits_module
 from dispatcher.ledger.changes import Outcome, OutcomeCode
 from dispatcher.ledger.commits import Commits
 from dispatcher.ledger.database import Database
-from tests.ledger.harness import LedgerDatabase, create, driver, open_commits, start_with, step
+from tests.ledger.harness import AT_MS, LedgerDatabase, create, driver, open_commits, start_with, step
 
 OK = Outcome(OutcomeCode.OK)
+_TERMINATE_POOL = (
+    "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+    " WHERE application_name = 'dispatcher' AND datname = current_database()"
+)
 
 
 @asynccontextmanager
@@ -138,11 +146,7 @@ async def test_a_session_that_is_terminated_is_no_error_of_ours(ledger: LedgerDa
 async def test_a_terminated_session_of_the_pool_is_no_error_of_ours(ledger: LedgerDatabase) -> None:
     database = await Database.open(ledger.url, size=1)
     await database.ping()
-    terminate = (
-        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
-        " WHERE application_name = 'dispatcher' AND datname = current_database()"
-    )
-    await ledger.connection.execute(terminate)
+    await ledger.connection.execute(_TERMINATE_POOL)
     for ask in (database.ping, lambda: database.trip("z_1")):
         try:
             await ask()
@@ -151,9 +155,54 @@ async def test_a_terminated_session_of_the_pool_is_no_error_of_ours(ledger: Ledg
     async with _held_by_another(ledger, "LOCK TABLE trip_requests"):
         call = asyncio.create_task(database.trip("z_1"))
         await asyncio.sleep(0.05)
-        await ledger.connection.execute(terminate)
+        await ledger.connection.execute(_TERMINATE_POOL)
         with pytest.raises(StoreUnavailable):
             await call
+    assert await database.trip("z_1") is None
+    await database.close()
+
+
+async def test_sessions_that_are_terminated_all_the_time(ledger: LedgerDatabase) -> None:
+    """Whatever they were at: no error but those that make a 503."""
+    database = await Database.open(ledger.url, size=2)
+    answered = asyncio.Event()
+
+    async def work() -> None:
+        while not answered.is_set():
+            with contextlib.suppress(StoreUnavailable):
+                await database.save_positions(["d1"], [1.0], [1.0], [moment(AT_MS)])
+
+    async def ask() -> None:
+        while not answered.is_set():
+            with contextlib.suppress(StoreUnavailable):
+                await database.trip("z_1")
+
+    working = [asyncio.create_task(f()) for f in (work, work, ask, ask)]
+    for _ in range(100):
+        await asyncio.sleep(0.01)
+        await ledger.connection.execute(_TERMINATE_POOL)
+    answered.set()
+    await asyncio.gather(*working)
+    await database.close()
+
+
+async def test_a_question_to_a_silent_postgres_has_one_end(ledger: LedgerDatabase) -> None:
+    """One for the wait for a connection, the question and the goodbye together."""
+    database = await Database.open(ledger.url, size=1, timeout_s=0.5)
+    await database.ping()
+    pid = await ledger.connection.fetchval(
+        "SELECT pid FROM pg_stat_activity"
+        " WHERE application_name = 'dispatcher' AND datname = current_database()"
+    )
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        started = time.monotonic()
+        found = await asyncio.gather(*(database.trip("z_1") for _ in range(3)), return_exceptions=True)
+        assert {type(error) for error in found} <= {StoreUnavailable, type(None)}
+        assert StoreUnavailable in map(type, found)
+        assert time.monotonic() - started < 1
+    finally:
+        os.kill(pid, signal.SIGCONT)
     assert await database.trip("z_1") is None
     await database.close()
 
