@@ -23,7 +23,7 @@ from redis.exceptions import (
     TryAgainError,
 )
 
-from dispatcher.core.errors import StoreUnavailable
+from dispatcher.core.errors import ReplyLost, StoreUnavailable
 from dispatcher.live.protocol import Call, CallProtocol, has_socket
 from dispatcher.live.scripts import LuaScripts
 
@@ -161,7 +161,7 @@ class Pipeline:
             replies = await pipeline.execute(raise_on_error=False)
         except (RedisError, OSError, TimeoutError) as error:
             log.warning("redis did not answer", calls=len(batch), error=str(error))
-            replies = [StoreUnavailable("redis")] * len(batch)
+            replies = [ReplyLost("redis")] * len(batch)
         except BaseException:
             for call in batch:
                 call.reply.cancel()
@@ -230,7 +230,9 @@ def _is_unknown_script(error: Exception) -> bool:
 
 def _error_of(error: Exception) -> Exception:
     # redis-py cuts the code off where it has a class for it. Each future gets an exception of its own.
+    if isinstance(error, StoreUnavailable):
+        return type(error)(*error.args)
     is_unavailable = isinstance(error, UNAVAILABLE_ERRORS) or str(error).startswith(UNAVAILABLE_CODES)
-    if is_unavailable or not isinstance(error, ResponseError):
+    if is_unavailable:
         return StoreUnavailable(str(error))
-    return error
+    return error if isinstance(error, ResponseError) else ReplyLost(str(error))

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import redis.asyncio
 
-from dispatcher.core.errors import StoreUnavailable
+from dispatcher.core.errors import ReplyLost, StoreUnavailable
 from dispatcher.live.client import connect
 from dispatcher.live.keys import keys_of
 from dispatcher.live.limits import LimitScripts
@@ -83,7 +83,7 @@ async def test_a_lost_connection_is_told_and_nothing_is_sent_twice(redis_url: st
         results = await asyncio.gather(
             *(limits.check_limit(keys, [limit(100)]) for _ in range(20)), return_exceptions=True
         )
-        assert {type(result) for result in results} == {StoreUnavailable}
+        assert {type(result) for result in results} == {ReplyLost}
         assert sum(chunk.count(b"EVALSHA") for chunk in proxy.chunks) <= 20
         await asyncio.sleep(0.1)
         ran = int(await _direct(redis_url, "LLEN", keys.limit("general", "d1")))
