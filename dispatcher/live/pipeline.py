@@ -7,6 +7,7 @@ while batches are on their way, the next one fills. Nothing waits on purpose.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Coroutine, Sequence
 from typing import Any
 
@@ -44,6 +45,9 @@ UNAVAILABLE_ERRORS = (
     ReadOnlyError,
     TryAgainError,
 )
+#: A node that says this has been demoted: the primary is another one now, behind the same name perhaps.
+_DEMOTED_ERRORS = (MasterDownError, ReadOnlyError)
+_DEMOTED_CODES = ("MASTERDOWN", "READONLY")
 #: … and a connection that we read ourselves gives their codes.
 UNAVAILABLE_CODES = (
     "BUSY",
@@ -146,6 +150,9 @@ class Pipeline:
             await self._redis.connection_pool.release(connection)
 
     async def _reopen(self, lost: CallProtocol) -> None:
+        with contextlib.suppress(RedisError, OSError, TimeoutError):
+            # Idle connections lead to the same node: none of them may be what comes next.
+            await self._redis.connection_pool.disconnect(inuse_connections=False)
         await self._release(lost)
         await self._open()
 
@@ -176,7 +183,10 @@ class Pipeline:
                 self._unknown_scripts.append(call)
                 if len(self._unknown_scripts) == 1:
                     self._spawn(self._load_and_repeat())
-            elif not call.reply.done():
+                return
+            if self._connection is not None and _is_demoted(reply):
+                self._connection.retire()  # the next batch connects anew
+            if not call.reply.done():
                 call.reply.set_exception(_error_of(reply))
         elif not call.reply.done():
             call.reply.set_result(reply)
@@ -226,6 +236,10 @@ class Pipeline:
 
 def _is_unknown_script(error: Exception) -> bool:
     return isinstance(error, NoScriptError) or str(error).startswith("NOSCRIPT")
+
+
+def _is_demoted(error: Exception) -> bool:
+    return isinstance(error, _DEMOTED_ERRORS) or str(error).startswith(_DEMOTED_CODES)
 
 
 def _error_of(error: Exception) -> Exception:

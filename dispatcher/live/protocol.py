@@ -111,6 +111,10 @@ class CallProtocol(RedisProtocol):
             batches.popleft()
             self._on_batch_done()
 
+    def retire(self) -> None:
+        """Takes no more batches. The owner closes it once it is noticed, with the next batch."""
+        self.is_open = False
+
     def closed(self, error: Exception | None) -> None:
         if self._timer is not None:
             self._timer.cancel()

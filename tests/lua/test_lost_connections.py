@@ -5,13 +5,17 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
-from collections.abc import AsyncIterator, Callable
+import subprocess
+from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 import redis.asyncio
 
 from dispatcher.core.errors import ReplyLost, StoreUnavailable
+from dispatcher.embedded.packages import valkey_program
 from dispatcher.live.client import connect
 from dispatcher.live.keys import keys_of
 from dispatcher.live.limits import LimitScripts
@@ -55,6 +59,10 @@ class Proxy:
         await asyncio.gather(task, return_exceptions=True)
         for end in (writer, onward):
             end.close()
+
+    def forward_to(self, port: int) -> None:
+        """Connections that are made from now on lead there."""
+        self._port = port
 
     @contextlib.asynccontextmanager
     async def listen(self, redis_url: str) -> AsyncIterator[Proxy]:
@@ -147,6 +155,52 @@ async def test_a_server_that_cannot_write_is_unavailable(client: Any) -> None:
     finally:
         await client.config_set("maxmemory", "0")
     assert (await LimitScripts(pipeline).check_limit(keys_of("oom"), [limit(5)])).is_admitted
+
+
+@contextlib.contextmanager
+def _other_node(directory: Path, redis_url: str) -> Iterator[int]:
+    """The port of another Valkey of the same password."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+    password = urlsplit(redis_url).password or ""
+    command = [
+        str(valkey_program()), "--bind", "127.0.0.1", "--port", str(port), "--save", "",
+        "--dir", str(directory), "--requirepass", password,
+    ]  # fmt: skip
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        yield port
+    finally:
+        process.kill()
+        process.wait(10)
+
+
+async def test_a_node_that_was_demoted_is_left_for_its_successor(redis_url: str, tmp_path: Path) -> None:
+    """Behind one name: the connection stands, and would lead to a replica for good."""
+    with _other_node(tmp_path, redis_url) as old:
+        new = _port_of(redis_url)
+        old_url = redis_url.replace(f":{new}/", f":{old}/")
+        async with Proxy(old).listen(old_url) as proxy:
+            client = connect(proxy.url, cluster=False)
+            pipeline = Pipeline(client)
+            async with asyncio.timeout(10):
+                while True:  # it starts
+                    with contextlib.suppress(StoreUnavailable):
+                        await pipeline.command("SET", "demoted:key", "1")
+                        break
+                    await asyncio.sleep(0.01)
+            limits, keys = LimitScripts(pipeline), keys_of("demoted")
+            await pipeline.load_scripts()  # by an idle connection of the pool, which leads there, too
+            await _direct(old_url, "REPLICAOF", "127.0.0.1", "1")
+            proxy.forward_to(new)
+            with pytest.raises(StoreUnavailable, match="READONLY"):
+                await limits.check_limit(keys, [limit(5)])
+            assert (await limits.check_limit(keys, [limit(5)])).is_admitted
+            info = await _direct(redis_url, "INFO", "server")
+            assert await pipeline.run_id(keys.epoch) == info["run_id"]
+            await pipeline.close()
+            await client.aclose()
 
 
 async def _direct(url: str, *command: str) -> Any:
