@@ -170,10 +170,18 @@ class Database:
         row = await self.row("get_answer", user_id=key.user_id, endpoint=key.endpoint, key=key.key)
         return None if row is None else answer_from_row(row)
 
-    async def ping(self) -> None:
-        """Raises StoreUnavailable where Postgres does not answer."""
-        async with self.connection() as connection:
-            await connection.fetchval("SELECT 1")
+    async def check_writable(self) -> None:
+        """Raises StoreUnavailable where a commit could not write: read_only, locked or no_schema."""
+        async with self.connection() as connection, connection.transaction():
+            if not await QUERIES.can_write(connection):
+                raise StoreUnavailable("read_only")
+            await QUERIES.limit_lock_wait(connection)
+            try:
+                await QUERIES.lock_written_tables(connection)
+            except asyncpg.LockNotAvailableError as error:
+                raise StoreUnavailable("locked") from error
+            except asyncpg.UndefinedTableError as error:
+                raise StoreUnavailable("no_schema") from error
 
     async def close(self) -> None:
         """Closes the pool, by force after its timeout."""

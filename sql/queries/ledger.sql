@@ -17,3 +17,15 @@ SELECT 'trip' AS kind, t.id AS id FROM trip_requests t
 UNION ALL
 SELECT 'driver', d.user_id FROM driver_details d
  WHERE d.user_id = ANY (:drivers) AND d.user_id NOT IN (SELECT f.user_id FROM free_drivers f);
+
+-- name: can_write()$
+-- Whether this session may write: not on a standby, and not where the database was set to read-only.
+SELECT NOT pg_is_in_recovery() AND current_setting('transaction_read_only') = 'off';
+
+-- name: limit_lock_wait()!
+-- The transaction that follows waits for no lock longer than this.
+SET LOCAL lock_timeout = '500ms';
+
+-- name: lock_written_tables()!
+-- Takes, in a transaction, the locks that a commit takes on its tables.
+LOCK TABLE driver_details, trip_requests, idempotency_keys, trip_events IN ROW EXCLUSIVE MODE;
