@@ -6,8 +6,7 @@ import asyncio
 import contextlib
 import gc
 import socket
-from collections.abc import Awaitable, Callable
-from typing import Any
+from collections.abc import Callable
 
 import structlog
 from aiohttp import web
@@ -19,6 +18,7 @@ from dispatcher.jobs.loop import FunctionJob, JobLoop
 from dispatcher.live.pubsub import Subscriber
 from dispatcher.observe.metrics import Metrics
 from dispatcher.service.hub import Hub
+from dispatcher.service.readiness import Readiness
 from dispatcher.web.application import build_application
 from dispatcher.web.auth import Authenticator
 from dispatcher.web.boundary import Boundary
@@ -30,8 +30,6 @@ from dispatcher.web.websocket_endpoint import WebSocketEndpoint
 from dispatcher.zones_file import load_zones
 
 log = structlog.get_logger("dispatcher")
-
-_READINESS_TIMEOUT_S = 2.0
 
 
 async def run(
@@ -46,7 +44,10 @@ async def run(
     async with services(settings, zones) as parts:
         hub = Hub()
         sockets = _websocket_endpoint(parts, authenticator, hub)
-        runner = make_runner(_web_application(parts, authenticator, sockets, stop))
+        readiness = Readiness(
+            zones=zones, state=parts.live.state, database=parts.ledger.database, stop=stop
+        )
+        runner = make_runner(_web_application(parts, authenticator, sockets, readiness))
         subscriber = Subscriber(
             str(settings.redis_url),
             cluster=settings.redis_cluster,
@@ -79,6 +80,7 @@ async def run(
             await runner.cleanup()
             await asyncio.gather(*(loop.stop() for loop in loops))
             await subscriber.stop()
+            await readiness.close()
             with contextlib.suppress(StoreUnavailable):
                 await parts.positions.save()
                 # Twice: an outcome waits for one round, so that its offer is there before it.
@@ -108,15 +110,15 @@ def _websocket_endpoint(parts: Services, authenticator: Authenticator, hub: Hub)
 
 
 def _web_application(
-    parts: Services, authenticator: Authenticator, sockets: WebSocketEndpoint, stop: asyncio.Event
+    parts: Services,
+    authenticator: Authenticator,
+    sockets: WebSocketEndpoint,
+    readiness: Readiness,
 ) -> web.Application:
     commits, metrics = parts.ledger.commits, Metrics()
     metrics.gauge("dispatcher_sockets", "Open WebSockets.", lambda: len(sockets))
     metrics.gauge("dispatcher_commits", "Batches sent.", lambda: commits.batches)
     metrics.gauge("dispatcher_changes", "Changes in them.", lambda: commits.changes)
-
-    async def readiness() -> tuple[bool, dict[str, Any]]:
-        return await _readiness(parts, stop)
 
     handlers = Handlers(
         zones=parts.zones,
@@ -124,7 +126,7 @@ def _web_application(
         availability=parts.availability,
         positions=parts.positions,
         reads=parts.reads,
-        readiness=readiness,
+        readiness=readiness.check,
         metrics=metrics,
     )
     boundary = Boundary(
@@ -136,22 +138,3 @@ def _web_application(
         on_driver_call=parts.presence.seen_over_http,
     )
     return build_application(handlers, boundary, websocket=sockets.handle)
-
-
-async def _readiness(parts: Services, stop: asyncio.Event) -> tuple[bool, dict[str, Any]]:
-    """Whether both engines answer, and the server is not about to stop."""
-
-    async def state_of(ping: Awaitable[None]) -> str:
-        try:
-            async with asyncio.timeout(_READINESS_TIMEOUT_S):
-                await ping
-        except (StoreUnavailable, TimeoutError):
-            return "away"
-        return "ok"
-
-    redis, postgres = await asyncio.gather(
-        state_of(parts.live.state.ping()), state_of(parts.ledger.database.ping())
-    )
-    details = {"redis": redis, "postgres": postgres, "stopping": stop.is_set()}
-    ready = redis == postgres == "ok" and not stop.is_set()
-    return ready, {"status": "ready" if ready else "not ready", **details}

@@ -152,6 +152,7 @@ async def services(settings: Settings, zones: Zones) -> AsyncIterator[Services]:
             node=node,
             lease_ms=settings.claim_lease_ms,
             key_ttl_s=settings.idempotency_ttl_s,
+            deadline_s=settings.request_deadline_s,
             halt_at=settings.halt_at,
         )
         positions = Positions(
@@ -162,6 +163,7 @@ async def services(settings: Settings, zones: Zones) -> AsyncIterator[Services]:
             directory=directory,
             limits=limits,
             tracking=CustomerTracking(state=live.state, publisher=Publisher(live.pipeline)),
+            zones=zones,
             fix_age_s=settings.fix_max_age_s,
         )
         availability = AvailabilityService(
@@ -189,10 +191,13 @@ async def services(settings: Settings, zones: Zones) -> AsyncIterator[Services]:
         )
         for zone in zones.names():
             await rehydration.check_epoch(zone)
-        yield Services(
-            settings, zones, live, ledger, rehydration, coordinator, limits, positions,
-            availability, reads, offers, presence, snapshots, effects,
-        )  # fmt: skip
+        try:
+            yield Services(
+                settings, zones, live, ledger, rehydration, coordinator, limits, positions,
+                availability, reads, offers, presence, snapshots, effects,
+            )  # fmt: skip
+        finally:
+            await coordinator.close()
 
 
 def job_loops(parts: Services) -> list[JobLoop]:

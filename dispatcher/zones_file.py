@@ -106,9 +106,7 @@ def _parse_zone(name: str, entry: Any, folder: Path) -> Zone:
         waves=waves,
         offers_per_driver=checked.offers_per_driver,
         limits={
-            limit_class: (rate.limit, rate.window_s)
-            for limit_class, rate in checked.limits.items()
-            if rate.limit
+            limit_class: (rate.limit, rate.window_s) for limit_class, rate in checked.limits.items()
         },
         area=_load_area(checked.area, folder) if checked.area else None,
     )

@@ -118,5 +118,9 @@ class StoreUnavailable(Exception):
     """Redis or Postgres did not answer; nothing is known to have happened."""
 
 
+class ReplyLost(StoreUnavailable):
+    """A call was sent to Redis and its reply was lost: it may have run."""
+
+
 class OutcomeUnknown(Exception):
     """A commit was sent and its answer was lost: it may have happened."""

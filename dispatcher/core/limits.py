@@ -28,11 +28,15 @@ class Rate(NamedTuple):
 
 
 class Limit(NamedTuple):
-    """A limit that applies to a call: at most `rate` calls of `subject` in class `name`."""
+    """A limit that applies to a call: at most `rate` calls of `subject` in class `name`.
+
+    `zone` names the zone that keeps the log; empty: the one that decides on the call.
+    """
 
     name: str
     subject: str
     rate: Rate
+    zone: str = ""
 
 
 class LimitState(NamedTuple):

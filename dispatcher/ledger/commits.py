@@ -8,9 +8,8 @@ round trip is spared.
 from __future__ import annotations
 
 import asyncio
-import time
+import contextlib
 from collections import deque
-from dataclasses import dataclass, field
 from typing import Any, Final
 
 import asyncpg
@@ -25,93 +24,75 @@ from tenacity import (
 from dispatcher.core.errors import OutcomeUnknown, StoreUnavailable
 from dispatcher.core.idempotency import KeyedAnswer, StoredAnswer
 from dispatcher.ledger.changes import Change, Outcome, OutcomeCode, to_composite
-from dispatcher.ledger.database import QUERIES, UNAVAILABLE_ERRORS, Database
+from dispatcher.ledger.commit_session import (
+    RETRIED_ERRORS,
+    CommitSession,
+    is_rolled_back,
+    send,
+)
+from dispatcher.ledger.database import UNAVAILABLE_ERRORS, Database
+from dispatcher.ledger.waiting_changes import HeldChanges, WaitingChange
 
 log = structlog.get_logger("dispatcher.ledger")
 
-#: Postgres asks for these to be sent again (manual, 13.5): five times in all, with jitter.
+#: A batch that Postgres asks for again is sent five times in all, with jitter.
 _MAX_TRIES: Final = 5
-_RETRIED_ERRORS: Final = (asyncpg.DeadlockDetectedError, asyncpg.SerializationError)
+#: Changes that wait at most: a second's work or two. Who comes then is refused at once.
+_MAX_WAITING: Final = 10_000
+#: What keeps us from hearing which rows are locked.
+_NOT_TOLD: Final = (*UNAVAILABLE_ERRORS, asyncpg.LockNotAvailableError, StoreUnavailable)
+#: SQLSTATE classes of a server that cannot write now: resources (disk, memory), locks.
+_UNWRITABLE: Final = ("error 53", "error 55P03", "error 25006")
 # After the first try, which is made without it: its machinery costs as much as a whole change.
 _RETRYING: Final = AsyncRetrying(
     stop=stop_after_attempt(_MAX_TRIES - 1),
     wait=wait_random_exponential(multiplier=0.005, max=0.2),
-    retry=retry_if_exception_type(_RETRIED_ERRORS),
+    retry=retry_if_exception_type(RETRIED_ERRORS),
     reraise=True,
 )
-# Every join of the commit is by a key over a batch. Its plans are made once, since making them takes
-# longer than a small batch.
-_SESSION_SETTINGS: Final = {
-    "application_name": "dispatcher-ledger",
-    "enable_seqscan": "off",
-    "enable_hashjoin": "off",
-    "enable_mergejoin": "off",
-    "plan_cache_mode": "force_generic_plan",
-    "jit": "off",
-}
-# A plan that was made while a table or a partial index was small reads it from end to end once it is
-# large, until ANALYZE comes by. So plans are made anew whenever twice as much may have been written as
-# before, and as often as this in s: trips that are live come and go within the hour.
-_FIRST_PLANS_CHANGES: Final = 64
-_PLANS_LIFE_S: Final = 10.0
-
-
-@dataclass(slots=True)
-class _Entry:
-    change: Change
-    answer: KeyedAnswer | None
-    outcome: asyncio.Future[Outcome] = field(default_factory=asyncio.Future)
-
-    def subjects(self) -> list[Any]:
-        """What no other change of the same batch may touch."""
-        change = self.change
-        found: list[Any] = []
-        if change.trip_id:
-            found.append(("trip", change.trip_id))
-        if driver := change.set_driver or change.required_driver:
-            found.append(("driver", driver))
-        if self.answer is not None:
-            key = self.answer.key
-            found.append(("key", key.user_id, key.endpoint, key.key))
-        return found
 
 
 class Commits:
     """Commits changes. One for each server process."""
 
     def __init__(self, url: str, *, timeout_s: float, max_batch: int) -> None:
-        self._url = url
         self._timeout_s = timeout_s
         self._max_batch = max_batch
-        self._waiting: deque[_Entry] = deque()
+        self._waiting: deque[WaitingChange] = deque()
         self._wake = asyncio.Event()
-        self._connection: Any = None
+        self._session = CommitSession(url, timeout_s=timeout_s)
         self._task: asyncio.Task[None] | None = None
         self._closing = False
-        # When the plans are to be made anew: in changes, and by the monotonic clock.
-        self._changes_left = self._changes_per_plan = _FIRST_PLANS_CHANGES
-        self._plans_expire_at = 0.0
+        self._held = HeldChanges()
         #: Batches sent and changes in them, for the metrics.
         self.batches = 0
         self.changes = 0
 
     async def start(self) -> None:
         """Connects and begins to commit. Raises StoreUnavailable where Postgres is away."""
-        await self._connected()
+        await self._session.connected()
         self._task = asyncio.create_task(self._run())
 
     async def commit(self, change: Change, answer: KeyedAnswer | None = None) -> Outcome:
         """Commits one change, and the answer to keep for its key, in the next batch.
 
-        Raises StoreUnavailable where nothing was sent, OutcomeUnknown where the answer was lost.
-        The commit goes on where the caller is cancelled.
+        Raises StoreUnavailable where nothing was written, OutcomeUnknown where the answer was lost.
+        Where the caller is cancelled, a change that was not sent yet is dropped; one that was goes on,
+        and OutcomeUnknown is raised.
         """
         if self._closing:
             raise StoreUnavailable("the ledger is closed")
-        entry = _Entry(change, answer)
+        if len(self._waiting) >= _MAX_WAITING:
+            raise StoreUnavailable("too many changes wait for postgres")
+        entry = WaitingChange(change, answer)
         self._waiting.append(entry)
         self._wake.set()
-        return await entry.outcome
+        try:
+            return await entry.outcome
+        except asyncio.CancelledError:
+            if entry.is_sent:
+                raise OutcomeUnknown("postgres") from None
+            raise  # its future is cancelled, which drops it from the queue
 
     async def close(self) -> None:
         """Commits what is waiting, then lets go of the connection."""
@@ -119,35 +100,42 @@ class Commits:
         self._wake.set()
         if self._task:
             await self._task
-        if self._connection is not None:
-            try:
-                await self._connection.close(timeout=self._timeout_s)
-            except UNAVAILABLE_ERRORS:
-                self._connection.terminate()
+        await self._session.close()
 
     async def _run(self) -> None:
         while True:
+            if self._held.due_in_s() == 0:
+                await self._look_at_held()
             if not self._waiting:
-                if self._closing:
+                if self._closing and not self._held:
                     return
                 self._wake.clear()
-                await self._wake.wait()
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(self._held.due_in_s()):
+                        await self._wake.wait()
                 continue
             batch = self._next_batch()
+            if not batch:
+                continue
             try:
                 await self._commit_batch(batch)
             except Exception as error:
                 log.exception("batch failed", changes=len(batch))
                 _fail(batch, error)
 
-    def _next_batch(self) -> list[_Entry]:
+    def _next_batch(self) -> list[WaitingChange]:
         """As many waiting changes as fit, none of which touches what another one touches."""
-        batch: list[_Entry] = []
-        later: list[_Entry] = []
+        batch: list[WaitingChange] = []
+        later: list[WaitingChange] = []
         touched: set[Any] = set()
         while self._waiting and len(batch) < self._max_batch:
             entry = self._waiting.popleft()
+            if entry.outcome.done():  # its caller has gone
+                continue
             subjects = entry.subjects()
+            if self._held.touches(subjects):
+                self._held.add([entry], wait_s=self._timeout_s)
+                continue
             if touched.isdisjoint(subjects):
                 batch.append(entry)
             else:
@@ -156,61 +144,59 @@ class Commits:
         self._waiting.extendleft(reversed(later))
         return batch
 
-    async def _commit_batch(self, batch: list[_Entry]) -> None:
+    async def _commit_batch(self, batch: list[WaitingChange]) -> None:
         try:
-            connection = await self._connected()
+            connection = await self._session.connected()
         except StoreUnavailable as error:
             _fail(batch, error)
             return
-        rows = [to_composite(i, entry.change, entry.answer) for i, entry in enumerate(batch)]
+        batch = [entry for entry in batch if not entry.outcome.done()]  # the others' callers have gone
+        if not batch:
+            return
+        for entry in batch:
+            entry.is_sent = True
         try:
-            await self._renew_plans(connection, len(batch))
-            try:
-                outcomes = await send(connection, rows, timeout_s=self._timeout_s)
-            except _RETRIED_ERRORS:
-                outcomes = await _RETRYING(send, connection, rows, timeout_s=self._timeout_s)
-        except _RETRIED_ERRORS as error:
-            # Rolled back as often as we may try: nothing happened.
-            log.warning("commit gave way too often", changes=len(batch), error=str(error))
-            _fail(batch, StoreUnavailable("postgres"))
-            return
-        except (asyncpg.DataError, ValueError) as error:
-            await self._commit_singly(batch, error)
-            return
-        except asyncpg.ReadOnlySQLTransactionError:
-            # A failover left us with a standby: nothing happened, and the next one looks again.
-            self._drop()
-            _fail(batch, StoreUnavailable("postgres is read-only"))
-            return
-        except UNAVAILABLE_ERRORS as error:
-            self._drop()
-            log.warning("commit's answer was lost", changes=len(batch), error=repr(error))
-            _fail(batch, OutcomeUnknown("postgres"))
-            return
-        self.batches += 1
-        self.changes += len(batch)
-        for row in outcomes:
-            index, code, *stored = row
-            outcome = batch[index].outcome
-            if outcome.done():
-                continue
-            if code.startswith("error "):
-                log.error("change refused by Postgres", reason=code, trip=batch[index].change.trip_id)
-                outcome.set_exception(RuntimeError(code))
-            else:
-                outcome.set_result(_outcome(code, *stored))
+            _tell(batch, await self._send(connection, batch))
+        except Exception as error:
+            await self._send_failed(batch, error)
+        else:
+            self.batches += 1
+            self.changes += len(batch)
 
-    async def _renew_plans(self, connection: Any, changes: int) -> None:
-        now = time.monotonic()
-        self._changes_left -= changes
-        if self._changes_left >= 0 and now < self._plans_expire_at:
-            return
-        if self._changes_left < 0:
-            self._changes_per_plan *= 2
-        self._changes_left, self._plans_expire_at = self._changes_per_plan, now + _PLANS_LIFE_S
-        await connection.execute("DISCARD PLANS", timeout=self._timeout_s)
+    async def _send(self, connection: Any, batch: list[WaitingChange]) -> Any:
+        rows = [to_composite(i, entry.change, entry.answer) for i, entry in enumerate(batch)]
+        await self._session.renew_plans(len(batch))
+        try:
+            return await send(connection, rows, timeout_s=self._timeout_s)
+        except RETRIED_ERRORS:
+            return await _RETRYING(send, connection, rows, timeout_s=self._timeout_s)
 
-    async def _commit_singly(self, batch: list[_Entry], error: Exception) -> None:
+    async def _send_failed(self, batch: list[WaitingChange], error: Exception) -> None:
+        """Does what the error calls for. Raises it where it calls for nothing known."""
+        match error:
+            case asyncpg.LockNotAvailableError():
+                await self._divide(batch)
+            case asyncpg.DataError() | ValueError():
+                await self._commit_singly(batch, error)
+            case asyncpg.DeadlockDetectedError() | asyncpg.SerializationError():
+                # Rolled back as often as we may try: nothing happened.
+                log.warning("commit gave way too often", changes=len(batch), error=str(error))
+                _fail(batch, StoreUnavailable("postgres"))
+            case asyncpg.ReadOnlySQLTransactionError():
+                # A failover left us with a standby: nothing happened, and the next one looks again.
+                self._session.drop()
+                _fail(batch, StoreUnavailable("postgres is read-only"))
+            case _ if not isinstance(error, UNAVAILABLE_ERRORS):
+                raise error
+            case _ if is_rolled_back(error):
+                log.warning("commit was rolled back", changes=len(batch), error=repr(error))
+                _fail(batch, StoreUnavailable("postgres"))
+            case _:
+                self._session.drop()
+                log.warning("commit's answer was lost", changes=len(batch), error=repr(error))
+                _fail(batch, OutcomeUnknown("postgres"))
+
+    async def _commit_singly(self, batch: list[WaitingChange], error: Exception) -> None:
         # An argument that cannot be written or read fails the statement before a row could fail alone.
         if len(batch) == 1:
             log.error("change cannot be sent", reason=repr(error), trip=batch[0].change.trip_id)
@@ -219,39 +205,67 @@ class Commits:
         for entry in batch:
             await self._commit_batch([entry])
 
-    async def _connected(self) -> Any:
-        if self._connection is None or self._connection.is_closed():
-            try:
-                # The statement's own timeout ends before ours, and ours before the claim's lease:
-                # past its lease, a claim's commit can no longer succeed.
-                self._connection = await asyncpg.connect(
-                    self._url,
-                    timeout=self._timeout_s,
-                    server_settings=_SESSION_SETTINGS
-                    | {"statement_timeout": str(int(self._timeout_s * 1000 * 0.9))},
-                )
-            except UNAVAILABLE_ERRORS as error:
-                raise StoreUnavailable("postgres") from error
-        return self._connection
+    async def _divide(self, batch: list[WaitingChange]) -> None:
+        """Commits what of a batch no other session has locked, and holds back the rest.
 
-    def _drop(self) -> None:
-        if self._connection is not None:
-            self._connection.terminate()
-            self._connection = None
+        Nothing of the batch was written: its wait for a lock was over.
+        """
+        for entry in batch:
+            entry.is_sent = False
+        if len(batch) == 1:
+            self._hold(batch)
+            return
+        try:
+            locked = await self._locked(batch)
+        except _NOT_TOLD as error:
+            log.warning("locks cannot be looked at", changes=len(batch), error=repr(error))
+            self._hold(batch)
+            return
+        held = [entry for entry in batch if not locked.isdisjoint(entry.subjects())]
+        self._hold(held)
+        if held:
+            await self._commit_batch([e for e in batch if locked.isdisjoint(e.subjects())])
+            return
+        # It is no trip or driver that is locked, or no more.
+        for entry in batch:
+            await self._commit_batch([entry])
+
+    def _hold(self, entries: list[WaitingChange]) -> None:
+        for entry in entries:
+            if entry.give_up_at is None:
+                log.warning("row is locked by another session", trip=entry.change.trip_id)
+        self._held.add(entries, wait_s=self._timeout_s)
+
+    async def _look_at_held(self) -> None:
+        """Puts held changes whose rows are free again to the front of the queue."""
+        _fail(self._held.take_overdue(), StoreUnavailable("row is locked by another session"))
+        try:
+            locked = await self._locked(self._held.changes) if self._held else set()
+        except _NOT_TOLD:
+            self._held.add((), wait_s=0)  # later
+            return
+        self._waiting.extendleft(reversed(self._held.take_free(locked)))
+
+    async def _locked(self, entries: list[WaitingChange]) -> set[Any]:
+        return await self._session.locked({s for entry in entries for s in entry.subjects()})
 
 
-async def send(connection: Any, rows: list[tuple[Any, ...]], *, timeout_s: float | None = None) -> Any:
-    """Commits a batch; says of each row what became of it."""
-    try:
-        return await connection.fetch(QUERIES.apply_changes.sql, rows, timeout=timeout_s)
-    except (*UNAVAILABLE_ERRORS, *_RETRIED_ERRORS):
-        raise
-    except asyncpg.PostgresError:
-        # A row breaks a constraint, and nothing was done: now each row for itself.
-        return await connection.fetch(QUERIES.commit_changes.sql, rows, timeout=timeout_s)
+def _tell(batch: list[WaitingChange], rows: Any) -> None:
+    for index, code, *stored in rows:
+        outcome = batch[index].outcome
+        if outcome.done():
+            continue
+        if code.startswith(_UNWRITABLE):
+            log.warning("commit was rolled back", changes=1, error=code)
+            outcome.set_exception(StoreUnavailable("postgres"))
+        elif code.startswith("error "):
+            log.error("change refused by Postgres", reason=code, trip=batch[index].change.trip_id)
+            outcome.set_exception(RuntimeError(code))
+        else:
+            outcome.set_result(_outcome(code, *stored))
 
 
-def _fail(batch: list[_Entry], error: Exception) -> None:
+def _fail(batch: list[WaitingChange], error: Exception) -> None:
     for entry in batch:
         if not entry.outcome.done():
             entry.outcome.set_exception(type(error)(*error.args))

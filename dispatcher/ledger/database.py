@@ -23,12 +23,16 @@ UNAVAILABLE_ERRORS: tuple[type[BaseException], ...] = (
     OSError,
     TimeoutError,
     asyncpg.InterfaceError,
+    # asyncpg's state where a session was terminated between two messages.
+    asyncpg.InternalClientError,
     asyncpg.PostgresConnectionError,
     asyncpg.OperatorInterventionError,
     asyncpg.TooManyConnectionsError,
     asyncpg.InsufficientResourcesError,
     asyncpg.ReadOnlySQLTransactionError,
 )
+
+_BROKEN_OFF: tuple[type[BaseException], ...] = (*UNAVAILABLE_ERRORS, asyncio.CancelledError)
 
 QUERIES: Any = aiosql.from_path(SQL_DIR / "queries", "asyncpg")
 
@@ -111,10 +115,15 @@ class Database:
 
     @asynccontextmanager
     async def connection(self) -> AsyncIterator[Any]:
-        """A connection of the pool."""
+        """A connection of the pool, for as long as the timeout, the wait for one included."""
         try:
-            async with self._pool.acquire(timeout=self._timeout_s) as connection:
-                yield connection
+            async with asyncio.timeout(self._timeout_s), self._pool.acquire() as connection:
+                try:
+                    yield connection
+                except _BROKEN_OFF:
+                    # A goodbye would wait for a Postgres that is silent.
+                    connection.terminate()
+                    raise
         except UNAVAILABLE_ERRORS as error:
             raise StoreUnavailable("postgres") from error
 
@@ -161,10 +170,18 @@ class Database:
         row = await self.row("get_answer", user_id=key.user_id, endpoint=key.endpoint, key=key.key)
         return None if row is None else answer_from_row(row)
 
-    async def ping(self) -> None:
-        """Raises StoreUnavailable where Postgres does not answer."""
-        async with self.connection() as connection:
-            await connection.fetchval("SELECT 1")
+    async def check_writable(self) -> None:
+        """Raises StoreUnavailable where a commit could not write: read_only, locked or no_schema."""
+        async with self.connection() as connection, connection.transaction():
+            if not await QUERIES.can_write(connection):
+                raise StoreUnavailable("read_only")
+            await QUERIES.limit_lock_wait(connection)
+            try:
+                await QUERIES.lock_written_tables(connection)
+            except asyncpg.LockNotAvailableError as error:
+                raise StoreUnavailable("locked") from error
+            except asyncpg.UndefinedTableError as error:
+                raise StoreUnavailable("no_schema") from error
 
     async def close(self) -> None:
         """Closes the pool, by force after its timeout."""

@@ -181,16 +181,20 @@ class ClaimScripts:
             ),
         )  # fmt: skip
 
-    async def release_claim(self, keys: Keys, attempt: Attempt) -> int:
-        """Drops the attempt's claims and its idempotency lease. Returns how many claims."""
+    async def release_claim(self, keys: Keys, attempt: Attempt, *, gives_back: bool = False) -> int:
+        """Drops the attempt's claims and its idempotency lease. Returns how many claims.
+
+        `gives_back` has the limits forget the request.
+        """
+        limit_names, _ = limit_keys_and_rates(keys, attempt.limits if gives_back else ())
         dropped: int = await self._pipeline.run(
             "release_claim",
             (
                 keys.trip_claim(attempt.trip_id or NOBODY),
                 keys.driver_claim(attempt.driver_id or NOBODY),
-                keys.claims, attempt.record_key(keys),
+                keys.claims, attempt.record_key(keys), *limit_names,
             ),
-            (attempt.token, attempt.entry, int(attempt.key is not None)),
+            (attempt.token, attempt.entry, int(attempt.key is not None), attempt.lease_ms),
         )  # fmt: skip
         return dropped
 

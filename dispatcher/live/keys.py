@@ -22,6 +22,7 @@ class Keys:
         self.vehicles = prefix + "vehicles"
         self.waves = prefix + "waves"
         self.events = prefix + "events"
+        self.ready = prefix + "ready"
         self.push = prefix + "push"
 
     def trip(self, trip_id: str) -> str:

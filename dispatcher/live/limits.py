@@ -7,7 +7,7 @@ from enum import StrEnum
 from typing import NamedTuple
 
 from dispatcher.core.limits import Limit, LimitState
-from dispatcher.live.keys import Keys
+from dispatcher.live.keys import Keys, keys_of
 from dispatcher.live.pipeline import Pipeline
 
 
@@ -28,9 +28,14 @@ def limit_keys_and_rates(keys: Keys, limits: Iterable[Limit]) -> tuple[list[str]
     names: list[str] = []
     rates: list[int] = []
     for limit in limits:
-        names.append(keys.limit(limit.name, limit.subject))
+        names.append(limit_key(keys, limit))
         rates += limit.rate
     return names, rates
+
+
+def limit_key(keys: Keys, limit: Limit) -> str:
+    """The log that counts a limit; `keys` are those of the zone that decides on the call."""
+    return (keys_of(limit.zone) if limit.zone else keys).limit(limit.name, limit.subject)
 
 
 def limit_state(

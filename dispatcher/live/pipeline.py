@@ -7,6 +7,7 @@ while batches are on their way, the next one fills. Nothing waits on purpose.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Coroutine, Sequence
 from typing import Any
 
@@ -23,7 +24,7 @@ from redis.exceptions import (
     TryAgainError,
 )
 
-from dispatcher.core.errors import StoreUnavailable
+from dispatcher.core.errors import ReplyLost, StoreUnavailable
 from dispatcher.live.protocol import Call, CallProtocol, has_socket
 from dispatcher.live.scripts import LuaScripts
 
@@ -44,6 +45,9 @@ UNAVAILABLE_ERRORS = (
     ReadOnlyError,
     TryAgainError,
 )
+#: A node that says this has been demoted: the primary is another one now, behind the same name perhaps.
+_DEMOTED_ERRORS = (MasterDownError, ReadOnlyError)
+_DEMOTED_CODES = ("MASTERDOWN", "READONLY")
 #: … and a connection that we read ourselves gives their codes.
 UNAVAILABLE_CODES = (
     "BUSY",
@@ -146,6 +150,9 @@ class Pipeline:
             await self._redis.connection_pool.release(connection)
 
     async def _reopen(self, lost: CallProtocol) -> None:
+        with contextlib.suppress(RedisError, OSError, TimeoutError):
+            # Idle connections lead to the same node: none of them may be what comes next.
+            await self._redis.connection_pool.disconnect(inuse_connections=False)
         await self._release(lost)
         await self._open()
 
@@ -161,7 +168,7 @@ class Pipeline:
             replies = await pipeline.execute(raise_on_error=False)
         except (RedisError, OSError, TimeoutError) as error:
             log.warning("redis did not answer", calls=len(batch), error=str(error))
-            replies = [StoreUnavailable("redis")] * len(batch)
+            replies = [ReplyLost("redis")] * len(batch)
         except BaseException:
             for call in batch:
                 call.reply.cancel()
@@ -176,7 +183,10 @@ class Pipeline:
                 self._unknown_scripts.append(call)
                 if len(self._unknown_scripts) == 1:
                     self._spawn(self._load_and_repeat())
-            elif not call.reply.done():
+                return
+            if self._connection is not None and _is_demoted(reply):
+                self._connection.retire()  # the next batch connects anew
+            if not call.reply.done():
                 call.reply.set_exception(_error_of(reply))
         elif not call.reply.done():
             call.reply.set_result(reply)
@@ -228,9 +238,15 @@ def _is_unknown_script(error: Exception) -> bool:
     return isinstance(error, NoScriptError) or str(error).startswith("NOSCRIPT")
 
 
+def _is_demoted(error: Exception) -> bool:
+    return isinstance(error, _DEMOTED_ERRORS) or str(error).startswith(_DEMOTED_CODES)
+
+
 def _error_of(error: Exception) -> Exception:
     # redis-py cuts the code off where it has a class for it. Each future gets an exception of its own.
+    if isinstance(error, StoreUnavailable):
+        return type(error)(*error.args)
     is_unavailable = isinstance(error, UNAVAILABLE_ERRORS) or str(error).startswith(UNAVAILABLE_CODES)
-    if is_unavailable or not isinstance(error, ResponseError):
+    if is_unavailable:
         return StoreUnavailable(str(error))
-    return error
+    return error if isinstance(error, ResponseError) else ReplyLost(str(error))

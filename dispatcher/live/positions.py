@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from dispatcher.core.limits import Limit, LimitState
 from dispatcher.live.keys import Keys
-from dispatcher.live.limits import limit_state
+from dispatcher.live.limits import limit_key, limit_state
 from dispatcher.live.pipeline import Pipeline
 
 
@@ -70,7 +70,7 @@ class PositionScripts:
             names.append(keys.driver(fix.driver_id))
             args += fix
             if shared:
-                names += [keys.limit(limit.name, limit.subject) for limit in limits[i]]
+                names += [limit_key(keys, limit) for limit in limits[i]]
         text, now_ms, results = await self._pipeline.run("put_positions", names, args)
         if FixCode(text) is FixCode.COLD:
             return [FixResult(FixCode.COLD)] * len(fixes)

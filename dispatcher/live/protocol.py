@@ -15,7 +15,7 @@ import hiredis
 import structlog
 from redis.exceptions import ResponseError
 
-from dispatcher.core.errors import StoreUnavailable
+from dispatcher.core.errors import ReplyLost
 
 log = structlog.get_logger("dispatcher.redis")
 
@@ -111,13 +111,17 @@ class CallProtocol(RedisProtocol):
             batches.popleft()
             self._on_batch_done()
 
+    def retire(self) -> None:
+        """Takes no more batches. The owner closes it once it is noticed, with the next batch."""
+        self.is_open = False
+
     def closed(self, error: Exception | None) -> None:
         if self._timer is not None:
             self._timer.cancel()
         if self._calls:
             log.warning("redis did not answer", calls=len(self._calls), error=str(error or "closed"))
         while self._calls:
-            self._on_reply(self._calls.popleft(), StoreUnavailable("redis"))
+            self._on_reply(self._calls.popleft(), ReplyLost("redis"))
         while self._batches:
             self._batches.popleft()
             self._on_batch_done()

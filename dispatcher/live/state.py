@@ -18,6 +18,8 @@ from dispatcher.live.pipeline import Pipeline
 FINISHED_TTL_S: Final = 3_600
 #: A server that dies while it loads a zone leaves it to another one after this long.
 _LOADING_MS: Final = 30_000
+#: What tries whether Redis can be written goes by itself.
+_READY_MS: Final = 1_000
 
 
 class Epoch(NamedTuple):
@@ -140,6 +142,6 @@ class StateScripts:
         """The zone is loaded, or another server may try."""
         await self._pipeline.command("DEL", keys.loading)
 
-    async def ping(self) -> None:
-        """Raises StoreUnavailable where Redis does not answer."""
-        await self._pipeline.command("PING")
+    async def check_writable(self, keys: Keys) -> None:
+        """Raises StoreUnavailable where Redis cannot be written, as a claim would."""
+        await self._pipeline.command("SET", keys.ready, now_ms(), "PX", _READY_MS)

@@ -9,7 +9,7 @@ from typing import Any, Final
 
 import structlog
 
-from dispatcher.core.errors import OutcomeUnknown, StoreUnavailable
+from dispatcher.core.errors import OutcomeUnknown, ReplyLost, StoreUnavailable
 from dispatcher.core.idempotency import KeyedAnswer, StoredAnswer
 from dispatcher.core.limits import LimitState
 from dispatcher.ledger.changes import Change, Outcome, OutcomeCode
@@ -27,16 +27,16 @@ from dispatcher.live.claims import Attempt, ClaimScripts, Resolved
 from dispatcher.live.keys import Keys, keys_of
 from dispatcher.live.settle import Settlement, Settler
 from dispatcher.observe.refusal_log import log_refusal
+from dispatcher.service.abandoned_claims import AbandonedClaims
 from dispatcher.service.answers import (
     Answer,
     claim_refusal,
-    rate_limited_answer,
-    refused_answer,
     replayed_answer,
     stored_answer,
 )
+from dispatcher.service.claim_refusals import answer_refused
 from dispatcher.service.commands.command import ClaimedT, Command, Plan, SideEffects
-from dispatcher.service.rate_limits import RateLimits, log_limited
+from dispatcher.service.rate_limits import RateLimits
 from dispatcher.service.rehydration import Rehydration
 
 log = structlog.get_logger("dispatcher.coordinator")
@@ -66,9 +66,11 @@ class Coordinator:
         node: str,
         lease_ms: int,
         key_ttl_s: int,
+        deadline_s: float,
         halt_at: str = "",
     ) -> None:
         self._claims = claims
+        self._abandoned = AbandonedClaims(claims)
         self._commits = commits
         self._settler = settler
         self._rehydration = rehydration
@@ -78,6 +80,7 @@ class Coordinator:
         self._node = node
         self._lease_ms = lease_ms
         self._key_ttl_ms = key_ttl_s * 1000
+        self._deadline_s = deadline_s
         self._halt_at = halt_at
         self._attempts = itertools.count(1)
 
@@ -85,10 +88,22 @@ class Coordinator:
         """Claims, commits and settles one change; the answer leaves once it is durable.
 
         Raises StoreUnavailable where neither engine could decide, OutcomeUnknown where the commit's
-        answer was lost and Postgres could not be asked.
+        answer was lost and Postgres could not be asked; either after the request's deadline at most.
         """
-        keys = keys_of(command.zone.name)
         attempt = self._attempt(command)
+        try:
+            async with asyncio.timeout(self._deadline_s) as deadline:
+                return await self._execute(command, keys_of(command.zone.name), attempt, deadline)
+        except TimeoutError:
+            raise StoreUnavailable("the request's time is over") from None
+
+    async def close(self) -> None:
+        """Leaves to their lease what claims could not be let go of yet."""
+        await self._abandoned.close()
+
+    async def _execute(
+        self, command: Command[ClaimedT], keys: Keys, attempt: Attempt, deadline: asyncio.Timeout
+    ) -> Answer:
         for _ in range(_MAX_PLANS):
             attempt, result = await self._claim(command, keys, attempt)
             if isinstance(result, Answer):
@@ -96,10 +111,10 @@ class Coordinator:
             await self._halt("after_claim")
             plan = command.plan(attempt, result)
             answer = self._keyed_answer(attempt, plan, result.now_ms)
-            outcome = await self._commit(keys, attempt, plan.change, answer)
+            outcome = await self._commit(keys, attempt, plan.change, answer, deadline)
             if outcome.code is OutcomeCode.OK:
                 await self._halt("after_commit")
-                await self._settle(keys, attempt, plan, answer.stored if answer else None)
+                await self._settle(keys, attempt, plan, answer.stored if answer else None, deadline)
                 command.committed(result, plan, self._effects)
                 return Answer(plan.status, plan.body, result.limit)
             await self._release(keys, attempt)
@@ -132,10 +147,15 @@ class Coordinator:
         """Asks for the claim until it is granted or answered, and provides what is missing."""
         wait_s = _FIRST_WAIT_S
         for _ in range(_MAX_CLAIMS):
-            result: ClaimedT | NotClaimed = await command.claim(self._claims, keys, attempt)
+            result: ClaimedT | NotClaimed
+            try:
+                result = await command.claim(self._claims, keys, attempt)
+            except (ReplyLost, asyncio.CancelledError):
+                self._abandoned.let_go(keys, attempt)  # it may have been granted
+                raise
             match result:
                 case Refused():
-                    return attempt, _refuse(command, attempt, result)
+                    return attempt, answer_refused(command.caller, attempt.trip_id, result)
                 case Replayed():
                     return attempt, replayed_answer(result)
                 case Unresolved(code=ClaimCode.TRIP_BUSY):
@@ -176,20 +196,49 @@ class Coordinator:
         return KeyedAnswer(attempt.key, plan.status, plan.body.decode(), now_ms + self._key_ttl_ms)
 
     async def _commit(
-        self, keys: Keys, attempt: Attempt, change: Change, answer: KeyedAnswer | None
+        self,
+        keys: Keys,
+        attempt: Attempt,
+        change: Change,
+        answer: KeyedAnswer | None,
+        deadline: asyncio.Timeout,
     ) -> Outcome:
         try:
             return await self._commits.commit(change, answer)
-        except OutcomeUnknown:
-            if await was_committed(self._database, change, answer, attempt.token):
-                return Outcome(OutcomeCode.OK)
+        except OutcomeUnknown as unknown:
+            try:
+                if not deadline.expired() and await was_committed(
+                    self._database, change, answer, attempt.token
+                ):
+                    return Outcome(OutcomeCode.OK)
+            except asyncio.CancelledError:
+                raise unknown from None
             # It may still be under way: the claim is left to its lease, the reconcile job will look.
             raise
+        except asyncio.CancelledError:
+            self._abandoned.let_go(keys, attempt)  # the change was not sent
+            raise
         except Exception:
-            await self._release(keys, attempt)
+            await self._release(keys, attempt, gives_back=True)
             raise
 
     async def _settle(
+        self,
+        keys: Keys,
+        attempt: Attempt,
+        plan: Plan,
+        answer: StoredAnswer | None,
+        deadline: asyncio.Timeout,
+    ) -> None:
+        try:
+            await self._tell_zones(keys, attempt, plan, answer)
+        except asyncio.CancelledError:
+            if not deadline.expired():
+                raise
+            # It is durable, so it is answered; the settle itself goes on.
+            log.warning("settle takes too long", zone=keys.zone, trip_id=attempt.trip_id)
+
+    async def _tell_zones(
         self, keys: Keys, attempt: Attempt, plan: Plan, answer: StoredAnswer | None
     ) -> None:
         await self._tell(keys, attempt, plan.settlement, answer)
@@ -219,11 +268,13 @@ class Coordinator:
         await self._rehydration.reload_answer(keys, attempt.key)
         return stored_answer(attempt.key, outcome.stored, limit)
 
-    async def _release(self, keys: Keys, attempt: Attempt) -> None:
+    async def _release(self, keys: Keys, attempt: Attempt, *, gives_back: bool = False) -> None:
         try:
-            await self._claims.release_claim(keys, attempt)
-        except StoreUnavailable:
-            log.warning("claim left to its lease", trip_id=attempt.trip_id, token=attempt.token)
+            await self._claims.release_claim(keys, attempt, gives_back=gives_back)
+        except (StoreUnavailable, asyncio.CancelledError) as error:
+            self._abandoned.let_go(keys, attempt)
+            if isinstance(error, asyncio.CancelledError):
+                raise
 
     async def _halt(self, point: str) -> None:
         if self._halt_at == point:
@@ -233,20 +284,3 @@ class Coordinator:
 
 def _resolve(attempt: Attempt, what: Resolved) -> Attempt:
     return attempt._replace(resolved=attempt.resolved | {what})
-
-
-def _refuse(command: Command[Any], attempt: Attempt, refused: Refused) -> Answer:
-    actor = command.caller.actor
-    match refused.code:
-        case ClaimCode.RATE_LIMITED:
-            assert refused.limit is not None
-            log_limited(refused.limit, actor)
-            return rate_limited_answer(refused.limit)
-        case ClaimCode.KEY_REUSED:
-            pass
-        case _:
-            log_refusal(
-                refused.code, trip_id=attempt.trip_id, user=actor.user_id,
-                version=str(refused.version if refused.version is not None else ""),
-            )  # fmt: skip
-    return refused_answer(refused)

@@ -13,7 +13,7 @@ from dispatcher.core.callers import Caller
 from dispatcher.core.errors import Refusal, StoreUnavailable
 from dispatcher.core.limits import Limit, LimitClass, LimitState
 from dispatcher.core.times import moment, now_ms
-from dispatcher.core.zones import DEFAULT_ZONE
+from dispatcher.core.zones import DEFAULT_ZONE, Zones
 from dispatcher.ledger.database import Database
 from dispatcher.live.keys import keys_of
 from dispatcher.live.limits import LimitScripts
@@ -68,6 +68,7 @@ class Positions:
         directory: DriverDirectory,
         limits: RateLimits,
         tracking: CustomerTracking,
+        zones: Zones,
         fix_age_s: int,
     ) -> None:
         self._scripts = scripts
@@ -77,6 +78,7 @@ class Positions:
         self._directory = directory
         self._limits = limits
         self._tracking = tracking
+        self._zones = zones
         self._fix_age_ms = fix_age_s * 1000
         self._waiting: dict[_Group, list[_WaitingFix]] = defaultdict(list)
         self._is_sending = False
@@ -91,8 +93,7 @@ class Positions:
         StoreUnavailable.
         """
         actor = caller.actor
-        limits = self._limits.of(LimitClass.LOCATION_UPDATE, actor, caller.ip)
-        report = await self._take(actor.user_id, points, limits)
+        report = await self._take(actor.user_id, points, caller)
         if report.code is FixCode.RATE_LIMITED and report.limit is not None:
             log_limited(report.limit, actor)
             return rate_limited_answer(report.limit)
@@ -104,42 +105,49 @@ class Positions:
 
     async def take(self, driver_id: str, points: Sequence[Point]) -> None:
         """Takes points that are not counted. Raises Refusal driver_not_online, StoreUnavailable."""
-        if (await self._take(driver_id, points, ())).code is None:
+        if (await self._take(driver_id, points, None)).code is None:
             raise Refusal("driver_not_online")
 
-    async def _take(self, driver_id: str, points: Sequence[Point], limits: Sequence[Limit]) -> _Report:
+    async def _take(self, driver_id: str, points: Sequence[Point], caller: Caller | None) -> _Report:
         received_ms = now_ms()
         fixes = [
             DriverFix(driver_id, lat, lng, received_ms if at is None else at) for lat, lng, at in points
         ]
         fix = sorted(fixes, key=lambda fix: fix.at_ms)[-1]  # of equally new ones, the last
-        report = await self._put(fix, limits)
+        report = await self._put(fix, caller)
         if report.code is FixCode.TAKEN:
             self.unsaved[driver_id] = fix._replace(at_ms=min(fix.at_ms, received_ms))
         return report
 
-    async def _put(self, fix: DriverFix, limits: Sequence[Limit]) -> _Report:
-        """Puts a fix, and looks up what proves to be missing or wrong."""
-        driver_id, limit = fix.driver_id, None
+    async def _put(self, fix: DriverFix, caller: Caller | None) -> _Report:
+        """Puts a fix, and looks up what proves to be missing or wrong. Counts the call of a caller."""
+        driver_id, limit, is_counted = fix.driver_id, None, caller is None
         for _ in range(_MAX_TRIES):
             entry = await self._directory.find(driver_id)
             if entry is None:
                 break
+            limits = () if is_counted else self._limits_of(caller, entry.zone)
             result = await self._join_batch(fix, entry, limits)
             limit = result.limit or limit
             if result.code in (FixCode.TAKEN, FixCode.LATE, FixCode.RATE_LIMITED):
                 return _Report(result.code, limit)
-            if result.code is not FixCode.COLD:
-                limits = ()  # this call was counted
+            is_counted = is_counted or result.code is not FixCode.COLD
             if not await self._look_up(result, driver_id, entry):
                 break
-        if limits:
+        if not is_counted and (limits := self._limits_of(caller, DEFAULT_ZONE)):
             # No zone that counted the call: whoever was never online is limited all the same.
             admission = await self._limit_scripts.check_limit(keys_of(DEFAULT_ZONE), limits)
             if not admission.is_admitted:
                 return _Report(FixCode.RATE_LIMITED, admission.limit)
             limit = admission.limit
         return _Report(None, limit)
+
+    def _limits_of(self, caller: Caller | None, zone: str) -> Sequence[Limit]:
+        if caller is None:
+            return ()
+        return self._limits.of(
+            LimitClass.LOCATION_UPDATE, caller.actor, caller.ip, self._zones.get(zone)
+        )
 
     def _join_batch(
         self, fix: DriverFix, entry: DirectoryEntry, limits: Sequence[Limit]

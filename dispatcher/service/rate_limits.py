@@ -18,10 +18,16 @@ class RateLimits:
 
     An answer that a service returns was counted by its script. A refusal that is raised before any
     script ran is counted by `refuse`, and nowhere else.
+
+    A user has one allowance of each class, whatever the zones: its log is the default zone's. A limit
+    that a zone sets itself has a log of its own, there. In a cluster, each zone has logs of its own,
+    since a script decides on the keys of one zone.
     """
 
     def __init__(self, settings: Settings, scripts: LimitScripts) -> None:
         self._scripts = scripts
+        # One node runs a script on keys of several zones; the nodes of a cluster do not.
+        self._has_one_node = not settings.redis_cluster
         self._rates: dict[LimitClass, Rate] = {
             LimitClass.TRIP_ACCEPT: settings.limit_trip_accept,
             LimitClass.TRIP_CANCEL: settings.limit_trip_cancel,
@@ -40,15 +46,16 @@ class RateLimits:
         """
         if actor is not None and actor.role is Role.SYSTEM:
             return []
-        rate = self._rates[limit_class]
+        rate, shared_log = self._rates[limit_class], DEFAULT_ZONE if self._has_one_node else ""
+        log = shared_log
         if zone is not None and limit_class in zone.limits:
-            rate = Rate(*zone.limits[limit_class])
+            rate, log = Rate(*zone.limits[limit_class]), zone.name
         limits = []
         if rate.limit and (actor is not None or ip is not None):
             subject = actor.user_id if actor is not None else ip
-            limits.append(Limit(limit_class, str(subject), rate))
+            limits.append(Limit(limit_class, str(subject), rate, log))
         if ip is not None and self._rates[LimitClass.IP].limit:
-            limits.append(Limit(LimitClass.IP, ip, self._rates[LimitClass.IP]))
+            limits.append(Limit(LimitClass.IP, ip, self._rates[LimitClass.IP], shared_log))
         return limits
 
     async def count(

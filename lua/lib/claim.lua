@@ -7,6 +7,7 @@ local answer_ttl_ms, resolved, entry = ARGV[4], ARGV[5], ARGV[6]
 -- Where the limits stand in KEYS and their rates in ARGV, and how the limit to report stands.
 local first_limit, first_rate = 0, 0
 local limit_index, remaining, reset_ms = 0, 0, 0
+local is_counted = false
 
 -- Whether Postgres was asked already for what the word names: key, trip or driver; or, with the word limits, whether
 -- an earlier claim of the same request has counted it.
@@ -27,22 +28,25 @@ local function begin_claim(limits_from, rates_from)
   end
   local is_refused
   is_refused, limit_index, remaining, reset_ms = check_limits(first_limit, first_rate)
-  is_refused = is_refused and not is_resolved('limits')
+  is_counted = is_resolved('limits')
   if fingerprint ~= '' then
     local found, stored = judge_key(known[2], fingerprint, is_resolved('key'), horizon_ms(known[1]))
+    -- A lease that is over is this very request's, whose outcome got lost: it was counted when it was granted.
+    is_counted = is_counted or (known[2] and (not found or found == 'key_unresolved'))
+    is_refused = is_refused and not is_counted
     -- Asking Postgres costs: whoever is over their limit does not have it asked.
     if found and not (found == 'key_unresolved' and is_refused) then
       return reply(found, stored)
     end
   end
-  if is_refused then
+  if is_refused and not is_counted then
     return reply('rate_limited')
   end
   return nil
 end
 
 local function count_request()
-  if not is_resolved('limits') then
+  if not is_counted then
     remaining = record_admission(first_limit, first_rate, remaining)
   end
 end
@@ -59,7 +63,8 @@ end
 -- Lets the request go on to its commit, and notes the attempt, so that it is found should this server die.
 local function grant(...)
   count_request()
-  redis.call('ZADD', claims, whole(now_ms + lease_ms), entry)
+  -- To the microsecond, so that a release finds by it what the limits have counted.
+  redis.call('ZADD', claims, string.format('%.3f', now_us / 1000 + lease_ms), entry)
   lease_key(record, fingerprint, answer_ttl_ms, now_ms + lease_ms, token)
   return reply('claimed', ...)
 end

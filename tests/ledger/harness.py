@@ -17,7 +17,8 @@ from dispatcher.core.idempotency import IdempotencyKey, KeyedAnswer
 from dispatcher.core.times import moment
 from dispatcher.core.trips import Trip
 from dispatcher.ledger.changes import Change, Outcome, to_composite
-from dispatcher.ledger.commits import Commits, send
+from dispatcher.ledger.commit_session import send
+from dispatcher.ledger.commits import Commits
 
 AT_MS = 1_795_000_000_000
 DAY_MS = 86_400_000

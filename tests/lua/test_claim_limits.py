@@ -111,3 +111,20 @@ async def test_the_driver_of_an_accept_is_asked_for(zone: Zone) -> None:
     assert await zone.dump() == before
     attempt = attempt._replace(resolved=frozenset({Resolved.DRIVER}))
     assert code_of(await zone.accept(attempt)) == "driver_not_online"
+
+
+@pytest.mark.parametrize("kind", CLAIMS)
+async def test_a_retry_after_an_outcome_that_got_lost_is_not_counted_again(
+    zone: Zone, kind: str
+) -> None:
+    """Its lease is over and Postgres knows nothing: the request was counted when it was granted."""
+    more = await make_ready(zone, kind)
+    log = zone.keys.limit("general", "d1")
+    await zone.redis.rpush(log, zone.now_us - 30_000_000)
+    record = zone.keys.idem("d1", "/act", "k1")
+    await zone.redis.set(record, f"L {key().fingerprint} {START_MS} other.1")
+    attempt = zone.attempt(key=key(), limits=[limit(1)], **more)
+    assert code_of(await claim_of(zone, kind)(attempt)) == "key_unresolved"
+    attempt = attempt._replace(resolved=frozenset({Resolved.KEY}))
+    assert code_of(await claim_of(zone, kind)(attempt)) == "claimed"
+    assert await zone.redis.llen(log) == 1

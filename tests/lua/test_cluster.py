@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import redis.asyncio
 
-from dispatcher.core.errors import StoreUnavailable
+from dispatcher.core.errors import ReplyLost, StoreUnavailable
 from dispatcher.embedded.packages import valkey_program
 from dispatcher.live.client import connect
 from dispatcher.live.keys import keys_of
@@ -83,7 +83,7 @@ async def test_a_cluster_that_went_away(cluster: tuple[str, subprocess.Popen[byt
         process.wait()
         calls = (LimitScripts(pipeline).check_limit(keys_of(z), [limit(5)]) for z in ("a", "b", "c"))
         results = await asyncio.gather(*calls, return_exceptions=True)
-        assert {type(result) for result in results} == {StoreUnavailable}
+        assert {type(result) for result in results} == {ReplyLost}
         with pytest.raises(StoreUnavailable):
             await pipeline.run_id(keys_of("z").epoch)
 

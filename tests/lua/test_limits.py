@@ -206,3 +206,22 @@ async def test_a_limit_without_redis_says_so() -> None:
     with pytest.raises(StoreUnavailable):
         await LimitScripts(Pipeline(redis)).check_limit(keys_of("z"), [limit(1)])
     await redis.aclose()
+
+
+async def test_a_clock_that_steps_back_locks_nobody_out(zone: Zone) -> None:
+    """What was admitted counts as of now: for a window at most, and never twice."""
+    rate = [limit(3, 10)]
+    await zone.advance(-1_000)
+    await zone.limits.check_limit(zone.keys, rate)
+    await zone.advance(1_000)
+    for _ in range(2):
+        await zone.limits.check_limit(zone.keys, rate)
+    await zone.advance(-3_600_000)
+    admission = await zone.limits.check_limit(zone.keys, rate)
+    assert not admission.is_admitted
+    assert admission.limit is not None
+    assert admission.limit.reset_ms == zone.now_ms + 10_000
+    await zone.advance(10_000)
+    for _ in range(3):
+        assert (await zone.limits.check_limit(zone.keys, rate)).is_admitted
+    assert not (await zone.limits.check_limit(zone.keys, rate)).is_admitted

@@ -5,13 +5,17 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
-from collections.abc import AsyncIterator, Callable
+import subprocess
+from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 import redis.asyncio
 
-from dispatcher.core.errors import StoreUnavailable
+from dispatcher.core.errors import ReplyLost, StoreUnavailable
+from dispatcher.embedded.packages import valkey_program
 from dispatcher.live.client import connect
 from dispatcher.live.keys import keys_of
 from dispatcher.live.limits import LimitScripts
@@ -56,6 +60,10 @@ class Proxy:
         for end in (writer, onward):
             end.close()
 
+    def forward_to(self, port: int) -> None:
+        """Connections that are made from now on lead there."""
+        self._port = port
+
     @contextlib.asynccontextmanager
     async def listen(self, redis_url: str) -> AsyncIterator[Proxy]:
         server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
@@ -83,7 +91,7 @@ async def test_a_lost_connection_is_told_and_nothing_is_sent_twice(redis_url: st
         results = await asyncio.gather(
             *(limits.check_limit(keys, [limit(100)]) for _ in range(20)), return_exceptions=True
         )
-        assert {type(result) for result in results} == {StoreUnavailable}
+        assert {type(result) for result in results} == {ReplyLost}
         assert sum(chunk.count(b"EVALSHA") for chunk in proxy.chunks) <= 20
         await asyncio.sleep(0.1)
         ran = int(await _direct(redis_url, "LLEN", keys.limit("general", "d1")))
@@ -147,6 +155,52 @@ async def test_a_server_that_cannot_write_is_unavailable(client: Any) -> None:
     finally:
         await client.config_set("maxmemory", "0")
     assert (await LimitScripts(pipeline).check_limit(keys_of("oom"), [limit(5)])).is_admitted
+
+
+@contextlib.contextmanager
+def _other_node(directory: Path, redis_url: str) -> Iterator[int]:
+    """The port of another Valkey of the same password."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+    password = urlsplit(redis_url).password or ""
+    command = [
+        str(valkey_program()), "--bind", "127.0.0.1", "--port", str(port), "--save", "",
+        "--dir", str(directory), "--requirepass", password,
+    ]  # fmt: skip
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        yield port
+    finally:
+        process.kill()
+        process.wait(10)
+
+
+async def test_a_node_that_was_demoted_is_left_for_its_successor(redis_url: str, tmp_path: Path) -> None:
+    """Behind one name: the connection stands, and would lead to a replica for good."""
+    with _other_node(tmp_path, redis_url) as old:
+        new = _port_of(redis_url)
+        old_url = redis_url.replace(f":{new}/", f":{old}/")
+        async with Proxy(old).listen(old_url) as proxy:
+            client = connect(proxy.url, cluster=False)
+            pipeline = Pipeline(client)
+            async with asyncio.timeout(10):
+                while True:  # it starts
+                    with contextlib.suppress(StoreUnavailable):
+                        await pipeline.command("SET", "demoted:key", "1")
+                        break
+                    await asyncio.sleep(0.01)
+            limits, keys = LimitScripts(pipeline), keys_of("demoted")
+            await pipeline.load_scripts()  # by an idle connection of the pool, which leads there, too
+            await _direct(old_url, "REPLICAOF", "127.0.0.1", "1")
+            proxy.forward_to(new)
+            with pytest.raises(StoreUnavailable, match="READONLY"):
+                await limits.check_limit(keys, [limit(5)])
+            assert (await limits.check_limit(keys, [limit(5)])).is_admitted
+            info = await _direct(redis_url, "INFO", "server")
+            assert await pipeline.run_id(keys.epoch) == info["run_id"]
+            await pipeline.close()
+            await client.aclose()
 
 
 async def _direct(url: str, *command: str) -> Any:

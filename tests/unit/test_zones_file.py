@@ -90,3 +90,11 @@ def test_what_is_wrong_is_named(tmp_path: Path, toml: str, line: str, what: str)
     assert message.startswith("DISPATCHER_ZONES_FILE: ")
     assert line in message
     assert what in message
+
+
+def test_a_limit_that_a_zone_turns_off_stays_off(tmp_path: Path) -> None:
+    path = tmp_path / "zones.toml"
+    path.write_text("[zones.a]\nlimits = { trip_accept = 'off', general = '5/60' }\n")
+    zone = load_zones(path).get("a")
+    assert zone is not None
+    assert zone.limits == {"trip_accept": (0, 1), "general": (5, 60)}
