@@ -7,7 +7,8 @@ while batches are on their way, the next one fills. Nothing waits on purpose.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine, Sequence
+import re
+from collections.abc import AsyncIterator, Coroutine, Sequence
 from typing import Any
 
 import structlog
@@ -35,6 +36,9 @@ _MAX_BATCH = 512
 _MAX_IN_FLIGHT = 4
 # This many calls leave at once: Redis works on them while we take the next requests.
 _SEND_AT_ONCE = 16
+_RUN_ID = re.compile(r"run_id:(\w+)")
+# Keys looked at by one SCAN: it keeps Redis busy for less than a millisecond.
+_SCAN_KEYS = 1_000
 #: Errors of a server that is starting, failing over, full or read-only: nothing was done. redis-py has
 #: classes for some of them (one that is loading counts as a lost connection there) …
 UNAVAILABLE_ERRORS = (
@@ -73,6 +77,9 @@ class Pipeline:
         self._is_scheduled = False
         self._idle = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
+        #: Epochs of the zones. Another Redis than they were loaded into may answer on a new
+        #: connection: they are dropped before it is asked anything.
+        self.epochs: Sequence[str] = ()
 
     def run(self, script: str, keys: Sequence[str], args: Sequence[Any]) -> asyncio.Future[Any]:
         """Calls `lua/<script>.lua`. Raises StoreUnavailable where Redis did not answer."""
@@ -140,10 +147,26 @@ class Pipeline:
                 self._answer(call, StoreUnavailable("redis"))
             return
         if has_socket(connection):
+            await self._mark_cold(connection)
             self._connection = CallProtocol(connection, self._answer, self._batches_done)
         else:
             self._sent_by_client = True
             await self._redis.connection_pool.release(connection)
+
+    async def _mark_cold(self, connection: Any) -> None:
+        if not self.epochs:
+            return
+        try:
+            await connection.send_command("INFO", "server")
+            run_id = _RUN_ID.search(str(await connection.read_response()))
+            assert run_id is not None
+            for epoch in self.epochs:
+                script = self._scripts.texts["mark_cold"]
+                await connection.send_command("EVAL", script, 1, epoch, run_id[1])
+                await connection.read_response()
+        except (RedisError, OSError, TimeoutError) as error:
+            # What keeps it from answering keeps it from deciding; the reconcile job looks again.
+            log.warning("zones not checked on a new connection", error=str(error))
 
     async def _reopen(self, lost: CallProtocol) -> None:
         await self._release(lost)
@@ -213,6 +236,29 @@ class Pipeline:
         except (RedisError, OSError, TimeoutError) as error:
             raise StoreUnavailable("redis") from error
         return str(info["run_id"])
+
+    async def scan(self, key: str, prefix: str) -> AsyncIterator[list[str]]:
+        """The keys that begin with `prefix` on the server that holds `key`, in pages.
+
+        A key may come twice. Raises StoreUnavailable.
+        """
+        on_node: dict[str, Any] = {}
+        if isinstance(self._redis, RedisCluster):
+            on_node["target_nodes"] = self._redis.get_node_from_key(key)
+        cursor: Any = "0"
+        while True:
+            try:
+                reply: Any = await self._redis.execute_command(
+                    "SCAN", cursor, "MATCH", prefix + "*", "COUNT", _SCAN_KEYS, **on_node
+                )
+            except (RedisError, OSError, TimeoutError) as error:
+                raise StoreUnavailable("redis") from error
+            cursor, found = reply
+            if isinstance(cursor, dict):  # a cluster's client gives one a node
+                (cursor,) = cursor.values()
+            yield found
+            if int(cursor) == 0:
+                return
 
     async def close(self) -> None:
         """Waits for what is on its way, then lets go of the connection."""

@@ -45,6 +45,8 @@ log = structlog.get_logger("dispatcher.coordinator")
 _MAX_CLAIMS: Final = 16
 _FIRST_WAIT_S: Final = 0.005
 _MAX_WAIT_S: Final = 0.25
+#: After so many, some 40 ms, Postgres is asked what became of the change that is waited for.
+_CLAIMS_BEFORE_RELOAD: Final = 3
 #: How often a change is planned anew because Postgres knew better than the live state.
 _MAX_PLANS: Final = 3
 
@@ -130,7 +132,7 @@ class Coordinator:
     ) -> tuple[Attempt, ClaimedT | Answer]:
         """Asks for the claim until it is granted or answered, and provides what is missing."""
         wait_s = _FIRST_WAIT_S
-        for _ in range(_MAX_CLAIMS):
+        for asked in range(_MAX_CLAIMS):
             result: ClaimedT | NotClaimed = await command.claim(self._claims, keys, attempt)
             match result:
                 case Refused():
@@ -138,6 +140,9 @@ class Coordinator:
                 case Replayed():
                     return attempt, replayed_answer(result)
                 case Unresolved(code=ClaimCode.TRIP_BUSY):
+                    if asked == _CLAIMS_BEFORE_RELOAD and attempt.trip_id:
+                        # That change may have been committed, and its settle lost.
+                        await self._rehydration.reload_trip(keys, attempt.trip_id)
                     await asyncio.sleep(wait_s * random.uniform(0.5, 1.0))  # noqa: S311
                     wait_s = min(2 * wait_s, _MAX_WAIT_S)
                 case Unresolved():
@@ -155,7 +160,9 @@ class Coordinator:
             case ClaimCode.COLD:
                 await self._rehydration.warm(keys.zone)
             case ClaimCode.KEY_UNRESOLVED if attempt.key is not None:
-                stored = await self._rehydration.reload_answer(keys, attempt.key)
+                stored = await self._rehydration.reload_answer(
+                    keys, attempt.key, trip_id=attempt.trip_id, driver_id=attempt.driver_id
+                )
                 if stored is not None:
                     return stored_answer(attempt.key, stored, missing.limit)
                 return _resolve(attempt, Resolved.KEY)
@@ -213,7 +220,9 @@ class Coordinator:
         """The answer that the commit found stored; Redis keeps it from now on."""
         assert attempt.key is not None
         assert outcome.stored is not None
-        await self._rehydration.reload_answer(keys, attempt.key)
+        await self._rehydration.reload_answer(
+            keys, attempt.key, trip_id=attempt.trip_id, driver_id=attempt.driver_id
+        )
         return stored_answer(attempt.key, outcome.stored, limit)
 
     async def _release(self, keys: Keys, attempt: Attempt) -> None:
