@@ -163,6 +163,7 @@ async def services(settings: Settings, zones: Zones) -> AsyncIterator[Services]:
             key_ttl_s=settings.idempotency_ttl_s,
             halt_at=settings.halt_at,
         )
+        stack.push_async_callback(coordinator.close)
         positions = Positions(
             scripts=live.positions,
             limit_scripts=live.limits,

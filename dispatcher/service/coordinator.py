@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import random
+import time
 from dataclasses import replace
 from typing import Any, Final
 
@@ -47,6 +49,8 @@ _FIRST_WAIT_S: Final = 0.005
 _MAX_WAIT_S: Final = 0.25
 #: After so many, some 40 ms, Postgres is asked what became of the change that is waited for.
 _CLAIMS_BEFORE_RELOAD: Final = 3
+#: A settle is tried this often before the answer: a lost connection is found again at once.
+_MAX_SETTLES: Final = 2
 #: How often a change is planned anew because Postgres knew better than the live state.
 _MAX_PLANS: Final = 3
 
@@ -81,6 +85,7 @@ class Coordinator:
         self._key_ttl_ms = key_ttl_s * 1000
         self._halt_at = halt_at
         self._attempts = itertools.count(1)
+        self._unsettled: set[asyncio.Task[None]] = set()
 
     async def execute(self, command: Command[ClaimedT]) -> Answer:
         """Claims, commits and settles one change; the answer leaves once it is durable.
@@ -207,14 +212,39 @@ class Coordinator:
     async def _tell(
         self, keys: Keys, attempt: Attempt, settlement: Settlement, answer: StoredAnswer | None
     ) -> None:
-        try:
-            await self._settler.settle(keys, attempt, settlement, answer)
-        except StoreUnavailable as error:
-            # It is durable, so it is answered; the sweeper or the next load brings Redis along.
-            log.warning(
-                "committed but not settled", zone=keys.zone, trip_id=attempt.trip_id,
-                token=attempt.token, reason=str(error),
-            )  # fmt: skip
+        """Settles. It is durable, so it is answered in any case: what fails twice is tried again in
+        the background, and after the lease by the sweeper."""
+        for _ in range(_MAX_SETTLES):
+            try:
+                await self._settler.settle(keys, attempt, settlement, answer)
+            except StoreUnavailable as error:
+                reason = str(error)
+            else:
+                return
+        log.warning(
+            "committed but not settled", zone=keys.zone, trip_id=attempt.trip_id,
+            token=attempt.token, reason=reason,
+        )  # fmt: skip
+        task = asyncio.create_task(self._settle_later(keys, attempt, settlement, answer))
+        self._unsettled.add(task)
+        task.add_done_callback(self._unsettled.discard)
+
+    async def _settle_later(
+        self, keys: Keys, attempt: Attempt, settlement: Settlement, answer: StoredAnswer | None
+    ) -> None:
+        give_up, wait_s = time.monotonic() + self._lease_ms / 1000, _FIRST_WAIT_S
+        while time.monotonic() < give_up:
+            await asyncio.sleep(wait_s)
+            wait_s = min(2 * wait_s, _MAX_WAIT_S)
+            with contextlib.suppress(StoreUnavailable):
+                await self._settler.settle(keys, attempt, settlement, answer)
+                return
+
+    async def close(self) -> None:
+        """Leaves to other servers' sweepers what Redis could not be told."""
+        for task in list(self._unsettled):
+            task.cancel()
+        await asyncio.gather(*self._unsettled, return_exceptions=True)
 
     async def _replay(self, keys: Keys, attempt: Attempt, outcome: Outcome, limit: Any) -> Answer:
         """The answer that the commit found stored; Redis keeps it from now on."""
