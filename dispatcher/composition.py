@@ -150,6 +150,7 @@ async def services(settings: Settings, zones: Zones) -> AsyncIterator[Services]:
         limits = RateLimits(settings, live.limits)
         directory = DriverDirectory(database)
         effects = SideEffects(WaveWakeups(), OfferLog(), directory)
+        live.settler.on_withdrawn(effects.offer_log.record_withdrawn)
         coordinator = Coordinator(
             claims=live.claims,
             commits=ledger.commits,

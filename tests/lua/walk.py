@@ -147,6 +147,7 @@ class Walk:
 
     async def _end(self) -> None:
         keys = self.keys
+        await self.settler.withdraw_offers(keys, "d1", [self.trip_id])
         assert await self.presence.drop_presence(keys, "driver:d1", "c1") == 0
         assert await self.presence.sweep_absent(keys, grace_ms=0) == ["driver:d1"]
         assert await self.presence.forget_absent(keys, "driver:d2") is False
