@@ -84,7 +84,7 @@ class Walk:
             await self.state.load_driver(keys, make_driver(name, zone=keys.zone))
         fixes = [DriverFix("d1", 50.1, 8.6, now_ms), DriverFix("d2", 50.1, 8.61, now_ms)]
         results = await self.positions.put_positions(keys, "car", fixes, fix_age_ms=FIX_AGE_MS)
-        assert results == [FixResult(FixCode.TAKEN)] * 2
+        assert results == [FixResult(FixCode.TAKEN, at_ms=now_ms)] * 2
         touches = [Touch(f"driver:{name}", "c1", "{}", 60_000) for name in ("d1", "d2")]
         await self.presence.touch_presence(keys, touches)
         assert (await self.offers.claim_waves(keys)).trip_ids == [trip.id]
