@@ -138,16 +138,21 @@ class Pipeline:
             self._idle.set()
 
     async def _open(self) -> None:
+        connection: Any = None
         try:
             connection = await self._redis.connection_pool.get_connection()
+            if has_socket(connection):
+                await self._mark_cold(connection)
         except (RedisError, OSError, TimeoutError) as error:
+            if connection is not None:
+                await connection.disconnect(nowait=True)
+                await self._redis.connection_pool.release(connection)
             waiting, self._waiting = self._waiting, []
             log.warning("redis did not answer", calls=len(waiting), error=str(error))
             for call in waiting:
                 self._answer(call, StoreUnavailable("redis"))
             return
         if has_socket(connection):
-            await self._mark_cold(connection)
             self._connection = CallProtocol(connection, self._answer, self._batches_done)
         else:
             self._sent_by_client = True
@@ -156,16 +161,15 @@ class Pipeline:
     async def _mark_cold(self, connection: Any) -> None:
         if not self.epochs:
             return
+        script = self._scripts.texts["mark_cold"]
         try:
             await connection.send_command("INFO", "server")
-            run_id = _RUN_ID.search(str(await connection.read_response()))
-            assert run_id is not None
+            (run_id,) = _RUN_ID.findall(str(await connection.read_response()))
             for epoch in self.epochs:
-                script = self._scripts.texts["mark_cold"]
-                await connection.send_command("EVAL", script, 1, epoch, run_id[1])
+                await connection.send_command("EVAL", script, 1, epoch, run_id)
                 await connection.read_response()
-        except (RedisError, OSError, TimeoutError) as error:
-            # What keeps it from answering keeps it from deciding; the reconcile job looks again.
+        except ResponseError as error:
+            # What refuses this refuses a claim, too; the reconcile job looks again.
             log.warning("zones not checked on a new connection", error=str(error))
 
     async def _reopen(self, lost: CallProtocol) -> None:

@@ -97,7 +97,8 @@ class Outbox:
         return len(missed)
 
     async def settle_since(self, keys: Keys, since_ms: int) -> int:
-        """Settles the events of a zone from this moment on that its stream does not hold; how many."""
+        """Settles the events of a zone, which is being loaded, from this moment on that its stream
+        does not hold. Returns how many."""
         rows = await self._database.rows(
             "events_of_zone_since", prefix=keys.zone + "_", since=moment(since_ms), max_rows=_MAX_EVENTS
         )
@@ -108,6 +109,7 @@ class Outbox:
                 missed[row["trip_id"]].append(row["version"])
         ids = list(missed)
         for start in range(0, len(ids), _MAX_TRIPS):
+            await self._state.go_on_loading(keys)
             await self._settle_trips(keys, ids[start : start + _MAX_TRIPS], missed)
         return sum(len(versions) for versions in missed.values())
 

@@ -95,11 +95,12 @@ class Rehydration:
                 return
             if await self._state.begin_loading(keys, token):
                 try:
-                    await self._load(keys, token, run_id)
-                except BaseException:
+                    # Another server may have come to the end of it meanwhile.
+                    if await self._state.mark_cold(keys, run_id):
+                        await self._load(keys, token, run_id)
+                finally:
                     with contextlib.suppress(StoreUnavailable):
                         await self._state.end_loading(keys, token)
-                    raise
                 continue  # the lock may have been lost, or Redis replaced once more
             if time.monotonic() > give_up:
                 raise StoreUnavailable(f"zone {keys.zone} is being loaded")
@@ -179,6 +180,7 @@ class Rehydration:
         """Loads the newest answers; how many, and when (ms) the oldest of them expires."""
         rows = await self._database.rows("live_answers_of_zone", zone=keys.zone, max_rows=_MAX_ANSWERS)
         for start in range(0, len(rows), _PAGE_ROWS):
+            await self._state.go_on_loading(keys)
             await asyncio.gather(
                 *(
                     self._state.keep_answer(keys, _key(row), answer_from_row(row))

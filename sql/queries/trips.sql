@@ -41,10 +41,10 @@ SELECT trip_id, version, event, actor_id, actor_role, payload, created_at FROM t
  WHERE trip_id = ANY (:ids::text[]) ORDER BY trip_id, version;
 
 -- name: events_of_zone_since(prefix, since, max_rows)
--- What happened to the trips whose ids begin with a prefix, from a moment on.
+-- What happened to the trips whose ids begin with a prefix, from a moment on, the newest first.
 SELECT trip_id, version FROM trip_events
  WHERE created_at >= :since AND starts_with(trip_id, :prefix)
- ORDER BY created_at, trip_id, version LIMIT :max_rows;
+ ORDER BY created_at DESC LIMIT :max_rows;
 
 -- name: pending_near(lng, lat, zone, vehicle_type, west, south, east, north, driver_id, max_rows)
 -- Pending trips of a zone inside a box around a position. The order is that of distances in degrees, which the index
