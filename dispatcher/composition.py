@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import secrets
 from collections.abc import AsyncIterator
@@ -20,6 +21,7 @@ from dispatcher.ledger.commits import Commits
 from dispatcher.ledger.database import Database
 from dispatcher.live.claims import ClaimScripts
 from dispatcher.live.client import connect
+from dispatcher.live.keys import keys_of
 from dispatcher.live.limits import LimitScripts
 from dispatcher.live.offers import OfferScripts
 from dispatcher.live.pipeline import Pipeline
@@ -35,6 +37,7 @@ from dispatcher.service.customer_tracking import CustomerTracking
 from dispatcher.service.driver_directory import DriverDirectory
 from dispatcher.service.offer_log import OfferLog
 from dispatcher.service.offers import Offers
+from dispatcher.service.outbox import Outbox
 from dispatcher.service.positions import Positions
 from dispatcher.service.presence import Presence
 from dispatcher.service.rate_limits import RateLimits
@@ -134,13 +137,20 @@ async def open_ledger(settings: Settings) -> AsyncIterator[LedgerWing]:
 @contextlib.asynccontextmanager
 async def services(settings: Settings, zones: Zones) -> AsyncIterator[Services]:
     """Opens both wings, loads every zone, and closes all of it again in reverse order."""
-    async with open_live(settings) as live, open_ledger(settings) as ledger:
+    async with (
+        open_live(settings) as live,
+        open_ledger(settings) as ledger,
+        contextlib.AsyncExitStack() as stack,
+    ):
         database = ledger.database
         node = secrets.token_hex(6)
-        rehydration = Rehydration(live.state, database, lease_ms=settings.claim_lease_ms)
+        outbox = Outbox(settler=live.settler, state=live.state, database=database)
+        rehydration = Rehydration(live.state, database, outbox, lease_ms=settings.claim_lease_ms)
+        stack.push_async_callback(rehydration.close)
         limits = RateLimits(settings, live.limits)
         directory = DriverDirectory(database)
         effects = SideEffects(WaveWakeups(), OfferLog(), directory)
+        live.settler.on_withdrawn(effects.offer_log.record_withdrawn)
         coordinator = Coordinator(
             claims=live.claims,
             commits=ledger.commits,
@@ -155,6 +165,7 @@ async def services(settings: Settings, zones: Zones) -> AsyncIterator[Services]:
             deadline_s=settings.request_deadline_s,
             halt_at=settings.halt_at,
         )
+        stack.push_async_callback(coordinator.close)
         positions = Positions(
             scripts=live.positions,
             limit_scripts=live.limits,
@@ -189,15 +200,12 @@ async def services(settings: Settings, zones: Zones) -> AsyncIterator[Services]:
             database=database,
             directory=directory,
         )
-        for zone in zones.names():
-            await rehydration.check_epoch(zone)
-        try:
-            yield Services(
-                settings, zones, live, ledger, rehydration, coordinator, limits, positions,
-                availability, reads, offers, presence, snapshots, effects,
-            )  # fmt: skip
-        finally:
-            await coordinator.close()
+        live.pipeline.epochs = [keys_of(zone).epoch for zone in zones.names()]
+        await asyncio.gather(*(rehydration.warm(zone) for zone in zones.names()))
+        yield Services(
+            settings, zones, live, ledger, rehydration, coordinator, limits, positions,
+            availability, reads, offers, presence, snapshots, effects,
+        )  # fmt: skip
 
 
 def job_loops(parts: Services) -> list[JobLoop]:

@@ -48,10 +48,12 @@ elseif redis.call('EXISTS', driver_claim) == 1 or redis.call('EXISTS', trip_clai
 end
 local released = {}
 if trip_id ~= '' then
-  local state = redis.call('HMGET', trip, 'current_status', 'version')
+  local state = redis.call('HMGET', trip, 'current_status', 'version', 'driver_id')
   local status, version = state[1], state[2]
   if not status then
     return reply('trip_unknown')
+  elseif state[3] ~= string.match(entry, '%S+$') then
+    return reply('driver_unknown')  -- it is another driver's: Postgres knows what this one has
   elseif changes_zone or (vehicle_type ~= '' and vehicle_type ~= who[3]) then
     return refuse('driver_has_active_trip', version, status, true)
   elseif goes_offline and (status == 'accepted' or status == 'arrived') then

@@ -3,6 +3,7 @@
 -- KEYS[1] driver
 -- KEYS[2] geo set of the driver's vehicle type
 -- KEYS[3] times of the drivers' last fixes
+-- KEYS[4] geo set of the vehicle type that the live state knew (KEYS[2] where it is the same, or none)
 -- ARGV[1] version in Postgres
 -- ARGV[2] driver id
 -- ARGV[3] latitude of the last fix, or empty: none is known
@@ -12,7 +13,7 @@
 -- RETURNS 1 where it was written, 0 where the live state was as new
 --- @include "clock"
 --- @include "eligibility"
-local driver, geo, seen = KEYS[1], KEYS[2], KEYS[3]
+local driver, geo, seen, former_geo = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
 local version, driver_id = tonumber(ARGV[1]), ARGV[2]
 local lat, lng, fix_ms = ARGV[3], ARGV[4], ARGV[5]
 
@@ -23,6 +24,9 @@ end
 redis.call('HSET', driver, unpack(ARGV, 6))
 local state = redis.call('HMGET', driver, 'is_online', 'availability_status', 'trip_id')
 local can_be_offered = is_free(state[1], state[2], state[3])
+if former_geo ~= geo then
+  redis.call('ZREM', former_geo, driver_id)
+end
 if not can_be_offered then
   redis.call('ZREM', geo, driver_id)
 end
@@ -35,5 +39,10 @@ elseif fix_ms ~= '' and not known[2] then
   if can_be_offered then
     redis.call('GEOADD', geo, lng, lat, driver_id)
   end
+end
+if is_gone(state[1], state[3]) then
+  redis.call('EXPIRE', driver, GONE_S)
+else
+  redis.call('PERSIST', driver)
 end
 return 1

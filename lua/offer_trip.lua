@@ -9,7 +9,8 @@
 -- KEYS[6] trips by the time of their next wave
 -- KEYS[7] users of the zone by the end of their presence
 -- KEYS[8] push channel of the zone
--- KEYS[9...] for each candidate, nearest first: driver, then inbox
+-- KEYS[9] geo set of the vehicle type
+-- KEYS[10...] for each candidate, nearest first: driver, then inbox
 -- ARGV[1] trip id
 -- ARGV[2] round this wave was planned for: how often drivers were looked for before
 -- ARGV[3] most drivers who may hold an offer of this trip
@@ -20,17 +21,18 @@
 -- ARGV[8] longest time a trip waits for a driver, in ms
 -- ARGV[9] 1 where drivers who let it pass may be asked again
 -- ARGV[10] the trip as JSON, for the frames
--- ARGV[11...] pairs: driver id, distance in m
+-- ARGV[11] vehicle type that is asked for
+-- ARGV[12...] pairs: driver id, distance in m
 -- RETURNS {code, now in ms, wave, deadline in ms, drivers offered to, drivers whose offer has expired}
 --   code is offered, nobody (found), exhausted (its time is over), or moved (not this wave's turn any more)
 --- @include "clock"
 --- @include "eligibility"
 local trip, claim, offers, barred, passed = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
-local waves, present, channel = KEYS[6], KEYS[7], KEYS[8]
+local waves, present, channel, geo = KEYS[6], KEYS[7], KEYS[8], KEYS[9]
 local trip_id, round, size, answer_ms, again_ms = ARGV[1], ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4]), tonumber(ARGV[5])
 local max_open_offers, fix_age_ms, max_wait_ms = tonumber(ARGV[6]), tonumber(ARGV[7]), tonumber(ARGV[8])
-local ask_again, trip_json = ARGV[9] == '1', ARGV[10]
-local FIRST_CANDIDATE, FIRST_PAIR = 9, 11
+local ask_again, trip_json, vehicle_type = ARGV[9] == '1', ARGV[10], ARGV[11]
+local FIRST_CANDIDATE, FIRST_PAIR = 10, 12
 
 local state = redis.call('HMGET', trip, 'current_status', 'round', 'wave', 'waiting_since')
 if state[1] ~= 'pending' then
@@ -60,9 +62,11 @@ for k = FIRST_CANDIDATE, #KEYS, 2 do
   end
   local i = FIRST_PAIR + (k - FIRST_CANDIDATE)
   local driver_id = ARGV[i]
-  local who = redis.call('HMGET', KEYS[k], 'is_online', 'availability_status', 'trip_id', 'fix_ms')
+  local who = redis.call('HMGET', KEYS[k], 'is_online', 'availability_status', 'trip_id', 'fix_ms', 'vehicle_type')
   local here = redis.call('ZSCORE', present, 'driver:' .. driver_id)
-  if is_free(who[1], who[2], who[3]) and is_fresh(who[4], fix_age_ms)
+  if not is_free(who[1], who[2], who[3]) or who[5] ~= vehicle_type then
+    redis.call('ZREM', geo, driver_id)  -- whatever was lost that should have taken them out
+  elseif is_fresh(who[4], fix_age_ms)
       and here and tonumber(here) > now_ms
       and redis.call('SISMEMBER', barred, driver_id) == 0
       and (ask_again or not (let_pass[driver_id] or redis.call('SISMEMBER', passed, driver_id) == 1))

@@ -10,9 +10,9 @@
 -- ARGV[2] vehicle type
 -- ARGV[3] how many limits apply to each fix, n
 -- ARGV[4...] n pairs for the limits (most admitted, window in s), then for each fix: driver id, latitude, longitude,
---   time of the fix in ms
+--   time of the fix in ms, or empty: now
 -- RETURNS {code, now in ms, a result a fix}: code is taken or cold; a result is {code, detail,
---   index of the limit to report, remaining, reset in ms}, with the codes taken (and the driver's trip or empty), late, unknown, offline,
+--   index of the limit to report, remaining, reset in ms, time of the fix in ms}, with the codes taken (and the driver's trip or empty), late, unknown, offline,
 --   other_vehicle (and the right one) and rate_limited; a fix of any code but the last has been counted
 --- @include "clock"
 --- @include "limits"
@@ -30,11 +30,11 @@ local g = FIRST_PAIR + 2 * limits
 for k = FIRST_DRIVER, #KEYS, 1 + limits do
   local is_refused, limit_index, remaining, reset_ms = check_limits(k + 1, FIRST_PAIR, k + limits)
   local code, detail = 'rate_limited', ''
+  -- A clock that runs ahead must not shut out every later fix.
+  local fix_ms = math.min(tonumber(ARGV[g + 3]) or now_ms, now_ms)
   if not is_refused then
     remaining = record_admission(k + 1, FIRST_PAIR, remaining, k + limits)
     local driver_id, lat, lng = ARGV[g], ARGV[g + 1], ARGV[g + 2]
-    -- A clock that runs ahead must not shut out every later fix.
-    local fix_ms = math.min(tonumber(ARGV[g + 3]), now_ms)
     local who = redis.call('HMGET', KEYS[k], 'is_online', 'availability_status', 'trip_id', 'vehicle_type', 'fix_ms')
     code, detail = 'taken', who[3] or ''
     if not who[1] then
@@ -43,8 +43,8 @@ for k = FIRST_DRIVER, #KEYS, 1 + limits do
       code = 'offline'
     elseif who[4] ~= vehicle_type then
       code, detail = 'other_vehicle', who[4]
-    elseif who[5] and tonumber(who[5]) >= fix_ms then
-      code = 'late'
+    elseif who[5] and (tonumber(who[5]) > fix_ms or tonumber(who[5]) == fix_ms and ARGV[g + 3] ~= '') then
+      code = 'late'  -- of several that are measured now, the last stands
     else
       redis.call('HSET', KEYS[k], 'lat', lat, 'lng', lng, 'fix_ms', whole(fix_ms))
       redis.call('ZADD', seen, whole(fix_ms), driver_id)
@@ -55,7 +55,7 @@ for k = FIRST_DRIVER, #KEYS, 1 + limits do
       end
     end
   end
-  results[#results + 1] = { code, detail, limit_index, remaining, reset_ms }
+  results[#results + 1] = { code, detail, limit_index, remaining, reset_ms, fix_ms }
   g = g + 4
 end
 return { 'taken', now_ms, results }

@@ -8,7 +8,8 @@
 -- KEYS[5] trips by the time of their next wave
 -- KEYS[6...] for each change, none of which shares its trip or driver with another: trip, driver, claim on the
 --   trip, claim on the driver, idempotency record, geo set of the driver's vehicle type, offers of the trip, drivers
---   barred from these, then the inboxes of the drivers who hold one. Any key of the zone stands for what there is not.
+--   barred from these, the driver's inbox, then the inboxes of the drivers who hold one. Any key of the zone stands for
+--   what there is not.
 -- ARGV[1] oldest fix that counts, in ms before now
 -- ARGV[2...] for each change: a record (JSON), and three texts that are long, so that they are not packed into it: the
 --   idempotency record to keep, an event (JSON) for the stream, and messages (a JSON list) for the push channel; a text
@@ -24,13 +25,14 @@
 --   barred_driver: may not have the trip from now on
 -- RETURNS for each change 1 where the trip's hash was older and was written, 0 where it was not; -1 where the hash is
 --   not of the base version: nothing was done, the whole trip is needed; or the text of an error, which left the
---   change half done and its claims to their lease
+--   change half done and its claims to their lease. Where a driver who is not free any more held offers of other
+--   trips, they are told of their withdrawal, and a list stands for the number: the number, then those trips
 --- @include "clock"
 --- @include "eligibility"
 local claims, seen, events, channel, waves = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
 local fix_age_ms = tonumber(ARGV[1])
 local FIRST_KEY, FIRST_RECORD = 6, 2
-local KEYS_EACH, ARGS_EACH = 8, 4
+local KEYS_EACH, ARGS_EACH = 9, 4
 local EVENTS_KEPT = 100000
 local BARRED_S = 86400
 
@@ -45,6 +47,7 @@ local function update_driver(driver, geo, change, is_newer)
     if not version or tonumber(version) < change.driver.version then
       redis.call('HSET', driver, unpack(change.driver.fields))
     end
+    redis.call('PERSIST', driver)
   end
   if is_newer and change.effect == 'free' and redis.call('HGET', driver, 'trip_id') == change.trip_id then
     redis.call('HSET', driver, 'trip_id', '')
@@ -61,12 +64,33 @@ local function update_driver(driver, geo, change, is_newer)
     if who[1] ~= '1' then
       redis.call('ZREM', seen, change.driver_id)
     end
+    if is_gone(who[1], who[3]) then
+      redis.call('EXPIRE', driver, GONE_S)
+    end
   end
+  return is_free(who[1], who[2], who[3])
+end
+
+-- Empties the inbox of a driver who is not free any more. Returns the trips that were on offer beside this one.
+local function withdraw_offers(inbox, change)
+  local others = {}
+  for _, trip_id in ipairs(redis.call('ZRANGE', inbox, 0, -1)) do
+    if trip_id ~= change.trip_id then
+      others[#others + 1] = trip_id
+      told[#told + 1] = '[["driver:' .. change.driver_id .. '"],{"type":"offer_withdrawn","trip_request_id":"'
+        .. trip_id .. '","reason":"driver_not_available"}]'
+    end
+  end
+  if #others > 0 then
+    gone[#gone + 1] = inbox
+  end
+  return others
 end
 
 local function settle(k, change, answer, event, messages)
   local trip, driver, trip_claim, driver_claim = KEYS[k], KEYS[k + 1], KEYS[k + 2], KEYS[k + 3]
   local record, geo, offers, barred = KEYS[k + 4], KEYS[k + 5], KEYS[k + 6], KEYS[k + 7]
+  local inbox = KEYS[k + 8]
   local first_inbox, last_inbox = k + KEYS_EACH, k + KEYS_EACH + change.inboxes - 1
 
   local after = change.trip
@@ -107,11 +131,13 @@ local function settle(k, change, answer, event, messages)
       end
     end
   end
+  local others = {}
   if change.driver_id and is_newer and change.effect == 'take' then
     redis.call('HSET', driver, 'trip_id', change.trip_id)
     redis.call('ZREM', geo, change.driver_id)
-  elseif change.driver_id then
-    update_driver(driver, geo, change, is_newer)
+    others = withdraw_offers(inbox, change)
+  elseif change.driver_id and not update_driver(driver, geo, change, is_newer) then
+    others = withdraw_offers(inbox, change)
   end
   if answer ~= '' then
     redis.call('SET', record, answer, 'PX', change.answer_ttl_ms)
@@ -125,7 +151,8 @@ local function settle(k, change, answer, event, messages)
   held[#held + 1], owners[#owners + 1] = trip_claim, change.token
   held[#held + 1], owners[#owners + 1] = driver_claim, change.token
   entries[#entries + 1] = change.entry
-  return is_newer and 1 or 0
+  local result = is_newer and 1 or 0
+  return #others > 0 and { result, unpack(others) } or result
 end
 
 local results = {}

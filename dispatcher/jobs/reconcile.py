@@ -38,13 +38,16 @@ class Reconcile:
     async def run(self) -> None:
         for zone in self._zones.names():
             keys = keys_of(zone)
-            await self._rehydration.check_epoch(zone)
+            if not await self._rehydration.check_epoch(zone):
+                continue
             await self._sweep_claims(keys)
             await self._positions.sweep_fixes(keys, fix_age_ms=self._fix_age_ms)
 
     async def _sweep_claims(self, keys: Keys) -> None:
         for claim in await self._claims.sweep_claims(keys):
-            # Postgres knows whether that attempt was committed; the live state follows it.
-            await self._rehydration.reload(keys, claim.trip_id or "", claim.driver_id or "")
+            # Postgres knows whether that attempt was committed; then it is settled, from the outbox.
+            await self._rehydration.reload(
+                keys, claim.trip_id or "", claim.driver_id or "", attempt=claim.token
+            )
             await self._claims.forget_overdue(keys, claim)
             log.info("overdue claim swept", zone=keys.zone, token=claim.token, trip_id=claim.trip_id)

@@ -25,6 +25,11 @@ class Keys:
         self.ready = prefix + "ready"
         self.push = prefix + "push"
 
+    @property
+    def prefix(self) -> str:
+        """What every key of the zone begins with."""
+        return self._prefix
+
     def trip(self, trip_id: str) -> str:
         """Hash: the trip's columns."""
         return f"{self._prefix}trip:{trip_id}"

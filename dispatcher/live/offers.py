@@ -90,10 +90,11 @@ class OfferScripts:
         names = [
             keys.trip(trip.id), keys.trip_claim(trip.id), keys.offers(trip.id),
             keys.barred(trip.id), keys.passed(trip.id), keys.waves, keys.present, keys.push,
+            keys.geo(trip.vehicle_type),
         ]  # fmt: skip
         args: list[Any] = [
             trip.id, round_number, size, answer_ms, again_ms, max_open_offers, fix_age_ms,
-            max_wait_ms, int(ask_again), trip_json,
+            max_wait_ms, int(ask_again), trip_json, trip.vehicle_type,
         ]  # fmt: skip
         for driver_id, distance_m in candidates:
             names += (keys.driver(driver_id), keys.inbox(driver_id))

@@ -8,24 +8,17 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Coroutine, Sequence
+import re
+from collections.abc import AsyncIterator, Coroutine, Sequence
 from typing import Any
 
 import structlog
 from redis.asyncio import RedisCluster
-from redis.exceptions import (
-    ClusterDownError,
-    MasterDownError,
-    NoScriptError,
-    OutOfMemoryError,
-    ReadOnlyError,
-    RedisError,
-    ResponseError,
-    TryAgainError,
-)
+from redis.exceptions import RedisError, ResponseError
 
 from dispatcher.core.errors import ReplyLost, StoreUnavailable
 from dispatcher.live.protocol import Call, CallProtocol, has_socket
+from dispatcher.live.redis_errors import error_of, is_demoted, is_unknown_script
 from dispatcher.live.scripts import LuaScripts
 
 log = structlog.get_logger("dispatcher.redis")
@@ -36,30 +29,9 @@ _MAX_BATCH = 512
 _MAX_IN_FLIGHT = 4
 # This many calls leave at once: Redis works on them while we take the next requests.
 _SEND_AT_ONCE = 16
-#: Errors of a server that is starting, failing over, full or read-only: nothing was done. redis-py has
-#: classes for some of them (one that is loading counts as a lost connection there) …
-UNAVAILABLE_ERRORS = (
-    ClusterDownError,
-    MasterDownError,
-    OutOfMemoryError,
-    ReadOnlyError,
-    TryAgainError,
-)
-#: A node that says this has been demoted: the primary is another one now, behind the same name perhaps.
-_DEMOTED_ERRORS = (MasterDownError, ReadOnlyError)
-_DEMOTED_CODES = ("MASTERDOWN", "READONLY")
-#: … and a connection that we read ourselves gives their codes.
-UNAVAILABLE_CODES = (
-    "BUSY",
-    "CLUSTERDOWN",
-    "LOADING",
-    "MASTERDOWN",
-    "MISCONF",
-    "NOREPLICAS",
-    "OOM",
-    "READONLY",
-    "TRYAGAIN",
-)
+_RUN_ID = re.compile(r"run_id:(\w+)")
+# Keys looked at by one SCAN: it keeps Redis busy for less than a millisecond.
+_SCAN_KEYS = 1_000
 
 
 class Pipeline:
@@ -77,6 +49,9 @@ class Pipeline:
         self._is_scheduled = False
         self._idle = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
+        #: Epochs of the zones. Another Redis than they were loaded into may answer on a new
+        #: connection: they are dropped before it is asked anything.
+        self.epochs: Sequence[str] = ()
 
     def run(self, script: str, keys: Sequence[str], args: Sequence[Any]) -> asyncio.Future[Any]:
         """Calls `lua/<script>.lua`. Raises StoreUnavailable where Redis did not answer."""
@@ -135,9 +110,15 @@ class Pipeline:
             self._idle.set()
 
     async def _open(self) -> None:
+        connection: Any = None
         try:
             connection = await self._redis.connection_pool.get_connection()
+            if has_socket(connection):
+                await self._mark_cold(connection)
         except (RedisError, OSError, TimeoutError) as error:
+            if connection is not None:
+                await connection.disconnect(nowait=True)
+                await self._redis.connection_pool.release(connection)
             waiting, self._waiting = self._waiting, []
             log.warning("redis did not answer", calls=len(waiting), error=str(error))
             for call in waiting:
@@ -148,6 +129,20 @@ class Pipeline:
         else:
             self._sent_by_client = True
             await self._redis.connection_pool.release(connection)
+
+    async def _mark_cold(self, connection: Any) -> None:
+        if not self.epochs:
+            return
+        script = self._scripts.texts["mark_cold"]
+        try:
+            await connection.send_command("INFO", "server")
+            (run_id,) = _RUN_ID.findall(str(await connection.read_response()))
+            for epoch in self.epochs:
+                await connection.send_command("EVAL", script, 1, epoch, run_id)
+                await connection.read_response()
+        except ResponseError as error:
+            # What refuses this refuses a claim, too; the reconcile job looks again.
+            log.warning("zones not checked on a new connection", error=str(error))
 
     async def _reopen(self, lost: CallProtocol) -> None:
         with contextlib.suppress(RedisError, OSError, TimeoutError):
@@ -178,16 +173,16 @@ class Pipeline:
 
     def _answer(self, call: Call, reply: Any) -> None:
         if isinstance(reply, Exception):
-            if not call.is_repeated and _is_unknown_script(reply):
+            if not call.is_repeated and is_unknown_script(reply):
                 # The rest of the batch has run: only what failed is sent again.
                 self._unknown_scripts.append(call)
                 if len(self._unknown_scripts) == 1:
                     self._spawn(self._load_and_repeat())
                 return
-            if self._connection is not None and _is_demoted(reply):
+            if self._connection is not None and is_demoted(reply):
                 self._connection.retire()  # the next batch connects anew
             if not call.reply.done():
-                call.reply.set_exception(_error_of(reply))
+                call.reply.set_exception(error_of(reply))
         elif not call.reply.done():
             call.reply.set_result(reply)
 
@@ -224,6 +219,29 @@ class Pipeline:
             raise StoreUnavailable("redis") from error
         return str(info["run_id"])
 
+    async def scan(self, key: str, prefix: str) -> AsyncIterator[list[str]]:
+        """The keys that begin with `prefix` on the server that holds `key`, in pages.
+
+        A key may come twice. Raises StoreUnavailable.
+        """
+        on_node: dict[str, Any] = {}
+        if isinstance(self._redis, RedisCluster):
+            on_node["target_nodes"] = self._redis.get_node_from_key(key)
+        cursor: Any = "0"
+        while True:
+            try:
+                reply: Any = await self._redis.execute_command(
+                    "SCAN", cursor, "MATCH", prefix + "*", "COUNT", _SCAN_KEYS, **on_node
+                )
+            except (RedisError, OSError, TimeoutError) as error:
+                raise StoreUnavailable("redis") from error
+            cursor, found = reply
+            if isinstance(cursor, dict):  # a cluster's client gives one a node
+                (cursor,) = cursor.values()
+            yield found
+            if int(cursor) == 0:
+                return
+
     async def close(self) -> None:
         """Waits for what is on its way, then lets go of the connection."""
         while self._waiting or self._in_flight:
@@ -232,21 +250,3 @@ class Pipeline:
         if self._connection is not None:
             connection, self._connection = self._connection, None
             await self._release(connection)
-
-
-def _is_unknown_script(error: Exception) -> bool:
-    return isinstance(error, NoScriptError) or str(error).startswith("NOSCRIPT")
-
-
-def _is_demoted(error: Exception) -> bool:
-    return isinstance(error, _DEMOTED_ERRORS) or str(error).startswith(_DEMOTED_CODES)
-
-
-def _error_of(error: Exception) -> Exception:
-    # redis-py cuts the code off where it has a class for it. Each future gets an exception of its own.
-    if isinstance(error, StoreUnavailable):
-        return type(error)(*error.args)
-    is_unavailable = isinstance(error, UNAVAILABLE_ERRORS) or str(error).startswith(UNAVAILABLE_CODES)
-    if is_unavailable:
-        return StoreUnavailable(str(error))
-    return error if isinstance(error, ResponseError) else ReplyLost(str(error))

@@ -13,12 +13,13 @@ from dispatcher.live.pipeline import Pipeline
 
 
 class DriverFix(NamedTuple):
-    """A driver's position in degrees, and when it was measured, in ms since the epoch."""
+    """A driver's position in degrees, and when it was measured, in ms since the epoch; None stands for
+    now, by Redis' clock."""
 
     driver_id: str
     lat: float
     lng: float
-    at_ms: int
+    at_ms: int | None
 
 
 class FixCode(StrEnum):
@@ -34,12 +35,14 @@ class FixCode(StrEnum):
 
 
 class FixResult(NamedTuple):
-    """What became of a fix, the driver's trip or right vehicle type, and the limit to report."""
+    """What became of a fix, the driver's trip or right vehicle type, the limit to report, and when the
+    fix was measured, as it stands in Redis."""
 
     code: FixCode
     trip_id: str = ""
     vehicle_type: str = ""
     limit: LimitState | None = None
+    at_ms: int = 0
 
 
 class PositionScripts:
@@ -68,7 +71,7 @@ class PositionScripts:
             args += limit.rate
         for i, fix in enumerate(fixes):
             names.append(keys.driver(fix.driver_id))
-            args += fix
+            args += (*fix[:3], "" if fix.at_ms is None else fix.at_ms)
             if shared:
                 names += [limit_key(keys, limit) for limit in limits[i]]
         text, now_ms, results = await self._pipeline.run("put_positions", names, args)
@@ -99,9 +102,9 @@ class PositionScripts:
 
 
 def _fix_result(result: list[Any], limits: Sequence[Limit], now_ms: int) -> FixResult:
-    text, detail, limit_index, remaining, reset_ms = result
+    text, detail, limit_index, remaining, reset_ms, at_ms = result
     code = FixCode(text)
     limit = limit_state(limits, limit_index, remaining, reset_ms, now_ms)
     if code is FixCode.OTHER_VEHICLE:
-        return FixResult(code, vehicle_type=detail, limit=limit)
-    return FixResult(code, trip_id=detail, limit=limit)
+        return FixResult(code, vehicle_type=detail, limit=limit, at_ms=at_ms)
+    return FixResult(code, trip_id=detail, limit=limit, at_ms=at_ms)

@@ -8,7 +8,8 @@ many. Nothing waits on purpose: a batch leaves at the end of its turn of the eve
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Any, Final
@@ -59,18 +60,22 @@ class Settlement:
     messages: str = ""
 
 
+#: What the script says of a change: see the header of `settle_changes`.
+SettleResult = int | str | list[Any]
+
+
 @dataclass(slots=True)
 class _Batch:
     keys: Keys
     changes: list[tuple[Attempt, Settlement, StoredAnswer | None]] = field(default_factory=list)
-    results: list[asyncio.Future[int]] = field(default_factory=list)
+    results: list[asyncio.Future[int | list[Any]]] = field(default_factory=list)
     trips: set[str] = field(default_factory=set)
     drivers: set[str] = field(default_factory=set)
 
-    def answered(self, reply: asyncio.Future[list[int | str]]) -> None:
+    def answered(self, reply: asyncio.Future[list[SettleResult]]) -> None:
         """Hands out what the script said of each change."""
         if reply.cancelled():
-            results: list[int | str] = ["cancelled"] * len(self.changes)
+            results: list[SettleResult] = ["cancelled"] * len(self.changes)
         elif error := reply.exception():
             results = [str(error)] * len(self.changes)
         else:
@@ -91,6 +96,8 @@ class Settler:
         self._pipeline = pipeline
         self._fix_age_ms = fix_age_s * 1000
         self._filling: dict[str, _Batch] = {}
+        self._withdrawn: list[Callable[[str, Sequence[str]], None]] = []
+        self._tasks: set[asyncio.Task[None]] = set()
 
     async def settle(
         self,
@@ -104,10 +111,32 @@ class Settler:
         Raises StoreUnavailable where Redis did not do it. It goes on where the caller is cancelled.
         """
         result = await self._join(keys, attempt, settlement, answer)
-        if result < 0:
+        if result == -1:
             # The live state missed a change: what differs is not enough.
             result = await self._join(keys, attempt, replace(settlement, before=None), answer)
+        if isinstance(result, list):
+            result, *others = result
+            for withdrawn in self._withdrawn:
+                withdrawn(settlement.driver_id, others)
+            # The answer does not wait for what makes room for other drivers.
+            task = asyncio.ensure_future(self.withdraw_offers(keys, settlement.driver_id, others))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
         return result == 1
+
+    def on_withdrawn(self, call: Callable[[str, Sequence[str]], None]) -> None:
+        """`call` is called with a driver and the trips whose offers they hold no more, since they are
+        not free."""
+        self._withdrawn.append(call)
+
+    async def withdraw_offers(self, keys: Keys, driver_id: str, trip_ids: Sequence[str]) -> None:
+        """Takes a driver out of the offers of these trips, whose waves go on with others."""
+        with contextlib.suppress(StoreUnavailable):  # the offers end by themselves
+            await self._pipeline.run(
+                "withdraw_offers",
+                (keys.waves, *(keys.offers(trip_id) for trip_id in trip_ids)),
+                (driver_id, *trip_ids),
+            )
 
     def close(self) -> None:
         """Sends what waits, to be answered until the pipeline is closed."""
@@ -116,7 +145,7 @@ class Settler:
 
     def _join(
         self, keys: Keys, attempt: Attempt, settlement: Settlement, answer: StoredAnswer | None
-    ) -> asyncio.Future[int]:
+    ) -> asyncio.Future[int | list[Any]]:
         trip_id, driver_id = attempt.trip_id, settlement.driver_id
         batch = self._filling.get(keys.zone)
         if batch is not None and (trip_id in batch.trips or driver_id in batch.drivers):
@@ -131,7 +160,7 @@ class Settler:
             batch.trips.add(trip_id)
         if driver_id:
             batch.drivers.add(driver_id)
-        result: asyncio.Future[int] = loop.create_future()
+        result: asyncio.Future[int | list[Any]] = loop.create_future()
         batch.changes.append((attempt, settlement, answer))
         batch.results.append(result)
         if len(batch.changes) == _MAX_BATCH:
@@ -149,11 +178,12 @@ class Settler:
 
     def settle_changes(
         self, keys: Keys, changes: Sequence[tuple[Attempt, Settlement, StoredAnswer | None]]
-    ) -> asyncio.Future[list[int | str]]:
+    ) -> asyncio.Future[list[SettleResult]]:
         """Runs the script; no two changes share a trip or a driver.
 
         Says of each whether its trip was written (1 or 0), -1 where the hash is not of the version
-        before (nothing was done), or the text of an error.
+        before (nothing was done), or the text of an error; or, where the driver held offers of other
+        trips and is not free any more, a list of the number and those trips.
         """
         names: list[str] = [keys.claims, keys.seen, keys.events, keys.push, keys.waves]
         args: list[Any] = [self._fix_age_ms]
@@ -165,6 +195,7 @@ class Settler:
                 keys.trip_claim(trip_id or NOBODY), keys.driver_claim(attempt.driver_id or NOBODY),
                 attempt.record_key(keys), keys.geo(settlement.driver_vehicle_type or NOBODY),
                 keys.offers(trip_id or NOBODY), keys.barred(trip_id or NOBODY),
+                keys.inbox(driver_id or NOBODY),
             )  # fmt: skip
             names += [keys.inbox(driver) for driver in settlement.inboxes]
             args += (

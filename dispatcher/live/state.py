@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, Final, NamedTuple
+
+import orjson
 
 from dispatcher.core.drivers import Driver
 from dispatcher.core.idempotency import IdempotencyKey, StoredAnswer
@@ -17,9 +21,12 @@ from dispatcher.live.pipeline import Pipeline
 #: A finished trip stays this long: late losers are still answered from there.
 FINISHED_TTL_S: Final = 3_600
 #: A server that dies while it loads a zone leaves it to another one after this long.
-_LOADING_MS: Final = 30_000
+_LOADING_MS: Final = 10_000
 #: What tries whether Redis can be written goes by itself.
 _READY_MS: Final = 1_000
+#: The keys of a zone that Postgres can give back, or that follow from those.
+_DERIVED: Final = ("trip:", "driver:", "claim:", "geo:", "offers:", "inbox:", "passed:")
+_EVENTS_PAGE: Final = 1_000
 
 
 class Epoch(NamedTuple):
@@ -45,37 +52,59 @@ class StateScripts:
     def __init__(self, pipeline: Pipeline) -> None:
         self._pipeline = pipeline
 
-    async def load_trip(self, keys: Keys, trip: Trip, *, former_driver: str | None = None) -> bool:
-        """Puts a trip from Postgres into the live state. Says whether it was newer."""
+    async def load_trip(
+        self,
+        keys: Keys,
+        trip: Trip,
+        *,
+        former_driver: str | None = None,
+        offered: Sequence[str] = (),
+        barred: Sequence[str] = (),
+        last_wave: int = 0,
+    ) -> bool:
+        """Puts a trip from Postgres into the live state. Says whether it was newer.
+
+        `former_driver` may believe to have it, `offered` hold an offer; `barred` and `last_wave` are
+        what Postgres knows of the offers of a trip that waits.
+        """
         own = keys.trip(trip.id)
-        is_bound = trip.driver_id is not None and trip.current_status in ACTIVE
+        holder = (trip.driver_id if trip.current_status in ACTIVE else None) or ""
         reply: int = await self._pipeline.run(
             "load_trip",
             (
                 own,
-                keys.driver(trip.driver_id) if is_bound and trip.driver_id else own,
+                keys.driver(holder) if holder else own,
                 keys.driver(former_driver) if former_driver else own,
-                keys.waves,
+                keys.waves, keys.offers(trip.id), keys.barred(trip.id),
+                *(keys.inbox(driver) for driver in offered),
             ),
             (
                 trip.version, trip.id, FINISHED_TTL_S if trip.current_status in FINAL else "",
-                int(is_bound), int(trip.current_status is Status.PENDING), *trip.to_hash(),
+                holder, former_driver or "", int(trip.current_status is Status.PENDING),
+                last_wave, len(barred), *barred, *trip.to_hash(),
             ),
         )  # fmt: skip
         return reply == 1
 
-    async def load_driver(self, keys: Keys, driver: Driver, *, fix: Fix | None = None) -> bool:
+    async def load_driver(
+        self, keys: Keys, driver: Driver, *, fix: Fix | None = None, former_vehicle: str = ""
+    ) -> bool:
         """Puts a driver from Postgres into the live state, with their last fix.
 
-        Says whether it was newer. A driver who works in another zone is offline in this one.
+        Says whether it was newer. A driver who works in another zone is offline in this one. They
+        leave the geo set of `former_vehicle`, which the live state knew.
         """
         if driver.zone != keys.zone:
             driver = replace(driver, is_online=False)
+        geo = keys.geo(driver.vehicle_type)
         reply: int = await self._pipeline.run(
             "load_driver",
-            (keys.driver(driver.user_id), keys.geo(driver.vehicle_type), keys.seen),
+            (
+                keys.driver(driver.user_id), geo, keys.seen,
+                keys.geo(former_vehicle) if former_vehicle else geo,
+            ),
             (driver.version, driver.user_id, *(fix or ("", "", "")), *driver_fields(driver)),
-        )
+        )  # fmt: skip
         return reply == 1
 
     async def read_trip(self, keys: Keys, trip_id: str) -> Trip | None:
@@ -108,6 +137,21 @@ class StateScripts:
         driver: str | None = await self._pipeline.command("HGET", keys.trip(trip_id), "driver_id")
         return driver or None
 
+    async def version_of(self, keys: Keys, trip_id: str) -> int | None:
+        """The version of a trip; None where Redis does not have it."""
+        version: str | None = await self._pipeline.command("HGET", keys.trip(trip_id), "version")
+        return None if version is None else int(version)
+
+    async def changed_by(self, keys: Keys, trip_id: str) -> str:
+        """The token of the attempt that holds the claim on a trip, or empty."""
+        token: str | None = await self._pipeline.command("GET", keys.trip_claim(trip_id))
+        return token or ""
+
+    async def offered_to(self, keys: Keys, trip_id: str) -> list[str]:
+        """The drivers who hold an offer of a trip."""
+        drivers: list[str] = await self._pipeline.command("ZRANGE", keys.offers(trip_id), 0, -1)
+        return drivers
+
     async def keep_answer(self, keys: Keys, key: IdempotencyKey, answer: StoredAnswer) -> None:
         """Keeps a stored answer for replays, for what is left of its life."""
         left_ms = answer.expires_at_ms - now_ms()
@@ -123,24 +167,75 @@ class StateScripts:
         loaded_ms, horizon_ms, run_id = text.split(" ")
         return Epoch(int(loaded_ms), int(horizon_ms), run_id)
 
-    async def write_epoch(self, keys: Keys, epoch: Epoch) -> None:
-        """The zone is loaded: claims are decided from now on."""
-        await self._pipeline.command(
-            "SET", keys.epoch, f"{epoch.loaded_ms} {epoch.horizon_ms} {epoch.run_id}"
-        )
-
     async def run_id(self, keys: Keys) -> str:
         """The run id of the Redis that holds the zone."""
         return await self._pipeline.run_id(keys.epoch)
+
+    async def mark_cold(self, keys: Keys, run_id: str) -> bool:
+        """Makes a zone cold that was loaded into another Redis than this one.
+
+        Says whether it is cold.
+        """
+        reply: int = await self._pipeline.run("mark_cold", (keys.epoch,), (run_id,))
+        return reply == 1
 
     async def begin_loading(self, keys: Keys, token: str) -> bool:
         """Whether this server may load the zone: only one does at a time."""
         won: Any = await self._pipeline.command("SET", keys.loading, token, "NX", "PX", _LOADING_MS)
         return bool(won)
 
-    async def end_loading(self, keys: Keys) -> None:
-        """The zone is loaded, or another server may try."""
-        await self._pipeline.command("DEL", keys.loading)
+    async def go_on_loading(self, keys: Keys) -> None:
+        """The lock of this loading lives on."""
+        await self._pipeline.command("PEXPIRE", keys.loading, _LOADING_MS)
+
+    async def end_loading(self, keys: Keys, token: str, epoch: Epoch | None = None) -> bool:
+        """The zone is loaded: claims are decided from now on; or, without an epoch, another server
+        may try. False where the lock was not this loading's any more: nothing was done."""
+        text = f"{epoch.loaded_ms} {epoch.horizon_ms} {epoch.run_id}" if epoch else ""
+        reply: int = await self._pipeline.run("end_loading", (keys.loading, keys.epoch), (token, text))
+        return reply == 1
+
+    async def drop_zone(self, keys: Keys) -> dict[str, Fix]:
+        """Drops what Postgres knows better: trips, drivers, claims, and all that follows from them.
+
+        Kept is what Postgres does not know: limits, presence, refusals, drivers who declined, the
+        stream, and the list of attempts for the sweeper. Returns the drivers' last fixes.
+        """
+        fixes: dict[str, Fix] = {}
+        drivers = keys.driver("")
+        dropped = tuple(keys.prefix + kind for kind in _DERIVED)
+        async for found in self._pipeline.scan(keys.epoch, keys.prefix):
+            names = [name for name in found if name.startswith(dropped)]
+            theirs = [name for name in names if name.startswith(drivers)]
+            replies = await asyncio.gather(
+                *(self._pipeline.command("HMGET", name, "lat", "lng", "fix_ms") for name in theirs)
+            )
+            for name, (lat, lng, fix_ms) in zip(theirs, replies, strict=True):
+                if fix_ms:
+                    fixes[name.removeprefix(drivers)] = Fix(float(lat), float(lng), int(fix_ms))
+            if names:
+                await self._pipeline.command("UNLINK", *names)
+        await self._pipeline.command("UNLINK", keys.seen, keys.waves)
+        return fixes
+
+    async def last_heard_ms(self, keys: Keys) -> int | None:
+        """When the zone's stream got its last event, in ms; None where it has none."""
+        newest = await self._pipeline.command("XREVRANGE", keys.events, "+", "-", "COUNT", 1)
+        return int(newest[0][0].partition("-")[0]) if newest else None
+
+    async def heard_since(self, keys: Keys, since_ms: int) -> set[tuple[str, int]]:
+        """The trips and versions of the events that the zone's stream got since then."""
+        heard: set[tuple[str, int]] = set()
+        after = str(since_ms)
+        while page := await self._pipeline.command(
+            "XRANGE", keys.events, after, "+", "COUNT", _EVENTS_PAGE
+        ):
+            for _, fields in page:
+                text = fields["event"] if isinstance(fields, dict) else fields[1]
+                trip = orjson.loads(text).get("trip") or {}
+                heard.add((trip.get("id", ""), trip.get("version", 0)))
+            after = "(" + page[-1][0]
+        return heard
 
     async def check_writable(self, keys: Keys) -> None:
         """Raises StoreUnavailable where Redis cannot be written, as a claim would."""

@@ -25,7 +25,7 @@ from dispatcher.live.claim_results import (
 )
 from dispatcher.live.claims import Attempt, ClaimScripts, Resolved
 from dispatcher.live.keys import Keys, keys_of
-from dispatcher.live.settle import Settlement, Settler
+from dispatcher.live.settle import Settler
 from dispatcher.observe.refusal_log import log_refusal
 from dispatcher.service.abandoned_claims import AbandonedClaims
 from dispatcher.service.answers import (
@@ -36,6 +36,7 @@ from dispatcher.service.answers import (
 )
 from dispatcher.service.claim_refusals import answer_refused
 from dispatcher.service.commands.command import ClaimedT, Command, Plan, SideEffects
+from dispatcher.service.persistent_settles import PersistentSettles
 from dispatcher.service.rate_limits import RateLimits
 from dispatcher.service.rehydration import Rehydration
 
@@ -46,6 +47,9 @@ log = structlog.get_logger("dispatcher.coordinator")
 _MAX_CLAIMS: Final = 16
 _FIRST_WAIT_S: Final = 0.005
 _MAX_WAIT_S: Final = 0.25
+#: After so many, some 40 ms, Postgres is asked what became of the change that is waited for.
+_CLAIMS_BEFORE_RELOAD: Final = 3
+#: A settle is tried this often before the answer: a lost connection is found again at once.
 #: How often a change is planned anew because Postgres knew better than the live state.
 _MAX_PLANS: Final = 3
 
@@ -83,6 +87,7 @@ class Coordinator:
         self._deadline_s = deadline_s
         self._halt_at = halt_at
         self._attempts = itertools.count(1)
+        self._settles = PersistentSettles(settler)
 
     async def execute(self, command: Command[ClaimedT]) -> Answer:
         """Claims, commits and settles one change; the answer leaves once it is durable.
@@ -98,8 +103,9 @@ class Coordinator:
             raise StoreUnavailable("the request's time is over") from None
 
     async def close(self) -> None:
-        """Leaves to their lease what claims could not be let go of yet."""
+        """Leaves to their lease what Redis could not be told yet."""
         await self._abandoned.close()
+        await self._settles.close()
 
     async def _execute(
         self, command: Command[ClaimedT], keys: Keys, attempt: Attempt, deadline: asyncio.Timeout
@@ -146,7 +152,7 @@ class Coordinator:
     ) -> tuple[Attempt, ClaimedT | Answer]:
         """Asks for the claim until it is granted or answered, and provides what is missing."""
         wait_s = _FIRST_WAIT_S
-        for _ in range(_MAX_CLAIMS):
+        for asked in range(_MAX_CLAIMS):
             result: ClaimedT | NotClaimed
             try:
                 result = await command.claim(self._claims, keys, attempt)
@@ -159,6 +165,9 @@ class Coordinator:
                 case Replayed():
                     return attempt, replayed_answer(result)
                 case Unresolved(code=ClaimCode.TRIP_BUSY):
+                    if asked == _CLAIMS_BEFORE_RELOAD and attempt.trip_id:
+                        # That change may have been committed, and its settle lost.
+                        await self._rehydration.reload_trip(keys, attempt.trip_id)
                     await asyncio.sleep(wait_s * random.uniform(0.5, 1.0))  # noqa: S311
                     wait_s = min(2 * wait_s, _MAX_WAIT_S)
                 case Unresolved():
@@ -176,7 +185,9 @@ class Coordinator:
             case ClaimCode.COLD:
                 await self._rehydration.warm(keys.zone)
             case ClaimCode.KEY_UNRESOLVED if attempt.key is not None:
-                stored = await self._rehydration.reload_answer(keys, attempt.key)
+                stored = await self._rehydration.reload_answer(
+                    keys, attempt.key, trip_id=attempt.trip_id, driver_id=attempt.driver_id
+                )
                 if stored is not None:
                     return stored_answer(attempt.key, stored, missing.limit)
                 return _resolve(attempt, Resolved.KEY)
@@ -241,23 +252,11 @@ class Coordinator:
     async def _tell_zones(
         self, keys: Keys, attempt: Attempt, plan: Plan, answer: StoredAnswer | None
     ) -> None:
-        await self._tell(keys, attempt, plan.settlement, answer)
+        await self._settles.settle(keys, attempt, plan.settlement, answer)
         if plan.other_settlement is not None:
             # Nothing was claimed in the other zone, and the key belongs to this one.
             elsewhere = attempt._replace(trip_id="", key=None)
-            await self._tell(keys_of(plan.other_zone), elsewhere, plan.other_settlement, None)
-
-    async def _tell(
-        self, keys: Keys, attempt: Attempt, settlement: Settlement, answer: StoredAnswer | None
-    ) -> None:
-        try:
-            await self._settler.settle(keys, attempt, settlement, answer)
-        except StoreUnavailable as error:
-            # It is durable, so it is answered; the reconcile job or the next load brings Redis along.
-            log.warning(
-                "committed but not settled", zone=keys.zone, trip_id=attempt.trip_id,
-                token=attempt.token, reason=str(error),
-            )  # fmt: skip
+            await self._settles.settle(keys_of(plan.other_zone), elsewhere, plan.other_settlement, None)
 
     async def _replay(
         self, keys: Keys, attempt: Attempt, outcome: Outcome, limit: LimitState | None
@@ -265,7 +264,9 @@ class Coordinator:
         """The answer that the commit found stored; Redis keeps it from now on."""
         assert attempt.key is not None
         assert outcome.stored is not None
-        await self._rehydration.reload_answer(keys, attempt.key)
+        await self._rehydration.reload_answer(
+            keys, attempt.key, trip_id=attempt.trip_id, driver_id=attempt.driver_id
+        )
         return stored_answer(attempt.key, outcome.stored, limit)
 
     async def _release(self, keys: Keys, attempt: Attempt, *, gives_back: bool = False) -> None:

@@ -7,7 +7,7 @@ from enum import StrEnum
 from typing import NamedTuple
 
 from dispatcher.core.errors import StoreUnavailable
-from dispatcher.core.times import moment
+from dispatcher.core.times import moment, now_ms
 from dispatcher.ledger.database import Database
 
 
@@ -56,6 +56,11 @@ class OfferLog:
     def record(self, trip_id: str, drivers: Iterable[str], outcome: OfferOutcome, at_ms: int) -> None:
         """What became of a trip's offers to these drivers."""
         self._new_outcomes += [OutcomeRow(trip_id, driver, outcome, at_ms) for driver in drivers]
+
+    def record_withdrawn(self, driver_id: str, trip_ids: Sequence[str]) -> None:
+        """The driver is not free any more: their offers of these trips have ended."""
+        for trip_id in trip_ids:
+            self.record(trip_id, [driver_id], OfferOutcome.WITHDRAWN, now_ms())
 
     async def save(self, database: Database) -> None:
         """Writes what has come together, in two statements.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import defaultdict
 from collections.abc import Sequence
+from math import inf
 from typing import Final, NamedTuple
 
 import orjson
@@ -12,7 +13,7 @@ import orjson
 from dispatcher.core.callers import Caller
 from dispatcher.core.errors import Refusal, StoreUnavailable
 from dispatcher.core.limits import Limit, LimitClass, LimitState
-from dispatcher.core.times import moment, now_ms
+from dispatcher.core.times import moment
 from dispatcher.core.zones import DEFAULT_ZONE, Zones
 from dispatcher.ledger.database import Database
 from dispatcher.live.keys import keys_of
@@ -53,6 +54,7 @@ class _Report(NamedTuple):
 
     code: FixCode | None
     limit: LimitState | None
+    at_ms: int = 0
 
 
 class Positions:
@@ -109,14 +111,11 @@ class Positions:
             raise Refusal("driver_not_online")
 
     async def _take(self, driver_id: str, points: Sequence[Point], caller: Caller | None) -> _Report:
-        received_ms = now_ms()
-        fixes = [
-            DriverFix(driver_id, lat, lng, received_ms if at is None else at) for lat, lng, at in points
-        ]
-        fix = sorted(fixes, key=lambda fix: fix.at_ms)[-1]  # of equally new ones, the last
+        fixes = [DriverFix(driver_id, *point) for point in points]
+        fix = sorted(fixes, key=_measured)[-1]  # of equally new ones, the last
         report = await self._put(fix, caller)
         if report.code is FixCode.TAKEN:
-            self.unsaved[driver_id] = fix._replace(at_ms=min(fix.at_ms, received_ms))
+            self.unsaved[driver_id] = fix._replace(at_ms=report.at_ms)
         return report
 
     async def _put(self, fix: DriverFix, caller: Caller | None) -> _Report:
@@ -130,7 +129,7 @@ class Positions:
             result = await self._join_batch(fix, entry, limits)
             limit = result.limit or limit
             if result.code in (FixCode.TAKEN, FixCode.LATE, FixCode.RATE_LIMITED):
-                return _Report(result.code, limit)
+                return _Report(result.code, limit, result.at_ms)
             is_counted = is_counted or result.code is not FixCode.COLD
             if not await self._look_up(result, driver_id, entry):
                 break
@@ -211,7 +210,7 @@ class Positions:
             if not waiting.result.done():
                 waiting.result.set_result(result)
             if result.code is FixCode.TAKEN and result.trip_id:
-                moves.append((waiting.fix, result.trip_id))
+                moves.append((waiting.fix._replace(at_ms=result.at_ms), result.trip_id))
         if moves:
             await self._tracking.publish_moves(group.zone, moves)
 
@@ -230,8 +229,13 @@ class Positions:
                 [fix.driver_id for fix in fixes],
                 [fix.lat for fix in fixes],
                 [fix.lng for fix in fixes],
-                [moment(fix.at_ms) for fix in fixes],
+                [moment(fix.at_ms or 0) for fix in fixes],
             )
         except StoreUnavailable:
             self.unsaved = unsaved | self.unsaved
             raise
+
+
+def _measured(fix: DriverFix) -> float:
+    """When a fix was measured; one without a time is measured now, after all others."""
+    return inf if fix.at_ms is None else fix.at_ms

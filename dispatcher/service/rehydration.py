@@ -4,9 +4,10 @@ it proved stale."""
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import secrets
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any, Final
 
 import structlog
@@ -14,7 +15,7 @@ import structlog
 from dispatcher.core.errors import StoreUnavailable
 from dispatcher.core.idempotency import IdempotencyKey, StoredAnswer
 from dispatcher.core.times import millis, now_ms
-from dispatcher.core.trips import Trip
+from dispatcher.core.trips import Status, Trip
 from dispatcher.ledger.database import (
     Database,
     answer_from_row,
@@ -23,6 +24,7 @@ from dispatcher.ledger.database import (
 )
 from dispatcher.live.keys import Keys, keys_of
 from dispatcher.live.state import Epoch, Fix, StateScripts
+from dispatcher.service.outbox import Outbox
 
 log = structlog.get_logger("dispatcher.rehydration")
 
@@ -32,93 +34,153 @@ _MAX_ANSWERS: Final = 50_000
 #: How long a request waits for another server that loads its zone, and how often it looks.
 _MAX_WAIT_S: Final = 10.0
 _LOOK_AGAIN_S: Final = 0.02
+#: An event may reach the stream this many leases after its time: its attempt was claimed then.
+_LEASES_UNHEARD: Final = 2
 
 
 class Rehydration:
     """Brings Redis up to what Postgres knows. All raise StoreUnavailable."""
 
-    def __init__(self, state: StateScripts, database: Database, *, lease_ms: int) -> None:
+    def __init__(
+        self, state: StateScripts, database: Database, outbox: Outbox, *, lease_ms: int
+    ) -> None:
         self._state = state
         self._database = database
+        self._outbox = outbox
         self._lease_ms = lease_ms
         self._warming: dict[str, asyncio.Task[None]] = {}
 
     async def warm(self, zone: str) -> None:
-        """Loads a cold zone, or waits for the server that is loading it."""
+        """Loads a cold zone, or waits for the server that is loading it.
+
+        Cold is also a zone that was loaded into another Redis than the one that answers: one that was
+        restarted, restored or promoted may lack the last writes.
+        """
+        await asyncio.shield(self._warm_once(zone))
+
+    async def check_epoch(self, zone: str) -> bool:
+        """Whether the zone is loaded into the Redis that answers.
+
+        Where it is not, it is being loaded from now on, without waiting: other zones go on.
+        """
+        keys = keys_of(zone)
+        if not await self._state.mark_cold(keys, await self._state.run_id(keys)):
+            return True
+        self._warm_once(zone)
+        return False
+
+    def _warm_once(self, zone: str) -> asyncio.Task[None]:
         task = self._warming.get(zone)
         if task is None:
             task = asyncio.create_task(self._warm(keys_of(zone)))
             self._warming[zone] = task
-            task.add_done_callback(lambda _: self._warming.pop(zone, None))
-        await asyncio.shield(task)
+            task.add_done_callback(lambda done: self._warmed(zone, done))
+        return task
 
-    async def check_epoch(self, zone: str) -> bool:
-        """Loads the zone again where Redis is empty or is another server than it was loaded into.
+    def _warmed(self, zone: str, task: asyncio.Task[None]) -> None:
+        del self._warming[zone]
+        if not task.cancelled() and (error := task.exception()):
+            log.warning("zone is not loaded", zone=zone, reason=repr(error))
 
-        A restarted or promoted server may lack the last writes. Says whether the zone was loaded.
-        """
-        keys = keys_of(zone)
-        epoch = await self._state.read_epoch(keys)
-        if epoch is not None and epoch.run_id == await self._state.run_id(keys):
-            return False
-        log.info("zone is loaded", zone=zone, reason="cold" if epoch is None else "another redis")
-        await self.warm(zone) if epoch is None else await self._load(keys)
-        return True
+    async def close(self) -> None:
+        """Waits until no zone is being loaded by this server."""
+        await asyncio.gather(*self._warming.values(), return_exceptions=True)
 
     async def _warm(self, keys: Keys) -> None:
         token = secrets.token_hex(8)
         give_up = time.monotonic() + _MAX_WAIT_S
-        while await self._state.read_epoch(keys) is None:
+        while True:
+            run_id = await self._state.run_id(keys)
+            if not await self._state.mark_cold(keys, run_id):
+                return
             if await self._state.begin_loading(keys, token):
                 try:
-                    await self._load(keys)
+                    # Another server may have come to the end of it meanwhile.
+                    if await self._state.mark_cold(keys, run_id):
+                        await self._load(keys, token, run_id)
                 finally:
-                    await self._state.end_loading(keys)
-                return
+                    with contextlib.suppress(StoreUnavailable):
+                        await self._state.end_loading(keys, token)
+                continue  # the lock may have been lost, or Redis replaced once more
             if time.monotonic() > give_up:
                 raise StoreUnavailable(f"zone {keys.zone} is being loaded")
             await asyncio.sleep(_LOOK_AGAIN_S)
 
-    async def _load(self, keys: Keys) -> None:
+    async def _load(self, keys: Keys, token: str, run_id: str) -> None:
+        """Makes the live state equal to Postgres, in both directions.
+
+        What it holds is dropped first: what is written meanwhile by settles is newer than the rows
+        that are read afterwards, or equal to them, and stays.
+        """
         started = time.monotonic()
-        run_id = await self._state.run_id(keys)
+        log.info("zone is loaded", zone=keys.zone)
+        heard_ms = await self._state.last_heard_ms(keys) or now_ms()
+        fixes = await self._state.drop_zone(keys)
         # Drivers first: an accept that finds its trip must find its driver.
-        drivers = await self._load_drivers(keys)
+        drivers = await self._load_drivers(keys, fixes)
         trips = await self._load_trips(keys)
         answers, oldest_ms = await self._load_answers(keys)
         loaded_ms = now_ms()
+        missed = await self._outbox.settle_since(keys, heard_ms - _LEASES_UNHEARD * self._lease_ms)
         horizon_ms = 0
         if answers == _MAX_ANSWERS:
             horizon_ms = oldest_ms
         elif trips or answers:
             # A commit that was under way while we read has its row within its lease.
             horizon_ms = loaded_ms + self._lease_ms
-        await self._state.write_epoch(keys, Epoch(loaded_ms, horizon_ms, run_id))
-        log.info(
-            "zone loaded", zone=keys.zone, trips=trips, drivers=drivers, answers=answers,
-            seconds=round(time.monotonic() - started, 3),
-        )  # fmt: skip
+        if await self._state.end_loading(keys, token, Epoch(loaded_ms, horizon_ms, run_id)):
+            log.info(
+                "zone loaded", zone=keys.zone, trips=trips, drivers=drivers, answers=answers,
+                missed_events=missed, seconds=round(time.monotonic() - started, 3),
+            )  # fmt: skip
 
-    async def _load_drivers(self, keys: Keys) -> int:
+    async def _load_drivers(self, keys: Keys, fixes: Mapping[str, Fix]) -> int:
         count = 0
-        async for page in self._pages("online_drivers_of_zone", "user_id", keys.zone):
+        async for page in self._pages("online_drivers_of_zone", "user_id", keys):
+            drivers = [(driver_from_row(row), _fix(row)) for row in page]
             await asyncio.gather(
-                *(self._state.load_driver(keys, driver_from_row(row), fix=_fix(row)) for row in page)
+                *(
+                    self._state.load_driver(keys, driver, fix=_newest(fix, fixes.get(driver.user_id)))
+                    for driver, fix in drivers
+                )
             )
             count += len(page)
         return count
 
     async def _load_trips(self, keys: Keys) -> int:
         count = 0
-        async for page in self._pages("live_trips_of_zone", "id", keys.zone):
-            await asyncio.gather(*(self._state.load_trip(keys, trip_from_row(row)) for row in page))
+        async for page in self._pages("live_trips_of_zone", "id", keys):
+            await self._put_trips(keys, [trip_from_row(row) for row in page])
             count += len(page)
         return count
+
+    async def _put_trips(
+        self,
+        keys: Keys,
+        trips: Sequence[Trip],
+        *,
+        former: str | None = None,
+        offered: Sequence[str] = (),
+    ) -> None:
+        """Puts trips into the live state, those that wait with what was offered so far."""
+        waiting = [trip.id for trip in trips if trip.current_status is Status.PENDING]
+        rows = await self._database.rows("offers_so_far", ids=waiting) if waiting else []
+        so_far = {row["id"]: (row["barred"], row["last_wave"]) for row in rows}
+        await asyncio.gather(
+            *(
+                self._state.load_trip(
+                    keys, trip, former_driver=former, offered=offered, barred=barred, last_wave=wave
+                )
+                for trip in trips
+                for barred, wave in (so_far.get(trip.id, ((), 0)),)
+            )
+        )
 
     async def _load_answers(self, keys: Keys) -> tuple[int, int]:
         """Loads the newest answers; how many, and when (ms) the oldest of them expires."""
         rows = await self._database.rows("live_answers_of_zone", zone=keys.zone, max_rows=_MAX_ANSWERS)
         for start in range(0, len(rows), _PAGE_ROWS):
+            await self._state.go_on_loading(keys)
             await asyncio.gather(
                 *(
                     self._state.keep_answer(keys, _key(row), answer_from_row(row))
@@ -127,25 +189,36 @@ class Rehydration:
             )
         return len(rows), answer_from_row(rows[-1]).expires_at_ms if rows else 0
 
-    async def _pages(self, query: str, column: str, zone: str) -> AsyncIterator[list[Any]]:
+    async def _pages(self, query: str, column: str, keys: Keys) -> AsyncIterator[list[Any]]:
         after = ""
-        while page := await self._database.rows(query, zone=zone, after=after, page_size=_PAGE_ROWS):
+        while page := await self._database.rows(
+            query, zone=keys.zone, after=after, page_size=_PAGE_ROWS
+        ):
             yield page
+            await self._state.go_on_loading(keys)
             after = page[-1][column]
 
-    async def reload(self, keys: Keys, trip_id: str, driver_id: str) -> None:
-        """Reads trip and driver, as far as they are named, from Postgres into the live state."""
+    async def reload(self, keys: Keys, trip_id: str, driver_id: str, *, attempt: str = "") -> None:
+        """Brings trip and driver, as far as they are named, up to what Postgres knows.
+
+        `attempt` is the token of one whose lease is over: what it committed is settled.
+        """
         if trip_id:
-            await self.reload_trip(keys, trip_id)
+            await self.reload_trip(keys, trip_id, attempt=attempt)
         if driver_id:
             await self.reload_driver(keys, driver_id)
 
-    async def reload_trip(self, keys: Keys, trip_id: str) -> Trip | None:
-        """Reads a trip from Postgres into the live state, with its bond to its driver."""
+    async def reload_trip(
+        self, keys: Keys, trip_id: str, *, former_driver: str | None = None, attempt: str = ""
+    ) -> Trip | None:
+        """Brings a trip, with its bond to its driver, up to what Postgres knows: what the live state
+        has missed is settled, and the rest is loaded. `former_driver` may believe to have the trip."""
         trip = await self._database.trip(trip_id)
         if trip is not None:
-            former = await self._state.driver_of(keys, trip_id)
-            await self._state.load_trip(keys, trip, former_driver=former)
+            former = former_driver or await self._state.driver_of(keys, trip_id)
+            await self._outbox.settle_missed(keys, trip, attempt=attempt)
+            offered = await self._state.offered_to(keys, trip_id)
+            await self._put_trips(keys, [trip], former=former, offered=offered)
         return trip
 
     async def reload_driver(self, keys: Keys, driver_id: str) -> bool:
@@ -156,15 +229,24 @@ class Rehydration:
         driver = await self._database.driver(driver_id)
         if driver is None:
             return False
+        known = await self._state.read_driver(keys, driver_id)
+        if known is not None and known.trip_id and known.trip_id != driver.trip_id:
+            await self.reload_trip(keys, known.trip_id, former_driver=driver_id)
         if driver.zone == keys.zone and driver.trip_id is not None:
             await self.reload_trip(keys, driver.trip_id)
-        await self._state.load_driver(keys, driver)
+        await self._state.load_driver(keys, driver, former_vehicle=known.vehicle_type if known else "")
         return True
 
-    async def reload_answer(self, keys: Keys, key: IdempotencyKey) -> StoredAnswer | None:
-        """The stored answer of a key, from Postgres, kept in Redis from now on."""
+    async def reload_answer(
+        self, keys: Keys, key: IdempotencyKey, *, trip_id: str = "", driver_id: str = ""
+    ) -> StoredAnswer | None:
+        """The stored answer of a key, from Postgres, kept in Redis from now on.
+
+        Trip and driver are brought along first: the next call meets what this answer says.
+        """
         answer = await self._database.stored_answer(key)
         if answer is not None:
+            await self.reload(keys, trip_id, driver_id)
             await self._state.keep_answer(keys, key, answer)
         return answer
 
@@ -179,3 +261,7 @@ def _fix(row: Any) -> Fix | None:
     if row["lat"] is None or row["location_updated_at"] is None:
         return None
     return Fix(row["lat"], row["lng"], millis(row["location_updated_at"]) or 0)
+
+
+def _newest(*fixes: Fix | None) -> Fix | None:
+    return max((fix for fix in fixes if fix is not None), key=lambda fix: fix.at_ms, default=None)

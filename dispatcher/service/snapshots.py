@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, Final
 
 from dispatcher.core.actors import Actor, Role
 from dispatcher.core.drivers import Driver
+from dispatcher.core.trips import ACTIVE, Status, Trip
 from dispatcher.ledger.database import Database, trip_from_row
 from dispatcher.live.hashes import driver_from_hash
 from dispatcher.live.keys import Keys, keys_of
@@ -54,12 +56,17 @@ class Snapshots:
         if entry is None:
             return {"driver": None, "trip": None, "offers": []}
         keys = keys_of(entry.zone)
-        driver = await self._driver(keys, driver_id)
-        trip = await self._state.read_trip(keys, driver.trip_id) if driver.trip_id else None
+        driver, trip = await self._driver(keys, driver_id)
+        if driver.trip_id and not _holds(driver_id, trip):
+            # Redis has missed how that trip ended: Postgres knows.
+            await self._rehydration.reload_driver(keys, driver_id)
+            driver, trip = await self._driver(keys, driver_id)
+            if not _holds(driver_id, trip):
+                driver, trip = replace(driver, trip_id=None), None
         offers = []
         for offer in await self._offers.read_offers(keys, driver_id):
             offered = await self._state.read_trip(keys, offer.trip_id)
-            if offered is not None:
+            if offered is not None and offered.current_status is Status.PENDING:
                 offers.append(
                     {
                         "trip": offered.to_json(),
@@ -73,10 +80,17 @@ class Snapshots:
             "offers": offers,
         }
 
-    async def _driver(self, keys: Keys, driver_id: str) -> Driver:
+    async def _driver(self, keys: Keys, driver_id: str) -> tuple[Driver, Trip | None]:
         driver = await self._state.read_driver(keys, driver_id)
         if driver is None:
             await self._rehydration.warm(keys.zone)
             await self._rehydration.reload_driver(keys, driver_id)
             driver = await self._state.read_driver(keys, driver_id)
-        return driver or driver_from_hash(driver_id, keys.zone, {})
+        driver = driver or driver_from_hash(driver_id, keys.zone, {})
+        trip = await self._state.read_trip(keys, driver.trip_id) if driver.trip_id else None
+        return driver, trip
+
+
+def _holds(driver_id: str, trip: Trip | None) -> bool:
+    """Whether the trip is the driver's, and not over."""
+    return trip is not None and trip.driver_id == driver_id and trip.current_status in ACTIVE

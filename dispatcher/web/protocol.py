@@ -168,7 +168,8 @@ class OfferFrame(TypedDict):
 
 
 class OfferWithdrawnFrame(TypedDict):
-    """An offer that has ended; `reason` is the event that ended it (`service.messages`)."""
+    """An offer that has ended; `reason` is the event that ended it (`service.messages`), or
+    `driver_not_available`: the driver has taken another trip or left (lua/settle_changes.lua)."""
 
     type: str
     trip_request_id: str

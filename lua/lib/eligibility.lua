@@ -1,4 +1,5 @@
--- Whether a driver may be offered a trip. Needs clock.lua. The values are those of the driver's hash.
+-- Whether a driver may be offered a trip, or has nothing to do here any more. Needs clock.lua. The values are those of
+-- the driver's hash.
 
 local function is_free(is_online, availability_status, trip_id)
   return is_online == '1' and availability_status == 'available' and (trip_id or '') == ''
@@ -6,4 +7,11 @@ end
 
 local function is_fresh(fix_ms, fix_age_ms)
   return (fix_ms and tonumber(fix_ms) > now_ms - fix_age_ms) or false
+end
+
+-- The hash of a driver who is offline and has no trip ends after this long; Postgres knows them.
+local GONE_S = 3600
+
+local function is_gone(is_online, trip_id)
+  return is_online ~= '1' and (trip_id or '') == ''
 end

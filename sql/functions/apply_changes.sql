@@ -59,6 +59,8 @@ BEGIN
                WHEN change.is_creation THEN t.id IS NULL
                WHEN change.declines IS NOT NULL THEN t.current_status = ANY (change.sources)
                ELSE t.version = change.expect_version AND t.current_status = ANY (change.sources)
+                   -- Only who has a trip gives it back.
+                   AND (change.event <> 'released' OR t.driver_id = coalesce(change.set_driver, change.actor_id))
            END
        AND (change.required_driver IS NULL OR (
                d.is_online AND d.availability_status = 'available' AND d.zone = change.zone

@@ -20,6 +20,32 @@ SELECT t.*, d.vehicle_type AS driver_vehicle_type
    AND t.current_status IN ('pending', 'accepted', 'arrived', 'ongoing')
  ORDER BY t.id LIMIT :page_size;
 
+-- name: trips_by_id(ids)
+-- Several trips, each with its driver's vehicle type.
+SELECT t.*, d.vehicle_type AS driver_vehicle_type
+  FROM trip_requests t LEFT JOIN driver_details d ON d.user_id = t.driver_id
+ WHERE t.id = ANY (:ids::text[]);
+
+-- name: offers_so_far(ids)
+-- Of several trips: who declined it or gave it back, and the number of its last wave.
+SELECT asked.id,
+       ARRAY(SELECT o.driver_id FROM trip_offers o WHERE o.trip_id = asked.id AND o.outcome = 'declined'
+             UNION
+             SELECT e.actor_id FROM trip_events e WHERE e.trip_id = asked.id AND e.event = 'released') AS barred,
+       (SELECT coalesce(max(o.wave), 0) FROM trip_offers o WHERE o.trip_id = asked.id) AS last_wave
+  FROM unnest(:ids::text[]) AS asked (id);
+
+-- name: events_of_trips(ids)
+-- The histories of several trips, each from its creation on.
+SELECT trip_id, version, event, actor_id, actor_role, payload, created_at FROM trip_events
+ WHERE trip_id = ANY (:ids::text[]) ORDER BY trip_id, version;
+
+-- name: events_of_zone_since(prefix, since, max_rows)
+-- What happened to the trips whose ids begin with a prefix, from a moment on, the newest first.
+SELECT trip_id, version FROM trip_events
+ WHERE created_at >= :since AND starts_with(trip_id, :prefix)
+ ORDER BY created_at DESC LIMIT :max_rows;
+
 -- name: pending_near(lng, lat, zone, vehicle_type, west, south, east, north, driver_id, max_rows)
 -- Pending trips of a zone inside a box around a position. The order is that of distances in degrees, which the index
 -- gives; the caller sorts by metres. Trips that the driver has declined are left out.

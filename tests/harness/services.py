@@ -18,6 +18,7 @@ from dispatcher.core.callers import Caller
 from dispatcher.core.errors import Refusal
 from dispatcher.core.idempotency import IdempotencyKey
 from dispatcher.core.zones import Zones
+from dispatcher.jobs.reconcile import Reconcile
 from dispatcher.live.keys import Keys, keys_of
 from dispatcher.service.answers import Answer
 from dispatcher.service.commands.actions import trip_action
@@ -91,6 +92,20 @@ class City:
 
     async def redis(self, *command: Any) -> Any:
         return await self.parts.live.pipeline.command(*command)
+
+    def reconcile(self) -> Reconcile:
+        """The job that puts right what a server left behind."""
+        live = self.parts.live
+        return Reconcile(
+            zones=self.parts.zones, claims=live.claims, positions=live.positions,
+            rehydration=self.parts.rehydration, fix_age_s=60, interval_s=1,
+        )  # fmt: skip
+
+    async def events(self) -> list[tuple[str, str, int]]:
+        """What the stream has told: event, trip and version."""
+        entries = await self.redis("XRANGE", self.keys().events, "-", "+")
+        told = [orjson.loads(fields[1]) for _, fields in entries]
+        return [(event["event"], event["trip"]["id"], event["trip"]["version"]) for event in told]
 
     async def double_assignments(self) -> int:
         """Drivers with two active trips, and versions of trips that are missing or doubled."""

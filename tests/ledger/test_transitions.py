@@ -81,13 +81,19 @@ def apply(transition: Transition, trip: Trip) -> Trip:
     return transition.apply(trip, AT_MS + 1_000, **more)
 
 
+def _actor_of(transition: Transition) -> str:
+    """Only its holder gives a trip back."""
+    return "holder" if transition.event is Event.RELEASED else "someone"
+
+
 def change_to(transition: Transition, trip: Trip, after: Trip) -> Change:
     """The transition as the ledger takes it. A reason is always given: only a cancellation may keep it."""
     return Change(
         trip_id=trip.id, expect_version=trip.version, sources=tuple(transition.sources),
         to_status=after.current_status, driver_id=after.driver_id, zone=trip.zone,
         required_driver="taker" if transition.driver is DriverEffect.TAKES else None,
-        reason="a new reason", event=transition.event, actor_id="someone",
+        reason="a new reason", event=transition.event,
+        actor_id=_actor_of(transition),
         actor_role=min(transition.roles), payload='{"a": 1}', at_ms=after.updated_at,
     )  # fmt: skip
 
@@ -128,7 +134,7 @@ async def test_a_transition_writes_what_the_code_says(
     assert await ledger.one(
         "SELECT version, event, actor_id, actor_role, payload FROM trip_events WHERE trip_id = $1",
         trip.id,
-    ) == (trip.version + 1, transition.event, "someone", min(transition.roles), '{"a": 1}')
+    ) == (trip.version + 1, transition.event, _actor_of(transition), min(transition.roles), '{"a": 1}')
 
 
 @pytest.mark.parametrize("transition", TRANSITIONS, ids=lambda t: f"{t.action}-{t.event}")

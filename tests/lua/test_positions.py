@@ -129,3 +129,14 @@ async def test_each_fix_counts_against_its_own_limits(zone: Zone) -> None:
     )
     assert refused.code == "rate_limited"
     assert (await zone.hash(zone.keys.driver("d1")))["fix_ms"] == str(START_MS - 8)
+
+
+async def test_a_fix_without_a_time_gets_that_of_redis(zone: Zone) -> None:
+    """The clocks of servers differ; Redis' clock is one for all."""
+    await zone.driver("d1")
+    fixes = [DriverFix("d1", 50.1, 8.6, None), DriverFix("d1", 50.2, 8.6, None)]
+    results = await zone.positions.put_positions(zone.keys, "car", fixes, fix_age_ms=FIX_AGE_MS)
+    assert [(result.code, result.at_ms) for result in results] == [("taken", START_MS)] * 2
+    assert (await zone.hash(zone.keys.driver("d1")))["lat"] == "50.2"
+    assert (await zone.hash(zone.keys.driver("d1")))["fix_ms"] == str(START_MS)
+    assert await geo(zone) == ["d1"]

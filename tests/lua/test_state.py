@@ -9,7 +9,7 @@ import pytest
 from dispatcher.core.trips import Status, Trip
 from dispatcher.live.state import FINISHED_TTL_S, Fix
 from tests.harness.lua_zone import START_MS, Zone, make_driver, make_trip
-from tests.lua.settling import geo
+from tests.lua.settling import geo, put_on_offer
 
 
 async def test_a_trip_is_loaded_and_never_taken_back(zone: Zone) -> None:
@@ -121,3 +121,40 @@ async def test_who_is_loaded_out_of_the_market_does_not_enter_it(zone: Zone) -> 
         zone.keys, make_driver("d2", is_online=False), fix=Fix(50.1, 8.6, START_MS)
     )
     assert await geo(zone) == []
+
+
+async def test_another_vehicle_leaves_the_geo_set_that_redis_knew(zone: Zone) -> None:
+    await zone.state.load_driver(zone.keys, make_driver(), fix=Fix(50.1, 8.6, START_MS))
+    van = make_driver(version=1, vehicle_type="van")
+    assert await zone.state.load_driver(zone.keys, van, former_vehicle="car")
+    assert await geo(zone) == []
+
+
+async def test_the_bond_is_put_right_though_the_hash_is_as_new(zone: Zone) -> None:
+    """A settle has written the trip while the zone was loaded, and knew nothing of its driver."""
+    trip = make_trip(version=2, current_status=Status.ARRIVED, driver_id="d1")
+    await zone.state.load_trip(zone.keys, trip)
+    await zone.redis.delete(zone.keys.driver("d1"))
+    accepted = make_trip(version=1, current_status=Status.ACCEPTED, driver_id="d1")
+    assert not await zone.state.load_trip(zone.keys, accepted)
+    assert (await zone.hash(zone.keys.driver("d1")))["trip_id"] == "z_1"
+    # And one who only believes to have it is free.
+    await zone.driver("d2", trip_id="z_1")
+    assert not await zone.state.load_trip(zone.keys, accepted, former_driver="d2")
+    assert (await zone.hash(zone.keys.driver("d2")))["trip_id"] == ""
+
+
+async def test_a_trip_that_is_taken_is_on_offer_to_nobody(zone: Zone) -> None:
+    await zone.trip()
+    await put_on_offer(zone, "d1", "d2")
+    trip = make_trip(version=1, current_status=Status.ACCEPTED, driver_id="d9")
+    await zone.state.load_trip(zone.keys, trip, offered=["d1", "d2"])
+    names = (zone.keys.offers("z_1"), zone.keys.inbox("d1"), zone.keys.inbox("d2"))
+    assert await zone.redis.exists(*names) == 0
+
+
+async def test_the_hash_of_a_driver_who_is_loaded_offline_ends(zone: Zone) -> None:
+    await zone.state.load_driver(zone.keys, make_driver(is_online=False))
+    assert 0 < await zone.redis.ttl(zone.keys.driver("d1")) <= 3_600
+    await zone.state.load_driver(zone.keys, make_driver(version=1))
+    assert await zone.redis.ttl(zone.keys.driver("d1")) == -1

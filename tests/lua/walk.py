@@ -65,7 +65,11 @@ class Walk:
         keys, attempt = self.keys, self.attempt("t0")
         assert (await self.limits.check_limit(keys, _LIMITS)).is_admitted
         assert await self.claims.claim_creation(keys, attempt) == Unresolved(ClaimCode.COLD, None)
-        await self.state.write_epoch(keys, Epoch(1, 0, "run"))
+        assert await self.state.mark_cold(keys, "run")
+        assert await self.state.begin_loading(keys, "a")
+        assert not await self.state.end_loading(keys, "b", Epoch(1, 0, "run"))
+        assert await self.state.drop_zone(keys) == {}
+        assert await self.state.end_loading(keys, "a", Epoch(1, 0, "run"))
         created = await self.claims.claim_creation(keys, attempt)
         assert isinstance(created, CreationClaimed)
         trip = make_trip("1", id=self.trip_id, zone=keys.zone, pickup_lat=50.1, pickup_lng=8.6)
@@ -80,7 +84,7 @@ class Walk:
             await self.state.load_driver(keys, make_driver(name, zone=keys.zone))
         fixes = [DriverFix("d1", 50.1, 8.6, now_ms), DriverFix("d2", 50.1, 8.61, now_ms)]
         results = await self.positions.put_positions(keys, "car", fixes, fix_age_ms=FIX_AGE_MS)
-        assert results == [FixResult(FixCode.TAKEN)] * 2
+        assert results == [FixResult(FixCode.TAKEN, at_ms=now_ms)] * 2
         touches = [Touch(f"driver:{name}", "c1", "{}", 60_000) for name in ("d1", "d2")]
         await self.presence.touch_presence(keys, touches)
         assert (await self.offers.claim_waves(keys)).trip_ids == [trip.id]
@@ -143,6 +147,7 @@ class Walk:
 
     async def _end(self) -> None:
         keys = self.keys
+        await self.settler.withdraw_offers(keys, "d1", [self.trip_id])
         assert await self.presence.drop_presence(keys, "driver:d1", "c1") == 0
         assert await self.presence.sweep_absent(keys, grace_ms=0) == ["driver:d1"]
         assert await self.presence.forget_absent(keys, "driver:d2") is False

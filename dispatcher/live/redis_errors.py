@@ -1,0 +1,62 @@
+"""What error replies of Redis mean."""
+
+from __future__ import annotations
+
+from redis.exceptions import (
+    ClusterDownError,
+    MasterDownError,
+    NoScriptError,
+    OutOfMemoryError,
+    ReadOnlyError,
+    ResponseError,
+    TryAgainError,
+)
+
+from dispatcher.core.errors import ReplyLost, StoreUnavailable
+
+#: Errors of a server that is starting, failing over, full or read-only: nothing was done. redis-py has
+#: classes for some of them (one that is loading counts as a lost connection there) …
+UNAVAILABLE_ERRORS = (
+    ClusterDownError,
+    MasterDownError,
+    OutOfMemoryError,
+    ReadOnlyError,
+    TryAgainError,
+)
+#: A node that says this has been demoted: the primary is another one now, behind the same name perhaps.
+_DEMOTED_ERRORS = (MasterDownError, ReadOnlyError)
+_DEMOTED_CODES = ("MASTERDOWN", "READONLY")
+#: … and a connection that we read ourselves gives their codes.
+UNAVAILABLE_CODES = (
+    "BUSY",
+    "CLUSTERDOWN",
+    "LOADING",
+    "MASTERDOWN",
+    "MISCONF",
+    "NOREPLICAS",
+    "OOM",
+    "READONLY",
+    "TRYAGAIN",
+)
+
+
+def is_unknown_script(error: Exception) -> bool:
+    """Whether Redis does not know the script, so that nothing was run."""
+    return isinstance(error, NoScriptError) or str(error).startswith("NOSCRIPT")
+
+
+def is_demoted(error: Exception) -> bool:
+    """Whether the node is no primary any more."""
+    return isinstance(error, _DEMOTED_ERRORS) or str(error).startswith(_DEMOTED_CODES)
+
+
+def error_of(error: Exception) -> Exception:
+    """What a caller is told of an error reply: StoreUnavailable where nothing was done, ReplyLost where
+    that is not known, else the error itself."""
+    # redis-py cuts the code off where it has a class for it. Each future gets an exception of its own.
+    if isinstance(error, StoreUnavailable):
+        return type(error)(*error.args)
+    is_unavailable = isinstance(error, UNAVAILABLE_ERRORS) or str(error).startswith(UNAVAILABLE_CODES)
+    if is_unavailable:
+        return StoreUnavailable(str(error))
+    return error if isinstance(error, ResponseError) else ReplyLost(str(error))

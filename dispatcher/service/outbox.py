@@ -1,0 +1,192 @@
+"""The outbox: `trip_events` holds what was committed, and what nobody settled is settled from there.
+
+A server may die between its commit and its settle, or Redis may lose what it was told. Whoever finds
+that out settles the events in their order, as their own server would have: the stream, the sockets,
+the offers, the waves and the driver learn of them. An event may be told twice, and never not at all;
+trip and version tell one from another.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any, Final, NamedTuple
+
+import orjson
+import structlog
+
+from dispatcher.core.actors import Actor, Role
+from dispatcher.core.times import millis, moment
+from dispatcher.core.transitions import TRANSITIONS, DriverEffect, Event, Transition
+from dispatcher.core.trips import DEFAULT_VEHICLE_TYPE, Status, Trip
+from dispatcher.ledger.database import Database, trip_from_row
+from dispatcher.live.claims import Attempt
+from dispatcher.live.keys import Keys
+from dispatcher.live.settle import Settlement, Settler
+from dispatcher.live.state import StateScripts
+from dispatcher.service.commands.transition import transition_settlement
+from dispatcher.service.messages import stream_event, trip_json, trip_messages
+
+log = structlog.get_logger("dispatcher.outbox")
+
+#: Events that are looked at after a load at most: as many as the stream keeps.
+_MAX_EVENTS: Final = 100_000
+#: Trips whose histories are read together.
+_MAX_TRIPS: Final = 500
+#: Actions of one event do the same to a trip, whoever took them.
+_TRANSITION_OF: Final[Mapping[str, Transition]] = {t.event: t for t in TRANSITIONS}
+
+
+class PastEvent(NamedTuple):
+    """A row of `trip_events`."""
+
+    version: int
+    event: Event
+    actor: Actor
+    payload: dict[str, Any]
+    at_ms: int
+
+    @classmethod
+    def from_row(cls, row: Any) -> PastEvent:
+        """The event that a row holds."""
+        return cls(
+            row["version"], Event(row["event"]), Actor(row["actor_id"], Role(row["actor_role"])),
+            orjson.loads(row["payload"]), millis(row["created_at"]) or 0,
+        )  # fmt: skip
+
+    @property
+    def attempt(self) -> str:
+        """The token of the attempt that wrote it."""
+        return str(self.payload.get("attempt", ""))
+
+    @property
+    def claimed_driver(self) -> str:
+        """The driver whose claim the attempt held beside the trip's, or empty."""
+        goes_offline = self.payload.get("reason") == "driver_offline"
+        return self.actor.user_id if self.event is Event.ACCEPTED or goes_offline else ""
+
+
+class Outbox:
+    """Settles what was committed and not settled. All raise StoreUnavailable."""
+
+    def __init__(self, *, settler: Settler, state: StateScripts, database: Database) -> None:
+        self._settler = settler
+        self._state = state
+        self._database = database
+
+    async def settle_missed(self, keys: Keys, trip: Trip, *, attempt: str = "") -> int:
+        """Settles the events of a trip that are newer than its hash in Redis, and the one that the
+        attempt of this token wrote, or the attempt that holds the trip's claim. Returns how many.
+
+        A trip without a hash has nothing to compare with: only the attempt's event is settled.
+        """
+        known = await self._state.version_of(keys, trip.id)
+        attempt = attempt or await self._state.changed_by(keys, trip.id)
+        if not attempt and (known is None or known >= trip.version):
+            return 0
+        rows = await self._database.rows("timeline", trip_id=trip.id)
+        history = [PastEvent.from_row(row) for row in rows]
+        missed = [
+            event.version
+            for event in history
+            if (known is not None and event.version > known) or (attempt and event.attempt == attempt)
+        ]
+        await self._settle(keys, trip, history, missed)
+        return len(missed)
+
+    async def settle_since(self, keys: Keys, since_ms: int) -> int:
+        """Settles the events of a zone, which is being loaded, from this moment on that its stream
+        does not hold. Returns how many."""
+        rows = await self._database.rows(
+            "events_of_zone_since", prefix=keys.zone + "_", since=moment(since_ms), max_rows=_MAX_EVENTS
+        )
+        heard = await self._state.heard_since(keys, since_ms) if rows else set()
+        missed: dict[str, list[int]] = defaultdict(list)
+        for row in rows:
+            if (row["trip_id"], row["version"]) not in heard:
+                missed[row["trip_id"]].append(row["version"])
+        ids = list(missed)
+        for start in range(0, len(ids), _MAX_TRIPS):
+            await self._state.go_on_loading(keys)
+            await self._settle_trips(keys, ids[start : start + _MAX_TRIPS], missed)
+        return sum(len(versions) for versions in missed.values())
+
+    async def _settle_trips(
+        self, keys: Keys, ids: Sequence[str], missed: Mapping[str, Sequence[int]]
+    ) -> None:
+        trips = [trip_from_row(row) for row in await self._database.rows("trips_by_id", ids=ids)]
+        histories: dict[str, list[PastEvent]] = defaultdict(list)
+        for row in await self._database.rows("events_of_trips", ids=ids):
+            histories[row["trip_id"]].append(PastEvent.from_row(row))
+        await asyncio.gather(
+            *(self._settle(keys, trip, histories[trip.id], missed[trip.id]) for trip in trips)
+        )
+
+    async def _settle(
+        self, keys: Keys, trip: Trip, history: Sequence[PastEvent], missed: Sequence[int]
+    ) -> None:
+        past = _replay(trip, history)
+        for event in history:
+            if event.version not in missed or event.version not in past:
+                continue
+            attempt = Attempt(event.attempt, trip.id, event.claimed_driver, 0, None, 0)
+            offered = await self._state.offered_to(keys, trip.id)
+            settlement = _settlement(event, past.get(event.version - 1), past[event.version], offered)
+            if settlement.driver_id and not settlement.driver_vehicle_type:
+                vehicle_type = await self._vehicle_of(keys, settlement.driver_id)
+                settlement = replace(settlement, driver_vehicle_type=vehicle_type)
+            await self._settler.settle(keys, attempt, settlement)
+            log.info(
+                "missed event settled", zone=keys.zone, trip_id=trip.id, version=event.version,
+                trip_event=event.event,
+            )  # fmt: skip
+
+    async def _vehicle_of(self, keys: Keys, driver_id: str) -> str:
+        known = await self._state.read_driver(keys, driver_id)
+        if known is not None and known.vehicle_type:
+            return known.vehicle_type
+        driver = await self._database.driver(driver_id)
+        return driver.vehicle_type if driver else DEFAULT_VEHICLE_TYPE
+
+
+def _replay(trip: Trip, history: Sequence[PastEvent]) -> dict[int, Trip]:
+    """The trip after each of its events, by version. The last one is the row itself."""
+    created = {
+        "updated_at": trip.created_at,
+        "dropoff_lat": trip.dropoff_lat,
+        "dropoff_lng": trip.dropoff_lng,
+    }
+    now = trip._replace(**(Trip._field_defaults | created))
+    past: dict[int, Trip] = {}
+    for event in history:
+        if event.event is not Event.CREATED:
+            now = _TRANSITION_OF[event.event].apply(now, event.at_ms)
+            now = now._replace(
+                current_status=Status(event.payload["current_status"]),
+                driver_id=event.payload["driver_id"],
+            )
+        if event.event is Event.CANCELLED:
+            now = now._replace(cancel_reason=event.payload.get("reason"))
+        past[event.version] = now
+    return {version: then for version, then in past.items() if version < trip.version} | {
+        trip.version: trip
+    }
+
+
+def _settlement(
+    event: PastEvent, before: Trip | None, after: Trip, offered: Sequence[str]
+) -> Settlement:
+    as_json = trip_json(after)
+    if before is None:
+        return Settlement(
+            trip=after,
+            event=stream_event(event.event, event.actor, event.at_ms, as_json),
+            messages=trip_messages(event.event, after, as_json),
+        )
+    transition = _TRANSITION_OF[event.event]
+    settlement = transition_settlement(transition, event.actor, before, after, as_json, offered)
+    barred = before.driver_id if transition.driver is DriverEffect.CLEARED else ""
+    # The hash may be of any version: the whole trip is sent.
+    return replace(settlement, before=None, barred_driver=barred or "")

@@ -1,0 +1,244 @@
+"""Nothing committed goes unheard, and what was answered is what the next call meets."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any
+
+import orjson
+import pytest
+
+from dispatcher.core.errors import StoreUnavailable
+from dispatcher.live.settle import Settler
+from dispatcher.service.outbox import Outbox
+from tests.harness.services import City, code_of, driver, open_city, rider
+
+PLACE = (40.7559, -73.9864)
+
+
+@pytest.fixture
+async def city(redis_url: str, database_url: str) -> AsyncIterator[City]:
+    async with open_city(redis_url, database_url) as opened:
+        yield opened
+
+
+class LostSettles:
+    """The settles of a server that dies after its commits."""
+
+    def __init__(self, city: City, patch: pytest.MonkeyPatch) -> None:
+        self._city = city
+        self._patch = patch
+
+    async def __aenter__(self) -> None:
+        async def lose(*_: Any) -> bool:
+            raise StoreUnavailable("redis")
+
+        self._settle = Settler.settle
+        self._patch.setattr(Settler, "settle", lose)
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._city.parts.coordinator.close()
+        self._patch.setattr(Settler, "settle", self._settle)
+
+
+async def lease_ends(city: City) -> None:
+    """The claims' lease is over, and the sweeper comes by."""
+    keys = city.keys()
+    for name in await city.redis("KEYS", keys.prefix + "claim:*"):
+        await city.redis("DEL", name)
+    for entry in await city.redis("ZRANGE", keys.claims, 0, -1):
+        await city.redis("ZADD", keys.claims, 1, entry)
+    await city.reconcile().run()
+    assert await city.redis("ZCARD", keys.claims) == 0
+
+
+async def test_a_server_that_lives_settles_again_once_redis_answers(
+    city: City, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await city.online("d1")
+    trip = await city.trip()
+    settle, lost = Settler.settle, 5
+
+    async def lose(*args: Any) -> bool:
+        nonlocal lost
+        lost -= 1
+        if lost >= 0:
+            raise StoreUnavailable("redis")
+        return await settle(*args)
+
+    monkeypatch.setattr(Settler, "settle", lose)
+    assert (await city.available("d1", availability_status="unavailable")).status == 200
+    async with asyncio.timeout(5):
+        while await city.redis("ZCARD", city.keys().claims):
+            await asyncio.sleep(0.005)
+    assert code_of(await city.act(driver("d1"), "accept", trip)) == "driver_not_available"
+    lost = 1
+    assert (await city.available("d1", availability_status="available")).status == 200
+    assert (await city.act(driver("d1"), "accept", trip)).status == 200
+
+
+async def versions(city: City, trip: str) -> list[int]:
+    return [version for _, told, version in await city.events() if told == trip]
+
+
+async def test_an_accept_that_nobody_settled_is_heard_of(
+    city: City, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await city.online("d1", "d2", location=PLACE)
+    trip = await city.trip()
+    keys = city.keys(trip)
+    for name in ("d1", "d2"):
+        await city.redis("ZADD", keys.offers(trip), 4_000_000_000_000, name)
+        await city.redis("ZADD", keys.inbox(name), 4_000_000_000_000, trip)
+    told: list[Any] = []
+    async with LostSettles(city, monkeypatch):
+        assert (await city.act(driver("d1"), "accept", trip)).status == 200
+    settle = Settler.settle
+
+    async def spy(self: Settler, keys: Any, attempt: Any, settlement: Any, *rest: Any) -> bool:
+        told.extend(orjson.loads(settlement.messages))
+        return await settle(self, keys, attempt, settlement, *rest)
+
+    monkeypatch.setattr(Settler, "settle", spy)
+    await lease_ends(city)
+    assert await versions(city, trip) == [0, 1]
+    assert [(to, frame["type"]) for to, frame in told] == [
+        (["customer:rider", "driver:d1"], "trip"), (["driver:d2"], "offer_withdrawn"),
+    ]  # fmt: skip
+    assert await city.redis("EXISTS", keys.offers(trip), keys.inbox("d2"), keys.waves) == 0
+    assert (await city.hash(trip))["driver_id"] == "d1"
+    assert await city.redis("HGET", keys.driver("d1"), "trip_id") == trip
+    assert await city.redis("ZRANGE", keys.geo("car"), 0, -1) == ["d2"]
+
+
+async def test_a_creation_that_nobody_settled_is_heard_of(
+    city: City, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with LostSettles(city, monkeypatch):
+        trip = await city.trip()
+    await lease_ends(city)
+    assert await city.events() == [("created", trip, 0)]
+    assert await city.redis("ZRANGE", city.keys(trip).waves, 0, -1) == [trip]
+
+
+async def test_an_event_is_heard_of_though_the_hash_is_as_new(
+    city: City, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another call has had the trip reloaded before the sweeper came."""
+    await city.online("d1")
+    async with LostSettles(city, monkeypatch):
+        trip = await city.trip()
+    await city.redis("DEL", city.keys(trip).trip_claim(trip))
+    assert (await city.act(driver("d1"), "accept", trip)).status == 200
+    await lease_ends(city)
+    assert sorted(await versions(city, trip)) == [0, 1]
+
+
+@pytest.mark.parametrize("key", [None, "k1"])
+async def test_the_winner_s_next_call_meets_the_accept(
+    city: City, monkeypatch: pytest.MonkeyPatch, key: str | None
+) -> None:
+    await city.online("d1")
+    trip = await city.trip()
+    async with LostSettles(city, monkeypatch):
+        assert (await city.act(driver("d1"), "accept", trip, key)).status == 200
+    assert (await city.act(driver("d1"), "arrive", trip)).status == 200
+    assert await versions(city, trip) == [0, 1, 2]
+
+
+async def test_the_call_after_a_replay_meets_what_was_replayed(
+    city: City, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await city.online("d1")
+    trip = await city.trip()
+    keys = city.keys(trip)
+    assert (await city.act(driver("d1"), "accept", trip)).status == 200
+    async with LostSettles(city, monkeypatch):
+        first = await city.act(driver("d1"), "arrive", trip, "k1")
+    # Redis has lost the claim and the key's lease with the settle.
+    for name in await city.redis("KEYS", keys.prefix + "*"):
+        if ":claim:" in name or ":idem:" in name:
+            await city.redis("DEL", name)
+    again = await city.act(driver("d1"), "arrive", trip, "k1")
+    assert (again.status, again.body, again.replayed) == (200, first.body, True)
+    assert code_of(await city.act(driver("d1"), "start", trip)) == "trip_started"
+    assert await versions(city, trip) == [0, 1, 2, 3]
+
+
+async def test_a_release_by_repair_starts_the_waves_anew_without_the_former_driver(
+    city: City, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await city.online("d1", location=PLACE)
+    trip = await city.trip()
+    keys = city.keys(trip)
+    assert (await city.act(driver("d1"), "accept", trip)).status == 200
+    await city.redis("HSET", keys.trip(trip), "waiting_since", 1, "round", 9)
+    async with LostSettles(city, monkeypatch):
+        assert (await city.available("d1", is_online=False)).status == 200
+    await lease_ends(city)
+    stored = await city.hash(trip)
+    assert (stored["current_status"], stored["round"]) == ("pending", "0")
+    assert int(stored["waiting_since"]) > 1
+    assert await city.redis("SMEMBERS", keys.barred(trip)) == ["d1"]
+    await city.online("d1", location=PLACE)
+    await city.redis("ZADD", keys.present, 4_000_000_000_000, "driver:d1")
+    await city.parts.offers.run_due("default")
+    assert (await city.row(trip))["current_status"] == "pending"
+    assert await city.redis("EXISTS", keys.inbox("d1")) == 0
+
+
+async def test_a_silent_reload_starts_the_waves_anew_too(
+    city: City, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await city.online("d1")
+    trip = await city.trip()
+    keys = city.keys(trip)
+    assert (await city.act(driver("d1"), "accept", trip)).status == 200
+    await city.redis("HSET", keys.trip(trip), "waiting_since", 1, "round", 9)
+    async with LostSettles(city, monkeypatch):
+        assert (await city.act(driver("d1"), "cancel", trip)).status == 200
+
+    async def nothing(*_: Any, **__: Any) -> int:
+        return 0
+
+    monkeypatch.setattr(Outbox, "settle_missed", nothing)
+    await city.parts.rehydration.reload_trip(keys, trip)
+    stored = await city.hash(trip)
+    assert (stored["round"], int(stored["waiting_since"]) > 1) == ("0", True)
+    assert await city.redis("SMEMBERS", keys.barred(trip)) == ["d1"]
+    assert await city.redis("HGET", keys.driver("d1"), "trip_id") == ""
+
+
+async def test_a_past_trip_is_told_as_it_was(city: City) -> None:
+    """Several events in a row were lost: each is told with the trip of its own version."""
+    await city.online("d1", "d2")
+    trip = await city.trip(dropoff=(40.7, -73.9))
+    keys = city.keys(trip)
+    before = await city.redis("HGETALL", keys.trip(trip))
+    await city.act(driver("d1"), "accept", trip)
+    await city.act(driver("d1"), "cancel", trip)
+    await city.act(driver("d2"), "accept", trip)
+    await city.act(rider("rider"), "cancel", trip, reason="late")
+    told = await city.redis("XRANGE", keys.events, "-", "+")
+    await city.redis("DEL", keys.events, keys.trip(trip))
+    await city.redis("HSET", keys.trip(trip), *before)
+    await city.parts.rehydration.reload_trip(keys, trip)
+    again = await city.redis("XRANGE", keys.events, "-", "+")
+    shown = [orjson.loads(fields[1])["trip"] for _, fields in again]
+    assert shown == [orjson.loads(fields[1])["trip"] for _, fields in told[1:]]
+
+
+async def test_a_snapshot_shows_no_trip_that_is_not_pending_and_none_that_has_ended(
+    city: City,
+) -> None:
+    await city.online("d1")
+    open_trip, gone = await city.trip(), await city.trip()
+    keys = city.keys()
+    for trip in (open_trip, gone):
+        await city.redis("ZADD", keys.inbox("d1"), 4_000_000_000_000, trip)
+    await city.redis("HSET", keys.trip(gone), "current_status", "cancelled")
+    await city.redis("HSET", keys.driver("d1"), "trip_id", gone)
+    snapshot = await city.parts.snapshots.of(driver("d1"))
+    assert [offer["trip"]["id"] for offer in snapshot["offers"]] == [open_trip]
+    assert (snapshot["trip"], snapshot["driver"]["trip_id"]) == (None, None)
