@@ -32,7 +32,7 @@ _ROWS: Final = (
             "The action must be accept, decline, arrive, start, complete or cancel."),
     Problem("invalid_version", 400, "Bad Request", "The version must be a whole number, 0 or more."),
     Problem("invalid_trip_id", 400, "Bad Request",
-            "A trip id takes letters, digits, '-' and '_', at most 98 of them."),
+            "A trip id is its zone's name, '_', and then letters, digits, '-' and '_': 97 at most."),
     Problem("invalid_zone", 400, "Bad Request", "There is no zone of that name."),
     Problem("invalid_vehicle_type", 400, "Bad Request",
             "A vehicle type takes lower-case letters, digits and '-', at most 32 of them."),
