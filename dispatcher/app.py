@@ -125,6 +125,7 @@ def _web_application(
         reads=parts.reads,
         readiness=readiness,
         metrics=metrics,
+        vehicle_types=parts.settings.vehicle_types,
     )
     boundary = Boundary(
         authenticator=authenticator,

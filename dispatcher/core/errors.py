@@ -35,7 +35,7 @@ _ROWS: Final = (
             "A trip id is its zone's name, '_', and then letters, digits, '-' and '_': 97 at most."),
     Problem("invalid_zone", 400, "Bad Request", "There is no zone of that name."),
     Problem("invalid_vehicle_type", 400, "Bad Request",
-            "A vehicle type takes lower-case letters, digits and '-', at most 32 of them."),
+            "The vehicle type must be one that this service has."),
     Problem("invalid_idempotency_key", 400, "Bad Request",
             "An Idempotency-Key takes 1 to 255 printable ASCII characters."),
     Problem("duplicate_idempotency_key", 400, "Bad Request",

@@ -47,7 +47,8 @@ def _timestamp_ms(value: object) -> object:
 TripId = Annotated[str, _pattern(trips.TRIP_ID)]
 NewTripId = Annotated[str, _pattern(trips.TRIP_ID, trips.TRIP_SUFFIX)]
 ZoneName = Annotated[str, _pattern(zones.ZONE)]
-VehicleType = Annotated[str, _pattern(trips.VEHICLE_TYPE)]
+#: One of the setting's types: the handler looks.
+VehicleType = str
 Version = Annotated[int, Field(ge=0, le=_MAX_VERSION)]
 Reason = Annotated[str, Field(max_length=500)]
 TimestampMs = Annotated[int, BeforeValidator(_timestamp_ms), Field(ge=0, le=_MAX_TIMESTAMP_MS)]

@@ -131,6 +131,20 @@ async def test_a_field_that_nobody_reads_is_refused_by_name(
     assert problem["message"] == f"{field}: there is no field of this name here."
 
 
+@pytest.mark.parametrize("bad", ["tank", "Car", "car ", "", "x" * 10_000])
+async def test_the_vehicle_types_of_the_service_are_named(client: Client, bad: str) -> None:
+    for path, body in ((CREATE, {"pickup": PLACE}), (AVAILABILITY, {"is_online": True})):
+        sent = {**body, "vehicle_type": bad}
+        problem = await client.refused("invalid_vehicle_type", path, GOOD[path][0], sent)
+        assert problem["field"] == "vehicle_type"
+        assert problem["message"] == (
+            "vehicle_type: must be one of car, bike, van, taxi, suv, scooter, rickshaw, wav."
+        )
+        assert (await client.send("POST", path, GOOD[path][0], {**body, "vehicle_type": "wav"}))[
+            0
+        ] == 200
+
+
 async def test_a_trip_id_without_its_zone_is_told_so(client: Client) -> None:
     problem = await client.refused(
         "invalid_trip_id", ACTION, DRIVER, {"action": "accept", "trip_request_id": "trip-1"}
