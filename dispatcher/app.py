@@ -128,6 +128,7 @@ def _web_application(
         reads=parts.reads,
         readiness=readiness.check,
         metrics=metrics,
+        vehicle_types=parts.settings.vehicle_types,
     )
     boundary = Boundary(
         authenticator=authenticator,

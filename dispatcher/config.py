@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
+import difflib
+import os
 from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
 from typing import Annotated, Literal
 from urllib.parse import unquote, urlsplit
 
-from pydantic import BeforeValidator, Field, SecretStr, ValidationError, model_validator
+from pydantic import (
+    BeforeValidator,
+    Field,
+    SecretStr,
+    StringConstraints,
+    ValidationError,
+    model_validator,
+)
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from dispatcher.core.limits import Rate
+from dispatcher.core.trips import DEFAULT_VEHICLE_TYPE, VEHICLE_TYPE
 
 ENV_PREFIX = "DISPATCHER_"
 
@@ -57,6 +67,8 @@ def _split_at_commas(value: object) -> object:
 RateSetting = Annotated[Rate, NoDecode, BeforeValidator(_parse_rate)]
 Networks = Annotated[list[IPv4Network | IPv6Network], NoDecode, BeforeValidator(_split_at_commas)]
 Origins = Annotated[list[str], NoDecode, BeforeValidator(_split_at_commas)]
+_VehicleType = Annotated[str, StringConstraints(pattern=f"^{VEHICLE_TYPE.pattern}$")]
+VehicleTypes = Annotated[list[_VehicleType], NoDecode, BeforeValidator(_split_at_commas)]
 
 
 class Settings(BaseSettings):
@@ -87,6 +99,11 @@ class Settings(BaseSettings):
     port: int = Field(8080, ge=0, le=65535, description="port to listen on; 0 takes a free one")
     workers: int = Field(1, ge=1, le=64, description="server processes that share the port")
     zones_file: Path | None = Field(None, description="TOML file of zones; unset: one zone, `default`")
+
+    vehicle_types: VehicleTypes = Field(
+        default_factory=lambda: ["car", "bike", "van", "taxi", "suv", "scooter", "rickshaw", "wav"],
+        description="vehicle types that trips and drivers may have, separated by commas; `car` is one",
+    )
 
     jwt_secret: SecretStr | None = Field(
         None, description="HS256 secret, at least 32 bytes; unset with embedded engines: made once"
@@ -169,20 +186,43 @@ class Settings(BaseSettings):
             )
         if self.jwt_secret is not None and len(self.jwt_secret.get_secret_value().encode()) < 32:
             raise ValueError("DISPATCHER_JWT_SECRET must have at least 32 bytes (RFC 7518, 3.2)")
+        if DEFAULT_VEHICLE_TYPE not in self.vehicle_types:
+            raise ValueError(
+                f"DISPATCHER_VEHICLE_TYPES must have {DEFAULT_VEHICLE_TYPE}, "
+                "which is meant where a call names none"
+            )
         return self
 
 
 def load_settings(**overrides: object) -> Settings:
     """Read the settings from the environment; `overrides` (command-line options) win over it.
 
-    Raises SettingsError with one line for each wrong setting.
+    Raises SettingsError with one line for each wrong setting, and for each that does not exist.
     """
+    lines = [_unknown_variable(name) for name in sorted(os.environ) if not _is_known(name)]
     try:
-        return Settings(**overrides)  # type: ignore[arg-type]
+        settings = Settings(**overrides)  # type: ignore[arg-type]
     except ValidationError as error:
-        lines = []
         for item in error.errors():
             name = ENV_PREFIX + str(item["loc"][0]).upper() if item["loc"] else ""
             message = item["msg"].removeprefix("Value error, ")
             lines.append(f"{name}: {message}" if name else message)
-        raise SettingsError("\n".join(lines)) from None
+    if lines:
+        raise SettingsError("\n".join(lines))
+    return settings
+
+
+def _is_known(variable: str) -> bool:
+    """Whether a variable of the environment is a setting, or none of our business."""
+    name = variable.upper()
+    if not name.startswith(ENV_PREFIX):
+        return True
+    return name.removeprefix(ENV_PREFIX).lower() in Settings.model_fields
+
+
+def _unknown_variable(variable: str) -> str:
+    """One line that refuses a variable which is no setting: a misspelled one would not be heeded."""
+    name = variable.upper().removeprefix(ENV_PREFIX).lower()
+    near = difflib.get_close_matches(name, Settings.model_fields, n=1)
+    hint = f"; is {ENV_PREFIX}{near[0].upper()} meant?" if near else ""
+    return f"{variable}: there is no such setting{hint}"

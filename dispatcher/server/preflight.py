@@ -1,4 +1,4 @@
-"""What has to be right before a server process starts: both engines, and the schema."""
+"""What has to be right before a server process starts: files, both engines, and the schema."""
 
 from __future__ import annotations
 
@@ -8,8 +8,19 @@ from dispatcher.config import Settings
 from dispatcher.ledger import migrate
 from dispatcher.ledger.preflight import check_postgres
 from dispatcher.live.preflight import check_redis
+from dispatcher.web.jwt_keys import read_keys
+from dispatcher.zones_file import load_zones
 
 _log = structlog.get_logger("dispatcher")
+
+
+def check_files(settings: Settings) -> None:
+    """Read the zones file and the keys of tokens, only to see whether the processes will be able to.
+
+    Raises SettingsError, which names the setting.
+    """
+    load_zones(settings.zones_file)
+    read_keys(settings)
 
 
 async def check_and_migrate(settings: Settings) -> None:

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 import os
+import socket
 import sys
 from typing import Final
 from urllib.parse import urlsplit
@@ -16,7 +17,7 @@ from pydantic import SecretStr
 from dispatcher.config import Settings, SettingsError
 from dispatcher.embedded.engines import Engines, EngineUrls, development_secret
 from dispatcher.observe import logs
-from dispatcher.server.preflight import check_and_migrate
+from dispatcher.server.preflight import check_and_migrate, check_files
 from dispatcher.server.process import bind_socket, import_app, run_app, run_until_signal
 from dispatcher.server.process_pool import ProcessPool
 
@@ -61,9 +62,13 @@ class Supervisor:
         try:
             urls = await self._start_engines()
             settings = complete_settings(self._given, urls)
-            await check_and_migrate(settings)
-            if not self._stop.is_set():
-                await self._serve(settings)
+            # What refuses the start comes before the migrations, which other servers would see.
+            check_files(settings)
+            # Not shared, so that the port of another server is refused and not joined.
+            with bind_socket(settings.host, settings.port, shared=False) as sock:
+                await check_and_migrate(settings)
+                if not self._stop.is_set():
+                    await self._serve(settings, sock)
         finally:
             await asyncio.to_thread(self._engines.stop)
 
@@ -77,10 +82,8 @@ class Supervisor:
             urls = await starting
         return urls
 
-    async def _serve(self, settings: Settings) -> None:
-        """Bind the port, run the server processes and keep the engines alive until `stop`."""
-        # Not shared, so that the port of another server is refused and not joined.
-        sock = bind_socket(settings.host, settings.port, shared=False)
+    async def _serve(self, settings: Settings, sock: socket.socket) -> None:
+        """Run the server processes on a bound socket and keep the engines alive until `stop`."""
         port = sock.getsockname()[1]
 
         def on_ready() -> None:
@@ -93,11 +96,10 @@ class Supervisor:
             else:
                 # The workers share the port. This socket never listens: it keeps the port ours.
                 sock.close()
-                sock = bind_socket(settings.host, port, shared=True)
-                await ProcessPool(settings, port, on_ready, self._stop).run()
+                with bind_socket(settings.host, port, shared=True):
+                    await ProcessPool(settings, port, on_ready, self._stop).run()
         finally:
             self._stop.set()
-            sock.close()
             await reviving
 
     async def _revive_engines(self) -> None:

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import Any, Final, NamedTuple
 
 import jwt
+import structlog
 from aiohttp import hdrs
 from multidict import CIMultiDictProxy
 
@@ -25,6 +26,10 @@ _MAX_REMEMBERED: Final = 50_000
 _MAX_REMEMBERED_LENGTH: Final = 2_048
 _ROLES: Final = {role.value: role for role in (Role.DRIVER, Role.CUSTOMER, Role.ADMIN)}
 _BEARER: Final = "bearer "
+#: Of a reason in the log, in characters: it may repeat what the token says.
+_MAX_REASON: Final = 200
+
+_log = structlog.get_logger("dispatcher.auth")
 
 
 class Identity(NamedTuple):
@@ -74,7 +79,14 @@ class Authenticator:
             return remembered
         if not token:
             raise Refusal("missing_token")
-        identity = self._verify(token)
+        try:
+            identity = self._verify(token)
+        except Refusal as refusal:
+            if refusal.code == "invalid_token":
+                # The answer tells a stranger little; the log tells the operator what is wrong.
+                reason = str(refusal.__cause__ or refusal.message)
+                _log.info("Token refused", reason=reason[:_MAX_REASON])
+            raise
         if len(token) <= _MAX_REMEMBERED_LENGTH:
             self._remembered[token] = identity
             if len(self._remembered) > _MAX_REMEMBERED:
@@ -89,8 +101,8 @@ class Authenticator:
             raise Refusal("token_expired") from None
         except Refusal:
             raise
-        except Exception:  # whatever a stranger's bytes do to the decoder, they are no token
-            raise Refusal("invalid_token") from None
+        except Exception as error:  # whatever a stranger's bytes do to the decoder, they are no token
+            raise Refusal("invalid_token") from error
         subject, role_name = claims["sub"], claims["role"]
         if not isinstance(subject, str) or not USER_ID.fullmatch(subject):
             raise Refusal("invalid_token", "The token's sub is not a user id.")

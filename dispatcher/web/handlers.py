@@ -5,7 +5,7 @@ The boundary around them says who calls, reads and checks what was sent, and cou
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection
 from typing import Any, Final
 
 from aiohttp import web
@@ -47,6 +47,7 @@ class Handlers:
         reads: Reads,
         readiness: Readiness,
         metrics: Metrics,
+        vehicle_types: Collection[str],
     ) -> None:
         self._zones = zones
         self._coordinator = coordinator
@@ -55,12 +56,21 @@ class Handlers:
         self._reads = reads
         self._readiness = readiness
         self._metrics = metrics
+        self._vehicle_types = vehicle_types
         self._description = openapi.render()
         self._page = api_page.render()
+
+    def _check_vehicle_type(self, vehicle_type: str) -> None:
+        """Raises Refusal invalid_vehicle_type, which names those that there are."""
+        if vehicle_type not in self._vehicle_types:
+            known = ", ".join(self._vehicle_types)
+            message = f"vehicle_type: must be one of {known}."
+            raise Refusal("invalid_vehicle_type", message, field="vehicle_type")
 
     # --- customers
 
     async def create(self, caller: Caller, body: requests.NewTrip) -> Answer:
+        self._check_vehicle_type(body.vehicle_type)
         command = create_trip(
             self._zones, caller,
             pickup=body.pickup.lat_lng(),
@@ -94,6 +104,8 @@ class Handlers:
         return await self._coordinator.execute(command)
 
     async def availability(self, caller: Caller, body: requests.Availability) -> Answer:
+        if body.vehicle_type is not None:
+            self._check_vehicle_type(body.vehicle_type)
         return await self._availability.change(
             caller,
             availability_status=body.availability_status,

@@ -25,7 +25,7 @@ _ESCAPED: Final = re.compile(r'\\(["\\])')
 def read_key(
     headers: CIMultiDictProxy[str], actor: Actor, route: str, data: Any, *, required: bool
 ) -> IdempotencyKey | None:
-    """The request's key, with the fingerprint of `data`, the parsed body.
+    """The request's key, with the fingerprint of `data`, the body, which was checked.
 
     Raises Refusal invalid_, duplicate_ or missing_idempotency_key.
     """
@@ -46,10 +46,7 @@ def key_of(
     key = unquote(text) if isinstance(text, str) else None
     if key is None:
         raise Refusal("invalid_idempotency_key")
-    try:
-        payload = orjson.dumps(data, option=orjson.OPT_SORT_KEYS)
-    except orjson.JSONEncodeError:  # nested deeper than orjson writes
-        raise Refusal("malformed_json", "The body is nested too deeply.") from None
+    payload = orjson.dumps(data, option=orjson.OPT_SORT_KEYS)
     digest = _route_digest(route).copy()
     digest.update(payload)
     return IdempotencyKey(actor.user_id, route, key, digest.hexdigest(), payload)

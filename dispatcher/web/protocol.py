@@ -61,6 +61,8 @@ _KEY_ENDPOINTS: Final = {
 }
 #: The fields of a `trip_action` frame that are no part of the body that HTTP would have had.
 _ENVELOPE: Final = frozenset({"type", "id", "idempotency_key"})
+#: The same of a `location` frame, which takes no key.
+_LOCATION_ENVELOPE: Final = frozenset({"type", "id"})
 
 
 class TripActionFrame(NamedTuple):
@@ -107,7 +109,8 @@ def read_positions(actor: Actor, frame: Frame) -> list[tuple[float, float, int |
     """
     if actor.role is not Role.DRIVER:
         raise Refusal("wrong_role")
-    return requests.parse_positions(frame)
+    body = {name: value for name, value in frame.items() if name not in _LOCATION_ENVELOPE}
+    return requests.parse_positions(body)
 
 
 def read_trip_action(actor: Actor, frame: Frame, *, key_required: bool) -> TripActionFrame:

@@ -47,7 +47,8 @@ def _timestamp_ms(value: object) -> object:
 TripId = Annotated[str, _pattern(trips.TRIP_ID)]
 NewTripId = Annotated[str, _pattern(trips.TRIP_ID, trips.TRIP_SUFFIX)]
 ZoneName = Annotated[str, _pattern(zones.ZONE)]
-VehicleType = Annotated[str, _pattern(trips.VEHICLE_TYPE)]
+#: One of the setting's types: the handler looks.
+VehicleType = str
 Version = Annotated[int, Field(ge=0, le=_MAX_VERSION)]
 Reason = Annotated[str, Field(max_length=500)]
 TimestampMs = Annotated[int, BeforeValidator(_timestamp_ms), Field(ge=0, le=_MAX_TIMESTAMP_MS)]
@@ -56,7 +57,8 @@ assert {*(action for _, action in ACTIONS), "decline"} == set(Action.__args__)  
 
 
 class _RequestBody(BaseModel):
-    model_config = ConfigDict(strict=True, extra="ignore", allow_inf_nan=False, frozen=True)
+    # A field that nobody reads may be a misspelled guard, like `verison`, so it is refused.
+    model_config = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False, frozen=True)
 
 
 class Place(_RequestBody):
@@ -182,6 +184,10 @@ FIELD_CODES: Final = {
 }
 #: Where the problem's own sentence is about something else than the form of the field.
 _MESSAGES: Final = {"invalid_zone": "a zone's name takes lower-case letters, digits and '-'."}
+#: What pydantic calls a field that the model does not have.
+_UNKNOWN_FIELD: Final = "extra_forbidden"
+#: The names of unknown fields are the caller's own, and may be of any length.
+_MAX_SHOWN_FIELD: Final = 64
 
 
 def parse_model(model: type[_Model], data: Mapping[str, Any]) -> _Model:
@@ -204,8 +210,11 @@ def parse_positions(data: Mapping[str, Any]) -> list[tuple[float, float, int | N
 def _refusal_of(error: ValidationError) -> Refusal:
     first = error.errors(include_url=False, include_context=False, include_input=False)[0]
     names = [part for part in first["loc"] if isinstance(part, str)]
-    code = FIELD_CODES.get(names[-1], "invalid_body") if names else "invalid_body"
     field = ".".join(map(str, first["loc"]))
+    if first["type"] == _UNKNOWN_FIELD:
+        name = field[:_MAX_SHOWN_FIELD]
+        return Refusal("invalid_body", f"{name}: there is no field of this name here.", field=name)
+    code = FIELD_CODES.get(names[-1], "invalid_body") if names else "invalid_body"
     if code == "invalid_body":
         reason = first["msg"].removeprefix("Value error, ") + "."
     else:

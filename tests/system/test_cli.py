@@ -128,6 +128,46 @@ def test_a_wrong_setting_is_refused_by_name(name: str, value: str) -> None:
     assert result.stdout == ""
 
 
+@pytest.mark.parametrize(
+    ("name", "nearest"),
+    [
+        ("DISPATCHER_PRESENCE_TTL", "; is DISPATCHER_PRESENCE_TTL_S meant?"),
+        ("DISPATCHER_COMMIT_TIMEOUT", "; is DISPATCHER_COMMIT_TIMEOUT_S meant?"),
+        ("DISPATCHER_ZZZ", ""),
+    ],
+)
+def test_a_variable_that_is_no_setting_is_refused_by_name(name: str, nearest: str) -> None:
+    result = _run("token", "--role", "admin", "--sub", "a1", **{name: "5", "OTHER_DISPATCHER_X": "1"})
+    assert result.returncode == 2
+    assert result.stderr == f"error: {name}: there is no such setting{nearest}\n"
+
+
+@pytest.mark.parametrize(
+    "name", ["DISPATCHER_ZONES_FILE", "DISPATCHER_JWT_JWKS_FILE", "DISPATCHER_PORT"]
+)
+def test_what_refuses_the_start_is_found_before_a_migration_runs(
+    name: str, redis_url: str, empty_database_url: str, tmp_path: Path
+) -> None:
+    wrong = tmp_path / "wrong.toml"
+    wrong.write_text("[zones.default]\nwaves = 7\n")
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        value = str(taken.getsockname()[1]) if name == "DISPATCHER_PORT" else str(wrong)
+        result = _run(
+            "serve",
+            **{
+                "DISPATCHER_REDIS_URL": redis_url,
+                "DISPATCHER_DATABASE_URL": empty_database_url,
+                "DISPATCHER_JWT_SECRET": JWT_SECRET,
+                "DISPATCHER_PORT": "0",
+                name: value,
+            },
+        )
+    assert result.returncode == 2
+    assert result.stderr.startswith(f"error: {name}: "), result.stderr
+    status = _run("migrate", "status", DISPATCHER_DATABASE_URL=empty_database_url).stdout
+    assert all(line.endswith("  -") for line in status.splitlines())
+
+
 def test_engines_that_cannot_be_reached_are_refused_by_name() -> None:
     urls = {
         "DISPATCHER_REDIS_URL": "redis://:hunter2@127.0.0.1:1",

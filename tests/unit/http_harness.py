@@ -170,7 +170,7 @@ def handlers_of(notes: Notes, metrics: Metrics) -> Handlers:
     service: Any = notes
     return Handlers(
         zones=Zones(), coordinator=service, availability=service, positions=service, reads=service,
-        readiness=notes.readiness, metrics=metrics,
+        readiness=notes.readiness, metrics=metrics, vehicle_types=Settings().vehicle_types,
     )  # fmt: skip
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import jwt
 import pytest
+import structlog
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.hazmat.primitives.serialization import (
     Encoding,
@@ -90,6 +91,28 @@ def test_wrong_claims(by_secret: Authenticator, wrong: dict[str, Any]) -> None:
     # By hand: PyJWT does not sign a sub that is no text.
     token = jwt.api_jws.encode(json.dumps(claims(**wrong)).encode(), SECRET, "HS256")
     assert code(by_secret, token) == "invalid_token"
+
+
+@pytest.mark.parametrize(
+    ("token", "reason"),
+    [
+        (hs(aud="another"), "Audience doesn't match"),
+        (hs(aud=None), 'Token is missing the "aud" claim'),
+        (jwt.encode(claims(), "another secret of more than 32 bytes", "HS256"), "Signature verification failed"),
+        (jwt.encode(claims(), SECRET * 2, "HS512"), "No key of this server fits the token."),
+        (hs(role="root"), "The token's role must be driver, customer or admin."),
+    ],
+)  # fmt: skip
+def test_the_log_says_why_a_token_is_refused(by_secret: Authenticator, token: str, reason: str) -> None:
+    with structlog.testing.capture_logs() as lines:
+        assert code(by_secret, token) == "invalid_token"
+    assert lines == [{"event": "Token refused", "log_level": "info", "reason": reason}]
+
+
+def test_a_token_that_has_only_expired_is_no_line(by_secret: Authenticator) -> None:
+    with structlog.testing.capture_logs() as lines:
+        assert code(by_secret, hs(exp=int(time.time()) - 100)) == "token_expired"
+    assert lines == []
 
 
 def test_expiry_with_leeway() -> None:

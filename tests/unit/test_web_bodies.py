@@ -107,6 +107,51 @@ async def test_messages_name_the_field(client: Client) -> None:
     assert problem["message"] == "reason: input should be a valid string."
 
 
+@pytest.mark.parametrize(
+    ("path", "body", "field"),
+    [
+        (ACTION, {"action": "accept", "trip_request_id": TRIP, "verison": 1}, "verison"),
+        (CANCEL, {"trip_request_id": TRIP, "verison": 1}, "verison"),
+        ("/api/admin/ride/cancel", {"trip_request_id": TRIP, "action": "cancel"}, "action"),
+        (CREATE, {"pickup": PLACE, "customer_id": "c2"}, "customer_id"),
+        (CREATE, {"pickup": {**PLACE, "lon": 1}}, "pickup.lon"),
+        (LOCATION, {**PLACE, "at": 1}, "at"),
+        (LOCATION, {"points": [PLACE], "lat": 1}, "lat"),
+        (LOCATION, {"points": [PLACE, {**PLACE, "heading": 1}]}, "points.1.heading"),
+        (LOCATION, {**PLACE, "location": PLACE}, "location"),
+        (AVAILABILITY, {"is_online": True, "location": PLACE, "lat": 40.7, "lng": -73.9}, "lat"),
+        (AVAILABILITY, {"is_online": True, "v" * 1_000: 1}, "v" * 64),
+    ],
+)
+async def test_a_field_that_nobody_reads_is_refused_by_name(
+    client: Client, path: str, body: Any, field: str
+) -> None:
+    problem = await client.refused("invalid_body", path, GOOD[path][0], body)
+    assert problem["field"] == field
+    assert problem["message"] == f"{field}: there is no field of this name here."
+
+
+@pytest.mark.parametrize("bad", ["tank", "Car", "car ", "", "x" * 10_000])
+async def test_the_vehicle_types_of_the_service_are_named(client: Client, bad: str) -> None:
+    for path, body in ((CREATE, {"pickup": PLACE}), (AVAILABILITY, {"is_online": True})):
+        sent = {**body, "vehicle_type": bad}
+        problem = await client.refused("invalid_vehicle_type", path, GOOD[path][0], sent)
+        assert problem["field"] == "vehicle_type"
+        assert problem["message"] == (
+            "vehicle_type: must be one of car, bike, van, taxi, suv, scooter, rickshaw, wav."
+        )
+        assert (await client.send("POST", path, GOOD[path][0], {**body, "vehicle_type": "wav"}))[
+            0
+        ] == 200
+
+
+async def test_a_trip_id_without_its_zone_is_told_so(client: Client) -> None:
+    problem = await client.refused(
+        "invalid_trip_id", ACTION, DRIVER, {"action": "accept", "trip_request_id": "trip-1"}
+    )
+    assert problem["message"].startswith("trip_request_id: a trip id is its zone's name, '_', and")
+
+
 async def test_a_body_of_exactly_64_kib_and_its_neighbours(client: Client) -> None:
     token, body = GOOD[ACTION]
     raw = orjson.dumps(body)

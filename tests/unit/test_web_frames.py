@@ -72,6 +72,9 @@ async def test_frames_have_the_rules_of_http() -> None:
         (rider, frames.trip_action, frame, "unknown_action"),
         (rider, frames.location, PLACE, "wrong_role"),
         (driver, frames.location, {"lat": 91, "lng": 0}, "invalid_location"),
+        (driver, frames.trip_action, {**frame, "verison": 1}, "invalid_body"),
+        (driver, frames.location, {"type": "location", "points": [PLACE], **PLACE}, "invalid_body"),
+        (driver, frames.location, {"type": "location", "id": 1, **PLACE, "heading": 1}, "invalid_body"),
     ):
         answer = await call(actor, bad, None)
         assert json.loads(answer.body)["response_code"] == code

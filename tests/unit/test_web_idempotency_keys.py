@@ -43,7 +43,7 @@ async def test_keys(client: Client) -> None:
     twice = [("Idempotency-Key", "a"), ("Idempotency-Key", "a")]
     await client.refused("duplicate_idempotency_key", ACTION, *GOOD[ACTION], more_headers=twice)
     deep = b'{"action":"accept","trip_request_id":"default_x","z":' + b"[" * 600 + b"]" * 600 + b"}"
-    await client.refused("malformed_json", ACTION, DRIVER, deep, headers={"Idempotency-Key": "k"})
+    await client.refused("invalid_body", ACTION, DRIVER, deep, headers={"Idempotency-Key": "k"})
 
 
 async def test_fingerprints(client: Client) -> None:
@@ -59,7 +59,7 @@ async def test_fingerprints(client: Client) -> None:
     assert first == await fingerprint(
         ACTION, DRIVER, b'{"action":"start","action":"accept","trip_request_id":"default_x"}'
     )
-    assert first != await fingerprint(ACTION, DRIVER, body[:-1] + b',"note":1}')
+    assert first != await fingerprint(ACTION, DRIVER, body[:-1] + b',"reason":"1"}')
     cancel = b'{"trip_request_id":"default_x"}'
     mine, admins = (
         await fingerprint(CANCEL, CUSTOMER, cancel),

@@ -50,7 +50,8 @@ def expire_trip(zones: Zones, trip_id: str) -> TakeTransition:
 
 def zone_of_trip(zones: Zones, trip_id: str) -> Zone:
     """The zone that a trip's id names. Raises Refusal trip_not_found where there is none."""
-    zone = zones.get(zone_of(trip_id)) if TRIP_ID.fullmatch(trip_id) else None
+    name = zone_of(trip_id)
+    zone = zones.get(name) if TRIP_ID.fullmatch(trip_id) else None
     if zone is None:
-        raise Refusal("trip_not_found")
+        raise Refusal("trip_not_found", f"There is no zone {name}, which the trip id begins with.")
     return zone
