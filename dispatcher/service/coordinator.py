@@ -36,6 +36,7 @@ from dispatcher.service.answers import (
 )
 from dispatcher.service.claim_refusals import answer_refused
 from dispatcher.service.commands.command import ClaimedT, Command, Plan, SideEffects
+from dispatcher.service.deadlines import Deadline, Deadlines
 from dispatcher.service.persistent_settles import PersistentSettles
 from dispatcher.service.rate_limits import RateLimits
 from dispatcher.service.rehydration import Rehydration
@@ -84,7 +85,7 @@ class Coordinator:
         self._node = node
         self._lease_ms = lease_ms
         self._key_ttl_ms = key_ttl_s * 1000
-        self._deadline_s = deadline_s
+        self._deadlines = Deadlines(deadline_s)
         self._halt_at = halt_at
         self._attempts = itertools.count(1)
         self._settles = PersistentSettles(settler)
@@ -95,12 +96,18 @@ class Coordinator:
         Raises StoreUnavailable where neither engine could decide, OutcomeUnknown where the commit's
         answer was lost and Postgres could not be asked; either after the request's deadline at most.
         """
-        attempt = self._attempt(command)
+        attempt, deadline = self._attempt(command), self._deadlines.begin()
         try:
-            async with asyncio.timeout(self._deadline_s) as deadline:
-                return await self._execute(command, keys_of(command.zone.name), attempt, deadline)
-        except TimeoutError:
-            raise StoreUnavailable("the request's time is over") from None
+            answer = await self._execute(command, keys_of(command.zone.name), attempt, deadline)
+        except asyncio.CancelledError:
+            if self._deadlines.end(deadline) and deadline.expired():
+                raise StoreUnavailable("the request's time is over") from None
+            raise
+        except BaseException:
+            self._deadlines.end(deadline)
+            raise
+        self._deadlines.end(deadline)
+        return answer
 
     async def close(self) -> None:
         """Leaves to their lease what Redis could not be told yet."""
@@ -108,7 +115,7 @@ class Coordinator:
         await self._settles.close()
 
     async def _execute(
-        self, command: Command[ClaimedT], keys: Keys, attempt: Attempt, deadline: asyncio.Timeout
+        self, command: Command[ClaimedT], keys: Keys, attempt: Attempt, deadline: Deadline
     ) -> Answer:
         for _ in range(_MAX_PLANS):
             attempt, result = await self._claim(command, keys, attempt)
@@ -212,7 +219,7 @@ class Coordinator:
         attempt: Attempt,
         change: Change,
         answer: KeyedAnswer | None,
-        deadline: asyncio.Timeout,
+        deadline: Deadline,
     ) -> Outcome:
         try:
             return await self._commits.commit(change, answer)
@@ -239,7 +246,7 @@ class Coordinator:
         attempt: Attempt,
         plan: Plan,
         answer: StoredAnswer | None,
-        deadline: asyncio.Timeout,
+        deadline: Deadline,
     ) -> None:
         try:
             await self._tell_zones(keys, attempt, plan, answer)
