@@ -206,3 +206,26 @@ async def test_a_node_that_was_demoted_is_left_for_its_successor(redis_url: str,
 async def _direct(url: str, *command: str) -> Any:
     async with redis.asyncio.Redis.from_url(url, decode_responses=True) as client:
         return await client.execute_command(*command)
+
+
+async def test_a_server_that_accepts_and_says_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A frozen Redis, or a path that swallows everything: the handshake has a deadline, too."""
+    monkeypatch.setattr("dispatcher.live.client._REPLY_TIMEOUT_S", 0.2)
+    accepted: list[asyncio.StreamWriter] = []
+    listener = await asyncio.start_server(lambda _, writer: accepted.append(writer), "127.0.0.1", 0)
+    port = listener.sockets[0].getsockname()[1]
+    client = connect(f"redis://127.0.0.1:{port}/0", cluster=False)
+    pipeline = Pipeline(client)
+    try:
+        async with asyncio.timeout(5):
+            for _ in range(2):
+                with pytest.raises(StoreUnavailable):
+                    await pipeline.command("PING")
+            with pytest.raises(StoreUnavailable):
+                await pipeline.run_id("key")
+    finally:
+        await client.aclose()
+        for writer in accepted:
+            writer.close()
+        listener.close()
+        await listener.wait_closed()
