@@ -82,7 +82,7 @@ class Commits:
         """
         if self._closing:
             raise StoreUnavailable("the ledger is closed")
-        if len(self._waiting) >= _MAX_WAITING:
+        if len(self._waiting) + len(self._held) >= _MAX_WAITING:
             raise StoreUnavailable("too many changes wait for postgres")
         entry = WaitingChange(change, answer)
         self._waiting.append(entry)

@@ -50,7 +50,6 @@ _FIRST_WAIT_S: Final = 0.005
 _MAX_WAIT_S: Final = 0.25
 #: After so many, some 40 ms, Postgres is asked what became of the change that is waited for.
 _CLAIMS_BEFORE_RELOAD: Final = 3
-#: A settle is tried this often before the answer: a lost connection is found again at once.
 #: How often a change is planned anew because Postgres knew better than the live state.
 _MAX_PLANS: Final = 3
 
@@ -77,7 +76,6 @@ class Coordinator:
         self._claims = claims
         self._abandoned = AbandonedClaims(claims)
         self._commits = commits
-        self._settler = settler
         self._rehydration = rehydration
         self._database = database
         self._limits = limits

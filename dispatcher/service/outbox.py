@@ -131,7 +131,10 @@ class Outbox:
         for event in history:
             if event.version not in missed or event.version not in past:
                 continue
-            attempt = Attempt(event.attempt, trip.id, event.claimed_driver, 0, None, 0)
+            attempt = Attempt(
+                token=event.attempt, trip_id=trip.id, driver_id=event.claimed_driver,
+                lease_ms=0, key=None, key_ttl_ms=0,
+            )  # fmt: skip
             offered = await self._state.offered_to(keys, trip.id)
             settlement = _settlement(event, past.get(event.version - 1), past[event.version], offered)
             if settlement.driver_id and not settlement.driver_vehicle_type:

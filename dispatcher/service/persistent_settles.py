@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
-import time
+from functools import partial
 from typing import Final
 
 import structlog
@@ -13,15 +12,12 @@ from dispatcher.core.idempotency import StoredAnswer
 from dispatcher.live.claims import Attempt
 from dispatcher.live.keys import Keys
 from dispatcher.live.settle import Settlement, Settler
+from dispatcher.service.lease_retries import LeaseRetries
 
 log = structlog.get_logger("dispatcher.coordinator")
 
-#: How often a settle is tried before its request is answered.
+#: How often a settle is tried before its request is answered: a lost connection is found again at once.
 _MAX_TRIES: Final = 2
-#: Settles that wait at once; in an outage, the others are left to the reconcile job.
-_MAX_TASKS: Final = 1_000
-_FIRST_WAIT_S: Final = 0.005
-_MAX_WAIT_S: Final = 0.25
 
 
 class PersistentSettles:
@@ -30,7 +26,7 @@ class PersistentSettles:
 
     def __init__(self, settler: Settler) -> None:
         self._settler = settler
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._retries = LeaseRetries(first_wait_s=0.005, max_wait_s=0.25)
 
     async def settle(
         self, keys: Keys, attempt: Attempt, settlement: Settlement, answer: StoredAnswer | None
@@ -47,27 +43,15 @@ class PersistentSettles:
             "committed but not settled", zone=keys.zone, trip_id=attempt.trip_id,
             token=attempt.token, reason=reason,
         )  # fmt: skip
-        if len(self._tasks) < _MAX_TASKS:
-            task = asyncio.create_task(self._settle_later(keys, attempt, settlement, answer))
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
+        work = partial(self._settle_again, keys, attempt, settlement, answer)
+        self._retries.start(attempt, work, at_once=False)
+
+    async def _settle_again(
+        self, keys: Keys, attempt: Attempt, settlement: Settlement, answer: StoredAnswer | None
+    ) -> bool:
+        await self._settler.settle(keys, attempt, settlement, answer)
+        return True
 
     async def close(self) -> None:
         """Leaves the rest to other servers' reconcile jobs."""
-        tasks = list(self._tasks)
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-
-    async def _settle_later(
-        self, keys: Keys, attempt: Attempt, settlement: Settlement, answer: StoredAnswer | None
-    ) -> None:
-        wait_s, lease_over_at = _FIRST_WAIT_S, time.monotonic() + attempt.lease_ms / 1000
-        while time.monotonic() < lease_over_at:
-            await asyncio.sleep(wait_s)
-            wait_s = min(2 * wait_s, _MAX_WAIT_S)
-            try:
-                await self._settler.settle(keys, attempt, settlement, answer)
-            except StoreUnavailable:
-                continue
-            return
+        await self._retries.close()

@@ -91,8 +91,6 @@ class RateLimits:
 
 def log_limited(limit: LimitState, actor: Actor | None, ip: str | None = None) -> None:
     """Logs that a limit was hit."""
+    address = {} if ip is None else {"ip": ip}
     user = actor.user_id if actor else None
-    if ip is None:
-        log_refusal("rate_limit_exceeded", limit_class=limit.name, user=user)
-    else:
-        log_refusal("rate_limit_exceeded", limit_class=limit.name, user=user, ip=ip)
+    log_refusal("rate_limit_exceeded", limit_class=limit.name, user=user, **address)
