@@ -14,7 +14,8 @@ from dispatcher.core.zones import Zones
 from dispatcher.jobs.absent_drivers import AbsentDrivers
 from dispatcher.jobs.cleanup import Cleanup
 from dispatcher.jobs.flush import Flush
-from dispatcher.jobs.loop import FunctionJob, JobLoop
+from dispatcher.jobs.loop import JobLoop
+from dispatcher.jobs.presence_flush import PresenceFlush
 from dispatcher.jobs.reconcile import Reconcile
 from dispatcher.jobs.waves import Waves
 from dispatcher.ledger.commits import Commits
@@ -209,19 +210,9 @@ async def services(settings: Settings, zones: Zones) -> AsyncIterator[Services]:
 
 
 def job_loops(parts: Services) -> list[JobLoop]:
-    """The background jobs of one server process."""
-    settings, zones, live = parts.settings, parts.zones, parts.live
+    """The background jobs of one server process; most are one a zone, so that each goes on alone."""
+    settings = parts.settings
     loops = [
-        JobLoop(
-            Reconcile(
-                zones=zones,
-                claims=live.claims,
-                positions=live.positions,
-                rehydration=parts.rehydration,
-                fix_age_s=settings.fix_max_age_s,
-                interval_s=settings.sweep_interval_s,
-            )
-        ),
         JobLoop(
             Flush(
                 positions=parts.positions,
@@ -231,20 +222,36 @@ def job_loops(parts: Services) -> list[JobLoop]:
             )
         ),
         JobLoop(Cleanup(parts.ledger.database, interval_s=settings.cleanup_interval_s)),
-        JobLoop(FunctionJob("presence", min(10.0, settings.presence_ttl_s / 6), parts.presence.flush)),
-        JobLoop(
-            AbsentDrivers(
-                zones=zones,
-                presence=live.presence,
-                state=live.state,
-                availability=parts.availability,
-                grace_s=settings.presence_grace_s,
-                interval_s=settings.sweep_interval_s,
-            )
-        ),
+        JobLoop(PresenceFlush(parts.presence, interval_s=min(10.0, settings.presence_ttl_s / 6))),
     ]
-    for zone in zones.names():
-        loop = JobLoop(Waves(parts.offers, zone))
-        parts.effects.wakeups.subscribe(zone, loop.wake)
-        loops.append(loop)
+    for zone in parts.zones.names():
+        waves = JobLoop(Waves(parts.offers, zone))
+        parts.effects.wakeups.subscribe(zone, waves.wake)
+        loops += (waves, JobLoop(reconcile_job(parts, zone)), JobLoop(absent_drivers_job(parts, zone)))
     return loops
+
+
+def reconcile_job(parts: Services, zone: str) -> Reconcile:
+    """The job that puts right what servers left behind in a zone."""
+    return Reconcile(
+        zone=zone,
+        claims=parts.live.claims,
+        positions=parts.live.positions,
+        rehydration=parts.rehydration,
+        fix_age_s=parts.settings.fix_max_age_s,
+        interval_s=parts.settings.sweep_interval_s,
+    )
+
+
+def absent_drivers_job(parts: Services, name: str) -> AbsentDrivers:
+    """The job that takes the absent drivers of a zone offline."""
+    zone = parts.zones.get(name)
+    assert zone is not None
+    return AbsentDrivers(
+        zone=zone,
+        presence=parts.live.presence,
+        state=parts.live.state,
+        availability=parts.availability,
+        grace_s=parts.settings.presence_grace_s,
+        interval_s=parts.settings.sweep_interval_s,
+    )

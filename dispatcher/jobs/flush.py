@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+import asyncio
+
+import structlog
+
+from dispatcher.core.errors import StoreUnavailable
 from dispatcher.ledger.database import Database
 from dispatcher.service.offer_log import OfferLog
 from dispatcher.service.positions import Positions
 
+log = structlog.get_logger("dispatcher.flush")
+
 
 class Flush:
-    """Saves what this server has gathered since the last time."""
+    """Saves what this server has gathered since the last time.
+
+    Positions and the offer log are saved apart: what stops one of them does not stop the other.
+    """
 
     name = "flush"
 
@@ -21,5 +31,13 @@ class Flush:
         self._database = database
 
     async def run(self) -> None:
-        await self._offer_log.save(self._database)
-        await self._positions.save()
+        ended = await asyncio.gather(
+            self._positions.save(), self._offer_log.save(self._database), return_exceptions=True
+        )
+        failures = [end for end in ended if isinstance(end, BaseException)]
+        # An engine that is away puts the job off; a fault of ours is told with its traceback.
+        failures.sort(key=lambda failure: isinstance(failure, StoreUnavailable))
+        for failure in failures[1:]:
+            log.warning("not all is saved", reason=repr(failure))
+        if failures:
+            raise failures[0]

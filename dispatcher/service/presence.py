@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import time
 from collections import defaultdict
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Final, NamedTuple
 
 import orjson
+import structlog
 
 from dispatcher.core.actors import Actor, Role
 from dispatcher.core.errors import StoreUnavailable
@@ -17,6 +19,8 @@ from dispatcher.core.zones import DEFAULT_ZONE
 from dispatcher.live.keys import keys_of
 from dispatcher.live.presence import PresenceScripts, Touch
 from dispatcher.service.driver_directory import DriverDirectory
+
+log = structlog.get_logger("dispatcher.presence")
 
 #: The connection of an app that has no socket: it lives on from call to call.
 HTTP: Final = "http"
@@ -40,6 +44,13 @@ class Connection:
     #: The sign of life that Redis was last told of, and when.
     told: float = 0.0
     told_at: float = 0.0
+
+
+class FlushReport(NamedTuple):
+    """The zones that did not take their connections, and whether Postgres gave all drivers' zones."""
+
+    failed_zones: set[str]
+    is_placed: bool
 
 
 class Presence:
@@ -105,13 +116,22 @@ class Presence:
         with contextlib.suppress(StoreUnavailable):  # its keys end by themselves
             await self._scripts.drop_presence(keys_of(connection.zone), address, connection.id)
 
-    async def flush(self) -> None:
+    async def flush(self) -> FlushReport:
         """Prolongs the connections that gave a sign of life Redis does not know of.
 
-        A connection is told of again after a quarter of its life: often enough, and no more.
-        Raises StoreUnavailable.
+        A connection is told of again after a quarter of its life: often enough, and no more. Each
+        zone is told on its own; who has no zone yet waits for Postgres, and nobody else does.
         """
-        now = time.monotonic()
+        due = self._due(time.monotonic())
+        unplaced = [connection for connection in due if not connection.zone]
+        failed, is_placed = await asyncio.gather(
+            self._tell_zones([connection for connection in due if connection.zone]),
+            self._find_zones(unplaced),
+        )
+        failed |= await self._tell_zones([connection for connection in unplaced if connection.zone])
+        return FlushReport(failed, is_placed)
+
+    def _due(self, now: float) -> list[Connection]:
         due: list[Connection] = []
         for name, connection in list(self._connections.items()):
             if connection.seen > connection.told:
@@ -119,11 +139,38 @@ class Presence:
                     due.append(connection)
             elif connection.id == HTTP and now - connection.seen > self._ttl_s:
                 del self._connections[name]
-        for connection in due:
-            if not connection.zone:
+        return due
+
+    async def _find_zones(self, connections: list[Connection]) -> bool:
+        try:
+            for connection in connections:
                 connection.zone = await self._zone_of(connection.actor)
-        for start in range(0, len(due), _MAX_BATCH):
-            await self._touch(due[start : start + _MAX_BATCH])
+        except StoreUnavailable as error:
+            log.warning("drivers' zones not found", reason=str(error))
+            return False
+        return True
+
+    async def _tell_zones(self, connections: list[Connection]) -> set[str]:
+        """Tells each zone of its connections; returns the zones that did not take them."""
+        by_zone: dict[str, list[Connection]] = defaultdict(list)
+        for connection in connections:
+            by_zone[connection.zone].append(connection)
+        told = await asyncio.gather(*(self._tell_zone(*of_zone) for of_zone in by_zone.items()))
+        return {zone for zone, is_told in zip(by_zone, told, strict=True) if not is_told}
+
+    async def _tell_zone(self, zone: str, connections: list[Connection]) -> bool:
+        try:
+            # A node that hangs gives up its turn before the other zones' connections are due again.
+            async with asyncio.timeout(self._ttl_s / 4):
+                for start in range(0, len(connections), _MAX_BATCH):
+                    await self._touch(connections[start : start + _MAX_BATCH])
+        except (StoreUnavailable, TimeoutError) as error:
+            log.warning("presence not told", zone=zone, reason=str(error) or "no answer in time")
+        except Exception:
+            log.exception("presence not told", zone=zone)
+        else:
+            return True
+        return False
 
     async def _touch(self, connections: list[Connection]) -> None:
         now = time.monotonic()
@@ -138,7 +185,7 @@ class Presence:
         try:
             for zone, touches in by_zone.items():
                 await self._scripts.touch_presence(keys_of(zone), touches)
-        except StoreUnavailable:
+        except BaseException:
             for connection in connections:
                 connection.told = connection.told_at = 0.0
             raise

@@ -11,14 +11,14 @@ from typing import Any
 import asyncpg
 import orjson
 
-from dispatcher.composition import Services, services
+from dispatcher.composition import Services, reconcile_job, services
 from dispatcher.config import load_settings
 from dispatcher.core.actors import Actor, Role
 from dispatcher.core.callers import Caller
 from dispatcher.core.errors import Refusal
 from dispatcher.core.idempotency import IdempotencyKey
 from dispatcher.core.zones import Zones
-from dispatcher.jobs.reconcile import Reconcile
+from dispatcher.jobs.loop import FunctionJob
 from dispatcher.live.keys import Keys, keys_of
 from dispatcher.service.answers import Answer
 from dispatcher.service.commands.actions import trip_action
@@ -93,13 +93,10 @@ class City:
     async def redis(self, *command: Any) -> Any:
         return await self.parts.live.pipeline.command(*command)
 
-    def reconcile(self) -> Reconcile:
-        """The job that puts right what a server left behind."""
-        live = self.parts.live
-        return Reconcile(
-            zones=self.parts.zones, claims=live.claims, positions=live.positions,
-            rehydration=self.parts.rehydration, fix_age_s=60, interval_s=1,
-        )  # fmt: skip
+    def reconcile(self) -> FunctionJob:
+        """The jobs that put right what a server left behind, of all zones."""
+        jobs = [reconcile_job(self.parts, zone) for zone in self.parts.zones.names()]
+        return FunctionJob("reconcile", 1, lambda: asyncio.gather(*(job.run() for job in jobs)))
 
     async def events(self) -> list[tuple[str, str, int]]:
         """What the stream has told: event, trip and version."""
