@@ -251,7 +251,11 @@ def absent_drivers_job(parts: Services, name: str) -> AbsentDrivers:
         zone=zone,
         presence=parts.live.presence,
         state=parts.live.state,
+        rehydration=parts.rehydration,
+        database=parts.ledger.database,
         availability=parts.availability,
+        node=parts.presence.node,
+        ttl_s=parts.settings.presence_ttl_s,
         grace_s=parts.settings.presence_grace_s,
         interval_s=parts.settings.sweep_interval_s,
     )

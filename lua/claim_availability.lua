@@ -9,7 +9,8 @@
 -- KEYS[5] claim on the driver
 -- KEYS[6] the driver's active trip (the driver's own key where there is none)
 -- KEYS[7] claim on that trip (the driver's claim where there is none)
--- KEYS[8...] logs of the limits that apply
+-- KEYS[8] users of the zone by the end of their presence
+-- KEYS[9...] logs of the limits that apply
 -- ARGV[1] token of this attempt
 -- ARGV[2] lease in ms
 -- ARGV[3] fingerprint of the request, or empty: no key was sent
@@ -20,10 +21,12 @@
 -- ARGV[8] 1 where the driver goes offline
 -- ARGV[9] 1 where the driver changes zone
 -- ARGV[10] the new vehicle type, or empty: as it was
--- ARGV[11...] pairs for the limits: most admitted, window in s
+-- ARGV[11] address (role:id) of a user who has to be absent, or empty
+-- ARGV[12...] pairs for the limits: most admitted, window in s
 -- RETURNS {code, now in ms, index of the limit to report, remaining, reset in ms, …}, where … is
 --   claimed: driver as a flat hash, trip to release as a flat hash (empty where none is)
 --   driver_moved: the id of the trip the driver has now; replay: the record; refusals: version and state
+--   came_back: nothing; the user of ARGV[11] is present
 --   cold, key_unresolved, driver_unknown, trip_unknown, trip_busy: nothing; nothing was written
 --- @include "clock"
 --- @include "limits"
@@ -31,13 +34,17 @@
 --- @include "claim"
 local driver, driver_claim, trip, trip_claim = KEYS[4], KEYS[5], KEYS[6], KEYS[7]
 local trip_id, goes_offline, changes_zone, vehicle_type = ARGV[7], ARGV[8] == '1', ARGV[9] == '1', ARGV[10]
-local FIRST_LIMIT, FIRST_RATE = 8, 11
+local present, absentee = KEYS[8], ARGV[11]
+local FIRST_LIMIT, FIRST_RATE = 9, 12
 
 local at_once = begin_claim(FIRST_LIMIT, FIRST_RATE)
 if at_once then
   return at_once
 end
 
+if absentee ~= '' and tonumber(redis.call('ZSCORE', present, absentee) or 0) > now_ms then
+  return reply('came_back')
+end
 local who = redis.call('HMGET', driver, 'is_online', 'trip_id', 'vehicle_type')
 if not who[1] and not is_resolved('driver') then
   return reply('driver_unknown')

@@ -3,18 +3,27 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
+from typing import Final
 
 import structlog
 
-from dispatcher.core.actors import Role
+from dispatcher.core.actors import Role, address_of
 from dispatcher.core.zones import Zone
+from dispatcher.ledger.database import Database
 from dispatcher.live.keys import keys_of
 from dispatcher.live.presence import PresenceScripts
 from dispatcher.live.state import StateScripts
 from dispatcher.service.availability import AvailabilityService
+from dispatcher.service.commands.availability import DriverCameBack
 from dispatcher.service.commands.transition import OK
+from dispatcher.service.rehydration import Rehydration
 
 log = structlog.get_logger("dispatcher.absent_drivers")
+
+#: Postgres is asked who is online this often within the life of a presence.
+_LOOKS_PER_LIFE: Final = 4
+_PAGE_ROWS: Final = 1_000
 
 
 class AbsentDrivers:
@@ -26,7 +35,11 @@ class AbsentDrivers:
         zone: Zone,
         presence: PresenceScripts,
         state: StateScripts,
+        rehydration: Rehydration,
+        database: Database,
         availability: AvailabilityService,
+        node: str,
+        ttl_s: int,
         grace_s: float,
         interval_s: float,
     ) -> None:
@@ -36,24 +49,70 @@ class AbsentDrivers:
         self._keys = keys_of(zone.name)
         self._presence = presence
         self._state = state
+        self._rehydration = rehydration
+        self._database = database
         self._availability = availability
+        self._node = node
+        self._life_ms = ttl_s * 1000
         self._grace_ms = int(grace_s * 1000)
 
     async def run(self) -> None:
+        await self._expect_online()
+        await self._release_absent()
+
+    async def _expect_online(self) -> None:
+        """Whoever is online has a presence, which may end.
+
+        Postgres knows who is online; their server may have died before it told of them, or Redis
+        have been emptied.
+        """
+        every_ms = self._life_ms // _LOOKS_PER_LIFE
+        if not await self._presence.begin_look(self._keys, self._node, every_ms=every_ms):
+            return
+        after = ""
+        while page := await self._database.rows(
+            "online_driver_ids_of_zone", zone=self._zone.name, after=after, page_size=_PAGE_ROWS
+        ):
+            addresses = [address_of(Role.DRIVER, row["user_id"]) for row in page]
+            added = await self._presence.expect_present(self._keys, addresses, life_ms=self._life_ms)
+            if added:
+                log.info("drivers without a presence", zone=self._zone.name, drivers=added)
+            after = page[-1]["user_id"]
+
+    async def _release_absent(self) -> None:
         addresses = await self._presence.sweep_absent(self._keys, grace_ms=self._grace_ms)
-        ended = await asyncio.gather(*map(self._release, addresses), return_exceptions=True)
+        if not addresses:
+            return
+        online = await self._online_among(addresses)
+        ended = await asyncio.gather(
+            *(self._release(address, is_online=address in online) for address in addresses),
+            return_exceptions=True,
+        )
         failures = [end for end in ended if isinstance(end, BaseException)]
         for failure in failures[1:]:
             log.warning("driver not released", zone=self._zone.name, reason=repr(failure))
         if failures:
             raise failures[0]
 
-    async def _release(self, address: str) -> None:
+    async def _online_among(self, addresses: Sequence[str]) -> set[str]:
+        """The drivers of these whom Postgres says to be online in the zone."""
+        users = [address.partition(":") for address in addresses]
+        drivers = [user_id for role, _, user_id in users if role == Role.DRIVER]
+        rows = await self._database.rows("online_among", zone=self._zone.name, driver_ids=drivers)
+        return {address_of(Role.DRIVER, row["user_id"]) for row in rows}
+
+    async def _release(self, address: str, *, is_online: bool) -> None:
         """Forgets an absent user, once the change is done that their absence asks for."""
         role, _, user_id = address.partition(":")
-        if role == Role.DRIVER and await self._state.is_online(self._keys, user_id):
-            answer = await self._availability.take_offline(self._zone, user_id)
+        if is_online:
+            try:
+                answer = await self._availability.take_offline(self._zone, user_id)
+            except DriverCameBack:
+                return
             if answer.status != OK:
                 return  # they are handed out again
             log.info("driver lost", zone=self._zone.name, driver_id=user_id)
+        elif role == Role.DRIVER and await self._state.is_online(self._keys, user_id):
+            # Postgres knows better: the news was lost on its way to this zone.
+            await self._rehydration.reload_driver(self._keys, user_id)
         await self._presence.forget_absent(self._keys, address)

@@ -24,6 +24,7 @@ class ClaimCode(StrEnum):
     TRIP_UNKNOWN = "trip_unknown"
     DRIVER_UNKNOWN = "driver_unknown"
     DRIVER_MOVED = "driver_moved"
+    CAME_BACK = "came_back"
     TRIP_BUSY = "trip_busy"
     # The key or the limits decide.
     REPLAY = "replay"
@@ -50,6 +51,7 @@ UNRESOLVED: Final = frozenset(
         ClaimCode.TRIP_UNKNOWN,
         ClaimCode.DRIVER_UNKNOWN,
         ClaimCode.DRIVER_MOVED,
+        ClaimCode.CAME_BACK,
         ClaimCode.TRIP_BUSY,
     }
 )

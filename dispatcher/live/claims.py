@@ -142,8 +142,12 @@ class ClaimScripts:
         goes_offline: bool,
         changes_zone: bool,
         vehicle_type: str | None,
+        absentee: str = "",
     ) -> AvailabilityClaimed | NotClaimed:
-        """Claims a driver, and the trip that is to be released."""
+        """Claims a driver, and the trip that is to be released.
+
+        `absentee` is an address: the claim is not granted where that user is present.
+        """
         trip_id, driver_id = attempt.trip_id, attempt.driver_id
         driver, driver_claim = keys.driver(driver_id), keys.driver_claim(driver_id)
         names = (
@@ -151,8 +155,9 @@ class ClaimScripts:
             driver_claim,
             keys.trip(trip_id) if trip_id else driver,
             keys.trip_claim(trip_id) if trip_id else driver_claim,
+            keys.present,
         )
-        args = (trip_id, int(goes_offline), int(changes_zone), vehicle_type or "")
+        args = (trip_id, int(goes_offline), int(changes_zone), vehicle_type or "", absentee)
 
         reply = await self._claim("claim_availability", keys, attempt, names, args)
         return decode_claim(reply, attempt.limits, availability_claimed(driver_id, keys.zone))

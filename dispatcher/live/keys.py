@@ -19,6 +19,7 @@ class Keys:
         self.claims = prefix + "claims"
         self.seen = prefix + "seen"
         self.present = prefix + "present"
+        self.presence_look = prefix + "presence-look"
         self.vehicles = prefix + "vehicles"
         self.waves = prefix + "waves"
         self.events = prefix + "events"

@@ -48,6 +48,16 @@ class PresenceScripts:
         )
         return left
 
+    async def begin_look(self, keys: Keys, node: str, *, every_ms: int) -> bool:
+        """Whether this server is to look for users without a presence: one does, within `every_ms`."""
+        won: Any = await self._pipeline.command("SET", keys.presence_look, node, "NX", "PX", every_ms)
+        return bool(won)
+
+    async def expect_present(self, keys: Keys, addresses: Sequence[str], *, life_ms: int) -> int:
+        """Gives users without any presence one that ends after `life_ms`; returns how many they are."""
+        added: int = await self._pipeline.run("expect_present", (keys.present,), (life_ms, *addresses))
+        return added
+
     async def sweep_absent(self, keys: Keys, *, grace_ms: int, max_users: int = 200) -> list[str]:
         """Addresses of users who have been gone for longer than the grace period."""
         reply: list[str] = await self._pipeline.run(

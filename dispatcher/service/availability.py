@@ -74,9 +74,14 @@ class AvailabilityService:
         return answer
 
     async def take_offline(self, zone: Zone, driver_id: str) -> Answer:
-        """The driver is lost: offline, and what has not started is released."""
+        """The driver is lost: offline, and what has not started is released.
+
+        Raises DriverCameBack where they are present, StoreUnavailable, OutcomeUnknown.
+        """
         caller = Caller(Actor(driver_id, Role.SYSTEM))
-        return await self._execute(ChangeAvailability(caller, zone, zone.name, is_online=False))
+        return await self._execute(
+            ChangeAvailability(caller, zone, zone.name, is_online=False, only_if_absent=True)
+        )
 
     async def _execute(self, command: ChangeAvailability) -> Answer:
         answer = await self._coordinator.execute(command)

@@ -64,7 +64,7 @@ class Presence:
     ) -> None:
         self._scripts = scripts
         self._directory = directory
-        self._node = node
+        self.node = node
         self._ttl_s = ttl_s
         self._connections: dict[tuple[str, str], Connection] = {}
 
@@ -88,7 +88,7 @@ class Presence:
         self, connection_id: str, actor: Actor, zone: str, ip: str | None, user_agent: str
     ) -> Connection:
         metadata = {
-            "node": self._node,
+            "node": self.node,
             "ip": ip,
             "user_agent": user_agent[:_MAX_USER_AGENT],
             "since": iso(now_ms()),

@@ -15,6 +15,19 @@ SELECT user_id, zone, availability_status, is_online, vehicle_type, version, upd
  WHERE zone = :zone AND is_online AND user_id > :after
  ORDER BY user_id LIMIT :page_size;
 
+-- name: online_driver_ids_of_zone(zone, after, page_size)
+-- A page, by id, of those who are online in a zone: each of them has a presence, or is lost.
+SELECT user_id
+  FROM driver_details
+ WHERE zone = :zone AND is_online AND user_id > :after
+ ORDER BY user_id LIMIT :page_size;
+
+-- name: online_among(zone, driver_ids)
+-- Which of these drivers are online in the zone.
+SELECT user_id
+  FROM driver_details
+ WHERE zone = :zone AND is_online AND user_id = ANY (:driver_ids::text[]);
+
 -- name: save_positions(ids, lats, lngs, ats)!
 -- Saves the last position of several drivers. An older position never replaces a newer one.
 UPDATE driver_details d

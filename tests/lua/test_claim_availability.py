@@ -96,3 +96,14 @@ async def test_an_accept_and_going_offline_exclude_each_other(zone: Zone) -> Non
     await zone.claims.release_claim(zone.keys, accept)
     assert code_of(await claim(offline)) == "claimed"
     assert code_of(await zone.accept(zone.attempt())) == "driver_not_available"
+
+
+async def test_a_driver_who_came_back_is_not_claimed_as_absent(zone: Zone) -> None:
+    await zone.driver("d1")
+    await zone.redis.zadd(zone.keys.present, {"driver:d1": zone.now_ms + 1})
+    before = await zone.dump()
+    absent = claim_of(zone, "availability", goes_offline=True, absentee="driver:d1")
+    assert code_of(await absent(zone.attempt(""))) == "came_back"
+    assert await zone.dump() == before
+    await zone.advance(1)
+    assert code_of(await absent(zone.attempt(""))) == "claimed"

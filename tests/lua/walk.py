@@ -87,6 +87,7 @@ class Walk:
         assert results == [FixResult(FixCode.TAKEN, at_ms=now_ms)] * 2
         touches = [Touch(f"driver:{name}", "c1", "{}", 60_000) for name in ("d1", "d2")]
         await self.presence.touch_presence(keys, touches)
+        assert await self.presence.expect_present(keys, ["driver:d1"], life_ms=60_000) == 0
         assert (await self.offers.claim_waves(keys)).trip_ids == [trip.id]
         near = await self.offers.nearest(keys, trip, radius_m=5_000, max_drivers=10)
         assert [candidate.driver_id for candidate in near] == ["d1", "d2"]

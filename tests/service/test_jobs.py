@@ -16,6 +16,7 @@ from dispatcher.core.zones import Zone, Zones
 from dispatcher.jobs.flush import Flush
 from dispatcher.jobs.presence_flush import PresenceFlush
 from dispatcher.live.keys import keys_of
+from dispatcher.service.commands.availability import DriverCameBack
 from dispatcher.service.offer_log import OfferLog
 from tests.harness.services import City, open_city
 
@@ -137,3 +138,41 @@ async def test_a_lost_driver_is_forgotten_only_once_the_change_is_done(city: Cit
     assert await city.redis("ZRANGE", present, 0, -1) == ["driver:d1"]
     assert await is_online(city, "d1")
     assert not await is_online(city, "d2")
+
+
+async def test_who_came_back_before_the_commit_of_their_absence_stays(city: City) -> None:
+    await city.online("d1", zone=HEALTHY)
+    zone = city.parts.zones.get(HEALTHY)
+    assert zone is not None
+    present = keys_of(HEALTHY).present
+    await city.redis("ZADD", present, 1, "driver:d1")
+    # Handed out, and back before the change is claimed.
+    assert await city.parts.live.presence.sweep_absent(keys_of(HEALTHY), grace_ms=0) == ["driver:d1"]
+    await city.parts.presence.register("c1", Actor("d1", Role.DRIVER), None, "")
+    with pytest.raises(DriverCameBack):
+        await city.parts.availability.take_offline(zone, "d1")
+    assert await is_online(city, "d1")
+
+
+async def test_who_has_no_presence_is_released_after_ttl_and_grace(city: City) -> None:
+    """Their server died before its first flush, or Redis was emptied."""
+    await city.online("d1", zone=HEALTHY)
+    trip = await city.trip(zone=HEALTHY)
+    assert (await city.act(Actor("d1", Role.DRIVER), "accept", trip)).status == 200
+    await city.redis("DEL", keys_of(HEALTHY).present)
+    async with running_jobs(city), asyncio.timeout(20):
+        while await is_online(city, "d1"):
+            await asyncio.sleep(0.01)
+    assert (await city.row(trip))["current_status"] == "pending"
+
+
+async def test_a_driver_whom_only_redis_takes_for_online_is_put_right(city: City) -> None:
+    await city.online("d1", zone=HEALTHY)
+    keys = keys_of(HEALTHY)
+    await city.postgres.execute(
+        "UPDATE driver_details SET is_online = false, version = version + 1 WHERE user_id = 'd1'"
+    )
+    await city.redis("ZADD", keys.present, 1, "driver:d1")
+    await absent_drivers_job(city.parts, HEALTHY).run()
+    assert not await city.parts.live.state.is_online(keys, "d1")
+    assert await city.redis("ZCARD", keys.present) == 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
+from dispatcher.core.actors import Role, address_of
 from dispatcher.core.callers import Caller
 from dispatcher.core.drivers import AvailabilityStatus, Driver
 from dispatcher.core.limits import LimitClass
@@ -12,7 +13,7 @@ from dispatcher.core.transitions import RELEASE
 from dispatcher.core.trips import DEFAULT_VEHICLE_TYPE, Trip
 from dispatcher.core.zones import Zone
 from dispatcher.ledger.changes import Change
-from dispatcher.live.claim_results import AvailabilityClaimed, NotClaimed
+from dispatcher.live.claim_results import AvailabilityClaimed, ClaimCode, NotClaimed, Unresolved
 from dispatcher.live.claims import Attempt, ClaimScripts
 from dispatcher.live.keys import Keys
 from dispatcher.live.settle import SettleEffect, Settlement
@@ -21,11 +22,16 @@ from dispatcher.service.commands.transition import OK, transition_columns, trans
 from dispatcher.service.messages import driver_body, trip_json
 
 
+class DriverCameBack(Exception):
+    """The driver who was to be taken offline is present. Nothing was claimed."""
+
+
 @dataclass(frozen=True, slots=True)
 class ChangeAvailability:
     """Answers 200, 409 driver_has_active_trip where zone or vehicle change during a trip, trip_busy.
 
     None leaves a thing as it is. `zone` is where the driver works now, `new_zone` where they will.
+    With `only_if_absent`, a driver who is present raises DriverCameBack.
     """
 
     caller: Caller
@@ -34,6 +40,7 @@ class ChangeAvailability:
     availability_status: AvailabilityStatus | None = None
     is_online: bool | None = None
     vehicle_type: str | None = None
+    only_if_absent: bool = False
     trip_id: str = ""
     limit_class: LimitClass = LimitClass.GENERAL
 
@@ -48,10 +55,14 @@ class ChangeAvailability:
     async def claim(
         self, claims: ClaimScripts, keys: Keys, attempt: Attempt
     ) -> AvailabilityClaimed | NotClaimed:
-        return await claims.claim_availability(
+        claimed = await claims.claim_availability(
             keys, attempt, goes_offline=self.is_online is False, changes_zone=self.changes_zone,
             vehicle_type=self.vehicle_type,
+            absentee=address_of(Role.DRIVER, self.driver_id) if self.only_if_absent else "",
         )  # fmt: skip
+        if isinstance(claimed, Unresolved) and claimed.code is ClaimCode.CAME_BACK:
+            raise DriverCameBack(self.driver_id)
+        return claimed
 
     def plan(self, attempt: Attempt, claimed: AvailabilityClaimed) -> Plan:
         before, trip, at_ms = claimed.driver, claimed.released, claimed.now_ms

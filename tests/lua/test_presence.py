@@ -1,0 +1,35 @@
+"""Presence: who is swept, and who gets an entry that ends."""
+
+from __future__ import annotations
+
+from tests.harness.lua_zone import Zone
+
+GRACE_MS, LIFE_MS = 1_000, 60_000
+
+
+async def test_who_has_no_presence_gets_one_that_ends(zone: Zone) -> None:
+    present, keys = zone.presence, zone.keys
+    await zone.redis.zadd(keys.present, {"driver:here": zone.now_ms + 5, "driver:gone": 1})
+    users = ["driver:here", "driver:gone", "driver:new"]
+    assert await present.expect_present(keys, users, life_ms=LIFE_MS) == 1
+    assert await present.expect_present(keys, users, life_ms=LIFE_MS) == 0
+    ends = {user: await zone.redis.zscore(keys.present, user) for user in users}
+    assert ends == {
+        "driver:here": zone.now_ms + 5, "driver:gone": 1, "driver:new": zone.now_ms + LIFE_MS,
+    }  # fmt: skip
+    await zone.advance(LIFE_MS + GRACE_MS)
+    assert "driver:new" in await present.sweep_absent(keys, grace_ms=GRACE_MS)
+
+
+async def test_one_server_looks_at_a_time(zone: Zone) -> None:
+    assert await zone.presence.begin_look(zone.keys, "n1", every_ms=60_000)
+    assert not await zone.presence.begin_look(zone.keys, "n2", every_ms=60_000)
+
+
+async def test_who_was_handed_out_is_not_present_however_short_the_grace_is(zone: Zone) -> None:
+    await zone.redis.zadd(zone.keys.present, {"driver:d1": 1})
+    for grace_ms in (0, GRACE_MS):
+        assert await zone.presence.sweep_absent(zone.keys, grace_ms=grace_ms) == ["driver:d1"]
+        assert await zone.redis.zscore(zone.keys.present, "driver:d1") <= zone.now_ms
+        await zone.advance(GRACE_MS)
+    assert await zone.presence.forget_absent(zone.keys, "driver:d1")
