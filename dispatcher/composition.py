@@ -20,6 +20,7 @@ from dispatcher.jobs.reconcile import Reconcile
 from dispatcher.jobs.waves import Waves
 from dispatcher.ledger.commits import Commits
 from dispatcher.ledger.database import Database
+from dispatcher.ledger.outage_notices import OutageNotices
 from dispatcher.live.claims import ClaimScripts
 from dispatcher.live.client import connect
 from dispatcher.live.keys import keys_of
@@ -41,6 +42,7 @@ from dispatcher.service.offers import Offers
 from dispatcher.service.outbox import Outbox
 from dispatcher.service.positions import Positions
 from dispatcher.service.presence import Presence
+from dispatcher.service.presence_outages import PresenceOutages
 from dispatcher.service.rate_limits import RateLimits
 from dispatcher.service.reads import Reads
 from dispatcher.service.rehydration import Rehydration
@@ -68,6 +70,7 @@ class LedgerWing:
 
     commits: Commits
     database: Database
+    notices: OutageNotices
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +89,7 @@ class Services:
     reads: Reads
     offers: Offers
     presence: Presence
+    outages: PresenceOutages
     snapshots: Snapshots
     effects: SideEffects
 
@@ -132,7 +136,9 @@ async def open_ledger(settings: Settings) -> AsyncIterator[LedgerWing]:
         )
         await commits.start()
         stack.push_async_callback(commits.close)
-        yield LedgerWing(commits, database)
+        notices = OutageNotices(settings.database_url, database, timeout_s=settings.commit_timeout_s)
+        stack.callback(notices.close)
+        yield LedgerWing(commits, database, notices)
 
 
 @contextlib.asynccontextmanager
@@ -194,6 +200,9 @@ async def services(settings: Settings, zones: Zones) -> AsyncIterator[Services]:
         presence = Presence(
             scripts=live.presence, directory=directory, node=node, ttl_s=settings.presence_ttl_s
         )
+        outages = PresenceOutages(
+            zones.names(), ttl_s=settings.presence_ttl_s, grace_s=settings.presence_grace_s
+        )
         snapshots = Snapshots(
             state=live.state,
             offers=live.offers,
@@ -205,7 +214,7 @@ async def services(settings: Settings, zones: Zones) -> AsyncIterator[Services]:
         await asyncio.gather(*(rehydration.warm(zone) for zone in zones.names()))
         yield Services(
             settings, zones, live, ledger, rehydration, coordinator, limits, positions,
-            availability, reads, offers, presence, snapshots, effects,
+            availability, reads, offers, presence, outages, snapshots, effects,
         )  # fmt: skip
 
 
@@ -222,13 +231,19 @@ def job_loops(parts: Services) -> list[JobLoop]:
             )
         ),
         JobLoop(Cleanup(parts.ledger.database, interval_s=settings.cleanup_interval_s)),
-        JobLoop(PresenceFlush(parts.presence, interval_s=min(10.0, settings.presence_ttl_s / 6))),
+        JobLoop(presence_flush_job(parts)),
     ]
     for zone in parts.zones.names():
         waves = JobLoop(Waves(parts.offers, zone))
         parts.effects.wakeups.subscribe(zone, waves.wake)
         loops += (waves, JobLoop(reconcile_job(parts, zone)), JobLoop(absent_drivers_job(parts, zone)))
     return loops
+
+
+def presence_flush_job(parts: Services) -> PresenceFlush:
+    """The job that tells of this server's connections."""
+    interval_s = min(10.0, parts.settings.presence_ttl_s / 6)
+    return PresenceFlush(parts.presence, parts.outages, parts.ledger.notices, interval_s=interval_s)
 
 
 def reconcile_job(parts: Services, zone: str) -> Reconcile:
@@ -254,6 +269,8 @@ def absent_drivers_job(parts: Services, name: str) -> AbsentDrivers:
         rehydration=parts.rehydration,
         database=parts.ledger.database,
         availability=parts.availability,
+        outages=parts.outages,
+        notices=parts.ledger.notices,
         node=parts.presence.node,
         ttl_s=parts.settings.presence_ttl_s,
         grace_s=parts.settings.presence_grace_s,

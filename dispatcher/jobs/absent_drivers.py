@@ -9,14 +9,17 @@ from typing import Final
 import structlog
 
 from dispatcher.core.actors import Role, address_of
+from dispatcher.core.errors import StoreUnavailable
 from dispatcher.core.zones import Zone
 from dispatcher.ledger.database import Database
+from dispatcher.ledger.outage_notices import OutageNotices
 from dispatcher.live.keys import keys_of
 from dispatcher.live.presence import PresenceScripts
 from dispatcher.live.state import StateScripts
 from dispatcher.service.availability import AvailabilityService
 from dispatcher.service.commands.availability import DriverCameBack
 from dispatcher.service.commands.transition import OK
+from dispatcher.service.presence_outages import PresenceOutages
 from dispatcher.service.rehydration import Rehydration
 
 log = structlog.get_logger("dispatcher.absent_drivers")
@@ -27,7 +30,11 @@ _PAGE_ROWS: Final = 1_000
 
 
 class AbsentDrivers:
-    """Looks after one zone. Any server may; an absent user is handed to one of them at a time."""
+    """Looks after one zone. Any server may; an absent user is handed to one of them at a time.
+
+    Nobody is judged after an outage that this server or another one has seen, until all is told again
+    and the grace has passed.
+    """
 
     def __init__(
         self,
@@ -38,6 +45,8 @@ class AbsentDrivers:
         rehydration: Rehydration,
         database: Database,
         availability: AvailabilityService,
+        outages: PresenceOutages,
+        notices: OutageNotices,
         node: str,
         ttl_s: int,
         grace_s: float,
@@ -52,13 +61,20 @@ class AbsentDrivers:
         self._rehydration = rehydration
         self._database = database
         self._availability = availability
+        self._outages = outages
+        self._notices = notices
+        self._epoch: str | None = None
         self._node = node
         self._life_ms = ttl_s * 1000
         self._grace_ms = int(grace_s * 1000)
 
     async def run(self) -> None:
-        await self._expect_online()
-        await self._release_absent()
+        try:
+            await self._expect_online()
+            await self._release_absent()
+        except StoreUnavailable:
+            self._outages.began(self._zone.name)
+            raise
 
     async def _expect_online(self) -> None:
         """Whoever is online has a presence, which may end.
@@ -80,8 +96,19 @@ class AbsentDrivers:
             after = page[-1]["user_id"]
 
     async def _release_absent(self) -> None:
-        addresses = await self._presence.sweep_absent(self._keys, grace_ms=self._grace_ms)
+        zone = self._zone.name
+        expected = self._epoch if self._outages.can_judge(zone) else ""
+        epoch, addresses = await self._presence.sweep_absent(
+            self._keys, grace_ms=self._grace_ms, epoch=expected or ""
+        )
+        if epoch != self._epoch:
+            if self._epoch is not None:
+                self._outages.began(zone)  # the zone was loaded anew, or is about to be
+            self._epoch = epoch
         if not addresses:
+            return
+        if await self._notices.is_given(zone):
+            log.info("absent drivers wait for another server", zone=zone, users=len(addresses))
             return
         online = await self._online_among(addresses)
         ended = await asyncio.gather(

@@ -22,6 +22,13 @@ class Touch(NamedTuple):
     life_ms: int
 
 
+class Swept(NamedTuple):
+    """The epoch of the zone, empty where it is cold, and addresses of absent users."""
+
+    epoch: str
+    addresses: list[str]
+
+
 class PresenceScripts:
     """The connections of a zone's users. All raise StoreUnavailable."""
 
@@ -58,12 +65,15 @@ class PresenceScripts:
         added: int = await self._pipeline.run("expect_present", (keys.present,), (life_ms, *addresses))
         return added
 
-    async def sweep_absent(self, keys: Keys, *, grace_ms: int, max_users: int = 200) -> list[str]:
-        """Addresses of users who have been gone for longer than the grace period."""
-        reply: list[str] = await self._pipeline.run(
-            "sweep_absent", (keys.present,), (grace_ms, _SWEEP_AGAIN_MS, max_users)
+    async def sweep_absent(
+        self, keys: Keys, *, grace_ms: int, epoch: str, max_users: int = 200
+    ) -> Swept:
+        """Users who have been gone for longer than the grace period; none where the zone was loaded
+        in another epoch than `epoch`, the text of an earlier sweep."""
+        known, addresses = await self._pipeline.run(
+            "sweep_absent", (keys.present, keys.epoch), (grace_ms, _SWEEP_AGAIN_MS, max_users, epoch)
         )
-        return reply
+        return Swept(known, addresses)
 
     async def forget_absent(self, keys: Keys, address: str) -> bool:
         """Forgets a user who is gone; False where they came back."""

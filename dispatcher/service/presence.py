@@ -6,7 +6,9 @@ import asyncio
 import contextlib
 import time
 from collections import defaultdict
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Final, NamedTuple
 
 import orjson
@@ -116,13 +118,15 @@ class Presence:
         with contextlib.suppress(StoreUnavailable):  # its keys end by themselves
             await self._scripts.drop_presence(keys_of(connection.zone), address, connection.id)
 
-    async def flush(self) -> FlushReport:
+    async def flush(self, unreached: Mapping[str, float] = MappingProxyType({})) -> FlushReport:
         """Prolongs the connections that gave a sign of life Redis does not know of.
 
         A connection is told of again after a quarter of its life: often enough, and no more. Each
         zone is told on its own; who has no zone yet waits for Postgres, and nobody else does.
+        `unreached` are zones that may have lost what they were told before a time of the monotonic
+        clock, in s: all their connections are due.
         """
-        due = self._due(time.monotonic())
+        due = self._due(time.monotonic(), unreached)
         unplaced = [connection for connection in due if not connection.zone]
         failed, is_placed = await asyncio.gather(
             self._tell_zones([connection for connection in due if connection.zone]),
@@ -131,10 +135,16 @@ class Presence:
         failed |= await self._tell_zones([connection for connection in unplaced if connection.zone])
         return FlushReport(failed, is_placed)
 
-    def _due(self, now: float) -> list[Connection]:
+    def zones(self) -> set[str]:
+        """The zones of this process' connections."""
+        return {connection.zone for connection in self._connections.values()}
+
+    def _due(self, now: float, unreached: Mapping[str, float]) -> list[Connection]:
         due: list[Connection] = []
         for name, connection in list(self._connections.items()):
-            if connection.seen > connection.told:
+            if connection.told_at < unreached.get(connection.zone, 0.0):
+                due.append(connection)
+            elif connection.seen > connection.told:
                 if now - connection.told_at >= self._ttl_s / 4:
                     due.append(connection)
             elif connection.id == HTTP and now - connection.seen > self._ttl_s:

@@ -7,6 +7,11 @@ from tests.harness.lua_zone import Zone
 GRACE_MS, LIFE_MS = 1_000, 60_000
 
 
+async def swept(zone: Zone, grace_ms: int) -> list[str]:
+    epoch = await zone.redis.get(zone.keys.epoch)
+    return (await zone.presence.sweep_absent(zone.keys, grace_ms=grace_ms, epoch=epoch)).addresses
+
+
 async def test_who_has_no_presence_gets_one_that_ends(zone: Zone) -> None:
     present, keys = zone.presence, zone.keys
     await zone.redis.zadd(keys.present, {"driver:here": zone.now_ms + 5, "driver:gone": 1})
@@ -18,7 +23,7 @@ async def test_who_has_no_presence_gets_one_that_ends(zone: Zone) -> None:
         "driver:here": zone.now_ms + 5, "driver:gone": 1, "driver:new": zone.now_ms + LIFE_MS,
     }  # fmt: skip
     await zone.advance(LIFE_MS + GRACE_MS)
-    assert "driver:new" in await present.sweep_absent(keys, grace_ms=GRACE_MS)
+    assert "driver:new" in await swept(zone, GRACE_MS)
 
 
 async def test_one_server_looks_at_a_time(zone: Zone) -> None:
@@ -29,7 +34,21 @@ async def test_one_server_looks_at_a_time(zone: Zone) -> None:
 async def test_who_was_handed_out_is_not_present_however_short_the_grace_is(zone: Zone) -> None:
     await zone.redis.zadd(zone.keys.present, {"driver:d1": 1})
     for grace_ms in (0, GRACE_MS):
-        assert await zone.presence.sweep_absent(zone.keys, grace_ms=grace_ms) == ["driver:d1"]
+        assert await swept(zone, grace_ms) == ["driver:d1"]
         assert await zone.redis.zscore(zone.keys.present, "driver:d1") <= zone.now_ms
         await zone.advance(GRACE_MS)
     assert await zone.presence.forget_absent(zone.keys, "driver:d1")
+
+
+async def test_nobody_is_handed_out_in_another_epoch(zone: Zone) -> None:
+    await zone.redis.zadd(zone.keys.present, {"driver:d1": 1})
+    before = await zone.dump()
+    epoch = await zone.redis.get(zone.keys.epoch)
+    for other in ("", "1 0 another"):
+        found = await zone.presence.sweep_absent(zone.keys, grace_ms=0, epoch=other)
+        assert found == (epoch, [])
+    await zone.redis.delete(zone.keys.epoch)
+    for cold in ("", epoch):
+        assert await zone.presence.sweep_absent(zone.keys, grace_ms=0, epoch=cold) == ("", [])
+    await zone.redis.set(zone.keys.epoch, epoch)
+    assert await zone.dump() == before

@@ -9,12 +9,11 @@ from typing import Any
 
 import pytest
 
-from dispatcher.composition import absent_drivers_job, job_loops
+from dispatcher.composition import absent_drivers_job, job_loops, presence_flush_job
 from dispatcher.core.actors import Actor, Role
 from dispatcher.core.errors import StoreUnavailable
 from dispatcher.core.zones import Zone, Zones
 from dispatcher.jobs.flush import Flush
-from dispatcher.jobs.presence_flush import PresenceFlush
 from dispatcher.live.keys import keys_of
 from dispatcher.service.commands.availability import DriverCameBack
 from dispatcher.service.offer_log import OfferLog
@@ -51,6 +50,17 @@ async def is_online(city: City, name: str) -> bool:
     return bool(await city.postgres.fetchval(query, name))
 
 
+async def sweep(city: City, zone: str) -> None:
+    """The job's first run that may judge."""
+    await presence_flush_job(city.parts).run()
+    async with asyncio.timeout(5):
+        while not city.parts.outages.can_judge(zone):
+            await asyncio.sleep(0.01)
+    job = absent_drivers_job(city.parts, zone)
+    await job.run()  # learns the epoch
+    await job.run()
+
+
 @contextlib.asynccontextmanager
 async def running_jobs(city: City) -> AsyncIterator[None]:
     loops = job_loops(city.parts)
@@ -73,7 +83,8 @@ async def test_a_zone_that_fails_does_not_stop_the_presence_of_another(city: Cit
     report = await city.parts.presence.flush()
     assert report.failed_zones == {BROKEN}
     assert await city.redis("ZRANGE", keys_of(HEALTHY).present, 0, -1) == [f"driver:d-{HEALTHY}"]
-    assert await PresenceFlush(city.parts.presence, interval_s=0.2).run() == 0.2, "soon again"
+    flush = presence_flush_job(city.parts)
+    assert await flush.run() == flush.interval_s, "soon again"
 
 
 async def test_a_zone_that_hangs_gives_up_its_turn(city: City, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -134,7 +145,7 @@ async def test_a_lost_driver_is_forgotten_only_once_the_change_is_done(city: Cit
     await city.redis("ZADD", present, 1, "driver:d1", 1, "driver:d2")
     # A change of d1 is under way, and stays so.
     await city.redis("SET", keys_of(HEALTHY).driver_claim("d1"), "another", "PX", 60_000)
-    await absent_drivers_job(city.parts, HEALTHY).run()
+    await sweep(city, HEALTHY)
     assert await city.redis("ZRANGE", present, 0, -1) == ["driver:d1"]
     assert await is_online(city, "d1")
     assert not await is_online(city, "d2")
@@ -147,7 +158,10 @@ async def test_who_came_back_before_the_commit_of_their_absence_stays(city: City
     present = keys_of(HEALTHY).present
     await city.redis("ZADD", present, 1, "driver:d1")
     # Handed out, and back before the change is claimed.
-    assert await city.parts.live.presence.sweep_absent(keys_of(HEALTHY), grace_ms=0) == ["driver:d1"]
+    epoch = await city.redis("GET", keys_of(HEALTHY).epoch)
+    scripts = city.parts.live.presence
+    swept = await scripts.sweep_absent(keys_of(HEALTHY), grace_ms=0, epoch=epoch)
+    assert swept.addresses == ["driver:d1"]
     await city.parts.presence.register("c1", Actor("d1", Role.DRIVER), None, "")
     with pytest.raises(DriverCameBack):
         await city.parts.availability.take_offline(zone, "d1")
@@ -173,6 +187,124 @@ async def test_a_driver_whom_only_redis_takes_for_online_is_put_right(city: City
         "UPDATE driver_details SET is_online = false, version = version + 1 WHERE user_id = 'd1'"
     )
     await city.redis("ZADD", keys.present, 1, "driver:d1")
-    await absent_drivers_job(city.parts, HEALTHY).run()
+    await sweep(city, HEALTHY)
     assert not await city.parts.live.state.is_online(keys, "d1")
     assert await city.redis("ZCARD", keys.present) == 0
+
+
+@pytest.fixture
+async def other(city: City, redis_url: str, database_url: str) -> AsyncIterator[City]:
+    """Another server of the same zones."""
+    async with open_city(
+        redis_url, database_url, zones=city.parts.zones, presence_ttl_s=2, presence_grace_s=0.1,
+        sweep_interval_s=0.05,
+    ) as opened:  # fmt: skip
+        yield opened
+
+
+def cut_off(city: City, patch: pytest.MonkeyPatch, zone: str) -> None:
+    """The server cannot tell the zone of its connections, as if its way to that node were cut."""
+    touch = city.parts.live.presence.touch_presence
+
+    async def refuse(keys: Any, touches: Any) -> None:
+        if keys.zone == zone:
+            raise StoreUnavailable("redis")
+        await touch(keys, touches)
+
+    patch.setattr(city.parts.live.presence, "touch_presence", refuse)
+
+
+async def forget_presence(city: City, name: str, zone: str) -> None:
+    """As if the outage had lasted for longer than a presence lives."""
+    await city.redis("ZADD", keys_of(zone).present, 1, f"driver:{name}")
+
+
+async def test_nobody_is_absent_while_a_server_cannot_tell_of_them(
+    city: City, other: City, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One server sees the outage, another one sweeps; the other zone is not concerned."""
+    await connect_driver(city, "d1", BROKEN)
+    await city.online("d2", zone=HEALTHY)
+    for connection in city.parts.presence._connections.values():
+        connection.told = connection.told_at = 0.0
+    with monkeypatch.context() as patch:
+        cut_off(city, patch, BROKEN)
+        await presence_flush_job(city.parts).run()
+        for name, zone in (("d1", BROKEN), ("d2", HEALTHY)):
+            await forget_presence(city, name, zone)
+            await sweep(other, zone)
+        assert await is_online(city, "d1")
+        assert not await is_online(city, "d2")
+    # The server tells of its connections, and withdraws its notice once the grace is over.
+    await presence_flush_job(city.parts).run()
+    assert float(await city.redis("ZSCORE", keys_of(BROKEN).present, "driver:d1")) > 1
+    assert await other.parts.ledger.notices.is_given(BROKEN)
+    async with asyncio.timeout(5):
+        while await other.parts.ledger.notices.is_given(BROKEN):
+            await presence_flush_job(city.parts).run()
+    await sweep(other, BROKEN)
+    assert await is_online(city, "d1")
+
+
+async def test_the_notice_of_an_outage_ends_with_its_server(
+    city: City, other: City, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await connect_driver(city, "d1", BROKEN)
+    for connection in city.parts.presence._connections.values():
+        connection.told = connection.told_at = 0.0
+    cut_off(city, monkeypatch, BROKEN)
+    await presence_flush_job(city.parts).run()
+    assert await other.parts.ledger.notices.is_given(BROKEN)
+    city.parts.ledger.notices.close()
+    await forget_presence(city, "d1", BROKEN)
+    async with asyncio.timeout(5):
+        while await other.parts.ledger.notices.is_given(BROKEN):
+            await asyncio.sleep(0.01)
+    await sweep(other, BROKEN)
+    assert not await is_online(city, "d1")
+
+
+async def test_a_zone_that_was_loaded_anew_is_told_of_everybody_before_a_sweep(city: City) -> None:
+    """A Redis that was restored or promoted may lack the last signs of life."""
+    await connect_driver(city, "d1", HEALTHY)
+    await presence_flush_job(city.parts).run()
+    job = absent_drivers_job(city.parts, HEALTHY)
+    await job.run()
+    await forget_presence(city, "d1", HEALTHY)
+    epoch = await city.redis("GET", keys_of(HEALTHY).epoch)
+    await city.redis("SET", keys_of(HEALTHY).epoch, epoch.replace(epoch.split(" ")[0], "1"))
+    async with asyncio.timeout(5):
+        while not city.parts.outages.can_judge(HEALTHY):
+            await asyncio.sleep(0.01)
+    await job.run()
+    await job.run()
+    assert not city.parts.outages.can_judge(HEALTHY)
+    assert await is_online(city, "d1")
+    await presence_flush_job(city.parts).run()
+    assert float(await city.redis("ZSCORE", keys_of(HEALTHY).present, "driver:d1")) > 1
+
+
+async def test_nobody_is_judged_after_an_outage_of_postgres_until_the_grace_is_over(
+    city: City, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flush, outages = presence_flush_job(city.parts), city.parts.outages
+
+    async def steady() -> None:
+        async with asyncio.timeout(5):
+            while not outages.can_judge(HEALTHY):
+                await asyncio.sleep(0.01)
+
+    async def refuse(*_: Any, **__: Any) -> Any:
+        raise StoreUnavailable("postgres")
+
+    await flush.run()
+    await steady()
+    with monkeypatch.context() as patch:
+        patch.setattr(city.parts.ledger.database, "row", refuse)
+        for _ in range(2):
+            await flush.run()
+            await asyncio.sleep(0.1)  # the grace, which does not count before a whole flush
+            assert not outages.can_judge(HEALTHY)
+    await flush.run()
+    assert not outages.can_judge(HEALTHY)
+    await steady()
