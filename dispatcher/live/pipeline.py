@@ -17,6 +17,7 @@ from redis.asyncio import RedisCluster
 from redis.exceptions import RedisError, ResponseError
 
 from dispatcher.core.errors import ReplyLost, StoreUnavailable
+from dispatcher.live.node_queues import NodeQueues
 from dispatcher.live.protocol import Call, CallProtocol, has_socket
 from dispatcher.live.redis_errors import error_of, is_demoted, is_unknown_script
 from dispatcher.live.scripts import LuaScripts
@@ -44,7 +45,16 @@ class Pipeline:
         self._unknown_scripts: list[Call] = []
         self._connection: CallProtocol | None = None
         # A cluster has many connections, and fakeredis has no socket: their clients send.
-        self._sent_by_client = isinstance(redis, RedisCluster)
+        self._nodes: NodeQueues | None = None
+        if isinstance(redis, RedisCluster):
+            self._nodes = NodeQueues(
+                redis,
+                self._send_by_client,
+                lambda work: self._spawn(work, batches=0),
+                max_batch=_MAX_BATCH,
+                max_in_flight=_MAX_IN_FLIGHT,
+            )
+        self._sent_by_client = False
         self._in_flight = 0
         self._is_scheduled = False
         self._idle = asyncio.Event()
@@ -73,6 +83,10 @@ class Pipeline:
     def flush(self) -> None:
         """Sends what waits now, and not at the end of the turn, as far as batches may be in flight."""
         self._is_scheduled = False
+        if self._nodes is not None:
+            waiting, self._waiting = self._waiting, []
+            self._nodes.put(waiting)
+            return
         while self._waiting and self._in_flight < _MAX_IN_FLIGHT:
             connection = self._connection
             if connection is None and not self._sent_by_client:
@@ -244,7 +258,7 @@ class Pipeline:
 
     async def close(self) -> None:
         """Waits for what is on its way, then lets go of the connection."""
-        while self._waiting or self._in_flight:
+        while self._waiting or self._in_flight or self._tasks:
             self._idle.clear()
             await self._idle.wait()
         if self._connection is not None:
