@@ -80,15 +80,21 @@ class WebSocketEndpoint:
         if self._draining:
             raise Refusal("service_unavailable", retry_after=RETRY_AFTER_S)
         self._admission.check_origin(request)
-        ip = self._client_ip(request)
-        identity = await self._admission.identify_by_header(request, ip)
         websocket = web.WebSocketResponse(
             compress=False, max_msg_size=MAX_FRAME, autoping=True, heartbeat=None, timeout=_CLOSE_S
         )
+        if request.method != hdrs.METH_GET or not websocket.can_prepare(request):
+            raise Refusal("upgrade_required")
+        ip = self._client_ip(request)
+        identity = await self._admission.identify_by_header(request, ip)
         await websocket.prepare(request)
-        identity = identity or await self._admission.identify_by_first_frame(websocket, ip)
-        if identity is not None:
-            await self._serve(request, websocket, identity, ip)
+        try:
+            identity = identity or await self._admission.identify_by_first_frame(websocket, ip)
+            if identity is not None:
+                await self._serve(request, websocket, identity, ip)
+        except Exception as error:
+            if request.transport is not None and not request.transport.is_closing():
+                await self._admission.turn_away(websocket, error, ip)
         return websocket
 
     async def _serve(
@@ -101,6 +107,8 @@ class WebSocketEndpoint:
         actor = identity.actor
         user_agent = request.headers.get(hdrs.USER_AGENT, "")
         presence = await self._presence.register(secrets.token_hex(8), actor, ip, user_agent)
+        if self._draining:  # it came too late for the closing of all sockets
+            raise Refusal("service_unavailable", retry_after=RETRY_AFTER_S)
         connection = WebSocketConnection(
             websocket, request, presence, expires_at_s=identity.expires_at_s, on_resync=self._welcome
         )
@@ -111,7 +119,7 @@ class WebSocketEndpoint:
             await self._welcome(connection)
             await self._receive(websocket, connection, ip)
         finally:
-            connection.closing = True
+            connection.end()
             self._hub.discard(actor.address, connection)
             self._connections.discard(connection)
             if not self._draining:
