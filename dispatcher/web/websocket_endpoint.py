@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Final
 
 import structlog
-from aiohttp import WSMsgType, hdrs, web
+from aiohttp import WebSocketError, WSMsgType, hdrs, web
 
 from dispatcher.core.errors import Refusal
 from dispatcher.service.answers import Answer, refusal_answer
@@ -34,6 +34,7 @@ from dispatcher.web.protocol import (
     read_frame,
     read_token,
 )
+from dispatcher.web.upgraded_connection import release_request, release_socket
 from dispatcher.web.websocket_admission import WebSocketAdmission
 from dispatcher.web.websocket_connection import WebSocketConnection
 
@@ -87,14 +88,18 @@ class WebSocketEndpoint:
             raise Refusal("upgrade_required")
         ip = self._client_ip(request)
         identity = await self._admission.identify_by_header(request, ip)
+        user_agent = request.headers.get(hdrs.USER_AGENT, "")
         await websocket.prepare(request)
+        release_request(request, websocket)
         try:
             identity = identity or await self._admission.identify_by_first_frame(websocket, ip)
             if identity is not None:
-                await self._serve(request, websocket, identity, ip)
+                await self._serve(request, websocket, identity, ip, user_agent)
         except Exception as error:
             if request.transport is not None and not request.transport.is_closing():
                 await self._admission.turn_away(websocket, error, ip)
+        finally:
+            release_socket(websocket)
         return websocket
 
     async def _serve(
@@ -103,9 +108,9 @@ class WebSocketEndpoint:
         websocket: web.WebSocketResponse,
         identity: Identity,
         ip: str | None,
+        user_agent: str,
     ) -> None:
         actor = identity.actor
-        user_agent = request.headers.get(hdrs.USER_AGENT, "")
         presence = await self._presence.register(secrets.token_hex(8), actor, ip, user_agent)
         if self._draining:  # it came too late for the closing of all sockets
             raise Refusal("service_unavailable", retry_after=RETRY_AFTER_S)
@@ -147,11 +152,12 @@ class WebSocketEndpoint:
             elif message.type is WSMsgType.BINARY:
                 await connection.close(CloseCode.UNSUPPORTED, "binary frames are not understood")
                 return
-        if websocket.close_code == CloseCode.TOO_BIG:
-            log.warning(
-                "socket closed", code=int(CloseCode.TOO_BIG), reason="frame too big",
-                user=connection.actor.user_id,
-            )  # fmt: skip
+            elif isinstance(message.data, WebSocketError):  # aiohttp has closed the socket
+                code = CloseCode(message.data.code)
+                log.warning(
+                    "socket closed", code=int(code), reason=code.name.lower(),
+                    user=connection.actor.user_id,
+                )  # fmt: skip
 
     async def _take(self, connection: WebSocketConnection, text: str, ip: str | None) -> None:
         """Takes one frame. What is no frame at all is refused without asking any store."""
