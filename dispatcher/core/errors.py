@@ -53,6 +53,8 @@ _ROWS: Final = (
     Problem("not_found", 404, "Not Found", "There is nothing at this address."),
     Problem("method_not_allowed", 405, "Method Not Allowed",
             "This address does not answer that method."),
+    Problem("upgrade_required", 426, "Upgrade Required",
+            "This address opens WebSockets: ask with GET for an upgrade to one."),
     # --- who is asking
     Problem("missing_token", 401, "Unauthorized", "Send a bearer token in Authorization."),
     Problem("invalid_token", 401, "Unauthorized", "The bearer token is not valid."),

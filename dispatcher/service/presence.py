@@ -76,10 +76,17 @@ class Presence:
     async def register(
         self, connection_id: str, actor: Actor, ip: str | None, user_agent: str
     ) -> Connection:
-        """A new socket: present at once, with its metadata. Raises StoreUnavailable."""
+        """A new socket: present at once, with its metadata.
+
+        Raises StoreUnavailable, and then knows nothing of the connection.
+        """
         zone = await self._zone_of(actor) if actor.role is Role.DRIVER else DEFAULT_ZONE
         connection = self._add(connection_id, actor, zone, ip, user_agent)
-        await self._touch([connection])
+        try:
+            await self._touch([connection])
+        except BaseException:
+            self._connections.pop((actor.address, connection_id), None)
+            raise
         return connection
 
     async def _zone_of(self, driver: Actor) -> str:

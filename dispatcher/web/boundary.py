@@ -178,8 +178,7 @@ class Boundary:
 
         async def answered(request: web.Request) -> Any:
             started_s = clock()
-            sent = request.headers
-            request_id = sent.get(REQUEST_ID)
+            request_id = request.headers.get(REQUEST_ID)
             if request_id is None or not _VALID_REQUEST_ID.fullmatch(request_id):
                 request_id = f"{prefix}-{next(numbers):x}"
             try:
@@ -192,7 +191,7 @@ class Boundary:
                 return response
             headers = response.headers
             headers[REQUEST_ID] = request_id
-            key = sent.get(IDEMPOTENCY_KEY)
+            key = request.headers.get(IDEMPOTENCY_KEY)
             if key is not None and key.isascii() and key.isprintable():
                 headers[IDEMPOTENCY_KEY] = key
             took_s, status = clock() - started_s, response.status

@@ -87,7 +87,11 @@ ENDPOINTS: Final = (
         "GET", "/api/admin/zones/{zone}/statistics", "statistics", "Live trips of a zone by state",
         Role.ADMIN, path_parts=requests.ZonePath,
     ),
-    Endpoint("GET", "/ws", "websocket", "Open a WebSocket", status=101),
+    Endpoint(
+        "GET", "/ws", "websocket", "Open a WebSocket", status=101,
+        codes=("upgrade_required", "missing_token", "invalid_token", "token_expired",
+               "origin_not_allowed", "rate_limit_exceeded", "service_unavailable"),
+    ),
     Endpoint("GET", "/healthz", "healthz", "200 while the process lives"),
     Endpoint("GET", "/readyz", "readyz", "200 while it can decide", codes=("service_unavailable",)),
     Endpoint("GET", "/metrics", "metrics", "Metrics in Prometheus' text format"),

@@ -31,6 +31,7 @@ from aiohttp.typedefs import Handler
 from dispatcher.core.errors import Refusal
 from dispatcher.service.answers import refusal_answer
 from dispatcher.web.responses import SERVER, HttpResponse, answer_response
+from dispatcher.web.upgraded_connection import UpgradableConnection, requests_of_upgrades
 
 _log = structlog.get_logger("dispatcher.web")
 
@@ -109,7 +110,7 @@ class _LoopWithoutTasks:
         return coroutine
 
 
-class _Connection(web.RequestHandler):
+class _Connection(UpgradableConnection):
     """One connection, of one request after the other."""
 
     __slots__ = ()
@@ -196,6 +197,6 @@ class _Runner(web.AppRunner):
 
         return _Server(
             cast(Any, handle),
-            request_factory=made.request_factory,
+            request_factory=requests_of_upgrades(made.request_factory),
             handler_cancellation=False,  # a client that goes away does not undo a commit
         )

@@ -29,9 +29,13 @@ MAX_FRAME: Final = MAX_BODY
 class CloseCode(IntEnum):
     """Why the server closes a socket: codes of RFC 6455, and our own from 4400 on."""
 
+    PROTOCOL_ERROR = 1002
     UNSUPPORTED = 1003
+    INVALID_TEXT = 1007
     TOO_BIG = 1009
+    INTERNAL_ERROR = 1011
     RESTART = 1012
+    TRY_AGAIN_LATER = 1013
     BAD_FIRST_FRAME = 4400
     UNAUTHORIZED = 4401
     NO_HEARTBEAT = 4408

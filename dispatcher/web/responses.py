@@ -55,10 +55,12 @@ def answer_response(answer: Answer) -> HttpResponse:
 
 
 def refusal_response(refusal: Refusal, answer: Answer) -> HttpResponse:
-    """The answer to a call that was refused; a 401 says how to prove who one is."""
+    """The answer to a call that was refused; a 401 and a 426 say what to send instead."""
     response = answer_response(answer)
     if response.status == 401:
         response.headers[hdrs.WWW_AUTHENTICATE] = challenge(refusal)
+    elif response.status == 426:
+        response.headers |= {hdrs.UPGRADE: "websocket", hdrs.CONNECTION: hdrs.UPGRADE}
     return response
 
 

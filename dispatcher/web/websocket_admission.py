@@ -26,14 +26,16 @@ _AUTH_S: Final = 10.0
 _CLOSE_CODES: Final = {
     401: CloseCode.UNAUTHORIZED,
     429: CloseCode.UNAUTHORIZED,
-    503: CloseCode.RESTART,
+    500: CloseCode.INTERNAL_ERROR,
+    503: CloseCode.TRY_AGAIN_LATER,
 }
 
 
 class WebSocketAdmission:
     """Admits a client before the upgrade, or by its first frame.
 
-    A refusal before the upgrade is raised, and the boundary answers it; one after it is sent as a frame.
+    A refusal before the upgrade is raised, and the boundary answers it; one after it is sent as a frame,
+    and becomes a close code.
     """
 
     def __init__(
@@ -72,28 +74,34 @@ class WebSocketAdmission:
             async with asyncio.timeout(_AUTH_S):
                 message = await websocket.receive()
         except TimeoutError:
-            await self._turn_away(websocket, Refusal("missing_token"), ip)
+            await self.turn_away(websocket, Refusal("missing_token"), ip)
             return None
         if message.type is not WSMsgType.TEXT:
             if message.type is WSMsgType.BINARY:
-                await self._turn_away(websocket, Refusal("binary_frame"), ip, CloseCode.UNSUPPORTED)
+                await self.turn_away(websocket, Refusal("binary_frame"), ip, CloseCode.UNSUPPORTED)
             return None
         try:
             token = read_first_token(read_frame(message.data))
             return await self._admit(self._authenticator.verify(token), ip)
         except (Refusal, StoreUnavailable) as error:
-            await self._turn_away(websocket, error, ip)
+            await self.turn_away(websocket, error, ip)
         return None
 
-    async def _turn_away(
+    async def turn_away(
         self,
         websocket: web.WebSocketResponse,
         error: Exception,
         ip: str | None,
         close_code: CloseCode | None = None,
     ) -> None:
-        """Tells a client why its socket is not opened, and closes it."""
-        answer = await counted_answer(refusal_of(error), self._limits, None, ip)
+        """Tells a client by a frame why its socket is not served, and closes it with a code.
+
+        HTTP has ended with the upgrade: its answers would be noise in the stream of frames.
+        """
+        refusal = refusal_of(error)
+        if refusal.code == "internal_error":
+            log.error("socket failed", ip=ip, exc_info=error)
+        answer = await counted_answer(refusal, self._limits, None, ip)
         if close_code is None:
             close_code = _CLOSE_CODES.get(answer.status, CloseCode.BAD_FIRST_FRAME)
         reason = orjson.loads(answer.body)["response_code"]

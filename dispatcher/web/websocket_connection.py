@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import random
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine
@@ -11,6 +12,7 @@ from typing import Any, Final
 import structlog
 from aiohttp import WSMsgType, web
 
+from dispatcher.core.errors import StoreUnavailable
 from dispatcher.service.presence import Connection
 from dispatcher.web.protocol import CloseCode
 
@@ -26,6 +28,9 @@ _CLOSE_TIMEOUT_S: Final = 2.0
 _MAX_FRAMES_PER_WINDOW: Final = 200
 _WINDOW_S: Final = 1.0
 _MAX_IN_BACKGROUND: Final = 16
+#: Rests between attempts to read a snapshot while an engine is away: doubled each time.
+_MIN_REST_S: Final = 0.5
+_MAX_REST_S: Final = 8.0
 
 
 Resync = Callable[["WebSocketConnection"], Awaitable[None]]
@@ -42,6 +47,7 @@ class WebSocketConnection:
         "_replaceable",
         "_request",
         "_resync_task",
+        "_resync_wanted",
         "_send_task",
         "_websocket",
         "_window_start_s",
@@ -68,6 +74,7 @@ class WebSocketConnection:
         self._replaceable: dict[str, bytes] = {}
         self._send_task: asyncio.Task[None] | None = None
         self._resync_task: asyncio.Task[None] | None = None
+        self._resync_wanted = False
         self._background: set[asyncio.Task[None]] = set()
         self._window_start_s = 0.0
         self._frames_in_window = 0
@@ -116,17 +123,36 @@ class WebSocketConnection:
         task.add_done_callback(self._background.discard)
 
     def resync(self) -> None:
-        """Tells the client its state anew, once at a time."""
+        """Tells the client its state anew, as soon as it can be read."""
+        # A snapshot that is being read may be older than what was lost just now.
+        self._resync_wanted = True
         if self._resync_task is None and not self.closing:
             self._resync_task = asyncio.get_running_loop().create_task(self._resync())
 
     async def _resync(self) -> None:
+        rest_s = _MIN_REST_S
         try:
-            await self._on_resync(self)
+            while self._resync_wanted and not self.closing:
+                self._resync_wanted = False
+                try:
+                    await self._on_resync(self)
+                except StoreUnavailable as error:
+                    self._resync_wanted = True
+                    log.info("snapshot is put off", user=self.actor.user_id, reason=str(error))
+                    # Sockets that lost their link together do not ask again together.
+                    await asyncio.sleep(rest_s * random.uniform(0.5, 1))  # noqa: S311
+                    rest_s = min(2 * rest_s, _MAX_REST_S)
         except Exception:
             log.exception("snapshot failed", user=self.actor.user_id)
+            await self.close(CloseCode.INTERNAL_ERROR, "snapshot failed")
         finally:
             self._resync_task = None
+
+    def end(self) -> None:
+        """The socket is closed, by whomever: nothing is sent any more, and nothing read for it."""
+        self.closing = True
+        if self._resync_task is not None:
+            self._resync_task.cancel()
 
     def admits_frame(self) -> bool:
         """Counts a received frame; False where they come too fast."""

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Final
 
 import structlog
-from aiohttp import WSMsgType, hdrs, web
+from aiohttp import WebSocketError, WSMsgType, hdrs, web
 
 from dispatcher.core.errors import Refusal
 from dispatcher.service.answers import Answer, refusal_answer
@@ -34,6 +34,7 @@ from dispatcher.web.protocol import (
     read_frame,
     read_token,
 )
+from dispatcher.web.upgraded_connection import release_request, release_socket
 from dispatcher.web.websocket_admission import WebSocketAdmission
 from dispatcher.web.websocket_connection import WebSocketConnection
 
@@ -80,15 +81,25 @@ class WebSocketEndpoint:
         if self._draining:
             raise Refusal("service_unavailable", retry_after=RETRY_AFTER_S)
         self._admission.check_origin(request)
-        ip = self._client_ip(request)
-        identity = await self._admission.identify_by_header(request, ip)
         websocket = web.WebSocketResponse(
             compress=False, max_msg_size=MAX_FRAME, autoping=True, heartbeat=None, timeout=_CLOSE_S
         )
+        if request.method != hdrs.METH_GET or not websocket.can_prepare(request):
+            raise Refusal("upgrade_required")
+        ip = self._client_ip(request)
+        identity = await self._admission.identify_by_header(request, ip)
+        user_agent = request.headers.get(hdrs.USER_AGENT, "")
         await websocket.prepare(request)
-        identity = identity or await self._admission.identify_by_first_frame(websocket, ip)
-        if identity is not None:
-            await self._serve(request, websocket, identity, ip)
+        release_request(request, websocket)
+        try:
+            identity = identity or await self._admission.identify_by_first_frame(websocket, ip)
+            if identity is not None:
+                await self._serve(request, websocket, identity, ip, user_agent)
+        except Exception as error:
+            if request.transport is not None and not request.transport.is_closing():
+                await self._admission.turn_away(websocket, error, ip)
+        finally:
+            release_socket(websocket)
         return websocket
 
     async def _serve(
@@ -97,10 +108,12 @@ class WebSocketEndpoint:
         websocket: web.WebSocketResponse,
         identity: Identity,
         ip: str | None,
+        user_agent: str,
     ) -> None:
         actor = identity.actor
-        user_agent = request.headers.get(hdrs.USER_AGENT, "")
         presence = await self._presence.register(secrets.token_hex(8), actor, ip, user_agent)
+        if self._draining:  # it came too late for the closing of all sockets
+            raise Refusal("service_unavailable", retry_after=RETRY_AFTER_S)
         connection = WebSocketConnection(
             websocket, request, presence, expires_at_s=identity.expires_at_s, on_resync=self._welcome
         )
@@ -111,7 +124,7 @@ class WebSocketEndpoint:
             await self._welcome(connection)
             await self._receive(websocket, connection, ip)
         finally:
-            connection.closing = True
+            connection.end()
             self._hub.discard(actor.address, connection)
             self._connections.discard(connection)
             if not self._draining:
@@ -139,11 +152,12 @@ class WebSocketEndpoint:
             elif message.type is WSMsgType.BINARY:
                 await connection.close(CloseCode.UNSUPPORTED, "binary frames are not understood")
                 return
-        if websocket.close_code == CloseCode.TOO_BIG:
-            log.warning(
-                "socket closed", code=int(CloseCode.TOO_BIG), reason="frame too big",
-                user=connection.actor.user_id,
-            )  # fmt: skip
+            elif isinstance(message.data, WebSocketError):  # aiohttp has closed the socket
+                code = CloseCode(message.data.code)
+                log.warning(
+                    "socket closed", code=int(code), reason=code.name.lower(),
+                    user=connection.actor.user_id,
+                )  # fmt: skip
 
     async def _take(self, connection: WebSocketConnection, text: str, ip: str | None) -> None:
         """Takes one frame. What is no frame at all is refused without asking any store."""

@@ -5,128 +5,23 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator
-from types import SimpleNamespace
-from typing import Any
 
-import aiohttp
 import orjson
 import pytest
-from aiohttp import web
 
-from dispatcher.config import Settings
-from dispatcher.core.actors import Actor
 from dispatcher.core.errors import OutcomeUnknown, StoreUnavailable
-from dispatcher.core.zones import Zones
-from dispatcher.observe.metrics import Metrics
 from dispatcher.service.answers import Answer, RateLimited
-from dispatcher.service.hub import Hub
-from dispatcher.service.presence import Connection
-from dispatcher.web import websocket_admission
-from dispatcher.web.application import build_application
-from dispatcher.web.auth import Authenticator
-from dispatcher.web.client_ip import ClientIp
-from dispatcher.web.fastpath import make_runner
-from dispatcher.web.frame_handlers import FrameHandlers
+from dispatcher.web import websocket_admission, websocket_connection
 from dispatcher.web.protocol import CloseCode
-from dispatcher.web.websocket_endpoint import WebSocketEndpoint
-from tests.harness.servers import JWT_SECRET, make_token
-from tests.unit.http_harness import (
-    DRIVER,
-    PLACE,
-    TRIP,
-    Notes,
-    boundary_of,
-    check_problem,
-    commands_as_notes,
-    handlers_of,
-    state,
-)
-
-
-class NotedPresence:
-    """Notes who came and who left."""
-
-    def __init__(self) -> None:
-        self.present: list[str] = []
-
-    async def register(self, id_: str, actor: Actor, ip: str | None, user_agent: str) -> Connection:
-        self.present.append(actor.user_id)
-        return Connection(id_, actor, "default", "")
-
-    def seen(self, connection: Connection) -> None:
-        connection.seen = time.monotonic()
-
-    async def remove(self, connection: Connection) -> None:
-        self.present.remove(connection.actor.user_id)
-
-
-class App:
-    """A session of clients, the endpoint that they connect to, and what its services noted."""
-
-    def __init__(self, session: aiohttp.ClientSession, url: str, **parts: Any) -> None:
-        self.session, self.url = session, url
-        self.notes: Notes = parts["notes"]
-        self.endpoint: WebSocketEndpoint = parts["endpoint"]
-        self.hub: Hub = parts["hub"]
-        self.presence: NotedPresence = parts["presence"]
-
-    async def connect(
-        self, token: str | None = DRIVER, **headers: str
-    ) -> aiohttp.ClientWebSocketResponse:
-        if token is not None:
-            headers.setdefault("Authorization", f"Bearer {token}")
-        return await self.session.ws_connect(self.url, headers=headers)
-
-    async def refused(self, **headers: str) -> tuple[Any, Any]:
-        """(headers, problem) of an upgrade that is refused."""
-        async with self.session.get(self.url, headers=headers) as response:
-            problem = orjson.loads(await response.read())
-            check_problem(response.status, response.headers, problem)
-            return response.headers, problem
-
-
-async def frame(socket: aiohttp.ClientWebSocketResponse) -> dict[str, Any]:
-    message = await socket.receive(timeout=10)
-    assert message.type is aiohttp.WSMsgType.TEXT, message
-    read: dict[str, Any] = orjson.loads(message.data)
-    return read
-
-
-async def closed(socket: aiohttp.ClientWebSocketResponse) -> int | None:
-    async for _ in socket:
-        pass
-    return socket.close_code
+from tests.harness.servers import make_token
+from tests.unit.http_harness import DRIVER, PLACE, TRIP, state
+from tests.unit.websocket_harness import HANDSHAKE, App, closed, frame, open_app
 
 
 @pytest.fixture
 async def app() -> AsyncIterator[App]:
-    notes, hub, presence, metrics = Notes(), Hub(), NotedPresence(), Metrics()
-    settings = Settings(jwt_secret=JWT_SECRET)
-    service: Any = notes
-    shown: Any = presence
-
-    async def snapshot_of(actor: Actor) -> dict[str, Any]:
-        return {"of": actor.user_id}
-
-    snapshots: Any = SimpleNamespace(of=snapshot_of)
-    endpoint = WebSocketEndpoint(
-        authenticator=Authenticator.from_settings(settings),
-        client_ip=ClientIp([]),
-        frames=FrameHandlers(zones=Zones(), coordinator=service, positions=service, limits=service),
-        hub=hub, presence=shown, snapshots=snapshots, limits=service,
-        allowed_origins=["https://listed.example"], heartbeat_timeout_s=60,
-    )  # fmt: skip
-    application = build_application(
-        handlers_of(notes, metrics), boundary_of(settings, notes, metrics, []), websocket=endpoint.handle
-    )
-    runner = make_runner(application)
-    await runner.setup()
-    await web.TCPSite(runner, "127.0.0.1", 0).start()
-    url = f"http://127.0.0.1:{runner.addresses[0][1]}/ws"
-    with commands_as_notes():
-        async with aiohttp.ClientSession() as session:
-            yield App(session, url, notes=notes, endpoint=endpoint, hub=hub, presence=presence)
-    await runner.cleanup()
+    async with open_app() as opened:
+        yield opened
 
 
 async def test_a_header_opens_it(app: App) -> None:
@@ -180,6 +75,94 @@ async def test_upgrades_that_are_refused_count_like_other_refusals(app: App) -> 
     assert problem["response_code"] == "invalid_token"
 
 
+async def test_what_asks_for_no_upgrade_is_told_to(app: App, capsys: pytest.CaptureFixture[str]) -> None:
+    for headers in (
+        {"Authorization": f"Bearer {DRIVER}"},
+        {},
+        {**HANDSHAKE, "Upgrade": "h2c"},
+        {**HANDSHAKE, "Sec-WebSocket-Version": "12"},
+        {**HANDSHAKE, "Sec-WebSocket-Key": "short"},
+    ):
+        sent, problem = await app.refused_call(**headers)
+        assert problem["response_code"] == "upgrade_required"
+        assert (sent["Upgrade"], sent["Connection"]) == ("websocket", "Upgrade")
+    async with app.session.head(app.url, headers=HANDSHAKE) as response:
+        assert response.status == 426
+    assert app.notes.counted == [("anonymous", None, "127.0.0.1")] * 6
+    assert "Request failed" not in capsys.readouterr().out
+
+
+async def test_a_failure_after_the_upgrade_is_a_close_code(app: App) -> None:
+    for failure, code, close_code in (
+        (StoreUnavailable(), "service_unavailable", CloseCode.TRY_AGAIN_LATER),
+        (RuntimeError("secret detail"), "internal_error", CloseCode.INTERNAL_ERROR),
+        (ConnectionResetError("not the client's"), "internal_error", CloseCode.INTERNAL_ERROR),
+    ):
+        for place in ("presence", "snapshot"):
+            if place == "presence":
+                app.presence.failure = failure
+            else:
+                app.presence.failure = None
+                app.snapshots.failures = [failure]
+            socket = await app.connect()
+            error = await frame(socket)
+            assert (error["type"], error["response_code"]) == ("error", code)
+            assert "secret" not in orjson.dumps(error).decode()
+            assert await closed(socket) == close_code
+            assert socket.exception() is None
+    assert app.presence.present == []
+    assert len(app.endpoint) == 0
+
+
+async def test_a_snapshot_that_fails_is_read_again(app: App, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(websocket_connection, "_MIN_REST_S", 0.01)
+    socket = await app.connect()
+    await frame(socket)
+    app.snapshots.failures = [StoreUnavailable() for _ in range(4)]
+    app.hub.resync()
+    assert (await frame(socket))["type"] == "welcome"
+    assert app.snapshots.failures == []
+    app.snapshots.failures = [RuntimeError("nobody foresaw it")]
+    app.hub.resync()
+    assert await closed(socket) == CloseCode.INTERNAL_ERROR
+
+
+async def test_what_is_lost_while_a_snapshot_is_read_is_in_the_next_one(app: App) -> None:
+    socket = await app.connect()
+    await frame(socket)
+    app.snapshots.gate.clear()
+    app.hub.resync()
+    async with asyncio.timeout(10):
+        while app.snapshots.asked < 2:
+            await asyncio.sleep(0)
+    app.hub.resync()
+    app.snapshots.gate.set()
+    for _ in range(2):
+        assert (await frame(socket))["type"] == "welcome"
+    await socket.close()
+
+
+async def test_nul_is_refused_in_every_frame(app: App) -> None:
+    stranger = await app.connect(None)
+    await stranger.send_str('{"type":"auth","token":"a\\u0000b"}')
+    assert (await frame(stranger))["response_code"] == "malformed_json"
+    assert await closed(stranger) == CloseCode.BAD_FIRST_FRAME
+    socket = await app.connect()
+    await frame(socket)
+    action = '"type":"trip_action","action":"accept","trip_request_id":"default_x"'
+    for text in (
+        '{"type":"heartbeat","id":"a\\u0000"}',
+        '{"type":"heartbeat","id":"a\x00"}',
+        f'{{{action},"idempotency_key":"k\\u0000"}}',
+        f'{{{action},"more":{{"deep":["\\u0000"]}}}}',
+        f'{{{action},"a\\u0000b":1}}',
+        '{"type":"auth","token":"\\u0000"}',
+    ):
+        await socket.send_str(text)
+        assert (await frame(socket))["response_code"] == "malformed_json"
+    await socket.close()
+
+
 async def test_first_frames_that_are_refused(app: App, monkeypatch: pytest.MonkeyPatch) -> None:
     limited = RateLimited(state("anonymous", 0))
     for text, limit, code, close_code in (
@@ -188,7 +171,7 @@ async def test_first_frames_that_are_refused(app: App, monkeypatch: pytest.Monke
         ('{"type":"auth","token":"x"}', None, "invalid_token", CloseCode.UNAUTHORIZED),
         ('{"type":"auth","token":"x"}', limited, "rate_limit_exceeded", CloseCode.UNAUTHORIZED),
         (f'{{"type":"auth","token":"{DRIVER}"}}', StoreUnavailable(), "service_unavailable",
-         CloseCode.RESTART),
+         CloseCode.TRY_AGAIN_LATER),
     ):  # fmt: skip
         app.notes.limit = limit
         socket = await app.connect(None)
