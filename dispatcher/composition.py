@@ -189,7 +189,15 @@ async def services(settings: Settings, zones: Zones) -> AsyncIterator[Services]:
             offer_log=effects.offer_log,
             fix_age_s=settings.fix_max_age_s,
         )
-        reads = Reads(zones=zones, database=database, directory=directory, positions=live.positions)
+        reads = Reads(
+            zones=zones,
+            database=database,
+            directory=directory,
+            rehydration=rehydration,
+            state=live.state,
+            offers=live.offers,
+            positions=live.positions,
+        )
         presence = Presence(
             scripts=live.presence, directory=directory, node=node, ttl_s=settings.presence_ttl_s
         )

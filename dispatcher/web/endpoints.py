@@ -48,8 +48,8 @@ ENDPOINTS: Final = (
         Role.CUSTOMER, codes=("trip_not_found",), path_parts=requests.TripPath,
     ),
     Endpoint(
-        "GET", "/api/driver/ride/pending", "pending", "Pending trips near the driver, nearest first",
-        Role.DRIVER, query=requests.PendingQuery, codes=("driver_not_online",),
+        "GET", "/api/driver/ride/pending", "pending", "Pending trips that the driver may accept, nearest first",
+        Role.DRIVER, query=requests.PendingQuery, codes=("driver_not_online", "driver_not_available"),
     ),
     Endpoint(
         "GET", "/api/driver/ride/{id}", "driver_trip", "An own trip",
