@@ -48,7 +48,8 @@ ENDPOINTS: Final = (
         Role.CUSTOMER, codes=("trip_not_found",), path_parts=requests.TripPath,
     ),
     Endpoint(
-        "GET", "/api/driver/ride/pending", "pending", "Pending trips that the driver may accept, nearest first",
+        "GET", "/api/driver/ride/pending", "pending",
+        "Pending trips that the driver may accept, nearest first",
         Role.DRIVER, query=requests.PendingQuery, codes=("driver_not_online", "driver_not_available"),
     ),
     Endpoint(
