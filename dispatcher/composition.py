@@ -44,6 +44,7 @@ from dispatcher.service.rate_limits import RateLimits
 from dispatcher.service.reads import Reads
 from dispatcher.service.rehydration import Rehydration
 from dispatcher.service.snapshots import Snapshots
+from dispatcher.service.stranded_trips import StrandedTrips
 from dispatcher.service.wave_wakeups import WaveWakeups
 
 
@@ -82,6 +83,7 @@ class Services:
     limits: RateLimits
     positions: Positions
     availability: AvailabilityService
+    stranded_trips: StrandedTrips
     reads: Reads
     offers: Offers
     presence: Presence
@@ -180,6 +182,13 @@ async def services(settings: Settings, zones: Zones) -> AsyncIterator[Services]:
         availability = AvailabilityService(
             coordinator=coordinator, zones=zones, directory=directory, positions=positions
         )
+        stranded_trips = StrandedTrips(
+            coordinator=coordinator,
+            zones=zones,
+            database=database,
+            limits=limits,
+            customer_may_end_after_s=settings.customer_may_end_after_s,
+        )
         offers = Offers(
             zones=zones,
             scripts=live.offers,
@@ -212,7 +221,7 @@ async def services(settings: Settings, zones: Zones) -> AsyncIterator[Services]:
         await asyncio.gather(*(rehydration.warm(zone) for zone in zones.names()))
         yield Services(
             settings, zones, live, ledger, rehydration, coordinator, limits, positions,
-            availability, reads, offers, presence, snapshots, effects,
+            availability, stranded_trips, reads, offers, presence, snapshots, effects,
         )  # fmt: skip
 
 

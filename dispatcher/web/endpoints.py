@@ -44,6 +44,11 @@ ENDPOINTS: Final = (
         (*_TRIP_CHANGE_CODES, "invalid_trip_status"),
     ),
     Endpoint(
+        "POST", "/api/customer/ride/end", "end", "End an own trip whose driver has vanished",
+        Role.CUSTOMER, (requests.Ending,), None, True, 200,
+        (*_TRIP_CHANGE_CODES, "invalid_trip_status", "driver_not_absent"),
+    ),
+    Endpoint(
         "GET", "/api/customer/ride/{id}", "customer_trip", "An own trip",
         Role.CUSTOMER, codes=("trip_not_found",), path_parts=requests.TripPath,
     ),
@@ -74,6 +79,11 @@ ENDPOINTS: Final = (
     Endpoint(
         "POST", "/api/admin/ride/cancel", "admin_cancel", "Cancel any trip",
         Role.ADMIN, (requests.Cancellation,), None, True, 200,
+        (*_TRIP_CHANGE_CODES, "invalid_trip_status"),
+    ),
+    Endpoint(
+        "POST", "/api/admin/ride/end", "admin_end", "End any trip that has started",
+        Role.ADMIN, (requests.Ending,), None, True, 200,
         (*_TRIP_CHANGE_CODES, "invalid_trip_status"),
     ),
     Endpoint(

@@ -61,6 +61,12 @@ SELECT t.*, NULL AS driver_vehicle_type, distance_m(t.pickup_location, point(:ln
    AND (:offered::text[] IS NULL OR t.id = ANY (:offered::text[]))
  ORDER BY t.pickup_location <-> point(:lng, :lat) LIMIT :max_rows;
 
+-- name: absence_from_trip(trip_id)^
+-- Of a trip that has started: its customer, and for how long (s) its driver has been offline; NULL while they are online.
+SELECT t.customer_id, CASE WHEN NOT d.is_online THEN extract(epoch FROM now() - d.updated_at)::float8 END AS absent_s
+  FROM trip_requests t LEFT JOIN driver_details d ON d.user_id = t.driver_id
+ WHERE t.id = :trip_id AND t.current_status = 'ongoing';
+
 -- name: event_of_attempt(trip_id, version, attempt)^
 -- The event that an attempt wrote, if its commit went through.
 SELECT trip_id, version, event FROM trip_events
