@@ -125,6 +125,7 @@ def _web_application(
         coordinator=parts.coordinator,
         availability=parts.availability,
         positions=parts.positions,
+        stranded_trips=parts.stranded_trips,
         reads=parts.reads,
         readiness=readiness.check,
         metrics=metrics,

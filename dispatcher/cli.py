@@ -82,13 +82,23 @@ def migrate_up(data_dir: Path | None) -> None:
 
 @migrate.command("down")
 @click.option("--steps", type=click.IntRange(min=1), required=True, help="How many to take back.")
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@click.option("--force", is_flag=True, help="Also while servers are connected.")
 @_DATA_DIR
-def migrate_down(steps: int, data_dir: Path | None) -> None:
-    """Take back the last migrations. What only they stored is gone."""
+def migrate_down(*, steps: int, yes: bool, force: bool, data_dir: Path | None) -> None:
+    """Take back the last migrations. What only they stored is gone, and is named before."""
     from dispatcher.ledger import migrate
 
     with _database_url(_settings(data_dir=data_dir)) as url:
-        _print_labels(asyncio.run(migrate.down(url, steps)), "reverted", "nothing to revert")
+        preview = asyncio.run(migrate.preview_down(url, steps, force=force))
+        for line in preview.losses:
+            click.echo(f"goes: {line}", err=True)
+        if preview.labels and not yes:
+            if not sys.stdin.isatty():
+                raise click.UsageError("nobody can be asked here: repeat it with --yes")
+            click.confirm(f"Take back {', '.join(preview.labels)}?", abort=True, err=True)
+        labels = asyncio.run(migrate.down(url, steps, force=force))
+        _print_labels(labels, "reverted", "nothing to revert")
 
 
 @migrate.command("status")

@@ -47,6 +47,7 @@ from dispatcher.service.rate_limits import RateLimits
 from dispatcher.service.reads import Reads
 from dispatcher.service.rehydration import Rehydration
 from dispatcher.service.snapshots import Snapshots
+from dispatcher.service.stranded_trips import StrandedTrips
 from dispatcher.service.wave_wakeups import WaveWakeups
 
 
@@ -86,6 +87,7 @@ class Services:
     limits: RateLimits
     positions: Positions
     availability: AvailabilityService
+    stranded_trips: StrandedTrips
     reads: Reads
     offers: Offers
     presence: Presence
@@ -187,6 +189,13 @@ async def services(settings: Settings, zones: Zones) -> AsyncIterator[Services]:
         availability = AvailabilityService(
             coordinator=coordinator, zones=zones, directory=directory, positions=positions
         )
+        stranded_trips = StrandedTrips(
+            coordinator=coordinator,
+            zones=zones,
+            database=database,
+            limits=limits,
+            customer_may_end_after_s=settings.customer_may_end_after_s,
+        )
         offers = Offers(
             zones=zones,
             scripts=live.offers,
@@ -196,7 +205,15 @@ async def services(settings: Settings, zones: Zones) -> AsyncIterator[Services]:
             offer_log=effects.offer_log,
             fix_age_s=settings.fix_max_age_s,
         )
-        reads = Reads(zones=zones, database=database, directory=directory, positions=live.positions)
+        reads = Reads(
+            zones=zones,
+            database=database,
+            directory=directory,
+            rehydration=rehydration,
+            state=live.state,
+            offers=live.offers,
+            positions=live.positions,
+        )
         presence = Presence(
             scripts=live.presence, directory=directory, node=node, ttl_s=settings.presence_ttl_s
         )
@@ -214,7 +231,7 @@ async def services(settings: Settings, zones: Zones) -> AsyncIterator[Services]:
         await asyncio.gather(*(rehydration.warm(zone) for zone in zones.names()))
         yield Services(
             settings, zones, live, ledger, rehydration, coordinator, limits, positions,
-            availability, reads, offers, presence, outages, snapshots, effects,
+            availability, stranded_trips, reads, offers, presence, outages, snapshots, effects,
         )  # fmt: skip
 
 

@@ -121,7 +121,7 @@ class Settings(BaseSettings):
     )
     idempotency_required: bool = Field(False, description="refuse changes without an `Idempotency-Key`")
     limit_trip_accept: RateSetting = Field(Rate(10, 60), description="accepts per driver")
-    limit_trip_cancel: RateSetting = Field(Rate(5, 60), description="cancellations per user")
+    limit_trip_cancel: RateSetting = Field(Rate(5, 60), description="cancellations and endings per user")
     limit_location_update: RateSetting = Field(Rate(100, 60), description="location calls per driver")
     limit_general: RateSetting = Field(Rate(60, 60), description="every other call per user")
     limit_anonymous: RateSetting = Field(
@@ -161,6 +161,10 @@ class Settings(BaseSettings):
     presence_grace_s: float = Field(
         30.0, ge=0, le=3_600, description="time from a driver's last connection to offline"
     )
+    customer_may_end_after_s: int = Field(
+        300, ge=0, le=86_400,
+        description="how long the driver of a started trip is offline when its customer may end it",
+    )  # fmt: skip
     fix_max_age_s: int = Field(60, ge=1, le=3_600, description="a position older than this is stale")
     position_flush_s: float = Field(
         2.0, ge=0.05, le=60, description="time between batches of positions to Postgres"

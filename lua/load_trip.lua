@@ -20,6 +20,7 @@
 -- ARGV[9...] the n drivers, then field-value pairs of the trip
 -- RETURNS 1 where it was written, 0 where the live state was as new
 --- @include "clock"
+--- @include "eligibility"
 local trip, driver, former, waves, offers, barred = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6]
 local version, trip_id, ttl_s = tonumber(ARGV[1]), ARGV[2], ARGV[3]
 local driver_id, former_id, is_waiting = ARGV[4], ARGV[5], ARGV[6] == '1'
@@ -67,8 +68,12 @@ local is_active = state[1] == 'accepted' or state[1] == 'arrived' or state[1] ==
 local holder_id = is_active and state[2] or ''
 if former_id ~= '' and former_id ~= holder_id and redis.call('HGET', former, 'trip_id') == trip_id then
   redis.call('HSET', former, 'trip_id', '')
+  if is_gone(redis.call('HGET', former, 'is_online'), '') then
+    redis.call('EXPIRE', former, GONE_S)
+  end
 end
 if driver_id ~= '' and driver_id == holder_id then
   redis.call('HSET', driver, 'trip_id', trip_id)
+  redis.call('PERSIST', driver)  -- who has a trip is not gone, though they may be offline
 end
 return is_newer and 1 or 0

@@ -28,3 +28,31 @@ DELETE FROM schema_migrations WHERE version = :version;
 -- name: lock_migrations(key)$
 -- Held by the session: servers that start at once migrate one after the other.
 SELECT pg_advisory_lock(:key);
+
+-- name: count_server_sessions()$
+-- Sessions of servers on this database: each names itself when it connects.
+SELECT count(*) FROM pg_stat_activity
+ WHERE datname = current_database() AND application_name IN ('dispatcher', 'dispatcher-ledger');
+
+-- name: limit_preview_wait()!
+-- The transaction that follows locks tables as long as it takes to drop them; whoever uses one is waited for this long.
+SET LOCAL lock_timeout = '5s';
+
+-- name: list_objects()
+-- What a schema is made of, for a comparison; in detail, a column's table and a function's text.
+SELECT 'table' AS kind, c.relname::text AS name, '' AS detail FROM pg_class c
+ WHERE c.relnamespace = current_schema()::regnamespace AND c.relkind IN ('r', 'p')
+UNION ALL
+SELECT 'column', c.relname || '.' || a.attname, c.relname::text
+  FROM pg_class c JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped
+ WHERE c.relnamespace = current_schema()::regnamespace AND c.relkind IN ('r', 'p')
+UNION ALL
+SELECT 'function', p.oid::regprocedure::text, p.prosrc FROM pg_proc p
+ WHERE p.pronamespace = current_schema()::regnamespace
+UNION ALL
+SELECT 'type', t.typname::text, '' FROM pg_type t LEFT JOIN pg_class c ON c.oid = t.typrelid
+ WHERE t.typnamespace = current_schema()::regnamespace AND (t.typtype IN ('d', 'e') OR c.relkind = 'c');
+
+-- name: statement_that_counts(name)$
+-- The statement that counts the rows of a table, with the name in quotes where it needs them.
+SELECT format('SELECT count(*) FROM %I', :name::text);

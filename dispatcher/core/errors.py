@@ -78,6 +78,8 @@ _ROWS: Final = (
             "You are unavailable or have an active trip.", kept=True),
     Problem("driver_has_active_trip", 409, "Conflict",
             "Finish your active trip before you change zone or vehicle.", kept=True),
+    Problem("driver_not_absent", 409, "Conflict",
+            "The trip's driver is online, or has not been offline for long enough."),
     Problem("not_offered", 403, "Forbidden", "This trip was not offered to you."),
     Problem("request_in_progress", 409, "Conflict",
             "A request with this Idempotency-Key is being worked on; try again."),

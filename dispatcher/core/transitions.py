@@ -102,6 +102,13 @@ COMPLETE: Final = Transition(
     "complete", _DRIVER, frozenset({Status.ONGOING}), Status.COMPLETED,
     DriverEffect.FREED, Event.COMPLETED, "completed_at",
 )  # fmt: skip
+#: The driver of a trip that is under way has vanished, and it is ended without them. It is completed and
+#: not cancelled, since the ride was begun and is owed; who ended it, and why, is in the event. It counts
+#: like a cancellation: nobody ends many trips in a minute.
+END: Final = Transition(
+    "end", frozenset({Role.CUSTOMER, Role.ADMIN}), frozenset({Status.ONGOING}), Status.COMPLETED,
+    DriverEffect.FREED, Event.COMPLETED, "completed_at", LimitClass.TRIP_CANCEL,
+)  # fmt: skip
 #: The driver cancels: the trip is offered to others.
 GIVE_BACK: Final = Transition(
     "cancel", _DRIVER, _NOT_STARTED, Status.PENDING,
@@ -122,7 +129,7 @@ EXPIRE: Final = Transition(
     DriverEffect.NONE, Event.EXPIRED, "expired_at",
 )  # fmt: skip
 
-TRANSITIONS: Final = (ACCEPT, ARRIVE, START, COMPLETE, GIVE_BACK, CANCEL, RELEASE, EXPIRE)
+TRANSITIONS: Final = (ACCEPT, ARRIVE, START, COMPLETE, END, GIVE_BACK, CANCEL, RELEASE, EXPIRE)
 #: Part of another change, or the dispatcher's own: nobody asks for them by name.
 _INTERNAL: Final = (RELEASE, EXPIRE)
 #: What each role may ask for; `decline` changes an offer, not a trip.

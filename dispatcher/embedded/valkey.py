@@ -58,7 +58,7 @@ class Valkey:
     @property
     def url(self) -> str:
         """`redis://` URL with the password; valid once it was started."""
-        return f"redis://:{self._password}@127.0.0.1:{self._port}/0"
+        return f"redis://default:{self._password}@127.0.0.1:{self._port}/0"
 
     def find(self) -> EngineProcess | None:
         """The process that works on this directory, whoever started it."""

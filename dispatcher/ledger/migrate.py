@@ -60,6 +60,15 @@ class MigrationStatus:
     applied_at: datetime | None
 
 
+@dataclass(frozen=True)
+class Downgrade:
+    """What taking back migrations takes away: their labels, newest first, and one line for each table
+    (with its rows), column, function and type."""
+
+    labels: list[str]
+    losses: list[str]
+
+
 async def up(database_url: str, directory: Path = MIGRATIONS_DIR) -> list[str]:
     """Apply what is missing, in order; the labels of what was applied.
 
@@ -84,16 +93,18 @@ async def up(database_url: str, directory: Path = MIGRATIONS_DIR) -> list[str]:
     return applied
 
 
-async def down(database_url: str, steps: int, directory: Path = MIGRATIONS_DIR) -> list[str]:
+async def down(
+    database_url: str, steps: int, directory: Path = MIGRATIONS_DIR, *, force: bool = False
+) -> list[str]:
     """Take back the last `steps` migrations, newest first; the labels of what was taken back.
 
-    After the last one the database holds nothing of this program. Raises MigrationError.
+    After the last one the database holds nothing of this program. Raises MigrationError, also where
+    servers are connected, unless `force` says that they do not matter.
     """
     migrations = read_migrations(directory)
     reverted: list[str] = []
     async with _locked(database_url) as connection:
-        done = await _check_applied(connection, migrations)
-        for migration in reversed(migrations[max(0, len(done) - steps) : len(done)]):
+        for migration in await _last_applied(connection, migrations, steps, force=force):
             async with connection.transaction():
                 await _run(connection, migration.label, migration.down_sql)
                 await _queries.forget_applied(connection, version=migration.version)
@@ -101,6 +112,39 @@ async def down(database_url: str, steps: int, directory: Path = MIGRATIONS_DIR) 
                     await _queries.drop_schema_migrations(connection)
             reverted.append(migration.label)
     return reverted
+
+
+async def preview_down(
+    database_url: str, steps: int, directory: Path = MIGRATIONS_DIR, *, force: bool = False
+) -> Downgrade:
+    """What `down` would take away. Raises MigrationError where `down` would.
+
+    The migrations are taken back in a transaction that is rolled back, so this is what happens, and
+    not what their files seem to say.
+    """
+    migrations = read_migrations(directory)
+    async with _locked(database_url) as connection:
+        reverting = await _last_applied(connection, migrations, steps, force=force)
+        transaction = connection.transaction()
+        await transaction.start()
+        try:
+            await _queries.limit_preview_wait(connection)
+            before = await _objects(connection)
+            for migration in reverting:
+                await _run(connection, migration.label, migration.down_sql)
+            after = await _objects(connection)
+        finally:
+            await transaction.rollback()
+        gone = before.keys() - after.keys()
+        losses = [
+            await _loss(connection, kind, name)
+            for (kind, name), detail in before.items()
+            # Columns are named where their table stays.
+            if (kind, name) in gone and (kind != "column" or ("table", detail) not in gone)
+        ]
+    changed = [name for (kind, name), text in before.items() if after.get((kind, name), text) != text]
+    losses += [f"function {name}: its former text comes back" for name in changed]
+    return Downgrade([migration.label for migration in reverting], losses)
 
 
 async def status(database_url: str, directory: Path = MIGRATIONS_DIR) -> list[MigrationStatus]:
@@ -142,6 +186,32 @@ async def _locked(database_url: str) -> AsyncIterator[Any]:
         yield connection
     finally:
         await connection.close()
+
+
+async def _last_applied(
+    connection: Any, migrations: list[Migration], steps: int, *, force: bool
+) -> list[Migration]:
+    """The last applied migrations, newest first. Raises MigrationError where servers would miss them."""
+    done = len(await _check_applied(connection, migrations))
+    sessions = await _queries.count_server_sessions(connection)
+    if sessions and not force:
+        raise MigrationError(
+            f"servers are connected to this database ({sessions} sessions): stop them, or use --force"
+        )
+    return migrations[max(0, done - steps) : done][::-1]
+
+
+async def _objects(connection: Any) -> dict[tuple[str, str], str]:
+    """Every object of the schema by kind and name, with a column's table and a function's text."""
+    rows = [row async for row in _queries.list_objects(connection)]
+    return {(row["kind"], row["name"]): row["detail"] for row in rows}
+
+
+async def _loss(connection: Any, kind: str, name: str) -> str:
+    if kind != "table":
+        return f"{kind} {name}"
+    rows: int = await connection.fetchval(await _queries.statement_that_counts(connection, name=name))
+    return f"table {name}: {rows} rows"
 
 
 async def _check_applied(connection: Any, migrations: list[Migration]) -> dict[int, datetime]:

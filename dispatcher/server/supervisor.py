@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 import os
+import re
 import socket
 import sys
 from typing import Final
@@ -24,6 +25,10 @@ from dispatcher.server.process_pool import ProcessPool
 _log = structlog.get_logger("dispatcher")
 
 _REVIVE_INTERVAL_S: Final = 0.5  # how soon an engine that died is noticed
+#: How a URL goes on after its scheme where it names no user.
+_PASSWORD_ALONE: Final = re.compile(r":[^@/]*@")
+#: Both clients also take a password from the query of a URL.
+_PASSWORD_PARAMETER: Final = re.compile(r"([?&](?:ssl)?password=)[^&]*")
 #: Addresses that mean "all of this machine", each with one that a client can connect to.
 _WILDCARDS: Final = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104
 
@@ -123,10 +128,8 @@ class Supervisor:
         redis_url, database_url = settings.redis_url or "", settings.database_url or ""
         line = {
             "url": f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}",
-            "redis_url": _without_password(redis_url) if self._given.redis_url else redis_url,
-            "database_url": (
-                _without_password(database_url) if self._given.database_url else database_url
-            ),
+            "redis_url": shown_redis_url(redis_url) if self._given.redis_url else redis_url,
+            "database_url": shown_url(database_url) if self._given.database_url else database_url,
             "pid": os.getpid(),
             "data_dir": str(settings.data_dir.expanduser().resolve()),
         }
@@ -156,6 +159,18 @@ def complete_settings(given: Settings, urls: EngineUrls) -> Settings:
     )
 
 
-def _without_password(url: str) -> str:
+def shown_redis_url(url: str) -> str:
+    """A Redis URL without its password, as `redis-cli -u` takes it once that is put back.
+
+    Where the URL has a password and names no user, `default` is meant, and has to be said:
+    `redis-cli` would take it for a user of no name.
+    """
+    scheme, separator, rest = url.partition("://")
+    return shown_url(f"{scheme}{separator}default{rest}" if _PASSWORD_ALONE.match(rest) else url)
+
+
+def shown_url(url: str) -> str:
+    """A URL without its password."""
     password = urlsplit(url).password
-    return url.replace(f":{password}@", ":***@", 1) if password else url
+    shown = url.replace(f":{password}@", ":***@", 1) if password else url
+    return _PASSWORD_PARAMETER.sub(r"\1***", shown)

@@ -6,21 +6,26 @@ import math
 from typing import Any, Final
 
 from dispatcher.core.actors import Actor, Role
+from dispatcher.core.drivers import AvailabilityStatus, Driver
 from dispatcher.core.errors import Refusal
 from dispatcher.core.times import iso, millis
 from dispatcher.core.trips import Trip
 from dispatcher.core.zones import Zones
 from dispatcher.ledger.database import Database, trip_from_row
-from dispatcher.live.keys import keys_of
+from dispatcher.live.keys import Keys, keys_of
+from dispatcher.live.offers import OfferScripts
 from dispatcher.live.positions import PositionScripts
+from dispatcher.live.state import StateScripts
 from dispatcher.service.commands.actions import zone_of_trip
 from dispatcher.service.driver_directory import DriverDirectory
+from dispatcher.service.rehydration import Rehydration
 
 _MAX_ROWS: Final = 500
 #: How far `pending_near` looks around a driver.
 _NEAR_M: Final = 10_000.0
 #: Mean length of a degree of latitude on the sphere of distance_m().
 _METRES_PER_DEGREE: Final = 111_195.0
+_EVERYWHERE: Final = {"west": -180.0, "east": 180.0, "south": -90.0, "north": 90.0}
 
 
 class Reads:
@@ -32,11 +37,17 @@ class Reads:
         zones: Zones,
         database: Database,
         directory: DriverDirectory,
+        rehydration: Rehydration,
+        state: StateScripts,
+        offers: OfferScripts,
         positions: PositionScripts,
     ) -> None:
         self._zones = zones
         self._database = database
         self._directory = directory
+        self._rehydration = rehydration
+        self._state = state
+        self._offers = offers
         self._positions = positions
 
     async def trip(self, actor: Actor, trip_id: str) -> Trip:
@@ -75,26 +86,51 @@ class Reads:
         return {"zone": zone, "trips": {row["current_status"]: row["trips"] for row in rows}}
 
     async def pending_near(self, actor: Actor, limit: int) -> list[dict[str, Any]]:
-        """Pending trips of the driver's vehicle type around their last fix, nearest first.
+        """The pending trips that the driver may accept now, nearest first, each with `distance_m`.
 
-        Each with `distance_m`. Raises Refusal driver_not_online where there is no fix.
+        They are of the driver's zone and vehicle type, within 10 km of their last fix, and neither
+        declined nor given back by them. Where the zone lets drivers accept only what they are offered,
+        they are the open offers, however far. Raises Refusal driver_not_online and
+        driver_not_available, as an accept would be refused, and driver_not_online without a fix.
         """
         entry = await self._directory.find(actor.user_id)
-        position = None
-        if entry is not None:
-            position = await self._positions.last_position(keys_of(entry.zone), actor.user_id)
-        if entry is None or position is None:
+        driver = await self._driver(keys_of(entry.zone), actor.user_id) if entry else None
+        if driver is None or not driver.is_online:
+            raise Refusal("driver_not_online", "Go online and send a position first.")
+        if driver.availability_status is not AvailabilityStatus.AVAILABLE or driver.trip_id:
+            raise Refusal("driver_not_available")
+        keys = keys_of(driver.zone)
+        position = await self._positions.last_position(keys, driver.user_id)
+        if position is None:
             raise Refusal("driver_not_online", "Go online and send a position first.")
         lat, lng = position
-        north = _NEAR_M / _METRES_PER_DEGREE
-        east = north / max(0.01, math.cos(math.radians(lat)))
+        offered, box = None, _box_around(lat, lng)
+        zone = self._zones.get(driver.zone)
+        if zone is not None and zone.accept_policy == "offered":
+            offered = [offer.trip_id for offer in await self._offers.read_offers(keys, driver.user_id)]
+            box = _EVERYWHERE
         rows = await self._database.rows(
             "pending_near",
-            lat=lat, lng=lng, zone=entry.zone, vehicle_type=entry.vehicle_type,
-            driver_id=actor.user_id, max_rows=limit,
-            west=lng - east, east=lng + east, south=lat - north, north=lat + north,
+            lat=lat, lng=lng, zone=driver.zone, vehicle_type=driver.vehicle_type,
+            driver_id=driver.user_id, offered=offered, max_rows=limit, **box,
         )  # fmt: skip
         found = [
             {**trip_from_row(row).to_json(), "distance_m": round(row["distance_m"], 1)} for row in rows
         ]
         return sorted(found, key=lambda trip: trip["distance_m"])
+
+    async def _driver(self, keys: Keys, driver_id: str) -> Driver | None:
+        """A driver as Redis has them; loaded from Postgres where Redis lacks them."""
+        driver = await self._state.read_driver(keys, driver_id)
+        if driver is None:
+            await self._rehydration.warm(keys.zone)
+            await self._rehydration.reload_driver(keys, driver_id)
+            driver = await self._state.read_driver(keys, driver_id)
+        return driver
+
+
+def _box_around(lat: float, lng: float) -> dict[str, float]:
+    """The box, in degrees, that holds the circle in which trips are near."""
+    north = _NEAR_M / _METRES_PER_DEGREE
+    east = north / max(0.01, math.cos(math.radians(lat)))
+    return {"west": lng - east, "east": lng + east, "south": lat - north, "north": lat + north}

@@ -44,12 +44,18 @@ ENDPOINTS: Final = (
         (*_TRIP_CHANGE_CODES, "invalid_trip_status"),
     ),
     Endpoint(
+        "POST", "/api/customer/ride/end", "end", "End an own trip whose driver has vanished",
+        Role.CUSTOMER, (requests.Ending,), None, True, 200,
+        (*_TRIP_CHANGE_CODES, "invalid_trip_status", "driver_not_absent"),
+    ),
+    Endpoint(
         "GET", "/api/customer/ride/{id}", "customer_trip", "An own trip",
         Role.CUSTOMER, codes=("trip_not_found",), path_parts=requests.TripPath,
     ),
     Endpoint(
-        "GET", "/api/driver/ride/pending", "pending", "Pending trips near the driver, nearest first",
-        Role.DRIVER, query=requests.PendingQuery, codes=("driver_not_online",),
+        "GET", "/api/driver/ride/pending", "pending",
+        "Pending trips that the driver may accept, nearest first",
+        Role.DRIVER, query=requests.PendingQuery, codes=("driver_not_online", "driver_not_available"),
     ),
     Endpoint(
         "GET", "/api/driver/ride/{id}", "driver_trip", "An own trip",
@@ -73,6 +79,11 @@ ENDPOINTS: Final = (
     Endpoint(
         "POST", "/api/admin/ride/cancel", "admin_cancel", "Cancel any trip",
         Role.ADMIN, (requests.Cancellation,), None, True, 200,
+        (*_TRIP_CHANGE_CODES, "invalid_trip_status"),
+    ),
+    Endpoint(
+        "POST", "/api/admin/ride/end", "admin_end", "End any trip that has started",
+        Role.ADMIN, (requests.Ending,), None, True, 200,
         (*_TRIP_CHANGE_CODES, "invalid_trip_status"),
     ),
     Endpoint(

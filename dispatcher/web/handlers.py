@@ -23,6 +23,7 @@ from dispatcher.service.commands.create import create_trip
 from dispatcher.service.coordinator import Coordinator
 from dispatcher.service.positions import Positions
 from dispatcher.service.reads import Reads
+from dispatcher.service.stranded_trips import StrandedTrips
 from dispatcher.web import api_page, openapi, requests
 from dispatcher.web.responses import HttpResponse, answer_response, content_response, json_response
 
@@ -44,6 +45,7 @@ class Handlers:
         coordinator: Coordinator,
         availability: AvailabilityService,
         positions: Positions,
+        stranded_trips: StrandedTrips,
         reads: Reads,
         readiness: Readiness,
         metrics: Metrics,
@@ -53,6 +55,7 @@ class Handlers:
         self._coordinator = coordinator
         self._availability = availability
         self._positions = positions
+        self._stranded_trips = stranded_trips
         self._reads = reads
         self._readiness = readiness
         self._metrics = metrics
@@ -88,6 +91,13 @@ class Handlers:
 
     #: Which trips are whose is the command's business, not the address's.
     admin_cancel = cancel
+
+    async def end(self, caller: Caller, body: requests.Ending) -> Answer:
+        return await self._stranded_trips.end(
+            caller, body.trip_request_id, version=body.version, reason=body.reason
+        )
+
+    admin_end = end
 
     async def customer_trip(self, actor: Actor, path: requests.TripPath) -> Trip:
         return await self._reads.trip(actor, path.id)

@@ -26,6 +26,7 @@ _IDENTITY_CODES: Final = ("missing_token", "invalid_token", "token_expired", "wr
 _FIELD_CODES: Final = {
     "NewTrip": ("invalid_location", "invalid_trip_id", "invalid_zone", "invalid_vehicle_type"),
     "Cancellation": ("invalid_trip_id", "invalid_version"),
+    "Ending": ("invalid_trip_id", "invalid_version"),
     "TripAction": ("unknown_action", "invalid_trip_id", "invalid_version"),
     "Fix": ("invalid_location",),
     "Availability": ("invalid_location", "invalid_zone", "invalid_vehicle_type"),

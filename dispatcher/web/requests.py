@@ -18,6 +18,7 @@ from pydantic import (
 )
 
 from dispatcher.core import trips, zones
+from dispatcher.core.actors import Role
 from dispatcher.core.errors import PROBLEMS, Refusal
 from dispatcher.core.transitions import ACTIONS
 from dispatcher.core.trips import DEFAULT_VEHICLE_TYPE, MAX_LATITUDE
@@ -53,7 +54,8 @@ Version = Annotated[int, Field(ge=0, le=_MAX_VERSION)]
 Reason = Annotated[str, Field(max_length=500)]
 TimestampMs = Annotated[int, BeforeValidator(_timestamp_ms), Field(ge=0, le=_MAX_TIMESTAMP_MS)]
 Action = Literal["accept", "decline", "arrive", "start", "complete", "cancel"]
-assert {*(action for _, action in ACTIONS), "decline"} == set(Action.__args__)  # type: ignore[attr-defined]
+_DRIVER_ACTIONS: Final = {action for role, action in ACTIONS if role is Role.DRIVER}
+assert {*_DRIVER_ACTIONS, "decline"} == set(Action.__args__)  # type: ignore[attr-defined]
 
 
 class _RequestBody(BaseModel):
@@ -84,6 +86,14 @@ class NewTrip(_RequestBody):
 
 class Cancellation(_RequestBody):
     """A trip that is not wanted any more."""
+
+    trip_request_id: TripId
+    version: Version | None = None
+    reason: Reason | None = None
+
+
+class Ending(_RequestBody):
+    """A trip that has started and is to end without its driver."""
 
     trip_request_id: TripId
     version: Version | None = None

@@ -46,16 +46,26 @@ SELECT trip_id, version FROM trip_events
  WHERE created_at >= :since AND starts_with(trip_id, :prefix)
  ORDER BY created_at DESC LIMIT :max_rows;
 
--- name: pending_near(lng, lat, zone, vehicle_type, west, south, east, north, driver_id, max_rows)
--- Pending trips of a zone inside a box around a position. The order is that of distances in degrees, which the index
--- gives; the caller sorts by metres. Trips that the driver has declined are left out.
+-- name: pending_near(lng, lat, zone, vehicle_type, west, south, east, north, driver_id, offered, max_rows)
+-- Pending trips of a zone inside a box around a position; of those, where `offered` is not NULL, only these. The order
+-- is that of distances in degrees, which the index gives; the caller sorts by metres. Trips that the driver has
+-- declined or given back are left out.
 SELECT t.*, NULL AS driver_vehicle_type, distance_m(t.pickup_location, point(:lng, :lat)) AS distance_m
   FROM trip_requests t
  WHERE t.current_status = 'pending' AND t.zone = :zone AND t.vehicle_type = :vehicle_type
    AND t.pickup_location <@ box(point(:west, :south), point(:east, :north))
    AND NOT EXISTS (SELECT FROM trip_offers o
                     WHERE o.trip_id = t.id AND o.driver_id = :driver_id AND o.outcome = 'declined')
+   AND NOT EXISTS (SELECT FROM trip_events e
+                    WHERE e.trip_id = t.id AND e.event = 'released' AND e.actor_id = :driver_id)
+   AND (:offered::text[] IS NULL OR t.id = ANY (:offered::text[]))
  ORDER BY t.pickup_location <-> point(:lng, :lat) LIMIT :max_rows;
+
+-- name: absence_from_trip(trip_id)^
+-- Of a trip that has started: its customer, and for how long (s) its driver has been offline; NULL while they are online.
+SELECT t.customer_id, CASE WHEN NOT d.is_online THEN extract(epoch FROM now() - d.updated_at)::float8 END AS absent_s
+  FROM trip_requests t LEFT JOIN driver_details d ON d.user_id = t.driver_id
+ WHERE t.id = :trip_id AND t.current_status = 'ongoing';
 
 -- name: event_of_attempt(trip_id, version, attempt)^
 -- The event that an attempt wrote, if its commit went through.

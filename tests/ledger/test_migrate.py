@@ -65,6 +65,49 @@ async def test_down_past_the_first_leaves_nothing(empty_database_url: str, small
     assert await migrate.down(empty_database_url, 1, small) == []
 
 
+async def test_a_preview_names_what_goes_and_takes_nothing(empty_database_url: str, small: Path) -> None:
+    _write(small, "0002_second",
+           "CREATE TABLE \"Second one\" (id int); ALTER TABLE first ADD note text;"
+           " CREATE FUNCTION one() RETURNS int LANGUAGE sql AS 'SELECT 1';",
+           "DROP TABLE \"Second one\"; ALTER TABLE first DROP note; DROP FUNCTION one();")  # fmt: skip
+    _write(small, "0003_third", "CREATE OR REPLACE FUNCTION one() RETURNS int LANGUAGE sql AS 'SELECT 3';",
+           "CREATE OR REPLACE FUNCTION one() RETURNS int LANGUAGE sql AS 'SELECT 1';")  # fmt: skip
+    await migrate.up(empty_database_url, small)
+    await _query(empty_database_url, 'INSERT INTO "Second one" SELECT generate_series(1, 3)')
+    before = await _query(empty_database_url, CATALOG)
+
+    last = await migrate.preview_down(empty_database_url, 1, small)
+    assert last.labels == ["0003_third"]
+    assert last.losses == ["function one(): its former text comes back"]
+    two = await migrate.preview_down(empty_database_url, 2, small)
+    assert two.labels == ["0003_third", "0002_second"]
+    assert sorted(two.losses) == ["column first.note", "function one()", "table Second one: 3 rows"]
+    assert await _query(empty_database_url, CATALOG) == before
+    assert (await migrate.preview_down(empty_database_url, 9, small)).labels[-1] == "0001_first"
+
+
+async def test_a_way_back_that_fails_is_found_by_the_preview(
+    empty_database_url: str, small: Path
+) -> None:
+    _write(small, "0003_third", "CREATE TABLE third (id int);", "DROP TABLE fourth;")
+    await migrate.up(empty_database_url, small)
+    with pytest.raises(MigrationError, match=r"0003_third failed and was rolled back: .*fourth"):
+        await migrate.preview_down(empty_database_url, 3, small)
+
+
+async def test_down_is_refused_while_servers_are_connected(empty_database_url: str, small: Path) -> None:
+    await migrate.up(empty_database_url, small)
+    for name in ("dispatcher", "dispatcher-ledger"):
+        server = await asyncpg.connect(empty_database_url, server_settings={"application_name": name})
+        for call in (migrate.down, migrate.preview_down):
+            with pytest.raises(MigrationError, match=r"servers are connected .*1 session.*--force"):
+                await call(empty_database_url, 1, small)
+        assert (await migrate.preview_down(empty_database_url, 1, small, force=True)).labels
+        assert len(await migrate.down(empty_database_url, 1, small, force=True)) == 1
+        await server.close()
+        await migrate.up(empty_database_url, small)
+
+
 async def test_a_migration_that_fails_leaves_no_trace(empty_database_url: str, small: Path) -> None:
     _write(small, "0002_second", "CREATE TABLE half (id int); SELECT 1 / 0;", "DROP TABLE half;")
     with pytest.raises(MigrationError, match=r"0002_second failed and was rolled back: division"):

@@ -158,3 +158,19 @@ async def test_the_hash_of_a_driver_who_is_loaded_offline_ends(zone: Zone) -> No
     assert 0 < await zone.redis.ttl(zone.keys.driver("d1")) <= 3_600
     await zone.state.load_driver(zone.keys, make_driver(version=1))
     assert await zone.redis.ttl(zone.keys.driver("d1")) == -1
+
+
+async def test_the_hash_of_a_driver_on_a_trip_does_not_end(zone: Zone) -> None:
+    """They were loaded as free and offline before the trip was, or are found to have no trip any more."""
+    name = zone.keys.driver("d1")
+    await zone.state.load_driver(zone.keys, make_driver(is_online=False))
+    trip = make_trip(version=3, current_status=Status.ONGOING, driver_id="d1")
+    await zone.state.load_trip(zone.keys, trip)
+    assert await zone.redis.ttl(name) == -1
+    ended = make_trip(version=4, current_status=Status.COMPLETED, driver_id="d1")
+    await zone.state.load_trip(zone.keys, ended, former_driver="d1")
+    assert 0 < await zone.redis.ttl(name) <= 3_600
+    # Who is online stays, on a trip or not.
+    await zone.driver("d2", trip_id="z_1")
+    await zone.state.load_trip(zone.keys, ended, former_driver="d2")
+    assert await zone.redis.ttl(zone.keys.driver("d2")) == -1

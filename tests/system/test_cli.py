@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import pty
 import re
 import signal
 import socket
 import subprocess
 import sys
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Callable
 from pathlib import Path
@@ -37,10 +39,31 @@ def _run(*args: str, **env: str) -> subprocess.CompletedProcess[str]:
     )
 
 
+def _run_on_terminal(*args: str, answer: str, **env: str) -> tuple[int, str]:
+    """`dispatcher ARGS` on a terminal where `answer` is typed; the exit status and what is shown."""
+    clean = {name: value for name, value in os.environ.items() if "DISPATCHER_" not in name}
+    ours, theirs = pty.openpty()
+    os.write(ours, f"{answer}\n".encode())
+    try:
+        done = subprocess.run(
+            [sys.executable, "-m", "dispatcher", *args],
+            env=clean | env, stdin=theirs, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+            text=True, check=False, timeout=60,
+        )  # fmt: skip
+    finally:
+        os.close(ours)
+        os.close(theirs)
+    return done.returncode, done.stdout
+
+
 async def _status(server: Server, path: str = "/healthz") -> int:
     def get() -> int:
-        with urllib.request.urlopen(server.url + path, timeout=10) as answer:
-            return int(answer.status)
+        try:
+            with urllib.request.urlopen(server.url + path, timeout=10) as answer:
+                return int(answer.status)
+        except urllib.error.HTTPError as error:
+            with error:
+                return int(error.code)
 
     return await asyncio.to_thread(get)
 
@@ -192,10 +215,39 @@ def test_migrations_of_a_given_database(empty_database_url: str) -> None:
     assert applied == [f"applied {line.split()[0]}" for line in before]
     assert _run("migrate", "up", **url).stdout == "nothing to apply\n"
 
-    reverted = _run("migrate", "down", "--steps", "2", **url).stdout.splitlines()
+    reverted = _run("migrate", "down", "--steps", "2", "--yes", **url).stdout.splitlines()
     assert reverted == [line.replace("applied", "reverted") for line in applied[:-3:-1]]
     after = _run("migrate", "status", **url).stdout.splitlines()
     assert [line.endswith("  -") for line in after][-3:] == [False, True, True]
+
+
+def test_nothing_is_taken_back_that_nobody_has_agreed_to(database_url: str) -> None:
+    url = {"DISPATCHER_DATABASE_URL": database_url}
+    down = ("migrate", "down", "--steps", "99")
+    before = _run("migrate", "status", **url).stdout
+    refused = _run(*down, **url)
+    assert refused.returncode == 2
+    assert "goes: table trip_requests: 0 rows\n" in refused.stderr
+    assert "--yes" in refused.stderr
+    for answer, status in (("n", 1), ("y", 0)):
+        assert _run("migrate", "status", **url).stdout == before
+        code, shown = _run_on_terminal(*down, answer=answer, **url)
+        assert code == status, shown
+        assert "Take back " in shown
+    assert all(line.endswith("  -") for line in _run("migrate", "status", **url).stdout.splitlines())
+
+
+async def test_no_schema_is_taken_from_under_a_server(serve: Serve) -> None:
+    server = await serve()
+    url = {"DISPATCHER_DATABASE_URL": server.database_url}
+    down = ("migrate", "down", "--steps", "99", "--yes")
+    refused = await asyncio.to_thread(_run, *down, **url)
+    assert refused.returncode == 1
+    assert refused.stderr.startswith("error: servers are connected to this database (")
+    assert await _status(server, "/readyz") == 200
+    forced = await asyncio.to_thread(_run, *down, "--force", **url)
+    assert forced.returncode == 0, forced.stderr
+    assert await _status(server, "/readyz") == 503
 
 
 def test_migrations_of_an_embedded_database(data_dir: Path) -> None:
@@ -204,7 +256,7 @@ def test_migrations_of_an_embedded_database(data_dir: Path) -> None:
     assert stopped.stdout.startswith("applied 0001_")
     assert wait_for_end(data_dir, 1.0) == []
     with Engines(data_dir, redis=False):
-        running = _run("migrate", "down", "--steps", "1", "--data-dir", str(data_dir))
+        running = _run("migrate", "down", "--steps", "1", "--yes", "--data-dir", str(data_dir))
         assert running.returncode == 0, running.stderr
         assert running.stdout.startswith("reverted ")
         assert processes_of(data_dir)
@@ -215,6 +267,7 @@ async def test_serve_on_embedded_engines_from_start_to_end(serve: Serve, data_di
     assert server.ready.keys() == {"url", "redis_url", "database_url", "pid", "data_dir"}
     assert server.ready["pid"] == server.process.pid
     assert server.ready["data_dir"] == str(data_dir.resolve())
+    assert urlsplit(server.ready["redis_url"]).username == "default", "redis-cli 6.2 asks for a user"
     assert await _status(server) == 200
     assert await _status(server, "/readyz") == 200
 
@@ -266,7 +319,7 @@ async def test_a_password_that_was_given_is_not_printed(serve: Serve) -> None:
     password = urlsplit(server.redis_url).password
     assert password
     assert password not in server.ready["redis_url"]
-    assert ":***@127.0.0.1:" in server.ready["redis_url"]
+    assert server.ready["redis_url"].startswith("redis://default:***@127.0.0.1:")
     assert server.ready["database_url"] == server.database_url
 
 

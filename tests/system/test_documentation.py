@@ -75,10 +75,21 @@ def test_no_registry_and_no_lock() -> None:
     assert "uv.lock" not in listed.stdout.split()
 
 
-async def test_the_walk(serve: Serve, tmp_path: Path) -> None:
+async def test_the_walk_and_the_same_walk_again(serve: Serve, tmp_path: Path) -> None:
     server = await serve()
+    for _ in range(2):
+        out = await _walk(server.url, tmp_path)
+        assert out.count('"response_code":"availability_updated"') == 3
+        assert out.count('"response_code":"trip_accepted"') == 2
+        assert out.lower().count("x-idempotent-replay: true") == 1
+        assert "trip_already_assigned" in out
+        assert '"current_status":"pending","version":2' in out.splitlines()[-1]
+
+
+async def _walk(url: str, directory: Path) -> str:
+    """What the README's walk prints, taken against the server at `url`."""
     script = README.split("<!-- walk -->")[1].split("```bash\n")[1].split("```")[0]
-    script = script.replace("http://127.0.0.1:8080", server.url)
+    script = script.replace("http://127.0.0.1:8080", url)
     script = script.replace("uv run dispatcher", f"{sys.executable} -m dispatcher")
     script = script.replace("python3 -c", f"{sys.executable} -c")
     done = await asyncio.to_thread(
@@ -87,7 +98,7 @@ async def test_the_walk(serve: Serve, tmp_path: Path) -> None:
         capture_output=True,
         text=True,
         check=False,
-        cwd=tmp_path,
+        cwd=directory,
         env={
             **os.environ,
             "DISPATCHER_JWT_SECRET": "a-secret-for-tests-with-more-than-32-bytes",
@@ -95,9 +106,4 @@ async def test_the_walk(serve: Serve, tmp_path: Path) -> None:
         },
     )
     assert done.returncode == 0, done.stderr
-    out = done.stdout
-    assert out.count('"response_code":"availability_updated"') == 3
-    assert out.count('"response_code":"trip_accepted"') == 2
-    assert out.lower().count("x-idempotent-replay: true") == 1
-    assert "trip_already_assigned" in out
-    assert '"current_status":"pending","version":2' in out.splitlines()[-1]
+    return done.stdout

@@ -47,6 +47,8 @@ GOOD = {
     LOCATION: (DRIVER, PLACE),
     AVAILABILITY: (DRIVER, {"is_online": True}),
     "/api/admin/ride/cancel": (ADMIN, {"trip_request_id": TRIP}),
+    "/api/customer/ride/end": (CUSTOMER, {"trip_request_id": TRIP}),
+    "/api/admin/ride/end": (ADMIN, {"trip_request_id": TRIP}),
 }
 
 
@@ -83,6 +85,9 @@ class Notes:
 
     async def report(self, caller: Caller, points: Any) -> Any:
         return self._say("positions", {"actor": caller.actor, "points": points, "ip": caller.ip})
+
+    async def end(self, caller: Caller, trip_id: str, **details: Any) -> Any:
+        return self._say("end", {**details_of(caller), "trip_id": trip_id, **details})
 
     # --- reads
 
@@ -169,7 +174,7 @@ def boundary_of(settings: Settings, notes: Notes, metrics: Metrics, seen: list[A
 def handlers_of(notes: Notes, metrics: Metrics) -> Handlers:
     service: Any = notes
     return Handlers(
-        zones=Zones(), coordinator=service, availability=service, positions=service, reads=service,
+        zones=Zones(), coordinator=service, availability=service, positions=service, stranded_trips=service, reads=service,
         readiness=notes.readiness, metrics=metrics, vehicle_types=Settings().vehicle_types,
     )  # fmt: skip
 

@@ -54,6 +54,12 @@ async def test_everything_is_passed_on(client: Client) -> None:
         await client.send("POST", path, GOOD[path][0], {"trip_request_id": TRIP, "reason": "late"})
         got = client.notes.calls[-1][1]
         assert (got["actor"].user_id, got["action"], got["reason"]) == (actor, "cancel", "late")
+    for path, actor in (("/api/customer/ride/end", "c1"), ("/api/admin/ride/end", "a1")):
+        body = {"trip_request_id": TRIP, "reason": "gone", "version": 3}
+        await client.send("POST", path, GOOD[path][0], body)
+        name, got = client.notes.calls[-1]
+        assert (name, got["actor"].user_id, got["trip_id"]) == ("end", actor, TRIP)
+        assert (got["reason"], got["version"]) == ("gone", 3)
     await client.send(
         "POST", AVAILABILITY, DRIVER, {"is_online": False, "location": PLACE, "zone": None}
     )
