@@ -149,8 +149,10 @@ def token(role: str, sub: str, ttl_s: int, data_dir: Path | None) -> None:
 def cleanup(chunk: int, data_dir: Path | None) -> None:
     """Delete expired rows, a chunk in each transaction."""
     from dispatcher.ledger import cleanup
+    from dispatcher.ledger.preflight import check_privileges
 
     with _database_url(_settings(data_dir=data_dir)) as url:
+        asyncio.run(check_privileges(url))
         click.echo(f"{asyncio.run(cleanup.delete_expired(url, chunk))} rows deleted")
 
 

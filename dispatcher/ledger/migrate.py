@@ -19,12 +19,15 @@ from typing import Any
 import aiosql
 import asyncpg
 
+from dispatcher.config import SettingsError
 from dispatcher.resources import SQL_DIR
 
 MIGRATIONS_DIR = SQL_DIR / "migrations"
 
 _FILE_NAME = re.compile(r"(\d{4})_([a-z0-9_]+)\.(up|down)\.sql")
 _LOCK_KEY = 0x6469737061746368  # "dispatch" in ASCII: one key of Postgres's 64-bit space
+#: The role may not do it, or may not even look into the schema.
+_FORBIDDEN = (asyncpg.InsufficientPrivilegeError, asyncpg.InvalidSchemaNameError)
 _queries: Any = aiosql.from_path(SQL_DIR / "schema_migrations.sql", "asyncpg")
 
 
@@ -179,11 +182,19 @@ def read_migrations(directory: Path) -> list[Migration]:
 
 @asynccontextmanager
 async def _locked(database_url: str) -> AsyncIterator[Any]:
-    """A connection that alone may migrate; the lock ends with the connection."""
+    """A connection that alone may migrate; the lock ends with the connection.
+
+    Raises SettingsError where its role may not.
+    """
     connection = await asyncpg.connect(database_url)
     try:
         await _queries.lock_migrations(connection, key=_LOCK_KEY)
         yield connection
+    except _FORBIDDEN as error:
+        raise SettingsError(
+            f"DISPATCHER_DATABASE_URL: its role may not migrate the schema: {error}; "
+            "run `dispatcher migrate` as its owner"
+        ) from None
     finally:
         await connection.close()
 
@@ -242,5 +253,7 @@ async def _check_applied(connection: Any, migrations: list[Migration]) -> dict[i
 async def _run(connection: Any, label: str, script: str) -> None:
     try:
         await connection.execute(script)
+    except _FORBIDDEN:
+        raise
     except asyncpg.PostgresError as error:
         raise MigrationError(f"migration {label} failed and was rolled back: {error}") from error

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Any, Final
 
+import aiosql
 import asyncpg
 
 from dispatcher.config import SettingsError, url_refused
+from dispatcher.resources import SQL_DIR
 
 _TIMEOUT_S: Final = 5.0  # a server that takes longer to answer is not one to start on
 _OLDEST_POSTGRES: Final = 14  # the first that reports with the connection whether it is read-only
+_queries: Any = aiosql.from_path(SQL_DIR / "preflight.sql", "asyncpg")
 
 
 async def check_postgres(url: str) -> None:
@@ -18,17 +23,9 @@ async def check_postgres(url: str) -> None:
 
     Raises SettingsError, which names the setting and never shows the URL's password.
     """
-    try:
-        connection = await asyncpg.connect(url, timeout=_TIMEOUT_S)
-    except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, ValueError) as error:
-        reason = str(error) or type(error).__name__
-        raise url_refused("database_url", url, f"Postgres cannot be reached: {reason}") from None
-    try:
+    async with _connection(url) as connection:
         version: int = connection.get_server_version().major
         read_only = _is_read_only(connection)
-    finally:
-        async with asyncio.timeout(_TIMEOUT_S):
-            await connection.close()
     if version < _OLDEST_POSTGRES:
         raise SettingsError(
             f"DISPATCHER_DATABASE_URL: Postgres {version} is there; "
@@ -36,6 +33,39 @@ async def check_postgres(url: str) -> None:
         )
     if read_only:
         raise SettingsError("DISPATCHER_DATABASE_URL: is read-only; give the URL of the primary")
+
+
+async def check_privileges(url: str) -> None:
+    """Check that the role at `url` may do what a server does, in a database with our schema.
+
+    Raises SettingsError, which names what it may not.
+    """
+    async with _connection(url) as connection:
+        rows = [row async for row in _queries.missing_privileges(connection)]
+    if unseen := [f"{row['kind']} {row['name']}" for row in rows if not row["is_seen"]]:
+        raise SettingsError(
+            f"DISPATCHER_DATABASE_URL: its role sees no {', '.join(unseen)}: "
+            "`dispatcher migrate up` makes them, and the role needs USAGE on their schema"
+        )
+    if rows:
+        lacks = ", ".join(f"{row['privileges']} on {row['kind']} {row['name']}" for row in rows)
+        raise SettingsError(f"DISPATCHER_DATABASE_URL: its role lacks {lacks}")
+
+
+@asynccontextmanager
+async def _connection(url: str) -> AsyncIterator[Any]:
+    """A connection for a check. Raises SettingsError where there is none, or it breaks."""
+    try:
+        connection = await asyncpg.connect(url, timeout=_TIMEOUT_S, command_timeout=_TIMEOUT_S)
+        try:
+            yield connection
+            async with asyncio.timeout(_TIMEOUT_S):
+                await connection.close()
+        finally:
+            connection.terminate()
+    except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, ValueError) as error:
+        reason = str(error) or type(error).__name__
+        raise url_refused("database_url", url, f"Postgres cannot be reached: {reason}") from None
 
 
 def _is_read_only(connection: Any) -> bool:

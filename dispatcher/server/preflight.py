@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import structlog
 
 from dispatcher.config import Settings
+from dispatcher.core.zones import DEFAULT_ZONE
 from dispatcher.ledger import migrate
-from dispatcher.ledger.preflight import check_postgres
+from dispatcher.ledger.preflight import check_postgres, check_privileges
 from dispatcher.live.preflight import check_redis
 from dispatcher.web.jwt_keys import read_keys
 from dispatcher.zones_file import load_zones
@@ -24,18 +27,26 @@ def check_files(settings: Settings) -> None:
 
 
 async def check_and_migrate(settings: Settings) -> None:
-    """Check both engines, then apply every migration that is missing.
+    """Check both engines, apply every migration that is missing, and check what the role may do then.
 
     `settings` must hold both URLs. Raises SettingsError if an engine cannot be used,
     MigrationError if the schema cannot be brought forward.
     """
     redis_url, database_url = settings.redis_url or "", settings.database_url or ""
-    await check_engines(redis_url, database_url, redis_cluster=settings.redis_cluster)
+    zones = load_zones(settings.zones_file).names()
+    await check_engines(redis_url, database_url, redis_cluster=settings.redis_cluster, zones=zones)
     for label in await migrate.up(database_url):
         _log.info("Migration applied", migration=label)
+    await check_privileges(database_url)
 
 
-async def check_engines(redis_url: str, database_url: str, *, redis_cluster: bool = False) -> None:
+async def check_engines(
+    redis_url: str,
+    database_url: str,
+    *,
+    redis_cluster: bool = False,
+    zones: Sequence[str] = (DEFAULT_ZONE,),
+) -> None:
     """Check Redis, then Postgres. Raises SettingsError, which names the setting."""
-    await check_redis(redis_url, cluster=redis_cluster)
+    await check_redis(redis_url, cluster=redis_cluster, zones=zones)
     await check_postgres(database_url)

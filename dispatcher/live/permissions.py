@@ -1,0 +1,122 @@
+"""What the user of a Redis connection may do there: an ACL that lacks something is found at start."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from typing import Any, Final, NamedTuple
+
+import orjson
+
+from dispatcher.live.keys import Keys, keys_of
+
+#: Asks Redis about each command without running it. Needs what the product needs anyway, which EVAL is;
+#: ACL DRYRUN would need the rights of an administrator.
+_ASK: Final = """
+local refused = {}
+for i, command in ipairs(cjson.decode(ARGV[1])) do
+  local is_known, is_allowed = pcall(redis.acl_check_cmd, unpack(command))
+  if not (is_known and is_allowed) then
+    refused[#refused + 1] = i - 1
+  end
+end
+return refused
+"""
+#: Every command that the scripts and the live wing run on a key, with what follows the key.
+KEYED_COMMANDS: Final[dict[str, tuple[str, ...]]] = {
+    "DEL": (), "EXISTS": (), "EXPIRE": ("1",), "GEOADD": ("1", "1", "m"),
+    "GEOSEARCH": ("FROMLONLAT", "1", "1", "BYRADIUS", "1", "m", "ASC"), "GET": (), "HGET": ("f",),
+    "HGETALL": (), "HMGET": ("f",), "HSET": ("f", "v"), "LINDEX": ("0",), "LLEN": (), "LPOP": (),
+    "LREM": ("1", "v"), "MGET": (), "PERSIST": (), "PEXPIRE": ("1",), "PTTL": (), "RPOP": (),
+    "RPUSH": ("v",), "SADD": ("m",), "SET": ("v",), "SISMEMBER": ("m",), "SMEMBERS": (), "UNLINK": (),
+    "XADD": ("*", "f", "v"), "XRANGE": ("-", "+"), "XREVRANGE": ("+", "-"), "ZADD": ("1", "m"),
+    "ZCARD": (), "ZCOUNT": ("0", "1"), "ZRANGE": ("0", "1"), "ZRANGEBYSCORE": ("0", "1"),
+    "ZREM": ("m",), "ZREMRANGEBYSCORE": ("0", "1"), "ZSCORE": ("m",),
+}  # fmt: skip
+#: Those on a channel.
+CHANNEL_COMMANDS: Final = {"SPUBLISH": ("message",), "SSUBSCRIBE": ()}
+#: Those on neither.
+OTHER_COMMANDS: Final = {
+    "EVALSHA": ("0" * 40, "0"), "INFO": (), "PING": (), "SCAN": ("0",), "SCRIPT LOAD": ("return 1",),
+    "TIME": (),
+}  # fmt: skip
+
+
+class _Question(NamedTuple):
+    """Whether `command` may be run, on `name` (a key or a channel) where it takes one."""
+
+    command: str
+    name: str
+    words: tuple[str, ...]
+
+
+async def find_refusals(client: Any, zones: Sequence[str]) -> list[str]:
+    """What the client's user may not do of all that a server does; a few words each.
+
+    Raises redis.exceptions.NoPermissionError where not even that may be asked.
+    """
+    questions = list(_questions(zones))
+    words = orjson.dumps([question.words for question in questions])
+    refused = {questions[i] for i in await client.eval(_ASK, 0, words)}
+    allowed_on: dict[str, set[str]] = defaultdict(set)
+    for question in questions:
+        if question not in refused:
+            allowed_on[question.command].add(question.name)
+    # A command that is allowed somewhere is not what is missing elsewhere; one that is allowed nowhere
+    # is, unless no key at all may be touched.
+    any_key = any(allowed_on[command] for command in KEYED_COMMANDS)
+    commands = [
+        command
+        for command in (*KEYED_COMMANDS, *OTHER_COMMANDS)
+        if not allowed_on[command] and (any_key or command in OTHER_COMMANDS)
+    ]
+    names = [q.name for q in refused if q.name and (allowed_on[q.command] or not any_key)]
+    channels = [keys_of(zone).push for zone in zones]
+    refusals = [f"run {', '.join(commands)}"] if commands else []
+    if keys := sorted(_pattern(name) for name in {*names}.difference(channels)):
+        refusals.append(f"use the keys {_shortened(keys)}")
+    closed = [q for q in refused if q.command in CHANNEL_COMMANDS]
+    if closed:
+        verbs = ", ".join(sorted({q.command for q in closed}))
+        refusals.append(f"use {verbs} on the channels {_shortened(sorted({q.name for q in closed}))}")
+    return refusals
+
+
+def _questions(zones: Sequence[str]) -> Iterator[_Question]:
+    for command, more in OTHER_COMMANDS.items():
+        yield _Question(command, "", (*command.split(" "), *more))
+    for i, zone in enumerate(zones):
+        keys = keys_of(zone)
+        for command, more in CHANNEL_COMMANDS.items():
+            yield _Question(command, keys.push, (command, keys.push, *more))
+        # What may be done to a key is the same for the keys of all zones: two commands show it.
+        for command in KEYED_COMMANDS if i == 0 else ("GET", "SET"):
+            for key in _every_key(keys):
+                yield _Question(command, key, (command, key, *KEYED_COMMANDS[command]))
+
+
+def _every_key(keys: Keys) -> list[str]:
+    """One key of each kind; the ids are a placeholder."""
+    return [
+        keys.epoch, keys.loading, keys.claims, keys.seen, keys.present, keys.vehicles, keys.waves,
+        keys.events, keys.ready, keys.trip(_ID), keys.driver(_ID), keys.trip_claim(_ID),
+        keys.driver_claim(_ID), keys.geo(_ID), keys.offers(_ID), keys.inbox(_ID), keys.barred(_ID),
+        keys.passed(_ID), keys.limit(_ID, _ID), keys.idem(_ID, _ID, _ID), keys.presence(_ID, _ID),
+        keys.connections(_ID),
+    ]  # fmt: skip
+
+
+_ID: Final = "0"
+_SHOWN: Final = 3  # enough to see what the pattern lacks
+
+
+def _pattern(key: str) -> str:
+    """The key for a reader: a placeholder stands for any id."""
+    head, _, tail = key.partition("}:")
+    parts = tail.split(":")
+    return head + "}:" + ":".join("*" if part == _ID else part for part in parts)
+
+
+def _shortened(names: Sequence[str]) -> str:
+    more = len(names) - _SHOWN
+    return ", ".join(names[:_SHOWN]) + (f" and {more} more" if more > 0 else "")
