@@ -69,11 +69,15 @@ class Fixtures:
         """New pending trips; a customer has a hundred of them."""
         names = [f"{self.zone}_{name}" for name in self.names("t", amount)]
         calls = [
-            self.create_call(name, f"c-{self.prefix}-{number // 100}", pickup or PICKUP)
+            self.create_call(name, self.customer(number), pickup or PICKUP)
             for number, name in enumerate(names)
         ]
         self.generator.send_all(self.server, calls, expect="201")
         return names
+
+    def customer(self, number: int) -> str:
+        """Who asks for the trip of this place among those that `trips` made together."""
+        return f"c-{self.prefix}-{number // 100}"
 
     def create_call(self, trip: str, customer: str, pickup: dict[str, float]) -> bytes:
         body = {
