@@ -17,6 +17,7 @@ from dispatcher.core.errors import StoreUnavailable
 from dispatcher.jobs.loop import FunctionJob, JobLoop
 from dispatcher.live.pubsub import Subscriber
 from dispatcher.observe.metrics import Metrics
+from dispatcher.observe.worker_metrics import WRITE_INTERVAL_S, WorkerPlace
 from dispatcher.service.hub import Hub
 from dispatcher.service.readiness import Readiness
 from dispatcher.web.application import build_application
@@ -33,9 +34,15 @@ log = structlog.get_logger("dispatcher")
 
 
 async def run(
-    settings: Settings, sock: socket.socket, on_ready: Callable[[], None], stop: asyncio.Event
+    settings: Settings,
+    sock: socket.socket,
+    on_ready: Callable[[], None],
+    stop: asyncio.Event,
+    place: WorkerPlace | None = None,
 ) -> None:
     """Serves on a bound socket until `stop` is set, then drains and closes.
+
+    `place` is given to one of several workers.
 
     Raises SettingsError where a key or zones file is wrong, StoreUnavailable where an engine is away.
     """
@@ -47,7 +54,8 @@ async def run(
         readiness = Readiness(
             zones=zones, state=parts.live.state, database=parts.ledger.database, stop=stop
         )
-        runner = make_runner(_web_application(parts, authenticator, sockets, readiness))
+        metrics = Metrics(place)
+        runner = make_runner(_web_application(parts, authenticator, sockets, readiness, metrics))
         subscriber = Subscriber(
             str(settings.redis_url),
             cluster=settings.redis_cluster,
@@ -60,6 +68,8 @@ async def run(
             *job_loops(parts),
             JobLoop(FunctionJob("stale-sockets", interval_s, sockets.close_stale)),
         ]
+        if place is not None:
+            loops.append(JobLoop(FunctionJob("share-metrics", WRITE_INTERVAL_S, metrics.share)))
         await subscriber.start()
         await runner.setup()
         try:
@@ -81,6 +91,7 @@ async def run(
             await asyncio.gather(*(loop.stop() for loop in loops))
             await subscriber.stop()
             await readiness.close()
+            await metrics.share()
             with contextlib.suppress(StoreUnavailable):
                 await parts.positions.save()
                 # Twice: an outcome waits for one round, so that its offer is there before it.
@@ -114,11 +125,12 @@ def _web_application(
     authenticator: Authenticator,
     sockets: WebSocketEndpoint,
     readiness: Readiness,
+    metrics: Metrics,
 ) -> web.Application:
-    commits, metrics = parts.ledger.commits, Metrics()
+    commits = parts.ledger.commits
     metrics.gauge("dispatcher_sockets", "Open WebSockets.", lambda: len(sockets))
-    metrics.gauge("dispatcher_commits", "Batches sent.", lambda: commits.batches)
-    metrics.gauge("dispatcher_changes", "Changes in them.", lambda: commits.changes)
+    metrics.counter("dispatcher_commits", "Batches sent.", lambda: commits.batches)
+    metrics.counter("dispatcher_changes", "Changes in them.", lambda: commits.changes)
 
     handlers = Handlers(
         zones=parts.zones,

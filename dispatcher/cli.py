@@ -58,11 +58,14 @@ def serve(host: str | None, port: int | None, workers: int | None, data_dir: Pat
 
 
 @cli.command("_worker", hidden=True)
-def worker() -> None:
+@click.option("--number", type=click.IntRange(min=0), required=True)
+@click.option("--metrics-dir", type=click.Path(file_okay=False, path_type=Path), required=True)
+def worker(number: int, metrics_dir: Path) -> None:
     """Run one of several server processes; `serve` starts it."""
+    from dispatcher.observe.worker_metrics import WorkerPlace
     from dispatcher.server.worker import run_worker
 
-    run_worker()
+    run_worker(WorkerPlace(number, metrics_dir))
 
 
 @cli.group()

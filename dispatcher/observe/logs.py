@@ -31,22 +31,27 @@ class LogSettings(Protocol):
     def log_format(self) -> str: ...
 
 
-def configure(settings: LogSettings, stream: BinaryIO | None = None) -> None:
+def configure(
+    settings: LogSettings, stream: BinaryIO | None = None, *, worker: int | None = None
+) -> None:
     """Set the form of all log lines of this process, those of libraries included.
 
-    `stream` is stderr by default.
+    `stream` is stderr by default. `worker` is the number of a worker, which each line then carries.
     """
     out = stream or sys.stderr.buffer
     level = _LEVELS[settings.log_level]
     log_stream = LogStream(out)
     if settings.log_format == "json":
         render: list[Processor] = [structlog.processors.format_exc_info, _render_json]
-        REFUSAL_LOG.write_json_to(log_stream, level)
+        REFUSAL_LOG.write_json_to(log_stream, level, worker)
     else:
         render = [structlog.dev.ConsoleRenderer(colors=out.isatty()), _encode]
         REFUSAL_LOG.write_through_structlog()
+    name: list[Processor] = [structlog.stdlib.add_log_level, _add_logger_name]
+    if worker is not None:
+        name.append(_make_numberer(worker))
     structlog.configure(
-        processors=[structlog.stdlib.add_log_level, _add_logger_name, _make_timestamper(), *render],
+        processors=[*name, _make_timestamper(), *render],
         wrapper_class=structlog.make_filtering_bound_logger(level),
         # A BytesLogger calls write and flush, and nothing else of a file.
         logger_factory=structlog.BytesLoggerFactory(cast(BinaryIO, log_stream)),
@@ -74,6 +79,14 @@ def _add_logger_name(logger: Any, _: str, event: EventDict) -> EventDict:
     if name:
         event["logger"] = name
     return event
+
+
+def _make_numberer(worker: int) -> Processor:
+    def add_worker(_: Any, __: str, event: EventDict) -> EventDict:
+        event["worker"] = worker
+        return event
+
+    return add_worker
 
 
 def _make_timestamper() -> Processor:

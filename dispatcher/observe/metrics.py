@@ -1,4 +1,4 @@
-"""Metrics of one server process, in Prometheus' text format."""
+"""Metrics of a server, in Prometheus' text format."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from prometheus_client.core import CounterMetricFamily, HistogramMetricFamily, M
 from prometheus_client.registry import Collector
 
 from dispatcher.observe.refusal_log import REFUSAL_LOG
+from dispatcher.observe.worker_metrics import WorkerMetrics, WorkerPlace
 
 #: Upper bounds in s. An accept takes 1 to 20 ms; what takes longer than 1 s is logged.
 _BUCKETS_S: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0)
@@ -19,9 +20,9 @@ _BUCKET_LABELS: Final = (*map(str, _BUCKETS_S), "+Inf")
 
 
 class Metrics:
-    """The metrics of one server process; each of several workers reports its own."""
+    """The metrics of this process, and of all workers where it is one of several."""
 
-    def __init__(self) -> None:
+    def __init__(self, place: WorkerPlace | None = None) -> None:
         self.registry = CollectorRegistry()
         durations = _RequestDurations()
         self.registry.register(durations)
@@ -29,14 +30,24 @@ class Metrics:
         ProcessCollector(registry=self.registry)
         #: Counts one request: method, route, status, duration in s.
         self.count_request: Final = durations.count
+        self._workers = WorkerMetrics(place, self.registry) if place else None
 
     def gauge(self, name: str, documentation: str, read: Callable[[], float]) -> None:
         """Add a value that `read` tells whenever the metrics are rendered, like open sockets."""
         Gauge(name, documentation, registry=self.registry).set_function(read)
 
-    def render(self) -> bytes:
+    def counter(self, name: str, documentation: str, read: Callable[[], float]) -> None:
+        """Add a value that only grows, which `read` tells; `name` is without `_total`."""
+        self.registry.register(_ReadCounter(name, documentation, read))
+
+    async def render(self) -> bytes:
         """All metrics in the text exposition format, version 0.0.4."""
-        return generate_latest(self.registry)
+        return await self._workers.render() if self._workers else generate_latest(self.registry)
+
+    async def share(self) -> None:
+        """Tell the other workers what this one has counted, where there are others."""
+        if self._workers:
+            await self._workers.write()
 
 
 class _Series:
@@ -72,6 +83,16 @@ class _RequestDurations(Collector):
             cumulative = zip(_BUCKET_LABELS, map(float, accumulate(series.counts)), strict=True)
             family.add_metric((method, route, str(status)), list(cumulative), series.sum_s)
         yield family
+
+
+class _ReadCounter(Collector):
+    """A counter that another part keeps."""
+
+    def __init__(self, name: str, documentation: str, read: Callable[[], float]) -> None:
+        self._name, self._documentation, self._read = name, documentation, read
+
+    def collect(self) -> Iterator[Metric]:
+        yield CounterMetricFamily(self._name, self._documentation, value=self._read())
 
 
 class _Refusals(Collector):

@@ -34,11 +34,16 @@ class RefusalLog:
         self.counts: Counter[str] = Counter()
         self._stream: LogStream | None = None
         self._level = logging.INFO
+        self._process_fields: dict[str, int] = {}
         self._clock = LogClock()
 
-    def write_json_to(self, stream: LogStream, level: int) -> None:
-        """From now on write JSON lines of `level` and above straight to `stream`."""
+    def write_json_to(self, stream: LogStream, level: int, worker: int | None = None) -> None:
+        """From now on write JSON lines of `level` and above straight to `stream`.
+
+        `worker` is the number of a worker, which each line then carries.
+        """
         self._stream, self._level = stream, level
+        self._process_fields = {} if worker is None else {"worker": worker}
 
     def write_through_structlog(self) -> None:
         """From now on hand lines to structlog, as it is the case before the first configuration."""
@@ -59,6 +64,7 @@ class RefusalLog:
                 "event": event,
                 "level": _LEVEL_NAMES[level],
                 "logger": _LOGGER_NAME,
+                **self._process_fields,
                 "timestamp": self._clock.timestamp(),
             }
             stream.write(orjson.dumps(line) + b"\n")

@@ -13,6 +13,7 @@ from typing import Any
 import uvloop
 
 from dispatcher.config import Settings, SettingsError
+from dispatcher.observe.worker_metrics import WorkerPlace
 
 
 def run_until_signal(main: Callable[[asyncio.Event], Coroutine[Any, Any, None]]) -> None:
@@ -52,10 +53,17 @@ def import_app() -> ModuleType:
 
 
 async def run_app(
-    settings: Settings, sock: socket.socket, on_ready: Callable[[], None], stop: asyncio.Event
+    settings: Settings,
+    sock: socket.socket,
+    on_ready: Callable[[], None],
+    stop: asyncio.Event,
+    place: WorkerPlace | None = None,
 ) -> None:
-    """Serve on a bound socket until `stop`, then drain; calls `on_ready` once it serves."""
-    await import_app().run(settings, sock, on_ready, stop)
+    """Serve on a bound socket until `stop`, then drain; calls `on_ready` once it serves.
+
+    `place` is given to one of several workers.
+    """
+    await import_app().run(settings, sock, on_ready, stop, place)
 
 
 async def _with_signals(main: Callable[[asyncio.Event], Coroutine[Any, Any, None]]) -> None:

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import os
 import sys
+import tempfile
 from collections.abc import Callable
 from typing import Final
 
@@ -35,6 +36,7 @@ class ProcessPool:
         self, settings: Settings, port: int, on_ready: Callable[[], None], stop: asyncio.Event
     ) -> None:
         self._environment = _worker_environment(settings, port)
+        self._metrics_dir = ""
         self._grace_s = settings.drain_s + _KILL_MARGIN_S
         self._ready = [asyncio.Event() for _ in range(settings.workers)]
         self._on_ready = on_ready
@@ -45,6 +47,10 @@ class ProcessPool:
 
         Raises ServerError if a worker ends before it was ready once.
         """
+        with tempfile.TemporaryDirectory(prefix="dispatcher-metrics-") as self._metrics_dir:
+            await self._run_workers()
+
+    async def _run_workers(self) -> None:
         announcing = asyncio.create_task(self._announce())
         workers = [
             asyncio.create_task(self._keep_running(number, ready))
@@ -68,7 +74,7 @@ class ProcessPool:
         backoff_s = _MIN_BACKOFF_S
         while not self._stop.is_set():
             started_at = loop.time()
-            status = await self._run_worker(ready)
+            status = await self._run_worker(number, ready)
             if self._stop.is_set():
                 return
             if not ready.is_set():
@@ -80,10 +86,11 @@ class ProcessPool:
                 await asyncio.wait_for(self._stop.wait(), backoff_s)
             backoff_s = min(backoff_s * 2, _MAX_BACKOFF_S)
 
-    async def _run_worker(self, ready: asyncio.Event) -> int:
+    async def _run_worker(self, number: int, ready: asyncio.Event) -> int:
         """Run one worker from start to end; its exit status, negative for a signal."""
         process = await asyncio.create_subprocess_exec(
             *(sys.executable, "-m", "dispatcher", "_worker"),
+            *("--number", str(number), "--metrics-dir", self._metrics_dir),
             env=self._environment,
             stdin=asyncio.subprocess.PIPE,  # its end tells the worker that the supervisor is gone
             stdout=asyncio.subprocess.PIPE,

@@ -9,10 +9,11 @@ import threading
 
 from dispatcher.config import load_settings
 from dispatcher.observe import logs
+from dispatcher.observe.worker_metrics import WorkerPlace
 from dispatcher.server.process import bind_socket, run_app, run_until_signal
 
 
-def run_worker() -> None:
+def run_worker(place: WorkerPlace) -> None:
     """Serve until SIGINT or SIGTERM, with settings that come through the environment alone.
 
     Prints `ready` on standard output once it serves. Its standard input is a pipe from the
@@ -20,12 +21,12 @@ def run_worker() -> None:
     this process too.
     """
     settings = load_settings()
-    logs.configure(settings)
+    logs.configure(settings, worker=place.number)
     threading.Thread(target=_exit_with_supervisor, daemon=True).start()
     sock = bind_socket(settings.host, settings.port, shared=True)
 
     async def serve(stop: asyncio.Event) -> None:
-        await run_app(settings, sock, _print_ready, stop)
+        await run_app(settings, sock, _print_ready, stop, place)
 
     run_until_signal(serve)
 

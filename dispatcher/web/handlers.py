@@ -155,7 +155,7 @@ class Handlers:
         return answer_response(refusal_answer(Refusal("service_unavailable", **fields)))
 
     async def metrics(self, _: web.Request) -> HttpResponse:
-        return content_response(self._metrics.render(), _METRICS_TYPE)
+        return content_response(await self._metrics.render(), _METRICS_TYPE)
 
     async def openapi(self, _: web.Request) -> HttpResponse:
         return content_response(self._description, "application/json")

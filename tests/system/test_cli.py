@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import os
 import pty
 import re
@@ -372,6 +373,35 @@ async def test_a_worker_that_dies_is_replaced(serve: Serve) -> None:
     assert other in _workers(server)
     assert any("Worker died" in line for line in server.log_lines())
     assert await _status(server) == 200
+
+
+async def test_metrics_of_workers_are_one_truth(serve: Serve) -> None:
+    """Over a new connection each time, so that each worker is asked; a killed one loses nothing."""
+    server = await serve("--workers", "2")
+    asked = 20
+    for _ in range(asked):
+        assert await _status(server) == 200
+
+    def counted() -> float:
+        with urllib.request.urlopen(f"{server.url}/metrics", timeout=5) as response:
+            return sum(
+                float(line.rsplit(" ", 1)[1])
+                for line in response.read().decode().splitlines()
+                if line.startswith("dispatcher_http_request_seconds_count{")
+                and 'route="/healthz"' in line
+            )
+
+    async def all_tell() -> bool:
+        return {await asyncio.to_thread(counted) for _ in range(6)} == {asked}
+
+    async with asyncio.timeout(15):
+        while not await all_tell():
+            await asyncio.sleep(0.1)
+        victim = _workers(server)[0]
+        victim.kill()
+        while not await all_tell() or len({*_workers(server)} - {victim}) != 2:
+            await asyncio.sleep(0.1)
+    assert all("worker" in json.loads(line) for line in server.log_lines() if "serving" in line)
 
 
 async def test_workers_die_with_a_killed_supervisor(serve: Serve) -> None:

@@ -27,9 +27,9 @@ def configure() -> Iterator[Configure]:
     root = logging.getLogger()
     before, handlers, level = structlog.get_config(), root.handlers[:], root.level
 
-    def configured(**settings: str) -> io.BytesIO:
+    def configured(worker: int | None = None, **settings: str) -> io.BytesIO:
         out = io.BytesIO()
-        logs.configure(Settings(**settings), out)  # type: ignore[arg-type]
+        logs.configure(Settings(**settings), out, worker=worker)  # type: ignore[arg-type]
         return out
 
     yield configured
@@ -53,6 +53,16 @@ async def test_a_line_is_one_json_object(configure: Configure) -> None:
     assert ours["event"] == "Migration applied"
     assert (ours["level"], ours["logger"]) == ("info", "ours")
     assert (library["event"], library["logger"]) == ("3 connections", "library")
+
+
+async def test_every_line_of_a_worker_names_it(configure: Configure) -> None:
+    out = configure(worker=3)
+    structlog.get_logger("ours").info("Migration applied")
+    logging.getLogger("library").warning("%d connections", 3)
+    log_refusal("rate_limit_exceeded", user="d1")
+    REFUSAL_LOG.write_through_structlog()
+    log_refusal("rate_limit_exceeded", user="d1")
+    assert [line["worker"] for line in await _lines(out)] == [3, 3, 3, 3]
 
 
 async def test_a_traceback_is_part_of_its_line(configure: Configure) -> None:
@@ -101,14 +111,14 @@ def test_refusals_are_counted_by_code() -> None:
     assert refusals.counts == {"trip_not_found": 2, "driver_busy": 1}
 
 
-def test_the_metrics_tell_what_was_counted() -> None:
+async def test_the_metrics_tell_what_was_counted() -> None:
     code = "a_code_of_this_test"
     log_refusal(code)
     metrics = Metrics()
     metrics.gauge("dispatcher_sockets", "Open WebSockets.", lambda: 3)
     for took_s in (0.0005, 0.001, 0.3, 9):
         metrics.count_request("GET", "/x", 200, took_s)
-    lines = metrics.render().decode().splitlines()
+    lines = (await metrics.render()).decode().splitlines()
     assert f'dispatcher_refusals_total{{code="{code}"}} 1.0' in lines
     assert "dispatcher_sockets 3.0" in lines
     labels = 'method="GET",route="/x",status="200"'
