@@ -6,7 +6,8 @@ import asyncio
 import contextlib
 import gc
 import socket
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from typing import Final
 
 import structlog
 from aiohttp import web
@@ -14,6 +15,7 @@ from aiohttp import web
 from dispatcher.composition import Services, job_loops, services
 from dispatcher.config import Settings
 from dispatcher.core.errors import StoreUnavailable
+from dispatcher.core.stop_signal import StopSignal
 from dispatcher.jobs.loop import FunctionJob, JobLoop
 from dispatcher.live.pubsub import Subscriber
 from dispatcher.observe.metrics import Metrics
@@ -32,12 +34,18 @@ from dispatcher.zones_file import load_zones
 
 log = structlog.get_logger("dispatcher")
 
+#: Seconds after the drain window by when the steps of a stop are given up; STOPPED_AFTER_WINDOW_S bounds
+#: all of it.
+_ANSWERED_S: Final = 2.5
+_SAVED_S: Final = 3.0
+_CLOSED_S: Final = 3.2
+
 
 async def run(
     settings: Settings,
     sock: socket.socket,
     on_ready: Callable[[], None],
-    stop: asyncio.Event,
+    stop: StopSignal,
     place: WorkerPlace | None = None,
 ) -> None:
     """Serves on a bound socket until `stop` is set, then drains and closes.
@@ -48,14 +56,17 @@ async def run(
     """
     authenticator = Authenticator.from_settings(settings)
     zones = load_zones(settings.zones_file)
-    async with services(settings, zones) as parts:
+    async with _closed_in_time(services(settings, zones), stop) as parts:
         hub = Hub()
         sockets = _websocket_endpoint(parts, authenticator, hub)
         readiness = Readiness(
             zones=zones, state=parts.live.state, database=parts.ledger.database, stop=stop
         )
         metrics = Metrics(place)
-        runner = make_runner(_web_application(parts, authenticator, sockets, readiness, metrics))
+        runner = make_runner(
+            _web_application(parts, authenticator, sockets, readiness, metrics),
+            shutdown_timeout_s=settings.drain_s + _ANSWERED_S,
+        )
         subscriber = Subscriber(
             str(settings.redis_url),
             cluster=settings.redis_cluster,
@@ -73,7 +84,8 @@ async def run(
         await subscriber.start()
         await runner.setup()
         try:
-            await web.SockSite(runner, sock, backlog=2048).start()
+            site = web.SockSite(runner, sock, backlog=2048)
+            await site.start()
             for loop in loops:
                 loop.start()
             parts.effects.wakeups.notify_all()  # waves may have become due while nobody was here
@@ -85,18 +97,52 @@ async def run(
             on_ready()
             await stop.wait()
             log.info("draining", sockets=len(sockets))
-            await sockets.drain(settings.drain_s)
+            await site.stop()
+            sock.close()  # whoever connects from now on is refused, and tries another server
+            await _finish(stop, "sockets", sockets.drain(settings.drain_s), _ANSWERED_S)
         finally:
-            await runner.cleanup()
-            await asyncio.gather(*(loop.stop() for loop in loops))
-            await subscriber.stop()
-            await readiness.close()
-            await metrics.share()
-            with contextlib.suppress(StoreUnavailable):
-                await parts.positions.save()
-                # Twice: an outcome waits for one round, so that its offer is there before it.
-                await parts.effects.offer_log.save(parts.ledger.database)
-                await parts.effects.offer_log.save(parts.ledger.database)
+            await _finish(stop, "requests", runner.cleanup(), _ANSWERED_S)
+            await _finish(stop, "jobs", _stop_jobs(loops, subscriber, readiness), _SAVED_S)
+            await _finish(stop, "saving", _save(parts, metrics), _SAVED_S)
+
+
+@contextlib.asynccontextmanager
+async def _closed_in_time(
+    opened: contextlib.AbstractAsyncContextManager[Services], stop: StopSignal
+) -> AsyncIterator[Services]:
+    """What `opened` gives, whose closing is given up when its time is over."""
+    async with contextlib.AsyncExitStack() as stack:
+        parts = await stack.enter_async_context(opened)
+        closing = stack.pop_all()
+        try:
+            yield parts
+        finally:
+            await _finish(stop, "engines", closing.aclose(), _CLOSED_S)
+
+
+async def _finish(stop: StopSignal, step: str, work: Awaitable[object], after_window_s: float) -> None:
+    """Does a step of the stop; one that fails or takes too long does not end the others."""
+    try:
+        if not await stop.finish(work, after_window_s):
+            log.warning("stop does not wait any longer", step=step)
+    except StoreUnavailable as error:
+        log.warning("stop leaves a step out", step=step, reason=str(error))
+    except Exception:
+        log.exception("stop failed", step=step)
+
+
+async def _stop_jobs(loops: Sequence[JobLoop], subscriber: Subscriber, readiness: Readiness) -> None:
+    await asyncio.gather(*(loop.stop() for loop in loops))
+    await subscriber.stop()
+    await readiness.close()
+
+
+async def _save(parts: Services, metrics: Metrics) -> None:
+    await metrics.share()
+    await parts.positions.save()
+    # Twice: an outcome waits for one round, so that its offer is there before it.
+    await parts.effects.offer_log.save(parts.ledger.database)
+    await parts.effects.offer_log.save(parts.ledger.database)
 
 
 def _websocket_endpoint(parts: Services, authenticator: Authenticator, hub: Hub) -> WebSocketEndpoint:

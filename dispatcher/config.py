@@ -169,9 +169,14 @@ class Settings(BaseSettings):
     position_flush_s: float = Field(
         2.0, ge=0.05, le=60, description="time between batches of positions to Postgres"
     )
+    worker_timeout_s: float = Field(
+        5.0, ge=2, le=3_600,
+        description="how long one of several workers may be silent before it is replaced",
+    )  # fmt: skip
     drain_s: float = Field(
-        5.0, ge=0, le=300, description="window over which sockets are closed at a stop"
-    )
+        5.0, ge=0, le=300,
+        description="window over which sockets are closed at a stop; the server is gone 5 s later",
+    )  # fmt: skip
 
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         "info", description="lowest level that is logged"

@@ -10,6 +10,7 @@ import os
 import secrets
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -17,6 +18,7 @@ from types import TracebackType
 from dispatcher.embedded.data_directory import DataDirectory
 from dispatcher.embedded.postgres import Postgres
 from dispatcher.embedded.private_files import make_private
+from dispatcher.embedded.process import STOP_TIMEOUT_S
 from dispatcher.embedded.valkey import Valkey
 
 
@@ -75,12 +77,15 @@ class Engines:
             database_url=self.postgres.url if self.postgres else "",
         )
 
-    def stop(self) -> None:
-        """Stop Valkey, then Postgres, and give the directory back. Does nothing when stopped."""
+    def stop(self, timeout_s: float = STOP_TIMEOUT_S) -> None:
+        """Stop the engines, both at once, and give the directory back. Does nothing when stopped.
+
+        What has not stopped after `timeout_s` is killed; it recovers when it is started again.
+        """
         if self._lock is None:
             return
         try:
-            self._stop_engines()
+            self._stop_engines(timeout_s)
         finally:
             if self._guard is not None:
                 self._guard.communicate(b"stopped")
@@ -108,13 +113,11 @@ class Engines:
     ) -> None:
         self.stop()
 
-    def _stop_engines(self) -> None:
-        try:
-            if self.valkey is not None:
-                self.valkey.stop()
-        finally:
-            if self.postgres is not None:
-                self.postgres.stop()
+    def _stop_engines(self, timeout_s: float) -> None:
+        with ThreadPoolExecutor() as threads:
+            stops = [threads.submit(engine.stop, timeout_s) for engine in self._engines]
+        for stop in stops:
+            stop.result()
 
     def _start_guard(self) -> None:
         arguments = [str(self._directory.lock_file), str(os.getpid()), str(self.guard_grace_s)]

@@ -16,14 +16,13 @@ from urllib.parse import quote
 
 from dispatcher.embedded.packages import postgres_programs
 from dispatcher.embedded.postgres_account import prepare_account
-from dispatcher.embedded.process import POLL_S, EngineError, EngineProcess, run_tool
+from dispatcher.embedded.process import POLL_S, STOP_TIMEOUT_S, EngineError, EngineProcess, run_tool
 
 _DATABASE: Final = "dispatcher"
 _START_TIMEOUT_S: Final = 60.0  # recovery after a crash reads the log since the last checkpoint
 _RESPAWN_PAUSE_S: Final = 0.05
 #: Each with its wait in s. SIGINT is Postgres' "fast" shutdown, which ends sessions; SIGQUIT its
 #: "immediate" one, which leaves a recovery to the next start.
-_STOP_SIGNALS: Final = ((signal.SIGINT, 20.0), (signal.SIGQUIT, 5.0), (signal.SIGKILL, 5.0))
 #: A socket's path may have 104 bytes on macOS and 108 on Linux; the name of the file takes 15.
 _MAX_SOCKET_DIRECTORY_BYTES: Final = 80
 
@@ -105,11 +104,11 @@ class Postgres:
         self.wait()
         return self.url
 
-    def stop(self) -> None:
-        """End it with a fast shutdown. Does nothing if it is gone."""
+    def stop(self, timeout_s: float = STOP_TIMEOUT_S) -> None:
+        """End it with a fast shutdown, or after `timeout_s` by force. Does nothing if it is gone."""
         process = self.process or self.find()
         if process is not None:
-            process.stop(*_STOP_SIGNALS)
+            process.stop(signal.SIGINT, timeout_s)
         self.process = None
         if self._socket_directory != self._directory:
             shutil.rmtree(self._socket_directory, ignore_errors=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -13,6 +14,9 @@ from typing import Final
 
 import psutil
 
+#: How long an engine may take to stop by itself.
+STOP_TIMEOUT_S: Final = 20.0
+_KILL_TIMEOUT_S: Final = 5.0
 POLL_S: Final = 0.005  # engines are ready within tens of milliseconds, so looking often costs little
 _LOG_TAIL_BYTES: Final = 2_000  # as much of an engine's log as an error shows
 
@@ -106,23 +110,31 @@ class EngineProcess:
         except psutil.NoSuchProcess:
             return False
 
-    def stop(self, *steps: tuple[signal.Signals, float]) -> None:
-        """Send one signal after the other until the process is gone; a step is (signal, wait in s).
+    def stop(self, number: signal.Signals, timeout_s: float) -> None:
+        """Send a signal that asks the process to end, and kill it and its children after `timeout_s`.
 
-        Raises EngineError if it lives on after the last one.
+        Raises EngineError if it outlives even that.
         """
-        for number, wait_s in steps:
-            if not self.alive():
-                break
-            try:
-                self._process.send_signal(number)
-            except psutil.NoSuchProcess:
-                break
-            deadline = time.monotonic() + wait_s
-            while self.alive() and time.monotonic() < deadline:
-                time.sleep(POLL_S)
-        if self.alive():
+        try:
+            self._process.send_signal(number)
+            if self._ends_within(timeout_s):
+                return
+            # Its children end by themselves once it is gone, unless they are stopped as it may be.
+            for process in (self._process, *self._process.children(recursive=True)):
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    process.kill()
+        except psutil.NoSuchProcess:
+            pass
+        if not self._ends_within(_KILL_TIMEOUT_S):
             raise EngineError(f"process {self.pid} did not stop; its log is {self._log}")
+
+    def _ends_within(self, timeout_s: float) -> bool:
+        deadline = time.monotonic() + timeout_s
+        while self.alive():
+            if time.monotonic() >= deadline:
+                return False
+            time.sleep(POLL_S)
+        return True
 
     def log_tail(self) -> str:
         """The end of what it has logged since it was found or started."""

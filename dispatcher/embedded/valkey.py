@@ -11,10 +11,9 @@ from typing import Final
 
 from dispatcher.embedded.packages import valkey_program
 from dispatcher.embedded.private_files import make_private, write_private
-from dispatcher.embedded.process import POLL_S, EngineError, EngineProcess
+from dispatcher.embedded.process import POLL_S, STOP_TIMEOUT_S, EngineError, EngineProcess
 
 _START_TIMEOUT_S: Final = 60.0  # a large append-only file takes a while to load
-_STOP_SIGNALS: Final = ((signal.SIGTERM, 20.0), (signal.SIGKILL, 5.0))  # each with its wait in s
 _MAX_START_ATTEMPTS: Final = 5  # on another port each, since ports are taken by others meanwhile
 _PORTS: Final = range(20_000, 32_768)  # below the ephemeral ports of Linux and macOS
 
@@ -100,11 +99,14 @@ class Valkey:
         self.wait()
         return self.url
 
-    def stop(self) -> None:
-        """End it with SIGTERM, which writes the append-only file out. Does nothing if it is gone."""
+    def stop(self, timeout_s: float = STOP_TIMEOUT_S) -> None:
+        """End it with SIGTERM, which writes the append-only file out, or after `timeout_s` by force.
+
+        Does nothing if it is gone.
+        """
         process = self.process or self.find()
         if process is not None:
-            process.stop(*_STOP_SIGNALS)
+            process.stop(signal.SIGTERM, timeout_s)
         self.process = None
 
     def _spawn(self, port: int) -> None:

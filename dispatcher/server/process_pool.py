@@ -13,13 +13,17 @@ from typing import Final
 import structlog
 
 from dispatcher.config import ENV_PREFIX, Settings
+from dispatcher.core.stop_signal import StopSignal
+from dispatcher.server.worker import BEAT_INTERVAL_S, READY
 
 _log = structlog.get_logger("dispatcher")
 
 _MIN_BACKOFF_S: Final = 0.5  # before a dead worker is replaced; doubled for each that dies early
 _MAX_BACKOFF_S: Final = 10.0
 _HEALTHY_AFTER_S: Final = 30.0  # a worker that lived longer did not die of how it was started
-_KILL_MARGIN_S: Final = 10.0  # on top of the drain window, before a worker is killed
+#: A worker that has not stopped this long after the drain window is killed.
+_KILLED_AFTER_WINDOW_S: Final = 4.0
+_START_TIMEOUT_S: Final = 60.0  # until the first beat, which comes once the imports are done
 
 
 class ServerError(Exception):
@@ -33,11 +37,11 @@ class ProcessPool:
     """
 
     def __init__(
-        self, settings: Settings, port: int, on_ready: Callable[[], None], stop: asyncio.Event
+        self, settings: Settings, port: int, on_ready: Callable[[], None], stop: StopSignal
     ) -> None:
         self._environment = _worker_environment(settings, port)
         self._metrics_dir = ""
-        self._grace_s = settings.drain_s + _KILL_MARGIN_S
+        self._silent_beats = max(2, round(settings.worker_timeout_s / BEAT_INTERVAL_S))
         self._ready = [asyncio.Event() for _ in range(settings.workers)]
         self._on_ready = on_ready
         self._stop = stop
@@ -96,27 +100,51 @@ class ProcessPool:
             stdout=asyncio.subprocess.PIPE,
             start_new_session=True,  # Ctrl-C reaches the supervisor, which then stops the workers
         )
-        watching = asyncio.create_task(_watch_for_ready(process, ready))
+        pulse = _Pulse(silent_beats=self._silent_beats)
+        listening = asyncio.create_task(pulse.listen(process, ready))
+        watching = asyncio.create_task(pulse.watch())
         stopping = asyncio.create_task(self._stop.wait())
         ended = asyncio.create_task(process.wait())
         try:
-            await asyncio.wait((ended, stopping), return_when=asyncio.FIRST_COMPLETED)
-            if not ended.done():
+            await asyncio.wait((ended, stopping, watching), return_when=asyncio.FIRST_COMPLETED)
+            if watching.done() and not ended.done():
+                _log.error("Worker is silent and is killed", worker=number, pid=process.pid)
+                process.kill()
+            elif not ended.done():
                 process.terminate()
-                await asyncio.wait((ended,), timeout=self._grace_s)
+                await asyncio.wait((ended,), timeout=self._stop.remaining_s(_KILLED_AFTER_WINDOW_S))
         finally:
             if process.returncode is None:
                 process.kill()
-            watching.cancel()
-            stopping.cancel()
+            for task in (listening, watching, stopping):
+                task.cancel()
         return await ended
 
 
-async def _watch_for_ready(process: asyncio.subprocess.Process, ready: asyncio.Event) -> None:
-    if process.stdout is not None:
-        async for line in process.stdout:  # to the end, so that the pipe never fills
-            if line == b"ready\n":
+class _Pulse:
+    """Whether a worker's event loop turns, by the lines that it writes.
+
+    Silence is counted in turns of this process' own loop: where the whole machine stood still, all
+    of them were as silent.
+    """
+
+    def __init__(self, *, silent_beats: int) -> None:
+        self._allowed = silent_beats
+        self._left = round(_START_TIMEOUT_S / BEAT_INTERVAL_S)
+
+    async def listen(self, process: asyncio.subprocess.Process, ready: asyncio.Event) -> None:
+        """Hear every line until the worker ends."""
+        assert process.stdout is not None
+        async for line in process.stdout:
+            self._left = self._allowed
+            if line == READY:
                 ready.set()
+
+    async def watch(self) -> None:
+        """Return once the worker has been silent for too long."""
+        while self._left > 0:
+            await asyncio.sleep(BEAT_INTERVAL_S)
+            self._left -= 1
 
 
 def _worker_environment(settings: Settings, port: int) -> dict[str, str]:

@@ -16,6 +16,7 @@ import structlog
 from pydantic import SecretStr
 
 from dispatcher.config import Settings, SettingsError
+from dispatcher.core.stop_signal import StopSignal
 from dispatcher.embedded.engines import Engines, EngineUrls, development_secret
 from dispatcher.observe import logs
 from dispatcher.server.preflight import check_and_migrate, check_files
@@ -25,6 +26,10 @@ from dispatcher.server.process_pool import ProcessPool
 _log = structlog.get_logger("dispatcher")
 
 _REVIVE_INTERVAL_S: Final = 0.5  # how soon an engine that died is noticed
+#: Seconds after the drain window by when an engine that is just being started is no longer waited for,
+#: and by when the engines have stopped.
+_REVIVED_S: Final = 4.0
+_ENGINES_STOPPED_S: Final = 4.7
 #: How a URL goes on after its scheme where it names no user.
 _PASSWORD_ALONE: Final = re.compile(r":[^@/]*@")
 #: Both clients also take a password from the query of a URL.
@@ -40,10 +45,10 @@ def serve(settings: Settings) -> None:
     """
     logs.configure(settings)
 
-    async def supervise(stop: asyncio.Event) -> None:
+    async def supervise(stop: StopSignal) -> None:
         await Supervisor(settings, stop).run()
 
-    run_until_signal(supervise)
+    run_until_signal(supervise, drain_s=settings.drain_s)
 
 
 class Supervisor:
@@ -53,7 +58,7 @@ class Supervisor:
     ends the server when it is set.
     """
 
-    def __init__(self, given: Settings, stop: asyncio.Event) -> None:
+    def __init__(self, given: Settings, stop: StopSignal) -> None:
         self._given = given
         self._stop = stop
         self._engines = Engines(
@@ -71,11 +76,11 @@ class Supervisor:
             check_files(settings)
             # Not shared, so that the port of another server is refused and not joined.
             with bind_socket(settings.host, settings.port, shared=False) as sock:
-                await check_and_migrate(settings)
+                await self._stop.interrupt(check_and_migrate(settings))
                 if not self._stop.is_set():
                     await self._serve(settings, sock)
         finally:
-            await asyncio.to_thread(self._engines.stop)
+            await asyncio.to_thread(self._engines.stop, self._stop.remaining_s(_ENGINES_STOPPED_S))
 
     async def _start_engines(self) -> EngineUrls:
         starting = asyncio.create_task(asyncio.to_thread(self._engines.start))
@@ -105,7 +110,7 @@ class Supervisor:
                     await ProcessPool(settings, port, on_ready, self._stop).run()
         finally:
             self._stop.set()
-            await reviving
+            await self._stop.finish(reviving, _REVIVED_S)
 
     async def _revive_engines(self) -> None:
         """Start embedded engines again that died, until `stop`."""
