@@ -37,6 +37,7 @@ from dispatcher.service.commands.command import SideEffects
 from dispatcher.service.coordinator import Coordinator
 from dispatcher.service.customer_tracking import CustomerTracking
 from dispatcher.service.driver_directory import DriverDirectory
+from dispatcher.service.live_drivers import LiveDrivers
 from dispatcher.service.offer_log import OfferLog
 from dispatcher.service.offers import Offers
 from dispatcher.service.outbox import Outbox
@@ -186,9 +187,17 @@ async def services(settings: Settings, zones: Zones) -> AsyncIterator[Services]:
             zones=zones,
             fix_age_s=settings.fix_max_age_s,
         )
-        availability = AvailabilityService(
-            coordinator=coordinator, zones=zones, directory=directory, positions=positions
+        presence = Presence(
+            scripts=live.presence, directory=directory, node=node, ttl_s=settings.presence_ttl_s
         )
+        availability = AvailabilityService(
+            coordinator=coordinator,
+            zones=zones,
+            directory=directory,
+            positions=positions,
+            presence=presence,
+        )
+        drivers = LiveDrivers(state=live.state, rehydration=rehydration, directory=directory)
         stranded_trips = StrandedTrips(
             coordinator=coordinator,
             zones=zones,
@@ -208,14 +217,9 @@ async def services(settings: Settings, zones: Zones) -> AsyncIterator[Services]:
         reads = Reads(
             zones=zones,
             database=database,
-            directory=directory,
-            rehydration=rehydration,
-            state=live.state,
+            drivers=drivers,
             offers=live.offers,
             positions=live.positions,
-        )
-        presence = Presence(
-            scripts=live.presence, directory=directory, node=node, ttl_s=settings.presence_ttl_s
         )
         outages = PresenceOutages(
             zones.names(), ttl_s=settings.presence_ttl_s, grace_s=settings.presence_grace_s
@@ -223,9 +227,8 @@ async def services(settings: Settings, zones: Zones) -> AsyncIterator[Services]:
         snapshots = Snapshots(
             state=live.state,
             offers=live.offers,
-            rehydration=rehydration,
             database=database,
-            directory=directory,
+            drivers=drivers,
         )
         live.pipeline.epochs = [keys_of(zone).epoch for zone in zones.names()]
         await asyncio.gather(*(rehydration.warm(zone) for zone in zones.names()))

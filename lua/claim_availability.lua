@@ -22,11 +22,13 @@
 -- ARGV[9] 1 where the driver changes zone
 -- ARGV[10] the new vehicle type, or empty: as it was
 -- ARGV[11] address (role:id) of a user who has to be absent, or empty
--- ARGV[12...] pairs for the limits: most admitted, window in s
+-- ARGV[12] zone that the change starts from
+-- ARGV[13...] pairs for the limits: most admitted, window in s
 -- RETURNS {code, now in ms, index of the limit to report, remaining, reset in ms, …}, where … is
 --   claimed: driver as a flat hash, trip to release as a flat hash (empty where none is)
 --   driver_moved: the id of the trip the driver has now; replay: the record; refusals: version and state
 --   came_back: nothing; the user of ARGV[11] is present
+--   driver_elsewhere: nothing; the driver works in another zone than ARGV[12]
 --   cold, key_unresolved, driver_unknown, trip_unknown, trip_busy: nothing; nothing was written
 --- @include "clock"
 --- @include "limits"
@@ -34,8 +36,8 @@
 --- @include "claim"
 local driver, driver_claim, trip, trip_claim = KEYS[4], KEYS[5], KEYS[6], KEYS[7]
 local trip_id, goes_offline, changes_zone, vehicle_type = ARGV[7], ARGV[8] == '1', ARGV[9] == '1', ARGV[10]
-local present, absentee = KEYS[8], ARGV[11]
-local FIRST_LIMIT, FIRST_RATE = 9, 12
+local present, absentee, from_zone = KEYS[8], ARGV[11], ARGV[12]
+local FIRST_LIMIT, FIRST_RATE = 9, 13
 
 local at_once = begin_claim(FIRST_LIMIT, FIRST_RATE)
 if at_once then
@@ -45,9 +47,11 @@ end
 if absentee ~= '' and tonumber(redis.call('ZSCORE', present, absentee) or 0) > now_ms then
   return reply('came_back')
 end
-local who = redis.call('HMGET', driver, 'is_online', 'trip_id', 'vehicle_type')
+local who = redis.call('HMGET', driver, 'is_online', 'trip_id', 'vehicle_type', 'zone')
 if not who[1] and not is_resolved('driver') then
   return reply('driver_unknown')
+elseif who[4] and who[4] ~= from_zone then
+  return reply('driver_elsewhere')
 elseif (who[2] or '') ~= trip_id then
   return reply('driver_moved', who[2] or '')
 elseif redis.call('EXISTS', driver_claim) == 1 or redis.call('EXISTS', trip_claim) == 1 then

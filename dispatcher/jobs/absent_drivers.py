@@ -17,7 +17,7 @@ from dispatcher.live.keys import keys_of
 from dispatcher.live.presence import PresenceScripts
 from dispatcher.live.state import StateScripts
 from dispatcher.service.availability import AvailabilityService
-from dispatcher.service.commands.availability import DriverCameBack
+from dispatcher.service.commands.availability import DriverCameBack, DriverElsewhere
 from dispatcher.service.commands.transition import OK
 from dispatcher.service.presence_outages import PresenceOutages
 from dispatcher.service.rehydration import Rehydration
@@ -134,8 +134,8 @@ class AbsentDrivers:
         if is_online:
             try:
                 answer = await self._availability.take_offline(self._zone, user_id)
-            except DriverCameBack:
-                return
+            except (DriverCameBack, DriverElsewhere):
+                return  # the next sweep finds them present, or not online in this zone
             if answer.status != OK:
                 return  # they are handed out again
             log.info("driver lost", zone=self._zone.name, driver_id=user_id)

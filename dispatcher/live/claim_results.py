@@ -25,6 +25,7 @@ class ClaimCode(StrEnum):
     DRIVER_UNKNOWN = "driver_unknown"
     DRIVER_MOVED = "driver_moved"
     CAME_BACK = "came_back"
+    DRIVER_ELSEWHERE = "driver_elsewhere"
     TRIP_BUSY = "trip_busy"
     # The key or the limits decide.
     REPLAY = "replay"
@@ -52,6 +53,7 @@ UNRESOLVED: Final = frozenset(
         ClaimCode.DRIVER_UNKNOWN,
         ClaimCode.DRIVER_MOVED,
         ClaimCode.CAME_BACK,
+        ClaimCode.DRIVER_ELSEWHERE,
         ClaimCode.TRIP_BUSY,
     }
 )

@@ -142,9 +142,10 @@ class ClaimScripts:
         goes_offline: bool,
         changes_zone: bool,
         vehicle_type: str | None,
+        from_zone: str,
         absentee: str = "",
     ) -> AvailabilityClaimed | NotClaimed:
-        """Claims a driver, and the trip that is to be released.
+        """Claims a driver who works in `from_zone`, and the trip that is to be released.
 
         `absentee` is an address: the claim is not granted where that user is present.
         """
@@ -157,7 +158,7 @@ class ClaimScripts:
             keys.trip_claim(trip_id) if trip_id else driver_claim,
             keys.present,
         )
-        args = (trip_id, int(goes_offline), int(changes_zone), vehicle_type or "", absentee)
+        args = (trip_id, int(goes_offline), int(changes_zone), vehicle_type or "", absentee, from_zone)
 
         reply = await self._claim("claim_availability", keys, attempt, names, args)
         return decode_claim(reply, attempt.limits, availability_claimed(driver_id, keys.zone))

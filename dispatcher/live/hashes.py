@@ -41,10 +41,11 @@ def driver_fields(driver: Driver) -> list[str]:
 
 
 def driver_from_hash(user_id: str, zone: str, hash_: dict[str, str]) -> Driver:
-    """A driver from the Redis hash; an empty one is a driver who was never online (version -1)."""
+    """A driver from their hash in a zone's Redis; an empty one is a driver who was never online
+    (version -1). `Driver.zone` is where they work, which may be another zone by now."""
     return Driver(
         user_id=user_id,
-        zone=zone,
+        zone=hash_.get("zone", zone),
         availability_status=AvailabilityStatus(hash_.get("availability_status", "unavailable")),
         is_online=hash_.get("is_online") == "1",
         vehicle_type=hash_.get("vehicle_type", ""),

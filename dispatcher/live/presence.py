@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from enum import IntEnum
 from typing import Any, Final, NamedTuple
 
+from dispatcher.core.actors import Role
 from dispatcher.live.keys import Keys
 from dispatcher.live.pipeline import Pipeline
 
@@ -22,6 +24,14 @@ class Touch(NamedTuple):
     life_ms: int
 
 
+class TouchResult(IntEnum):
+    """What became of a touch."""
+
+    ELSEWHERE = -1  # not done: the driver works in another zone
+    UNKNOWN = 0  # done; the zone does not know the driver
+    HERE = 1  # done
+
+
 class Swept(NamedTuple):
     """The epoch of the zone, empty where it is cold, and addresses of absent users."""
 
@@ -35,16 +45,19 @@ class PresenceScripts:
     def __init__(self, pipeline: Pipeline) -> None:
         self._pipeline = pipeline
 
-    async def touch_presence(self, keys: Keys, touches: Sequence[Touch]) -> None:
-        """Registers or prolongs connections."""
+    async def touch_presence(self, keys: Keys, touches: Sequence[Touch]) -> list[TouchResult]:
+        """Registers or prolongs connections; a result each."""
         names: list[str] = [keys.present]
-        args: list[Any] = []
+        args: list[Any] = [keys.zone]
         for touch in touches:
+            role, _, user_id = touch.address.partition(":")
             names += (
                 keys.presence(touch.address, touch.connection_id), keys.connections(touch.address),
+                keys.driver(user_id) if role == Role.DRIVER else keys.present,
             )  # fmt: skip
             args += touch
-        await self._pipeline.run("touch_presence", names, args)
+        results = await self._pipeline.run("touch_presence", names, args)
+        return [TouchResult(result) for result in results]
 
     async def drop_presence(self, keys: Keys, address: str, connection_id: str) -> int:
         """Removes one connection; returns how many its user has left."""

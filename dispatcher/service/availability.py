@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 import structlog
 
 from dispatcher.core.actors import Actor, Role
@@ -9,13 +11,18 @@ from dispatcher.core.callers import Caller
 from dispatcher.core.drivers import AvailabilityStatus
 from dispatcher.core.errors import Refusal, StoreUnavailable
 from dispatcher.core.zones import DEFAULT_ZONE, Zone, Zones
-from dispatcher.service.answers import Answer
-from dispatcher.service.commands.availability import ChangeAvailability
+from dispatcher.live.claim_results import PROBLEM_CODES, ClaimCode
+from dispatcher.service.answers import Answer, claim_refusal
+from dispatcher.service.commands.availability import ChangeAvailability, DriverElsewhere
 from dispatcher.service.coordinator import Coordinator
 from dispatcher.service.driver_directory import DriverDirectory
 from dispatcher.service.positions import Positions
+from dispatcher.service.presence import Presence
 
 log = structlog.get_logger("dispatcher.availability")
+
+#: How often a driver is looked up who moves from zone to zone meanwhile.
+_MAX_TRIES: Final = 4
 
 
 class AvailabilityService:
@@ -28,11 +35,13 @@ class AvailabilityService:
         zones: Zones,
         directory: DriverDirectory,
         positions: Positions,
+        presence: Presence,
     ) -> None:
         self._coordinator = coordinator
         self._zones = zones
         self._directory = directory
         self._positions = positions
+        self._presence = presence
 
     async def change(
         self,
@@ -50,6 +59,32 @@ class AvailabilityService:
         409 driver_has_active_trip where zone or vehicle change during a trip. Raises Refusal
         invalid_zone, StoreUnavailable, OutcomeUnknown.
         """
+        for _ in range(_MAX_TRIES):
+            command = await self._command(
+                caller, availability_status, is_online, zone, vehicle_type, location
+            )
+            try:
+                answer = await self._coordinator.execute(command)
+            except DriverElsewhere:
+                # They have moved by way of another server.
+                self._directory.forget(command.driver_id)
+                continue
+            if answer.is_new_success:
+                await self._presence.follow(command.driver_id, command.new_zone)
+                if location is not None:
+                    await self._take_location(command.driver_id, location)
+            return answer
+        return claim_refusal(PROBLEM_CODES[ClaimCode.TRIP_BUSY])
+
+    async def _command(
+        self,
+        caller: Caller,
+        availability_status: str | None,
+        is_online: bool | None,
+        zone: str | None,
+        vehicle_type: str | None,
+        location: tuple[float, float] | None,
+    ) -> ChangeAvailability:
         driver_id = caller.actor.user_id
         entry = await self._directory.find(driver_id)
         new_zone = zone or (entry.zone if entry else None)
@@ -59,36 +94,26 @@ class AvailabilityService:
         if to_zone is None:
             raise Refusal("invalid_zone")
         from_zone = self._zones.get(entry.zone) if entry else None
-        answer = await self._execute(
-            ChangeAvailability(
-                caller,
-                from_zone or to_zone,
-                new_zone,
-                AvailabilityStatus(availability_status) if availability_status else None,
-                is_online,
-                vehicle_type,
-            )
+        return ChangeAvailability(
+            caller,
+            from_zone or to_zone,
+            entry.zone if entry else new_zone,
+            new_zone,
+            AvailabilityStatus(availability_status) if availability_status else None,
+            is_online,
+            vehicle_type,
         )
-        if location is not None and answer.is_new_success:
-            await self._take_location(driver_id, location)
-        return answer
 
     async def take_offline(self, zone: Zone, driver_id: str) -> Answer:
         """The driver is lost: offline, and what has not started is released.
 
-        Raises DriverCameBack where they are present, StoreUnavailable, OutcomeUnknown.
+        Raises DriverCameBack where they are present, DriverElsewhere where they work in another zone,
+        StoreUnavailable, OutcomeUnknown.
         """
         caller = Caller(Actor(driver_id, Role.SYSTEM))
-        return await self._execute(
-            ChangeAvailability(caller, zone, zone.name, is_online=False, only_if_absent=True)
+        return await self._coordinator.execute(
+            ChangeAvailability(caller, zone, zone.name, zone.name, is_online=False, only_if_absent=True)
         )
-
-    async def _execute(self, command: ChangeAvailability) -> Answer:
-        answer = await self._coordinator.execute(command)
-        if not answer.is_new_success:
-            # The driver may have moved by way of another server.
-            self._directory.forget(command.driver_id)
-        return answer
 
     async def _take_location(self, driver_id: str, location: tuple[float, float]) -> None:
         """The change is committed and answered, whatever becomes of the position that came with it."""

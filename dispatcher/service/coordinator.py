@@ -37,7 +37,7 @@ from dispatcher.service.answers import (
 from dispatcher.service.claim_refusals import answer_refused
 from dispatcher.service.commands.command import ClaimedT, Command, Plan, SideEffects
 from dispatcher.service.deadlines import Deadline, Deadlines
-from dispatcher.service.persistent_settles import PersistentSettles
+from dispatcher.service.persistent_settles import PersistentSettles, Telling
 from dispatcher.service.rate_limits import RateLimits
 from dispatcher.service.rehydration import Rehydration
 
@@ -200,7 +200,7 @@ class Coordinator:
                 if await self._rehydration.reload_trip(keys, attempt.trip_id) is None:
                     return _resolve(attempt, Resolved.TRIP)
             case ClaimCode.DRIVER_UNKNOWN:
-                if not await self._rehydration.reload_driver(keys, attempt.driver_id):
+                if await self._rehydration.reload_driver(keys, attempt.driver_id) is None:
                     return _resolve(attempt, Resolved.DRIVER)
             case ClaimCode.DRIVER_MOVED:
                 return attempt._replace(trip_id=missing.trip_id)
@@ -257,11 +257,14 @@ class Coordinator:
     async def _tell_zones(
         self, keys: Keys, attempt: Attempt, plan: Plan, answer: StoredAnswer | None
     ) -> None:
-        await self._settles.settle(keys, attempt, plan.settlement, answer)
+        told = [Telling(keys, attempt, plan.settlement, answer)]
         if plan.other_settlement is not None:
-            # Nothing was claimed in the other zone, and the key belongs to this one.
-            elsewhere = attempt._replace(trip_id="", key=None)
-            await self._settles.settle(keys_of(plan.other_zone), elsewhere, plan.other_settlement, None)
+            # The other zone comes first: as long as this one is not settled, the reconcile job knows of
+            # the attempt. Both keep the answer: a retry asks where the driver works by then.
+            elsewhere = attempt._replace(trip_id="")
+            other = Telling(keys_of(plan.other_zone), elsewhere, plan.other_settlement, answer)
+            told.insert(0, other)
+        await self._settles.settle(told)
 
     async def _replay(
         self, keys: Keys, attempt: Attempt, outcome: Outcome, limit: LimitState | None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import Final
+from typing import Final, NamedTuple
 
 import structlog
 
@@ -20,6 +20,15 @@ log = structlog.get_logger("dispatcher.coordinator")
 _MAX_TRIES: Final = 2
 
 
+class Telling(NamedTuple):
+    """What one zone is to be told of a change."""
+
+    keys: Keys
+    attempt: Attempt
+    settlement: Settlement
+    answer: StoredAnswer | None
+
+
 class PersistentSettles:
     """Settles what is durable: what Redis does not take goes on in the background, until the attempt's
     lease is over, from when on the reconcile job looks after it."""
@@ -28,28 +37,29 @@ class PersistentSettles:
         self._settler = settler
         self._retries = LeaseRetries(first_wait_s=0.005, max_wait_s=0.25)
 
-    async def settle(
-        self, keys: Keys, attempt: Attempt, settlement: Settlement, answer: StoredAnswer | None
-    ) -> None:
-        """Settles, now or later; the change is durable, so it is answered in any case."""
+    async def settle(self, zones: list[Telling]) -> None:
+        """Settles one change in each of these zones, in their order, now or later.
+
+        It is durable, so it is answered in any case.
+        """
         for _ in range(_MAX_TRIES):
             try:
-                await self._settler.settle(keys, attempt, settlement, answer)
+                await self._settle_all(zones)
             except StoreUnavailable as error:
                 reason = str(error)
             else:
                 return
+        keys, attempt, *_ = zones[0]
         log.warning(
             "committed but not settled", zone=keys.zone, trip_id=attempt.trip_id,
             token=attempt.token, reason=reason,
         )  # fmt: skip
-        work = partial(self._settle_again, keys, attempt, settlement, answer)
-        self._retries.start(attempt, work, at_once=False)
+        self._retries.start(attempt, partial(self._settle_all, zones), at_once=False)
 
-    async def _settle_again(
-        self, keys: Keys, attempt: Attempt, settlement: Settlement, answer: StoredAnswer | None
-    ) -> bool:
-        await self._settler.settle(keys, attempt, settlement, answer)
+    async def _settle_all(self, zones: list[Telling]) -> bool:
+        while zones:
+            await self._settler.settle(*zones[0])
+            del zones[0]
         return True
 
     async def close(self) -> None:

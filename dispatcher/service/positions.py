@@ -165,14 +165,13 @@ class Positions:
         match result.code:
             case FixCode.COLD:
                 await self._rehydration.warm(entry.zone)
-            case FixCode.UNKNOWN:
-                return await self._rehydration.reload_driver(keys_of(entry.zone), driver_id)
-            case FixCode.OTHER_VEHICLE:
-                self._directory.learn(driver_id, entry.zone, result.vehicle_type)
-            case FixCode.OFFLINE:
-                # They may have moved to another zone by way of another server.
+            case FixCode.UNKNOWN | FixCode.OFFLINE | FixCode.OTHER_VEHICLE:
+                # They may have moved by way of another server, or their zone have missed what they did.
+                driver = await self._rehydration.reload_driver(keys_of(entry.zone), driver_id)
                 self._directory.forget(driver_id)
-                return await self._directory.find(driver_id) != entry
+                if driver is None or not driver.is_online:
+                    return False
+                self._directory.learn(driver_id, DirectoryEntry.of(driver))
         return True
 
     async def _send(self) -> None:

@@ -6,46 +6,27 @@ import asyncio
 import contextlib
 import time
 from collections import defaultdict
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Final, NamedTuple
 
 import orjson
 import structlog
 
-from dispatcher.core.actors import Actor, Role
+from dispatcher.core.actors import Actor, Role, address_of
 from dispatcher.core.errors import StoreUnavailable
 from dispatcher.core.times import iso, now_ms
 from dispatcher.core.zones import DEFAULT_ZONE
 from dispatcher.live.keys import keys_of
-from dispatcher.live.presence import PresenceScripts, Touch
+from dispatcher.live.presence import PresenceScripts, Touch, TouchResult
+from dispatcher.service.connections import HTTP, Connection, Connections
 from dispatcher.service.driver_directory import DriverDirectory
 
 log = structlog.get_logger("dispatcher.presence")
 
-#: The connection of an app that has no socket: it lives on from call to call.
-HTTP: Final = "http"
 #: Some 3 ms of Redis' time: other calls wait for no longer.
 _MAX_BATCH: Final = 50
 _MAX_USER_AGENT: Final = 200
-
-
-@dataclass(slots=True)
-class Connection:
-    """One connection of a user. Times are this process' monotonic clock, in s.
-
-    `zone` is empty until a flush has looked it up.
-    """
-
-    id: str
-    actor: Actor
-    zone: str
-    metadata: str
-    seen: float = field(default_factory=time.monotonic)
-    #: The sign of life that Redis was last told of, and when.
-    told: float = 0.0
-    told_at: float = 0.0
 
 
 class FlushReport(NamedTuple):
@@ -55,8 +36,15 @@ class FlushReport(NamedTuple):
     is_placed: bool
 
 
+class _Move(NamedTuple):
+    """A connection of a driver who works in another zone than before."""
+
+    connection: Connection
+    former_zone: str
+
+
 class Presence:
-    """The connections of this process, and their keys in Redis.
+    """The connections of this process, and their keys in Redis, in the zone where the user works.
 
     Traffic only marks a connection; `flush` prolongs the marked ones, a script call for 50.
     """
@@ -68,10 +56,9 @@ class Presence:
         self._directory = directory
         self.node = node
         self._ttl_s = ttl_s
-        self._connections: dict[tuple[str, str], Connection] = {}
-
-    def __len__(self) -> int:
-        return len(self._connections)
+        self.connections = Connections(ttl_s)
+        self._new: list[Connection] = []
+        self._telling_new: asyncio.Task[None] | None = None
 
     async def register(
         self, connection_id: str, actor: Actor, ip: str | None, user_agent: str
@@ -80,30 +67,26 @@ class Presence:
 
         Raises StoreUnavailable, and then knows nothing of the connection.
         """
-        zone = await self._zone_of(actor) if actor.role is Role.DRIVER else DEFAULT_ZONE
-        connection = self._add(connection_id, actor, zone, ip, user_agent)
+        connection = self._add(connection_id, actor, ip, user_agent)
         try:
-            await self._touch([connection])
+            await self._find_zones([connection])
+            for move in await self._relocate(await self._touch([connection])):
+                await self._touch([move.connection])
+                await self._drop(*move)
         except BaseException:
-            self._connections.pop((actor.address, connection_id), None)
+            self.connections.remove(connection)
             raise
         return connection
 
-    async def _zone_of(self, driver: Actor) -> str:
-        entry = await self._directory.find(driver.user_id)
-        return entry.zone if entry else DEFAULT_ZONE
-
-    def _add(
-        self, connection_id: str, actor: Actor, zone: str, ip: str | None, user_agent: str
-    ) -> Connection:
+    def _add(self, connection_id: str, actor: Actor, ip: str | None, user_agent: str) -> Connection:
         metadata = {
             "node": self.node,
             "ip": ip,
             "user_agent": user_agent[:_MAX_USER_AGENT],
             "since": iso(now_ms()),
         }
-        connection = Connection(connection_id, actor, zone, orjson.dumps(metadata).decode())
-        self._connections[actor.address, connection_id] = connection
+        connection = Connection(connection_id, actor, "", orjson.dumps(metadata).decode())
+        self.connections.add(connection)
         return connection
 
     def seen(self, connection: Connection) -> None:
@@ -111,98 +94,163 @@ class Presence:
         connection.seen = time.monotonic()
 
     def seen_over_http(self, actor: Actor, ip: str | None, user_agent: str) -> None:
-        """A call of a driver's app, which may have no socket."""
-        known = self._connections.get((actor.address, HTTP))
+        """A call of a driver's app, which may have no socket. The first one makes the driver present,
+        without waiting for that."""
+        known, now = self.connections.find(actor.address, HTTP), time.monotonic()
         if known is None:
-            # The zone is filled in by the flush: a call does not wait for a look-up.
-            known = self._add(HTTP, actor, "", ip, user_agent)
-        known.seen = time.monotonic()
+            known = self._add(HTTP, actor, ip, user_agent)
+        known.seen = now
+        if not self.connections.is_told(known, now):
+            self._new.append(known)
+            if self._telling_new is None or self._telling_new.done():
+                self._telling_new = asyncio.get_running_loop().create_task(self._tell_new())
+
+    async def _tell_new(self) -> None:
+        """Tells of new connections, together of those that came meanwhile. `flush` does what fails."""
+        await asyncio.sleep(0)
+        while self._new:
+            new, self._new = self._new, []
+            now = time.monotonic()
+            await self._tell([each for each in new if not self.connections.is_told(each, now)])
 
     async def remove(self, connection: Connection) -> None:
         """A socket was closed; the user's other connections stay."""
-        address = connection.actor.address
-        self._connections.pop((address, connection.id), None)
+        self.connections.remove(connection)
+        await self._drop(connection, connection.zone)
+
+    async def follow(self, driver_id: str, zone: str) -> None:
+        """A driver works in this zone from now on: there they are present, with every connection to this
+        server. Those to other servers follow with their next sign of life."""
+        mine = self.connections.of_user(address_of(Role.DRIVER, driver_id))
+        moved = [_Move(connection, connection.zone) for connection in mine if connection.zone != zone]
+        for connection, _ in moved:
+            connection.zone = zone
+            connection.untell()
+        now = time.monotonic()
+        if untold := [
+            connection for connection in mine if not self.connections.is_told(connection, now)
+        ]:
+            await self._tell(untold)
+        await asyncio.gather(*(self._drop(*move) for move in moved if move.former_zone))
+
+    async def _drop(self, connection: Connection, zone: str) -> None:
         with contextlib.suppress(StoreUnavailable):  # its keys end by themselves
-            await self._scripts.drop_presence(keys_of(connection.zone), address, connection.id)
+            await self._scripts.drop_presence(keys_of(zone), connection.actor.address, connection.id)
 
     async def flush(self, unreached: Mapping[str, float] = MappingProxyType({})) -> FlushReport:
         """Prolongs the connections that gave a sign of life Redis does not know of.
 
-        A connection is told of again after a quarter of its life: often enough, and no more. Each
-        zone is told on its own; who has no zone yet waits for Postgres, and nobody else does.
+        Each zone is told on its own; who has no zone yet waits for Postgres, and nobody else does.
         `unreached` are zones that may have lost what they were told before a time of the monotonic
-        clock, in s: all their connections are due.
+        clock, in s.
         """
-        due = self._due(time.monotonic(), unreached)
-        unplaced = [connection for connection in due if not connection.zone]
-        failed, is_placed = await asyncio.gather(
-            self._tell_zones([connection for connection in due if connection.zone]),
-            self._find_zones(unplaced),
-        )
-        failed |= await self._tell_zones([connection for connection in unplaced if connection.zone])
-        return FlushReport(failed, is_placed)
+        return await self._tell(self.connections.due(unreached))
 
     def zones(self) -> set[str]:
         """The zones of this process' connections."""
-        return {connection.zone for connection in self._connections.values()}
+        return {connection.zone for connection in self.connections}
 
-    def _due(self, now: float, unreached: Mapping[str, float]) -> list[Connection]:
-        due: list[Connection] = []
-        for name, connection in list(self._connections.items()):
-            if connection.told_at < unreached.get(connection.zone, 0.0):
-                due.append(connection)
-            elif connection.seen > connection.told:
-                if now - connection.told_at >= self._ttl_s / 4:
-                    due.append(connection)
-            elif connection.id == HTTP and now - connection.seen > self._ttl_s:
-                del self._connections[name]
-        return due
+    async def _tell(self, connections: Sequence[Connection]) -> FlushReport:
+        new = [connection for connection in connections if not connection.zone]
+        (failed, strangers), is_placed = await asyncio.gather(
+            self._tell_zones([connection for connection in connections if connection.zone]),
+            self._place(new),
+        )
+        moved: list[_Move] = []
+        if is_placed:
+            failed_of_new, strangers_of_new = await self._tell_zones(new)
+            failed |= failed_of_new
+            try:
+                moved = await self._relocate([*strangers, *strangers_of_new])
+            except StoreUnavailable as error:
+                log.warning("drivers' zones not found", reason=str(error))
+                is_placed = False
+        failed |= (await self._tell_zones([move.connection for move in moved]))[0]
+        await asyncio.gather(*(self._drop(*move) for move in moved))
+        return FlushReport(failed, is_placed)
 
-    async def _find_zones(self, connections: list[Connection]) -> bool:
+    async def _place(self, new: Sequence[Connection]) -> bool:
+        """Finds the zones of new connections; False where Postgres is away."""
         try:
-            for connection in connections:
-                connection.zone = await self._zone_of(connection.actor)
+            await self._find_zones(new)
         except StoreUnavailable as error:
             log.warning("drivers' zones not found", reason=str(error))
             return False
         return True
 
-    async def _tell_zones(self, connections: list[Connection]) -> set[str]:
-        """Tells each zone of its connections; returns the zones that did not take them."""
+    async def _find_zones(self, new: Sequence[Connection]) -> None:
+        drivers = [c for c in new if c.actor.role is Role.DRIVER]
+        if drivers:
+            entries = await self._directory.find_all([c.actor.user_id for c in drivers])
+        for connection in new:
+            connection.zone = DEFAULT_ZONE
+        for connection in drivers:
+            if entry := entries.get(connection.actor.user_id):
+                connection.zone = entry.zone
+
+    async def _relocate(self, strangers: Sequence[Connection]) -> list[_Move]:
+        """Asks Postgres where drivers work whom their zone does not know; returns those who have moved,
+        and the zone that they left. Raises StoreUnavailable."""
+        entries = await self._directory.refresh([c.actor.user_id for c in strangers])
+        moved = []
+        for connection in strangers:
+            entry = entries.get(connection.actor.user_id)
+            if entry is not None and entry.zone != connection.zone:
+                moved.append(_Move(connection, connection.zone))
+                connection.zone = entry.zone
+                connection.untell()
+        return moved
+
+    async def _tell_zones(self, connections: Sequence[Connection]) -> tuple[set[str], list[Connection]]:
+        """Tells each zone of its connections. Returns the zones that did not take them, and the
+        connections of drivers whom their zone does not know."""
         by_zone: dict[str, list[Connection]] = defaultdict(list)
         for connection in connections:
             by_zone[connection.zone].append(connection)
         told = await asyncio.gather(*(self._tell_zone(*of_zone) for of_zone in by_zone.items()))
-        return {zone for zone, is_told in zip(by_zone, told, strict=True) if not is_told}
+        failed = {zone for zone, strangers in zip(by_zone, told, strict=True) if strangers is None}
+        return failed, [connection for strangers in told for connection in strangers or ()]
 
-    async def _tell_zone(self, zone: str, connections: list[Connection]) -> bool:
+    async def _tell_zone(self, zone: str, connections: list[Connection]) -> list[Connection] | None:
         try:
+            strangers: list[Connection] = []
             # A node that hangs gives up its turn before the other zones' connections are due again.
             async with asyncio.timeout(self._ttl_s / 4):
                 for start in range(0, len(connections), _MAX_BATCH):
-                    await self._touch(connections[start : start + _MAX_BATCH])
+                    strangers += await self._touch(connections[start : start + _MAX_BATCH])
         except (StoreUnavailable, TimeoutError) as error:
             log.warning("presence not told", zone=zone, reason=str(error) or "no answer in time")
         except Exception:
             log.exception("presence not told", zone=zone)
         else:
-            return True
-        return False
+            return strangers
+        return None
 
-    async def _touch(self, connections: list[Connection]) -> None:
+    async def _touch(self, connections: Sequence[Connection]) -> list[Connection]:
+        """Tells Redis of connections; returns those of drivers whom their zone does not know."""
         now = time.monotonic()
-        by_zone: dict[str, list[Touch]] = defaultdict(list)
+        by_zone: dict[str, list[Connection]] = defaultdict(list)
         for connection in connections:
-            life_ms = int((self._ttl_s - (now - connection.seen)) * 1000)
             connection.told, connection.told_at = connection.seen, now
-            if life_ms > 0:
-                by_zone[connection.zone].append(
-                    Touch(connection.actor.address, connection.id, connection.metadata, life_ms)
-                )
+            if self._life_ms(connection, now) > 0:
+                by_zone[connection.zone].append(connection)
+        strangers = []
         try:
-            for zone, touches in by_zone.items():
-                await self._scripts.touch_presence(keys_of(zone), touches)
+            for zone, of_zone in by_zone.items():
+                touches = [
+                    Touch(c.actor.address, c.id, c.metadata, self._life_ms(c, now)) for c in of_zone
+                ]
+                results = await self._scripts.touch_presence(keys_of(zone), touches)
+                for connection, result in zip(of_zone, results, strict=True):
+                    if result is not TouchResult.HERE:
+                        strangers.append(connection)
+                    if result is TouchResult.ELSEWHERE:
+                        connection.untell()
         except BaseException:
             for connection in connections:
-                connection.told = connection.told_at = 0.0
+                connection.untell()
             raise
+        return strangers
+
+    def _life_ms(self, connection: Connection, now: float) -> int:
+        return int((self._ttl_s - (now - connection.seen)) * 1000)

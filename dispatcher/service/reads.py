@@ -6,19 +6,17 @@ import math
 from typing import Any, Final
 
 from dispatcher.core.actors import Actor, Role
-from dispatcher.core.drivers import AvailabilityStatus, Driver
+from dispatcher.core.drivers import AvailabilityStatus
 from dispatcher.core.errors import Refusal
 from dispatcher.core.times import iso, millis
 from dispatcher.core.trips import Trip
 from dispatcher.core.zones import Zones
 from dispatcher.ledger.database import Database, trip_from_row
-from dispatcher.live.keys import Keys, keys_of
+from dispatcher.live.keys import keys_of
 from dispatcher.live.offers import OfferScripts
 from dispatcher.live.positions import PositionScripts
-from dispatcher.live.state import StateScripts
 from dispatcher.service.commands.actions import zone_of_trip
-from dispatcher.service.driver_directory import DriverDirectory
-from dispatcher.service.rehydration import Rehydration
+from dispatcher.service.live_drivers import LiveDrivers
 
 _MAX_ROWS: Final = 500
 #: How far `pending_near` looks around a driver.
@@ -36,17 +34,13 @@ class Reads:
         *,
         zones: Zones,
         database: Database,
-        directory: DriverDirectory,
-        rehydration: Rehydration,
-        state: StateScripts,
+        drivers: LiveDrivers,
         offers: OfferScripts,
         positions: PositionScripts,
     ) -> None:
         self._zones = zones
         self._database = database
-        self._directory = directory
-        self._rehydration = rehydration
-        self._state = state
+        self._drivers = drivers
         self._offers = offers
         self._positions = positions
 
@@ -93,8 +87,7 @@ class Reads:
         they are the open offers, however far. Raises Refusal driver_not_online and
         driver_not_available, as an accept would be refused, and driver_not_online without a fix.
         """
-        entry = await self._directory.find(actor.user_id)
-        driver = await self._driver(keys_of(entry.zone), actor.user_id) if entry else None
+        driver = await self._drivers.find(actor.user_id)
         if driver is None or not driver.is_online:
             raise Refusal("driver_not_online", "Go online and send a position first.")
         if driver.availability_status is not AvailabilityStatus.AVAILABLE or driver.trip_id:
@@ -118,15 +111,6 @@ class Reads:
             {**trip_from_row(row).to_json(), "distance_m": round(row["distance_m"], 1)} for row in rows
         ]
         return sorted(found, key=lambda trip: trip["distance_m"])
-
-    async def _driver(self, keys: Keys, driver_id: str) -> Driver | None:
-        """A driver as Redis has them; loaded from Postgres where Redis lacks them."""
-        driver = await self._state.read_driver(keys, driver_id)
-        if driver is None:
-            await self._rehydration.warm(keys.zone)
-            await self._rehydration.reload_driver(keys, driver_id)
-            driver = await self._state.read_driver(keys, driver_id)
-        return driver
 
 
 def _box_around(lat: float, lng: float) -> dict[str, float]:

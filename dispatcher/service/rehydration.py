@@ -12,6 +12,7 @@ from typing import Any, Final
 
 import structlog
 
+from dispatcher.core.drivers import Driver
 from dispatcher.core.errors import StoreUnavailable
 from dispatcher.core.idempotency import IdempotencyKey, StoredAnswer
 from dispatcher.core.times import millis, now_ms
@@ -221,21 +222,26 @@ class Rehydration:
             await self._put_trips(keys, [trip], former=former, offered=offered)
         return trip
 
-    async def reload_driver(self, keys: Keys, driver_id: str) -> bool:
+    async def reload_driver(self, keys: Keys, driver_id: str) -> Driver | None:
         """Reads a driver, and their active trip, from Postgres into the live state of `keys`' zone.
 
-        Says whether there is such a driver; one who works in another zone is offline in this one.
+        One who works in another zone is offline in this one, and is told to that one as well, which may
+        not have heard of their coming. None for one who was never online.
         """
         driver = await self._database.driver(driver_id)
         if driver is None:
-            return False
+            return None
         known = await self._state.read_driver(keys, driver_id)
         if known is not None and known.trip_id and known.trip_id != driver.trip_id:
             await self.reload_trip(keys, known.trip_id, former_driver=driver_id)
-        if driver.zone == keys.zone and driver.trip_id is not None:
+        if driver.zone != keys.zone:
+            await self._state.load_driver(keys, driver, former_vehicle=_vehicle(known))
+            keys = keys_of(driver.zone)
+            known = await self._state.read_driver(keys, driver_id)
+        if driver.trip_id is not None:
             await self.reload_trip(keys, driver.trip_id)
-        await self._state.load_driver(keys, driver, former_vehicle=known.vehicle_type if known else "")
-        return True
+        await self._state.load_driver(keys, driver, former_vehicle=_vehicle(known))
+        return driver
 
     async def reload_answer(
         self, keys: Keys, key: IdempotencyKey, *, trip_id: str = "", driver_id: str = ""
@@ -255,6 +261,10 @@ def _key(row: Any) -> IdempotencyKey:
     return IdempotencyKey(
         row["user_id"], row["endpoint"], row["idempotency_key"], row["request_fingerprint"]
     )
+
+
+def _vehicle(known: Driver | None) -> str:
+    return known.vehicle_type if known else ""
 
 
 def _fix(row: Any) -> Fix | None:

@@ -9,12 +9,10 @@ from dispatcher.core.actors import Actor, Role
 from dispatcher.core.drivers import Driver
 from dispatcher.core.trips import ACTIVE, Status, Trip
 from dispatcher.ledger.database import Database, trip_from_row
-from dispatcher.live.hashes import driver_from_hash
-from dispatcher.live.keys import Keys, keys_of
+from dispatcher.live.keys import keys_of
 from dispatcher.live.offers import OfferScripts
 from dispatcher.live.state import StateScripts
-from dispatcher.service.driver_directory import DriverDirectory
-from dispatcher.service.rehydration import Rehydration
+from dispatcher.service.live_drivers import LiveDrivers
 
 _MAX_TRIPS: Final = 50
 
@@ -27,15 +25,13 @@ class Snapshots:
         *,
         state: StateScripts,
         offers: OfferScripts,
-        rehydration: Rehydration,
         database: Database,
-        directory: DriverDirectory,
+        drivers: LiveDrivers,
     ) -> None:
         self._state = state
         self._offers = offers
-        self._rehydration = rehydration
         self._database = database
-        self._directory = directory
+        self._drivers = drivers
 
     async def of(self, actor: Actor) -> dict[str, Any]:
         """`driver`, `trip` and open `offers` of a driver; live `trips` of a customer.
@@ -52,19 +48,33 @@ class Snapshots:
         return {}
 
     async def _of_driver(self, driver_id: str) -> dict[str, Any]:
-        entry = await self._directory.find(driver_id)
-        if entry is None:
+        driver = await self._drivers.find(driver_id)
+        if driver is None:
             return {"driver": None, "trip": None, "offers": []}
-        keys = keys_of(entry.zone)
-        driver, trip = await self._driver(keys, driver_id)
-        if driver.trip_id and not _holds(driver_id, trip):
+        trip = await self._trip_of(driver)
+        if driver.trip_id and trip is None:
             # Redis has missed how that trip ended: Postgres knows.
-            await self._rehydration.reload_driver(keys, driver_id)
-            driver, trip = await self._driver(keys, driver_id)
-            if not _holds(driver_id, trip):
-                driver, trip = replace(driver, trip_id=None), None
-        offers = []
-        for offer in await self._offers.read_offers(keys, driver_id):
+            driver = await self._drivers.reload(driver_id, driver.zone) or driver
+            trip = await self._trip_of(driver)
+            if trip is None:
+                driver = replace(driver, trip_id=None)
+        return {
+            "driver": driver.to_json(),
+            "trip": trip.to_json() if trip else None,
+            "offers": await self._offers_of(driver),
+        }
+
+    async def _trip_of(self, driver: Driver) -> Trip | None:
+        """The driver's trip, if it is theirs and not over."""
+        if driver.trip_id is None:
+            return None
+        trip = await self._state.read_trip(keys_of(driver.zone), driver.trip_id)
+        is_held = trip and trip.driver_id == driver.user_id and trip.current_status in ACTIVE
+        return trip if is_held else None
+
+    async def _offers_of(self, driver: Driver) -> list[dict[str, Any]]:
+        keys, offers = keys_of(driver.zone), []
+        for offer in await self._offers.read_offers(keys, driver.user_id):
             offered = await self._state.read_trip(keys, offer.trip_id)
             if offered is not None and offered.current_status is Status.PENDING:
                 offers.append(
@@ -74,23 +84,4 @@ class Snapshots:
                         "expires_in_ms": offer.left_ms,
                     }
                 )
-        return {
-            "driver": driver.to_json(),
-            "trip": trip.to_json() if trip else None,
-            "offers": offers,
-        }
-
-    async def _driver(self, keys: Keys, driver_id: str) -> tuple[Driver, Trip | None]:
-        driver = await self._state.read_driver(keys, driver_id)
-        if driver is None:
-            await self._rehydration.warm(keys.zone)
-            await self._rehydration.reload_driver(keys, driver_id)
-            driver = await self._state.read_driver(keys, driver_id)
-        driver = driver or driver_from_hash(driver_id, keys.zone, {})
-        trip = await self._state.read_trip(keys, driver.trip_id) if driver.trip_id else None
-        return driver, trip
-
-
-def _holds(driver_id: str, trip: Trip | None) -> bool:
-    """Whether the trip is the driver's, and not over."""
-    return trip is not None and trip.driver_id == driver_id and trip.current_status in ACTIVE
+        return offers

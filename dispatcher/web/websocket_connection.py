@@ -13,7 +13,7 @@ import structlog
 from aiohttp import WSMsgType, web
 
 from dispatcher.core.errors import StoreUnavailable
-from dispatcher.service.presence import Connection
+from dispatcher.service.connections import Connection
 from dispatcher.web.protocol import CloseCode
 
 log = structlog.get_logger("dispatcher.sockets")

@@ -71,6 +71,8 @@ BEGIN
                        AND active.current_status IN ('accepted', 'arrived', 'ongoing') LIMIT 1) IS NULL))
        AND (change.set_driver IS NULL OR (
                coalesce(d.version, -1) = change.expect_driver_version
+               -- Whoever remembers a former zone would set the driver's state where they work no more.
+               AND coalesce(d.zone, change.zone) = change.zone
                -- A driver who goes offline or to another zone may not hold a trip that has not started, other than
                -- the one that this very change releases.
                AND ((change.set_online AND change.set_zone = coalesce(d.zone, change.set_zone))
@@ -84,7 +86,9 @@ BEGIN
         WITH inserted AS (
             INSERT INTO idempotency_keys AS k (idempotency_key, user_id, endpoint, zone, request_payload,
                 request_fingerprint, response_payload, status_code, expires_at, created_at, updated_at)
-            SELECT change.idem_key, change.idem_user, change.idem_endpoint, change.zone, change.request_payload,
+            SELECT change.idem_key, change.idem_user, change.idem_endpoint,
+                   -- Where a retry asks: a driver who has changed zone asks the new one.
+                   coalesce(change.set_zone, change.zone), change.request_payload,
                    change.fingerprint, change.response, change.status_code, change.expires_at, change.at, change.at
               FROM unnest(changes) change
              WHERE change.idx = ANY (permitted) AND change.idem_key IS NOT NULL

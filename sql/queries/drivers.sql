@@ -22,6 +22,12 @@ SELECT user_id
  WHERE zone = :zone AND is_online AND user_id > :after
  ORDER BY user_id LIMIT :page_size;
 
+-- name: places_of_drivers(driver_ids)
+-- Where these drivers work, and with what; the version tells an older answer from a newer one.
+SELECT user_id, zone, vehicle_type, version
+  FROM driver_details
+ WHERE user_id = ANY (:driver_ids::text[]);
+
 -- name: online_among(zone, driver_ids)
 -- Which of these drivers are online in the zone.
 SELECT user_id

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import signal
@@ -120,6 +121,16 @@ def processes_of(directory: Path) -> list[psutil.Process]:
                 found.append(process)
         except (psutil.NoSuchProcess, psutil.AccessDenied):
             continue
+    return found
+
+
+def workers_of(server: Server) -> list[psutil.Process]:
+    """The live worker processes of a server with several."""
+    found = []
+    for child in psutil.Process(server.process.pid).children():
+        with contextlib.suppress(psutil.NoSuchProcess):  # it has just died
+            if "_worker" in child.cmdline():
+                found.append(child)
     return found
 
 

@@ -41,7 +41,12 @@ def claim_of(zone: Zone, kind: str, **more: Any) -> Claim:
         case "creation":
             return lambda a: claims.claim_creation(keys, a)
         case "availability":
-            usual = {"goes_offline": False, "changes_zone": False, "vehicle_type": None}
+            usual = {
+                "goes_offline": False,
+                "changes_zone": False,
+                "vehicle_type": None,
+                "from_zone": "z",
+            }
             return lambda a: claims.claim_availability(keys, a, **(usual | more))
         case _:
             return lambda a: claims.claim_decline(keys, a, **({"version": None} | more))

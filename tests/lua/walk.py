@@ -23,7 +23,7 @@ from dispatcher.live.limits import LimitScripts
 from dispatcher.live.offers import OfferScripts
 from dispatcher.live.pipeline import Pipeline
 from dispatcher.live.positions import DriverFix, FixCode, FixResult, PositionScripts
-from dispatcher.live.presence import PresenceScripts, Touch
+from dispatcher.live.presence import PresenceScripts, Touch, TouchResult
 from dispatcher.live.settle import SettleEffect, Settlement, Settler
 from dispatcher.live.state import Epoch, StateScripts
 from tests.harness.lua_zone import FIX_AGE_MS, key, limit, make_driver, make_trip
@@ -86,7 +86,7 @@ class Walk:
         results = await self.positions.put_positions(keys, "car", fixes, fix_age_ms=FIX_AGE_MS)
         assert results == [FixResult(FixCode.TAKEN, at_ms=now_ms)] * 2
         touches = [Touch(f"driver:{name}", "c1", "{}", 60_000) for name in ("d1", "d2")]
-        await self.presence.touch_presence(keys, touches)
+        assert await self.presence.touch_presence(keys, touches) == [TouchResult.HERE] * 2
         assert await self.presence.expect_present(keys, ["driver:d1"], life_ms=60_000) == 0
         assert (await self.offers.claim_waves(keys)).trip_ids == [trip.id]
         near = await self.offers.nearest(keys, trip, radius_m=5_000, max_drivers=10)
@@ -128,7 +128,7 @@ class Walk:
     async def _go_offline(self, taken: Trip) -> None:
         keys, attempt = self.keys, self.attempt("t4")
         claimed = await self.claims.claim_availability(
-            keys, attempt, goes_offline=True, changes_zone=False, vehicle_type=None
+            keys, attempt, goes_offline=True, changes_zone=False, vehicle_type=None, from_zone=keys.zone
         )
         assert isinstance(claimed, AvailabilityClaimed)
         assert claimed.released == taken

@@ -77,7 +77,7 @@ async def test_a_zone_that_fails_does_not_stop_the_presence_of_another(city: Cit
         await connect_driver(city, f"d-{zone}", zone)
     await break_zone(city, "present")
     await city.redis("DEL", keys_of(HEALTHY).present)
-    for connection in city.parts.presence._connections.values():
+    for connection in city.parts.presence.connections:
         connection.seen, connection.told = connection.seen + 0.01, 0.0
         connection.told_at = 0.0
     report = await city.parts.presence.flush()
@@ -90,20 +90,20 @@ async def test_a_zone_that_fails_does_not_stop_the_presence_of_another(city: Cit
 async def test_a_zone_that_hangs_gives_up_its_turn(city: City, monkeypatch: pytest.MonkeyPatch) -> None:
     touch = city.parts.live.presence.touch_presence
 
-    async def hang(keys: Any, touches: Any) -> None:
+    async def hang(keys: Any, touches: Any) -> Any:
         if keys.zone == BROKEN:
             await asyncio.Event().wait()
-        await touch(keys, touches)
+        return await touch(keys, touches)
 
     for zone in (BROKEN, HEALTHY):
         await connect_driver(city, f"d-{zone}", zone)
-    for connection in city.parts.presence._connections.values():
+    for connection in city.parts.presence.connections:
         connection.told = connection.told_at = 0.0
     monkeypatch.setattr(city.parts.live.presence, "touch_presence", hang)
     async with asyncio.timeout(5):
         report = await city.parts.presence.flush()
     assert report.failed_zones == {BROKEN}
-    untold = [c.zone for c in city.parts.presence._connections.values() if not c.told]
+    untold = [c.zone for c in city.parts.presence.connections if not c.told]
     assert untold == [BROKEN]
 
 
@@ -206,10 +206,10 @@ def cut_off(city: City, patch: pytest.MonkeyPatch, zone: str) -> None:
     """The server cannot tell the zone of its connections, as if its way to that node were cut."""
     touch = city.parts.live.presence.touch_presence
 
-    async def refuse(keys: Any, touches: Any) -> None:
+    async def refuse(keys: Any, touches: Any) -> Any:
         if keys.zone == zone:
             raise StoreUnavailable("redis")
-        await touch(keys, touches)
+        return await touch(keys, touches)
 
     patch.setattr(city.parts.live.presence, "touch_presence", refuse)
 
@@ -225,7 +225,7 @@ async def test_nobody_is_absent_while_a_server_cannot_tell_of_them(
     """One server sees the outage, another one sweeps; the other zone is not concerned."""
     await connect_driver(city, "d1", BROKEN)
     await city.online("d2", zone=HEALTHY)
-    for connection in city.parts.presence._connections.values():
+    for connection in city.parts.presence.connections:
         connection.told = connection.told_at = 0.0
     with monkeypatch.context() as patch:
         cut_off(city, patch, BROKEN)
@@ -250,7 +250,7 @@ async def test_the_notice_of_an_outage_ends_with_its_server(
     city: City, other: City, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await connect_driver(city, "d1", BROKEN)
-    for connection in city.parts.presence._connections.values():
+    for connection in city.parts.presence.connections:
         connection.told = connection.told_at = 0.0
     cut_off(city, monkeypatch, BROKEN)
     await presence_flush_job(city.parts).run()

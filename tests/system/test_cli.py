@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
 import os
 import pty
@@ -24,7 +23,14 @@ import psutil
 import pytest
 
 from dispatcher.embedded.engines import Engines, development_secret
-from tests.harness.servers import JWT_SECRET, Serve, Server, processes_of, wait_for_end
+from tests.harness.servers import (
+    JWT_SECRET,
+    Serve,
+    Server,
+    processes_of,
+    wait_for_end,
+    workers_of,
+)
 
 
 def _run(*args: str, **env: str) -> subprocess.CompletedProcess[str]:
@@ -67,16 +73,6 @@ async def _status(server: Server, path: str = "/healthz") -> int:
                 return int(error.code)
 
     return await asyncio.to_thread(get)
-
-
-def _workers(server: Server) -> list[psutil.Process]:
-    """Its live workers; one that was just killed may be a zombie for a moment."""
-    workers = []
-    for child in psutil.Process(server.process.pid).children():
-        with contextlib.suppress(psutil.NoSuchProcess):
-            if "_worker" in child.cmdline():
-                workers.append(child)
-    return workers
 
 
 async def _until(condition: Callable[[], bool], timeout_s: float = 15.0) -> None:
@@ -358,7 +354,7 @@ async def test_other_hosts(serve: Serve, host: str) -> None:
 
 async def test_workers_stop_with_the_supervisor(serve: Serve) -> None:
     server = await serve("--workers", "2")
-    workers = _workers(server)
+    workers = workers_of(server)
     assert len(workers) == 2
     assert await _status(server) == 200
     assert await server.stop() == 0
@@ -367,10 +363,10 @@ async def test_workers_stop_with_the_supervisor(serve: Serve) -> None:
 
 async def test_a_worker_that_dies_is_replaced(serve: Serve) -> None:
     server = await serve("--workers", "2")
-    victim, other = _workers(server)
+    victim, other = workers_of(server)
     victim.kill()
-    await _until(lambda: len({*_workers(server)} - {victim}) == 2)
-    assert other in _workers(server)
+    await _until(lambda: len({*workers_of(server)} - {victim}) == 2)
+    assert other in workers_of(server)
     assert any("Worker died" in line for line in server.log_lines())
     assert await _status(server) == 200
 
@@ -400,16 +396,16 @@ async def test_metrics_of_workers_are_one_truth(serve: Serve) -> None:
     async with asyncio.timeout(15):
         while not await all_tell():
             await asyncio.sleep(0.1)
-        victim = _workers(server)[0]
+        victim = workers_of(server)[0]
         victim.kill()
-        while not await all_tell() or len({*_workers(server)} - {victim}) != 2:
+        while not await all_tell() or len({*workers_of(server)} - {victim}) != 2:
             await asyncio.sleep(0.1)
     assert all("worker" in json.loads(line) for line in server.log_lines() if "serving" in line)
 
 
 async def test_workers_die_with_a_killed_supervisor(serve: Serve) -> None:
     server = await serve("--workers", "2")
-    workers = _workers(server)
+    workers = workers_of(server)
     server.kill9()
     await _until(
         lambda: (
@@ -426,7 +422,7 @@ async def test_no_secret_is_on_a_command_line(serve: Serve, data_dir: Path) -> N
     server = await serve("--workers", "2", embedded=True)
     password = urlsplit(server.redis_url).password
     assert password
-    for process in [*_workers(server), *processes_of(data_dir)]:
+    for process in [*workers_of(server), *processes_of(data_dir)]:
         words = " ".join(process.cmdline())
         assert password not in words
         assert JWT_SECRET not in words

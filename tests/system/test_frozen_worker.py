@@ -7,12 +7,7 @@ import urllib.request
 
 import psutil
 
-from tests.harness.servers import Serve, Server
-
-
-def _workers(server: Server) -> list[psutil.Process]:
-    children = psutil.Process(server.process.pid).children()
-    return [child for child in children if "_worker" in child.cmdline()]
+from tests.harness.servers import Serve, workers_of
 
 
 def _answer(url: str) -> int:
@@ -22,10 +17,10 @@ def _answer(url: str) -> int:
 
 async def test_a_stopped_worker_is_replaced(serve: Serve) -> None:
     server = await serve("--workers", "2", env={"DISPATCHER_WORKER_TIMEOUT_S": "2"})
-    victim, other = _workers(server)
+    victim, other = workers_of(server)
     victim.suspend()
     async with asyncio.timeout(20):
-        while victim in (workers := _workers(server)) or len(workers) < 2:
+        while victim in (workers := workers_of(server)) or len(workers) < 2:
             await asyncio.sleep(0.05)
         # The port is taken over too: no connection waits for the one that is gone.
         while not any("serving" in line for line in server.log_lines()[-1:]):
@@ -40,7 +35,7 @@ async def test_a_stopped_worker_is_replaced(serve: Serve) -> None:
 async def test_a_supervisor_that_slept_kills_nobody(serve: Serve) -> None:
     """Where the machine stood still, so did everybody's beat."""
     server = await serve("--workers", "2", env={"DISPATCHER_WORKER_TIMEOUT_S": "2"})
-    workers = _workers(server)
+    workers = workers_of(server)
     everyone = [psutil.Process(server.process.pid), *workers]
     for process in everyone:
         process.suspend()
@@ -49,5 +44,5 @@ async def test_a_supervisor_that_slept_kills_nobody(serve: Serve) -> None:
         process.resume()
     for _ in range(10):
         assert await asyncio.to_thread(_answer, server.url) == 200
-    assert _workers(server) == workers
+    assert workers_of(server) == workers
     assert not any("silent" in line for line in server.log_lines())

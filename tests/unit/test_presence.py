@@ -24,4 +24,4 @@ async def test_a_registration_that_failed_is_forgotten() -> None:
     presence = Presence(scripts=scripts, directory=directory, node="n", ttl_s=60)
     with pytest.raises(StoreUnavailable):
         await presence.register("c1", Actor("r1", Role.CUSTOMER), None, "")
-    assert len(presence) == 0
+    assert len(presence.connections) == 0

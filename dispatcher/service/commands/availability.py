@@ -19,7 +19,12 @@ from dispatcher.live.keys import Keys
 from dispatcher.live.settle import SettleEffect, Settlement
 from dispatcher.service.commands.command import Plan, SideEffects
 from dispatcher.service.commands.transition import OK, transition_columns, transition_settlement
+from dispatcher.service.driver_directory import DirectoryEntry
 from dispatcher.service.messages import driver_body, trip_json
+
+
+class DriverElsewhere(Exception):
+    """The driver works in another zone than the change starts from. Nothing was claimed."""
 
 
 class DriverCameBack(Exception):
@@ -30,12 +35,15 @@ class DriverCameBack(Exception):
 class ChangeAvailability:
     """Answers 200, 409 driver_has_active_trip where zone or vehicle change during a trip, trip_busy.
 
-    None leaves a thing as it is. `zone` is where the driver works now, `new_zone` where they will.
-    With `only_if_absent`, a driver who is present raises DriverCameBack.
+    None leaves a thing as it is. `zone` is where the driver works now, `new_zone` where they will. The
+    change starts from `from_zone`, which is another than `zone` only where it is not configured any
+    more; who works elsewhere raises DriverElsewhere. With `only_if_absent`, a driver who is present
+    raises DriverCameBack.
     """
 
     caller: Caller
     zone: Zone
+    from_zone: str
     new_zone: str
     availability_status: AvailabilityStatus | None = None
     is_online: bool | None = None
@@ -57,18 +65,21 @@ class ChangeAvailability:
     ) -> AvailabilityClaimed | NotClaimed:
         claimed = await claims.claim_availability(
             keys, attempt, goes_offline=self.is_online is False, changes_zone=self.changes_zone,
-            vehicle_type=self.vehicle_type,
+            vehicle_type=self.vehicle_type, from_zone=self.from_zone,
             absentee=address_of(Role.DRIVER, self.driver_id) if self.only_if_absent else "",
         )  # fmt: skip
-        if isinstance(claimed, Unresolved) and claimed.code is ClaimCode.CAME_BACK:
-            raise DriverCameBack(self.driver_id)
+        if isinstance(claimed, Unresolved):
+            if claimed.code is ClaimCode.CAME_BACK:
+                raise DriverCameBack(self.driver_id)
+            if claimed.code is ClaimCode.DRIVER_ELSEWHERE:
+                raise DriverElsewhere(self.driver_id)
         return claimed
 
     def plan(self, attempt: Attempt, claimed: AvailabilityClaimed) -> Plan:
         before, trip, at_ms = claimed.driver, claimed.released, claimed.now_ms
         after = self._driver_after(before, at_ms)
         released: Trip | None = None
-        columns: dict[str, Any] = {"zone": self.zone.name, "at_ms": at_ms}
+        columns: dict[str, Any] = {"zone": self.from_zone, "at_ms": at_ms}
         settlement = Settlement(effect=SettleEffect.STATE)
         if trip is not None:
             actor = self.caller.actor
@@ -112,7 +123,8 @@ class ChangeAvailability:
 
     def committed(self, claimed: AvailabilityClaimed, plan: Plan, effects: SideEffects) -> None:
         vehicle_type = plan.change.set_vehicle or DEFAULT_VEHICLE_TYPE
-        effects.directory.learn(self.driver_id, self.new_zone, vehicle_type)
+        entry = DirectoryEntry(self.new_zone, vehicle_type, claimed.driver.version + 1)
+        effects.directory.learn(self.driver_id, entry)
         if claimed.released is not None:
             effects.wakeups.notify(self.zone.name)
 

@@ -1,0 +1,94 @@
+"""The connections of one server process, by user."""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Final
+
+from dispatcher.core.actors import Actor
+
+#: The connection of an app that has no socket: it lives on from call to call.
+HTTP: Final = "http"
+
+
+@dataclass(slots=True)
+class Connection:
+    """One connection of a user. Times are this process' monotonic clock, in s.
+
+    `zone` is empty until it has been looked up.
+    """
+
+    id: str
+    actor: Actor
+    zone: str
+    metadata: str
+    seen: float = field(default_factory=time.monotonic)
+    #: The sign of life that Redis was last told of, and when.
+    told: float = 0.0
+    told_at: float = 0.0
+
+    def untell(self) -> None:
+        """Redis, or the zone that it is in by now, has to be told of it again."""
+        self.told = self.told_at = 0.0
+
+
+class Connections:
+    """Every connection of this process; each lives for `ttl_s` after a sign of life."""
+
+    def __init__(self, ttl_s: float) -> None:
+        self._ttl_s = ttl_s
+        self._by_user: defaultdict[str, dict[str, Connection]] = defaultdict(dict)
+
+    def __iter__(self) -> Iterator[Connection]:
+        for of_user in list(self._by_user.values()):
+            yield from list(of_user.values())
+
+    def __len__(self) -> int:
+        return sum(map(len, self._by_user.values()))
+
+    def add(self, connection: Connection) -> None:
+        """A user has connected."""
+        self._by_user[connection.actor.address][connection.id] = connection
+
+    def remove(self, connection: Connection) -> None:
+        """A connection is over."""
+        address = connection.actor.address
+        of_user = self._by_user.get(address, {})
+        of_user.pop(connection.id, None)
+        if not of_user:
+            self._by_user.pop(address, None)
+
+    def find(self, address: str, connection_id: str) -> Connection | None:
+        """A user's connection of this id."""
+        of_user = self._by_user.get(address)
+        return of_user.get(connection_id) if of_user else None
+
+    def of_user(self, address: str) -> list[Connection]:
+        """All connections of a user (role:id)."""
+        return list(self._by_user.get(address, {}).values())
+
+    def is_told(self, connection: Connection, now: float) -> bool:
+        """Whether Redis was told of the connection, and has not forgotten it since by its TTL."""
+        return connection.told > 0 and now < connection.told + self._ttl_s
+
+    def due(self, unreached: Mapping[str, float]) -> list[Connection]:
+        """The connections that Redis is to be told of.
+
+        Each is told of again after a quarter of its life, if it gave a sign of it: often enough, and no
+        more. `unreached` are zones that may have lost what they were told before a time of the monotonic
+        clock, in s: all their connections are due. Apps without a socket that fell silent are forgotten.
+        """
+        now = time.monotonic()
+        due: list[Connection] = []
+        for connection in self:
+            if connection.told_at < unreached.get(connection.zone, 0.0):
+                due.append(connection)
+            elif connection.seen > connection.told:
+                if now - connection.told_at >= self._ttl_s / 4:
+                    due.append(connection)
+            elif connection.id == HTTP and now - connection.seen > self._ttl_s:
+                self.remove(connection)
+        return due
