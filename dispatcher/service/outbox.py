@@ -18,7 +18,7 @@ import orjson
 import structlog
 
 from dispatcher.core.actors import Actor, Role
-from dispatcher.core.times import millis, moment
+from dispatcher.core.times import millis, moment, now_ms
 from dispatcher.core.transitions import TRANSITIONS, DriverEffect, Event, Transition
 from dispatcher.core.trips import DEFAULT_VEHICLE_TYPE, Status, Trip
 from dispatcher.ledger.database import Database, trip_from_row
@@ -33,6 +33,12 @@ log = structlog.get_logger("dispatcher.outbox")
 
 #: Events that are looked at after a load at most: as many as the stream keeps.
 _MAX_EVENTS: Final = 100_000
+#: A sweeper that dies leaves its attempts to another one after this long.
+_SWEPT_WITHIN_MS: Final = 10_000
+#: How far back the last event of a zone is looked for: each time ten times as far, up to a day.
+_FIRST_LOOK_MS: Final = 60_000
+_LOOK_FURTHER: Final = 10
+_LOOK_BACK_MS: Final = 100_000_000
 #: Trips whose histories are read together.
 _MAX_TRIPS: Final = 500
 #: Actions of one event do the same to a trip, whoever took them.
@@ -96,12 +102,20 @@ class Outbox:
         await self._settle(keys, trip, history, missed)
         return len(missed)
 
-    async def settle_since(self, keys: Keys, since_ms: int) -> int:
-        """Settles the events of a zone, which is being loaded, from this moment on that its stream
-        does not hold. Returns how many."""
-        rows = await self._database.rows(
-            "events_of_zone_since", prefix=keys.zone + "_", since=moment(since_ms), max_rows=_MAX_EVENTS
-        )
+    async def settle_unheard(self, keys: Keys, heard_ms: int | None, *, lease_ms: int) -> int:
+        """Settles the events of a zone, which is being loaded, that its stream may not have told.
+
+        `heard_ms` is when the stream got its last event; None where it has none: then the last event
+        that was committed stands for it, however long ago, since what is not committed is not unheard.
+        Returns how many.
+        """
+        if heard_ms is None:
+            heard_ms = await self._last_event_ms(keys)
+        if heard_ms is None:
+            return 0
+        # An attempt is committed within its lease, and settled by a sweeper some time after that.
+        since_ms = heard_ms - 2 * lease_ms - _SWEPT_WITHIN_MS
+        rows = await self._events_since(keys, since_ms)
         heard = await self._state.heard_since(keys, since_ms) if rows else set()
         missed: dict[str, list[int]] = defaultdict(list)
         for row in rows:
@@ -112,6 +126,22 @@ class Outbox:
             await self._state.go_on_loading(keys)
             await self._settle_trips(keys, ids[start : start + _MAX_TRIPS], missed)
         return sum(len(versions) for versions in missed.values())
+
+    async def _last_event_ms(self, keys: Keys) -> int | None:
+        """When the last event of a zone was committed, within what a consumer can remember."""
+        now, back_ms = now_ms(), _FIRST_LOOK_MS
+        while back_ms <= _LOOK_BACK_MS:
+            if rows := await self._events_since(keys, now - back_ms, max_rows=1):
+                return millis(rows[0]["created_at"])
+            back_ms *= _LOOK_FURTHER
+        return None
+
+    async def _events_since(
+        self, keys: Keys, since_ms: int, *, max_rows: int = _MAX_EVENTS
+    ) -> list[Any]:
+        return await self._database.rows(
+            "events_of_zone_since", prefix=keys.zone + "_", since=moment(since_ms), max_rows=max_rows
+        )
 
     async def _settle_trips(
         self, keys: Keys, ids: Sequence[str], missed: Mapping[str, Sequence[int]]

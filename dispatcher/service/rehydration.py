@@ -35,8 +35,6 @@ _MAX_ANSWERS: Final = 50_000
 #: How long a request waits for another server that loads its zone, and how often it looks.
 _MAX_WAIT_S: Final = 10.0
 _LOOK_AGAIN_S: Final = 0.02
-#: An event may reach the stream this many leases after its time: its attempt was claimed then.
-_LEASES_UNHEARD: Final = 2
 
 
 class Rehydration:
@@ -115,14 +113,14 @@ class Rehydration:
         """
         started = time.monotonic()
         log.info("zone is loaded", zone=keys.zone)
-        heard_ms = await self._state.last_heard_ms(keys) or now_ms()
+        heard_ms = await self._state.last_heard_ms(keys)
         fixes = await self._state.drop_zone(keys)
         # Drivers first: an accept that finds its trip must find its driver.
         drivers = await self._load_drivers(keys, fixes)
         trips = await self._load_trips(keys)
         answers, oldest_ms = await self._load_answers(keys)
         loaded_ms = now_ms()
-        missed = await self._outbox.settle_since(keys, heard_ms - _LEASES_UNHEARD * self._lease_ms)
+        missed = await self._outbox.settle_unheard(keys, heard_ms, lease_ms=self._lease_ms)
         horizon_ms = 0
         if answers == _MAX_ANSWERS:
             horizon_ms = oldest_ms

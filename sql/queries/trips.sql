@@ -49,7 +49,7 @@ SELECT trip_id, version, event, actor_id, actor_role, payload, created_at FROM t
 
 -- name: events_of_zone_since(prefix, since, max_rows)
 -- What happened to the trips whose ids begin with a prefix, from a moment on, the newest first.
-SELECT trip_id, version FROM trip_events
+SELECT trip_id, version, created_at FROM trip_events
  WHERE created_at >= :since AND starts_with(trip_id, :prefix)
  ORDER BY created_at DESC LIMIT :max_rows;
 

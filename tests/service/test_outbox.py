@@ -242,3 +242,17 @@ async def test_a_snapshot_shows_no_trip_that_is_not_pending_and_none_that_has_en
     snapshot = await city.parts.snapshots.of(driver("d1"))
     assert [offer["trip"]["id"] for offer in snapshot["offers"]] == [open_trip]
     assert (snapshot["trip"], snapshot["driver"]["trip_id"]) == (None, None)
+
+
+async def test_an_emptied_redis_tells_what_was_committed_long_before_it_is_loaded(
+    city: City, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All servers died with Redis, and came back an hour later."""
+    await city.online("d1")
+    trip = await city.trip()
+    async with LostSettles(city, monkeypatch):
+        assert (await city.act(driver("d1"), "accept", trip)).status == 200
+    await city.postgres.execute("UPDATE trip_events SET created_at = created_at - interval '1 hour'")
+    await city.redis("FLUSHDB")
+    await city.parts.rehydration.warm("default")
+    assert ("accepted", trip, 1) in await city.events()
