@@ -14,12 +14,16 @@ from tests.faults.run import Outcome, play
 
 @click.command()
 @click.option("--rounds", default=20, show_default=True, help="how many rounds")
-@click.option("--seed", default=1, show_default=True, help="seed of the first round; the next has the next")
+@click.option(
+    "--seed", default=1, show_default=True, help="seed of the first round; the next has the next"
+)
 @click.option("--seconds", default=10.0, show_default=True, help="how long faults come in each round")
 @click.option("--keep", is_flag=True, help="keep the directory of a round that broke a promise")
 def main(rounds: int, seed: int, seconds: float, keep: bool) -> None:
     """Plays rounds; the exit status is 1 if one of them broke a promise."""
-    click.echo(f"{'seed':>6} {'faults':>6} {'calls':>6} {'success':>7} {'events':>6} {'quiet s':>7}  broken")
+    click.echo(
+        f"{'seed':>6} {'faults':>6} {'calls':>6} {'success':>7} {'events':>6} {'quiet s':>7}  broken"
+    )
     broken = 0
     for number in range(seed, seed + rounds):
         directory = Path(tempfile.mkdtemp(prefix="dispatcher-faults-"))
@@ -39,6 +43,8 @@ def _show(outcome: Outcome) -> None:
         f"{outcome.seed:>6} {len(outcome.faults):>6} {outcome.attempts:>6} {outcome.successes:>7}"
         f" {outcome.events:>6} {outcome.quiet_s:>7.1f}  {len(outcome.breaches)}"
     )
+    for message in outcome.errors:
+        click.echo(f"       logged as an error: {message}")
     if outcome.breaches:
         click.echo(f"       faults: {' '.join(outcome.faults)}")
         for line in outcome.breaches:

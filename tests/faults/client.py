@@ -26,7 +26,13 @@ class Client:
     """Calls and a socket of one user; everything goes into the history."""
 
     def __init__(
-        self, http: aiohttp.ClientSession, urls: list[str], history: History, user: str, role: str, seed: int
+        self,
+        http: aiohttp.ClientSession,
+        urls: list[str],
+        history: History,
+        user: str,
+        role: str,
+        seed: int,
     ) -> None:
         self.user = user
         self.random = Random(f"{seed}/{user}")
@@ -42,7 +48,12 @@ class Client:
         self._waiting: dict[str, asyncio.Future[dict[str, Any]]] = {}
 
     async def intend(
-        self, endpoint: str, body: dict[str, Any], *, key: str | None = None, patience_s: float = _INTENT_S
+        self,
+        endpoint: str,
+        body: dict[str, Any],
+        *,
+        key: str | None = None,
+        patience_s: float = _INTENT_S,
     ) -> Attempt:
         """Sends an intent until it is answered; now and then twice at once, as a nervous finger does.
 
@@ -52,7 +63,9 @@ class Client:
         loop = asyncio.get_running_loop()
         deadline = loop.time() + patience_s
         while True:
-            ways = [self._send_once(endpoint, key, body) for _ in range(1 + (self.random.random() < 0.1))]
+            ways = [
+                self._send_once(endpoint, key, body) for _ in range(1 + (self.random.random() < 0.1))
+            ]
             attempts = await asyncio.gather(*ways)
             for attempt in attempts:
                 if attempt.is_final:

@@ -33,7 +33,9 @@ class Attempt:
     def answer(self) -> dict[str, Any]:
         """The answer's fields, the same by HTTP and by frame."""
         fields = orjson.loads(self.raw)
-        return {name: value for name, value in fields.items() if name not in _ENVELOPE or not self.is_frame}
+        return {
+            name: value for name, value in fields.items() if name not in _ENVELOPE or not self.is_frame
+        }
 
     @property
     def code(self) -> str:

@@ -99,6 +99,8 @@ ALL: Sequence[Fault] = (
     terminate_sessions,
     hold_rows,
 )
+#: Those beside which a server may stand still.
+WITH_A_PAUSE: Sequence[Fault] = (flush, fail_over, restart_redis_empty, terminate_sessions, hold_rows)
 
 
 async def _pause(pids: list[int], pause_s: float) -> None:

@@ -68,7 +68,7 @@ async def play(directory: Path, seed: int, fault_s: float) -> Outcome:
         outcome.breaches += await _everybody_moves_on(crowd)
         final = await _wait_for_agreement(stage)
         outcome.breaches = list(dict.fromkeys([*outcome.breaches, *check(final)]))
-        outcome.errors = stage.logs()
+        outcome.errors = stage.errors()
         outcome.attempts = len(history.attempts)
         outcome.successes = sum(attempt.is_success for attempt in history.attempts)
         outcome.events = sum(map(len, final.events.values()))
@@ -106,8 +106,10 @@ async def _bring_faults(stage: Stage, random: Random, fault_s: float, outcome: O
     order = random.sample(kinds.ALWAYS, len(kinds.ALWAYS))
     while order or loop.time() < ends_at:
         fault = order.pop() if order else random.choice(kinds.ALL)
-        outcome.faults.append(fault.__name__)
-        await fault(stage, random)
+        # Beside some, a server stands still: it goes on with what it believed before.
+        beside = [kinds.pause_server] if fault in kinds.WITH_A_PAUSE and random.random() < 0.4 else []
+        outcome.faults.append("+".join(each.__name__ for each in (fault, *beside)))
+        await asyncio.gather(*(each(stage, random) for each in (fault, *beside)))
         await asyncio.sleep(random.uniform(0.1, 0.8))
 
 
@@ -158,7 +160,9 @@ async def _everybody_moves_on(crowd: Crowd) -> list[str]:
         answers = [await driver.go_online(), await rider.ask(driver.zone)]
         if answers[-1].is_success:
             trip = answers[-1].answer["trip"]["id"]
-            answers += [await driver.act(step, trip) for step in ("accept", "arrive", "start", "complete")]
+            answers += [
+                await driver.act(step, trip) for step in ("accept", "arrive", "start", "complete")
+            ]
         refusals += [
             f"stuck: {answer.user} {answer.body} is answered {answer.status} {answer.code if answer.raw else ''}"
             for answer in answers

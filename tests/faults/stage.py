@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import json
 import os
+import secrets
 import shutil
 import signal
 import socket
@@ -13,7 +16,6 @@ from typing import Any
 
 import psutil
 import redis.asyncio
-
 
 from dispatcher.embedded.engines import Engines
 from dispatcher.embedded.private_files import write_private
@@ -25,7 +27,9 @@ from tests.harness.servers import Serve, Server
 
 ZONES = ("default", "north")
 _PASSWORD = "a-password-that-both-nodes-share"
-_WAVES = "[{ size = 4, radius_m = 20000, deadline_s = 1 }, { size = 8, radius_m = 20000, deadline_s = 1 }]"
+_WAVES = (
+    "[{ size = 4, radius_m = 20000, deadline_s = 1 }, { size = 8, radius_m = 20000, deadline_s = 1 }]"
+)
 #: Times so short that every repair is due within a round. Faults last longer than the lease.
 _SETTINGS = {
     "CLAIM_LEASE_MS": "1500",
@@ -152,10 +156,11 @@ class Stage:
         """The servers' addresses, which outlive a restart."""
         return [f"http://127.0.0.1:{port}" for port in self._ports]
 
-    def logs(self) -> list[str]:
-        """The lines of all servers that tell of a fault of the program."""
+    def errors(self) -> list[str]:
+        """What the servers logged as errors, each message once; outages are warnings."""
         lines = [line for server in self._serve.servers for line in server.log_lines()]
-        return [line for line in lines if "Traceback" in line or '"level": "error"' in line]
+        records = [json.loads(line) for line in lines if line.startswith("{")]
+        return sorted({str(record["event"]) for record in records if record["level"] == "error"})
 
     async def restart_server(self, place: int) -> None:
         """Kills a server and starts it again on its port."""
@@ -207,19 +212,11 @@ class Stage:
         await self.replica.follow(self.primary)
 
 
-
 def _free_port() -> int:
-    # Below the kernel's own range, so that no outgoing connection takes it while a server is down.
-    for port in range(15_000 + os.getpid() % 4_000, 20_000):
-        with socket.socket() as probe:
-            try:
-                probe.bind(("127.0.0.1", port))
-            except OSError:
-                continue
-            if port not in _given:
-                _given.add(port)
-                return port
-    raise AssertionError("no free port")
-
-
-_given: set[int] = set()
+    # Below the kernel's own range, so that no outgoing connection takes it while a server is down; by
+    # chance, so that another run on this machine does not try the same.
+    while True:
+        port = secrets.choice(range(10_000, 20_000))
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
