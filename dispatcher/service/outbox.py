@@ -98,14 +98,21 @@ class Outbox:
 
     async def settle_since(self, keys: Keys, since_ms: int) -> int:
         """Settles the events of a zone, which is being loaded, from this moment on that its stream
-        does not hold. Returns how many."""
+        does not hold, and those of the same trips that came after. Returns how many."""
         rows = await self._database.rows(
             "events_of_zone_since", prefix=keys.zone + "_", since=moment(since_ms), max_rows=_MAX_EVENTS
         )
         heard = await self._state.heard_since(keys, since_ms) if rows else set()
+        first: dict[str, int] = {}
+        for row in rows:
+            trip_id, version = row["trip_id"], row["version"]
+            if (trip_id, version) not in heard:
+                first[trip_id] = min(version, first.get(trip_id, version))
+        # What came after a missed event is settled once more, although it was heard: a trip that ended
+        # is not loaded, and would be left in the state that the missed event gave it.
         missed: dict[str, list[int]] = defaultdict(list)
         for row in rows:
-            if (row["trip_id"], row["version"]) not in heard:
+            if row["version"] >= first.get(row["trip_id"], row["version"] + 1):
                 missed[row["trip_id"]].append(row["version"])
         ids = list(missed)
         for start in range(0, len(ids), _MAX_TRIPS):
