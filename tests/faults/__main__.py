@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import shutil
+import signal
 import tempfile
 from pathlib import Path
 
@@ -24,6 +25,8 @@ def main(rounds: int, seed: int, seconds: float, keep: bool) -> None:
     click.echo(
         f"{'seed':>6} {'faults':>6} {'calls':>6} {'success':>7} {'events':>6} {'quiet s':>7}  broken"
     )
+    # A run that is told to stop takes its servers and engines down, as after Ctrl-C.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     broken = 0
     for number in range(seed, seed + rounds):
         directory = Path(tempfile.mkdtemp(prefix="dispatcher-faults-"))
