@@ -10,6 +10,7 @@ from pathlib import Path
 
 import click
 
+from tests.faults import kinds
 from tests.faults.run import Outcome, play
 
 
@@ -18,7 +19,9 @@ from tests.faults.run import Outcome, play
 @click.option(
     "--seed", default=1, show_default=True, help="seed of the first round; the next has the next"
 )
-@click.option("--seconds", default=10.0, show_default=True, help="how long faults come in each round")
+@click.option(
+    "--seconds", default=10.0, show_default=True, help="how long faults come, each kind at least once"
+)
 @click.option("--keep", is_flag=True, help="keep the directory of a round that broke a promise")
 def main(rounds: int, seed: int, seconds: float, keep: bool) -> None:
     """Plays rounds; the exit status is 1 if one of them broke a promise."""
@@ -30,7 +33,7 @@ def main(rounds: int, seed: int, seconds: float, keep: bool) -> None:
     broken = 0
     for number in range(seed, seed + rounds):
         directory = Path(tempfile.mkdtemp(prefix="dispatcher-faults-"))
-        outcome = asyncio.run(play(directory, number, seconds))
+        outcome = asyncio.run(play(directory, number, seconds, kinds.ALL))
         _show(outcome)
         broken += bool(outcome.breaches)
         if outcome.breaches and keep:

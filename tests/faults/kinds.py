@@ -87,7 +87,7 @@ async def hold_rows(stage: Stage, random: Random) -> None:
         await connection.close()
 
 
-#: What every run has, in an order of its seed.
+#: What the shortest run has.
 ALWAYS: Sequence[Fault] = (kill_server, pause_server, flush, fail_over)
 ALL: Sequence[Fault] = (
     *ALWAYS,

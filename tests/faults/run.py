@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -48,8 +48,10 @@ class Crowd:
     stopped: asyncio.Event = field(default_factory=asyncio.Event)
 
 
-async def play(directory: Path, seed: int, fault_s: float) -> Outcome:
-    """Plays a round in an empty directory: faults for `fault_s`, then quiet."""
+async def play(
+    directory: Path, seed: int, fault_s: float, always: Sequence[kinds.Fault] = kinds.ALWAYS
+) -> Outcome:
+    """Plays a round in an empty directory: each fault of `always`, others until `fault_s` are over, then quiet."""
     random = Random(seed)
     history = History()
     outcome = Outcome(seed)
@@ -57,7 +59,7 @@ async def play(directory: Path, seed: int, fault_s: float) -> Outcome:
         work = [asyncio.create_task(app.run(crowd.stopped)) for app in (*crowd.riders, *crowd.drivers)]
         try:
             await asyncio.sleep(0.7)
-            await _bring_faults(stage, random, fault_s, outcome)
+            await _bring_faults(stage, random, fault_s, always, outcome)
         finally:
             crowd.stopped.set()
             await asyncio.gather(*work)
@@ -99,11 +101,13 @@ async def _crowd(stage: Stage, seed: int) -> AsyncIterator[Crowd]:
             await asyncio.gather(*sockets, return_exceptions=True)
 
 
-async def _bring_faults(stage: Stage, random: Random, fault_s: float, outcome: Outcome) -> None:
-    """The faults that every round has, then any, until the time is over."""
+async def _bring_faults(
+    stage: Stage, random: Random, fault_s: float, always: Sequence[kinds.Fault], outcome: Outcome
+) -> None:
+    """Each fault of `always`, in an order of the seed, then any, until the time is over."""
     loop = asyncio.get_running_loop()
     ends_at = loop.time() + fault_s
-    order = random.sample(kinds.ALWAYS, len(kinds.ALWAYS))
+    order = random.sample(always, len(always))
     while order or loop.time() < ends_at:
         fault = order.pop() if order else random.choice(kinds.ALL)
         # Beside some, a server stands still: it goes on with what it believed before.
