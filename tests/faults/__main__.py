@@ -29,7 +29,7 @@ def main(rounds: int, seed: int, seconds: float, keep: bool) -> None:
         f"{'seed':>6} {'faults':>6} {'calls':>6} {'success':>7} {'events':>6} {'quiet s':>7}  broken"
     )
     # A run that is told to stop takes its servers and engines down, as after Ctrl-C.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    signal.signal(signal.SIGTERM, _stop)
     broken = 0
     for number in range(seed, seed + rounds):
         directory = Path(tempfile.mkdtemp(prefix="dispatcher-faults-"))
@@ -42,6 +42,12 @@ def main(rounds: int, seed: int, seconds: float, keep: bool) -> None:
             shutil.rmtree(directory)
     click.echo(f"{rounds} rounds, {broken} broke a promise")
     raise SystemExit(bool(broken))
+
+
+def _stop(number: int, frame: object) -> None:
+    # `timeout` and `uv` both pass the signal on; the second one must not end the cleaning up.
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    raise KeyboardInterrupt
 
 
 def _show(outcome: Outcome) -> None:
