@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import secrets
 import shutil
 import subprocess
 import sys
@@ -35,6 +36,15 @@ def pytest_configure(config: pytest.Config) -> None:
         os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
         os.environ["PYTHONPYCACHEPREFIX"] = sys.pycache_prefix = directory
         sys.dont_write_bytecode = False
+    os.environ.setdefault("FAULTS_SEED", str(secrets.randbelow(1_000_000)))  # workers inherit it
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Name the seed of the faults, also where all went well and the output of tests is not shown."""
+    seed = os.environ["FAULTS_SEED"]
+    terminalreporter.write_line(
+        f"FAULTS_SEED={seed} repeats the faults of tests/faults/test_short_run.py"
+    )
 
 
 @pytest.fixture

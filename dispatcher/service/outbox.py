@@ -103,7 +103,8 @@ class Outbox:
         return len(missed)
 
     async def settle_unheard(self, keys: Keys, heard_ms: int | None, *, lease_ms: int) -> int:
-        """Settles the events of a zone, which is being loaded, that its stream may not have told.
+        """Settles the events of a zone, which is being loaded, that its stream may not have told, and
+        those of the same trips that came after.
 
         `heard_ms` is when the stream got its last event; None where it has none: then the last event
         that was committed stands for it, however long ago, since what is not committed is not unheard.
@@ -117,9 +118,16 @@ class Outbox:
         since_ms = heard_ms - 2 * lease_ms - _SWEPT_WITHIN_MS
         rows = await self._events_since(keys, since_ms)
         heard = await self._state.heard_since(keys, since_ms) if rows else set()
+        first: dict[str, int] = {}
+        for row in rows:
+            trip_id, version = row["trip_id"], row["version"]
+            if (trip_id, version) not in heard:
+                first[trip_id] = min(version, first.get(trip_id, version))
+        # What came after a missed event is settled once more, although it was heard: a trip that ended
+        # is not loaded, and would be left in the state that the missed event gave it.
         missed: dict[str, list[int]] = defaultdict(list)
         for row in rows:
-            if (row["trip_id"], row["version"]) not in heard:
+            if row["version"] >= first.get(row["trip_id"], row["version"] + 1):
                 missed[row["trip_id"]].append(row["version"])
         ids = list(missed)
         for start in range(0, len(ids), _MAX_TRIPS):

@@ -194,3 +194,19 @@ async def test_other_zones_do_not_wait_for_a_zone_that_is_loaded(
             assert await state.read_epoch(keys_of("default")) is None
             goes_on.set()
             await city.parts.rehydration.warm("default")
+
+
+async def test_a_trip_that_ended_does_not_begin_again_with_the_events_that_were_lost(city: City) -> None:
+    """Its end was told to the new Redis, and what came before was told to the old one alone."""
+    await city.online("d1")
+    trip = await city.trip()
+    await take(city, "d1", trip, "arrive", "start", "complete")
+    for entry, _ in (await city.redis("XRANGE", city.keys().events, "-", "+"))[1:-1]:
+        await city.redis("XDEL", city.keys().events, entry)
+    replica = await StaleReplica.of(city)
+    await replica.take_over()
+    assert (await city.hash(trip)).get("current_status", "completed") == "completed"
+    assert {version for _, _, version in await city.events()} == {0, 1, 2, 3, 4}
+    snapshot = await city.parts.snapshots.of(driver("d1"))
+    assert (snapshot["trip"], snapshot["driver"]["trip_id"]) == (None, None)
+    assert (await city.act(driver("d1"), "accept", await city.trip())).status == 200

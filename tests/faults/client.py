@@ -1,0 +1,163 @@
+"""One user's app: an intent has one key, and is sent until it is answered; a socket is opened anew."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+from random import Random
+from typing import Any
+
+import aiohttp
+import orjson
+
+from tests.faults.history import Attempt, History
+from tests.harness.servers import make_token
+
+_ANSWER_S = 4.0  # twice the servers' deadline
+_INTENT_S = 25.0  # longer than any fault
+_RETRY_S = (0.05, 0.3)
+#: Errors of a connection that a server under faults ends, or does not take.
+_AWAY = (aiohttp.ClientError, OSError, TimeoutError)
+_FRAME_ENDPOINT = "/api/driver/ride/trip-action"
+
+
+class Client:
+    """Calls and a socket of one user; everything goes into the history."""
+
+    def __init__(
+        self,
+        http: aiohttp.ClientSession,
+        urls: list[str],
+        history: History,
+        user: str,
+        role: str,
+        seed: int,
+    ) -> None:
+        self.user = user
+        self.random = Random(f"{seed}/{user}")
+        self.snapshot: dict[str, Any] = {}
+        self.offers: list[str] = []
+        self.welcomed = asyncio.Event()
+        self._http = http
+        self._urls = urls
+        self._history = history
+        self._headers = {"Authorization": f"Bearer {make_token(user, role)}"}
+        self._keys = itertools.count()
+        self._socket: aiohttp.ClientWebSocketResponse | None = None
+        self._waiting: dict[str, asyncio.Future[dict[str, Any]]] = {}
+
+    async def intend(
+        self,
+        endpoint: str,
+        body: dict[str, Any],
+        *,
+        key: str | None = None,
+        patience_s: float = _INTENT_S,
+    ) -> Attempt:
+        """Sends an intent until it is answered; now and then twice at once, as a nervous finger does.
+
+        Returns the attempt that was answered, or the last one where nothing was in `patience_s`.
+        """
+        key = key or f"{self.user}-{next(self._keys)}"
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + patience_s
+        while True:
+            ways = [
+                self._send_once(endpoint, key, body) for _ in range(1 + (self.random.random() < 0.1))
+            ]
+            attempts = await asyncio.gather(*ways)
+            for attempt in attempts:
+                if attempt.is_final:
+                    return attempt
+            if loop.time() > deadline:
+                return attempts[-1]
+            await asyncio.sleep(self.random.uniform(*_RETRY_S))
+
+    async def _send_once(self, endpoint: str, key: str, body: dict[str, Any]) -> Attempt:
+        attempt = self._history.begin(self.user, endpoint, key, body)
+        if endpoint == _FRAME_ENDPOINT and self._socket is not None and self.random.random() < 0.4:
+            await self._by_frame(attempt)
+        else:
+            await self._by_http(attempt)
+        return attempt
+
+    async def _by_http(self, attempt: Attempt) -> None:
+        url = self.random.choice(self._urls) + attempt.endpoint
+        headers = {**self._headers, "Idempotency-Key": attempt.key}
+        with contextlib.suppress(*_AWAY):
+            async with asyncio.timeout(_ANSWER_S):
+                async with self._http.post(url, json=attempt.body, headers=headers) as response:
+                    attempt.answered(response.status, await response.read())
+
+    async def _by_frame(self, attempt: Attempt) -> None:
+        attempt.is_frame = True
+        assert self._socket is not None
+        frame_id = f"{attempt.key}/{id(attempt)}"
+        future = self._waiting[frame_id] = asyncio.get_running_loop().create_future()
+        frame = {"type": "trip_action", "id": frame_id, "idempotency_key": attempt.key, **attempt.body}
+        try:
+            with contextlib.suppress(*_AWAY):
+                async with asyncio.timeout(_ANSWER_S):
+                    await self._socket.send_json(frame)
+                    answer = await future
+                    attempt.answered(answer["status"], orjson.dumps(answer))
+        finally:
+            self._waiting.pop(frame_id, None)
+
+    async def stay_connected(self) -> None:
+        """Holds a socket for ever, on any server, and reads what it brings."""
+        while True:
+            with contextlib.suppress(*_AWAY):
+                await self._hold_socket()
+            await asyncio.sleep(self.random.uniform(*_RETRY_S))
+
+    async def look_again(self) -> None:
+        """Opens the socket anew and waits for its snapshot."""
+        self.welcomed.clear()
+        if self._socket is not None:
+            await self._socket.close()
+        await self.welcomed.wait()
+
+    async def say(self, frame: dict[str, Any]) -> None:
+        """Sends a frame that is not answered, if there is a socket."""
+        if self._socket is not None:
+            with contextlib.suppress(*_AWAY):
+                await self._socket.send_json(frame)
+
+    async def _hold_socket(self) -> None:
+        url = self.random.choice(self._urls) + "/ws"
+        timeout = aiohttp.ClientWSTimeout(ws_close=0.5)
+        async with asyncio.timeout(_ANSWER_S):
+            socket = await self._http.ws_connect(url, headers=self._headers, timeout=timeout)
+        beats = asyncio.create_task(self._beat(socket))
+        try:
+            while (message := await socket.receive()).type is aiohttp.WSMsgType.TEXT:
+                self._take(socket, orjson.loads(message.data))
+        finally:
+            self._socket = None
+            beats.cancel()
+            for future in self._waiting.values():
+                if not future.done():
+                    future.set_exception(ConnectionResetError("the socket ended"))
+            await asyncio.gather(beats, return_exceptions=True)
+            await socket.close()
+
+    async def _beat(self, socket: aiohttp.ClientWebSocketResponse) -> None:
+        while True:
+            await asyncio.sleep(0.5)
+            await socket.send_json({"type": "heartbeat"})
+
+    def _take(self, socket: aiohttp.ClientWebSocketResponse, frame: dict[str, Any]) -> None:
+        self._history.hear(self.user, frame)
+        match frame["type"]:
+            case "welcome":
+                self.snapshot = frame["snapshot"]
+                self._socket = socket
+                self.welcomed.set()
+            case "offer":
+                self.offers.append(frame["trip"]["id"])
+            case "ack" | "error":
+                future = self._waiting.get(frame.get("id") or "")
+                if future is not None and not future.done():
+                    future.set_result(frame)
