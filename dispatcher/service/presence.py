@@ -240,7 +240,9 @@ class Presence:
         by_zone: dict[str, list[Connection]] = defaultdict(list)
         for connection in connections:
             connection.told, connection.told_at = connection.seen, now
-            if self._life_ms(connection, now) > 0:
+            # It may have been closed while its driver was looked up.
+            is_open = self.connections.find(connection.actor.address, connection.id) is connection
+            if is_open and self._life_ms(connection, now) > 0:
                 by_zone[connection.zone].append(connection)
         strangers = []
         try:

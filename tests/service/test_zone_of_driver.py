@@ -17,6 +17,7 @@ from dispatcher.jobs.waves import Waves
 from dispatcher.live.keys import keys_of
 from dispatcher.live.settle import Settler
 from dispatcher.service.connections import HTTP, Connection
+from dispatcher.service.driver_directory import DriverDirectory
 from tests.harness.services import PLACE, City, code_of, driver, key, open_city
 
 ZONES = ("default", "north", "south")
@@ -369,6 +370,29 @@ async def test_who_moved_is_kept_while_connected_and_released_when_gone(city: Ci
                 await job.run()
             await asyncio.sleep(0.05)
     assert not (await _row(city, "d1"))["is_online"]
+
+
+async def test_a_socket_that_closes_while_its_driver_is_looked_up_leaves_no_presence(
+    city: City, other: City, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await city.online("d1", zone="north")
+    socket = await other.parts.presence.register("c1", driver("d1"), None, "")
+    await _move(city, "d1", "south")
+    refresh, asked, answered = DriverDirectory.refresh, asyncio.Event(), asyncio.Event()
+
+    async def wait(self: DriverDirectory, driver_ids: Any) -> Any:
+        asked.set()
+        await answered.wait()
+        return await refresh(self, driver_ids)
+
+    monkeypatch.setattr(DriverDirectory, "refresh", wait)
+    await _beat(socket)
+    flush = asyncio.create_task(other.parts.presence.flush())
+    await asked.wait()
+    await other.parts.presence.remove(socket)
+    answered.set()
+    await flush
+    assert await _present_in(city, "d1") == {}
 
 
 async def test_the_first_call_makes_a_driver_present(city: City) -> None:
