@@ -66,6 +66,9 @@ if trip_id ~= '' then
   elseif state[3] ~= string.match(entry, '%S+$') then
     return reply('driver_unknown')  -- it is another driver's: Postgres knows what this one has
   elseif changes_zone or (vehicle_type ~= '' and vehicle_type ~= who[3]) then
+    if fingerprint ~= '' and not is_resolved('key') then
+      return reply('key_unresolved')  -- it may have its answer already, in a zone that the driver has left since
+    end
     return refuse('driver_has_active_trip', version, status, true)
   elseif goes_offline and (status == 'accepted' or status == 'arrived') then
     released = redis.call('HGETALL', trip)

@@ -4,20 +4,22 @@
 -- KEYS[1] users of the zone by the end of their presence
 -- KEYS[2...] for each connection: its key, its user's list of connections, and the driver (KEYS[1] for other users)
 -- ARGV[1] the zone
--- ARGV[2...] groups of four: user's address (role:id), connection id, what is known of it (JSON), life in ms
--- RETURNS for each connection 1 where it was touched, 0 where it was, and the zone does not know the driver; -1 where
---   the driver works elsewhere
+-- ARGV[2...] groups of five: user's address (role:id), connection id, what is known of it (JSON), life in ms, version of
+--   the driver's row that places them here (-1: none)
+-- RETURNS for each connection 1 where it was touched, 0 where it was, and the zone does not know the driver, or not yet
+--   that they work here; -1 where the driver works elsewhere
 --- @include "clock"
 local present, zone = KEYS[1], ARGV[1]
-local FIRST_KEY, KEYS_EACH, FIRST_TOUCH, ARGS_EACH = 2, 3, 2, 4
+local FIRST_KEY, KEYS_EACH, FIRST_TOUCH, ARGS_EACH = 2, 3, 2, 5
 
 local results = {}
 local g = FIRST_TOUCH
 for k = FIRST_KEY, #KEYS, KEYS_EACH do
   local own, connections, driver = KEYS[k], KEYS[k + 1], KEYS[k + 2]
   local address, connection, about, life_ms = ARGV[g], ARGV[g + 1], ARGV[g + 2], tonumber(ARGV[g + 3])
-  local works_in = driver == present and zone or redis.call('HGET', driver, 'zone')
-  if works_in and works_in ~= zone then
+  local known = driver == present and { zone } or redis.call('HMGET', driver, 'zone', 'version')
+  local is_here = known[1] == zone
+  if known[1] and not is_here and tonumber(known[2]) > tonumber(ARGV[g + 4]) then
     results[#results + 1] = -1
   else
     local ends = whole(now_ms + life_ms)
@@ -29,7 +31,7 @@ for k = FIRST_KEY, #KEYS, KEYS_EACH do
       redis.call('PEXPIRE', connections, life_ms)
     end
     redis.call('ZADD', present, 'GT', ends, address)
-    results[#results + 1] = works_in and 1 or 0
+    results[#results + 1] = is_here and 1 or 0
   end
   g = g + ARGS_EACH
 end

@@ -22,13 +22,15 @@ class Touch(NamedTuple):
     connection_id: str
     metadata: str
     life_ms: int
+    #: Of the driver's row that places them here; -1 where there is none, and for other users.
+    version: int
 
 
 class TouchResult(IntEnum):
     """What became of a touch."""
 
     ELSEWHERE = -1  # not done: the driver works in another zone
-    UNKNOWN = 0  # done; the zone does not know the driver
+    UNKNOWN = 0  # done; the zone does not know the driver, or not yet that they work here
     HERE = 1  # done
 
 

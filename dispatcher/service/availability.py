@@ -70,7 +70,7 @@ class AvailabilityService:
                 self._directory.forget(command.driver_id)
                 continue
             if answer.is_new_success:
-                await self._presence.follow(command.driver_id, command.new_zone)
+                await self._presence.follow(command.driver_id)
                 if location is not None:
                     await self._take_location(command.driver_id, location)
             return answer

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from dispatcher.core.actors import Actor
+from dispatcher.service.driver_directory import DirectoryEntry
 
 #: The connection of an app that has no socket: it lives on from call to call.
 HTTP: Final = "http"
@@ -18,7 +19,8 @@ HTTP: Final = "http"
 class Connection:
     """One connection of a user. Times are this process' monotonic clock, in s.
 
-    `zone` is empty until it has been looked up.
+    `zone` is empty until it has been looked up. `version` is that of the driver's row that says so, -1
+    where there is none.
     """
 
     id: str
@@ -29,6 +31,20 @@ class Connection:
     #: The sign of life that Redis was last told of, and when.
     told: float = 0.0
     told_at: float = 0.0
+    version: int = -1
+
+    def follow(self, entry: DirectoryEntry) -> str:
+        """Goes where a driver's row says, unless it is older than the one that brought it where it is.
+
+        Returns the zone that was left, or an empty text.
+        """
+        if entry.version <= self.version:
+            return ""
+        former, self.zone, self.version = self.zone, entry.zone, entry.version
+        if former == self.zone:
+            return ""
+        self.untell()
+        return former
 
     def untell(self) -> None:
         """Redis, or the zone that it is in by now, has to be told of it again."""
@@ -71,8 +87,9 @@ class Connections:
         return list(self._by_user.get(address, {}).values())
 
     def is_told(self, connection: Connection, now: float) -> bool:
-        """Whether Redis was told of the connection, and has not forgotten it since by its TTL."""
-        return connection.told > 0 and now < connection.told + self._ttl_s
+        """Whether Redis was told of the connection, and remembers it until a flush prolongs it: for at
+        least half of its TTL from now on."""
+        return connection.told > 0 and now < connection.told + self._ttl_s / 2
 
     def due(self, unreached: Mapping[str, float]) -> list[Connection]:
         """The connections that Redis is to be told of.

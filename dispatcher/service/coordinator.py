@@ -199,8 +199,10 @@ class Coordinator:
             case ClaimCode.TRIP_UNKNOWN:
                 if await self._rehydration.reload_trip(keys, attempt.trip_id) is None:
                     return _resolve(attempt, Resolved.TRIP)
-            case ClaimCode.DRIVER_UNKNOWN:
-                if await self._rehydration.reload_driver(keys, attempt.driver_id) is None:
+            case ClaimCode.DRIVER_UNKNOWN | ClaimCode.DRIVER_ELSEWHERE as code:
+                driver = await self._rehydration.reload_driver(keys, attempt.driver_id)
+                # Who was elsewhere may have come back unheard: the next claim of this zone tells.
+                if driver is None or code is ClaimCode.DRIVER_ELSEWHERE:
                     return _resolve(attempt, Resolved.DRIVER)
             case ClaimCode.DRIVER_MOVED:
                 return attempt._replace(trip_id=missing.trip_id)

@@ -33,10 +33,12 @@ class LiveDrivers:
             entry = await self._directory.find(driver_id)
             if entry is None:
                 return None
-            driver = await self._read(keys_of(entry.zone), driver_id)
+            keys = keys_of(entry.zone)
+            driver = await self._read(keys, driver_id)
             if driver is None or driver.zone == entry.zone:
                 return driver
-            # They have moved by way of another server.
+            # They have moved by way of another server, or this zone has not heard of their return.
+            await self._rehydration.reload_driver(keys, driver_id)
             self._directory.forget(driver_id)
         return None
 

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import time
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Final, NamedTuple
 
@@ -27,6 +27,8 @@ log = structlog.get_logger("dispatcher.presence")
 #: Some 3 ms of Redis' time: other calls wait for no longer.
 _MAX_BATCH: Final = 50
 _MAX_USER_AGENT: Final = 200
+#: A change of availability waits for its presence no longer, in s.
+_MAX_FOLLOW_S: Final = 1.0
 
 
 class FlushReport(NamedTuple):
@@ -37,7 +39,7 @@ class FlushReport(NamedTuple):
 
 
 class _Move(NamedTuple):
-    """A connection of a driver who works in another zone than before."""
+    """A connection that a zone is to be told of, and the one that it has left, or an empty text."""
 
     connection: Connection
     former_zone: str
@@ -57,7 +59,8 @@ class Presence:
         self.node = node
         self._ttl_s = ttl_s
         self.connections = Connections(ttl_s)
-        self._new: list[Connection] = []
+        #: Apps without a socket that Redis is to be told of at once, by user.
+        self._new: dict[str, Connection] = {}
         self._telling_new: asyncio.Task[None] | None = None
 
     async def register(
@@ -70,9 +73,9 @@ class Presence:
         connection = self._add(connection_id, actor, ip, user_agent)
         try:
             await self._find_zones([connection])
-            for move in await self._relocate(await self._touch([connection])):
-                await self._touch([move.connection])
-                await self._drop(*move)
+            moves = await self._relocate(await self._touch([connection]))
+            await self._touch([move.connection for move in moves])
+            await self._drop_moved(moves)
         except BaseException:
             self.connections.remove(connection)
             raise
@@ -101,7 +104,7 @@ class Presence:
             known = self._add(HTTP, actor, ip, user_agent)
         known.seen = now
         if not self.connections.is_told(known, now):
-            self._new.append(known)
+            self._new[actor.address] = known
             if self._telling_new is None or self._telling_new.done():
                 self._telling_new = asyncio.get_running_loop().create_task(self._tell_new())
 
@@ -109,29 +112,35 @@ class Presence:
         """Tells of new connections, together of those that came meanwhile. `flush` does what fails."""
         await asyncio.sleep(0)
         while self._new:
-            new, self._new = self._new, []
-            now = time.monotonic()
-            await self._tell([each for each in new if not self.connections.is_told(each, now)])
+            new, self._new = self._new, {}
+            await self._tell(self._untold(new.values()))
 
     async def remove(self, connection: Connection) -> None:
         """A socket was closed; the user's other connections stay."""
         self.connections.remove(connection)
         await self._drop(connection, connection.zone)
 
-    async def follow(self, driver_id: str, zone: str) -> None:
-        """A driver works in this zone from now on: there they are present, with every connection to this
-        server. Those to other servers follow with their next sign of life."""
+    async def follow(self, driver_id: str) -> None:
+        """A driver's availability has changed: they are present where they work now, with every
+        connection to this server. Those to other servers follow with their next sign of life.
+
+        Waits for a second at most: `flush` does what is not done by then.
+        """
         mine = self.connections.of_user(address_of(Role.DRIVER, driver_id))
-        moved = [_Move(connection, connection.zone) for connection in mine if connection.zone != zone]
-        for connection, _ in moved:
-            connection.zone = zone
-            connection.untell()
+        with contextlib.suppress(StoreUnavailable, TimeoutError):
+            async with asyncio.timeout(_MAX_FOLLOW_S):
+                entry = await self._directory.find(driver_id) if mine else None
+                moves = [_Move(each, each.follow(entry)) for each in mine] if entry else []
+                if untold := self._untold(mine):
+                    await self._tell(untold)
+                await self._drop_moved(moves)
+
+    def _untold(self, connections: Iterable[Connection]) -> list[Connection]:
         now = time.monotonic()
-        if untold := [
-            connection for connection in mine if not self.connections.is_told(connection, now)
-        ]:
-            await self._tell(untold)
-        await asyncio.gather(*(self._drop(*move) for move in moved if move.former_zone))
+        return [each for each in connections if not self.connections.is_told(each, now)]
+
+    async def _drop_moved(self, moves: Iterable[_Move]) -> None:
+        await asyncio.gather(*(self._drop(*move) for move in moves if move.former_zone))
 
     async def _drop(self, connection: Connection, zone: str) -> None:
         with contextlib.suppress(StoreUnavailable):  # its keys end by themselves
@@ -166,7 +175,7 @@ class Presence:
                 log.warning("drivers' zones not found", reason=str(error))
                 is_placed = False
         failed |= (await self._tell_zones([move.connection for move in moved]))[0]
-        await asyncio.gather(*(self._drop(*move) for move in moved))
+        await self._drop_moved(moved)
         return FlushReport(failed, is_placed)
 
     async def _place(self, new: Sequence[Connection]) -> bool:
@@ -182,24 +191,23 @@ class Presence:
         drivers = [c for c in new if c.actor.role is Role.DRIVER]
         if drivers:
             entries = await self._directory.find_all([c.actor.user_id for c in drivers])
-        for connection in new:
-            connection.zone = DEFAULT_ZONE
         for connection in drivers:
             if entry := entries.get(connection.actor.user_id):
-                connection.zone = entry.zone
+                connection.follow(entry)
+        for connection in new:
+            connection.zone = connection.zone or DEFAULT_ZONE
 
     async def _relocate(self, strangers: Sequence[Connection]) -> list[_Move]:
-        """Asks Postgres where drivers work whom their zone does not know; returns those who have moved,
-        and the zone that they left. Raises StoreUnavailable."""
+        """Asks Postgres where drivers work whom their zone does not know; returns the connections that
+        are to be told again. Raises StoreUnavailable."""
         entries = await self._directory.refresh([c.actor.user_id for c in strangers])
-        moved = []
+        moves = []
         for connection in strangers:
             entry = entries.get(connection.actor.user_id)
-            if entry is not None and entry.zone != connection.zone:
-                moved.append(_Move(connection, connection.zone))
-                connection.zone = entry.zone
-                connection.untell()
-        return moved
+            former_zone = connection.follow(entry) if entry else ""
+            if not connection.told:
+                moves.append(_Move(connection, former_zone))
+        return moves
 
     async def _tell_zones(self, connections: Sequence[Connection]) -> tuple[set[str], list[Connection]]:
         """Tells each zone of its connections. Returns the zones that did not take them, and the
@@ -232,13 +240,16 @@ class Presence:
         by_zone: dict[str, list[Connection]] = defaultdict(list)
         for connection in connections:
             connection.told, connection.told_at = connection.seen, now
-            if self._life_ms(connection, now) > 0:
+            # It may have been closed while its driver was looked up.
+            is_open = self.connections.find(connection.actor.address, connection.id) is connection
+            if is_open and self._life_ms(connection, now) > 0:
                 by_zone[connection.zone].append(connection)
         strangers = []
         try:
             for zone, of_zone in by_zone.items():
                 touches = [
-                    Touch(c.actor.address, c.id, c.metadata, self._life_ms(c, now)) for c in of_zone
+                    Touch(c.actor.address, c.id, c.metadata, self._life_ms(c, now), c.version)
+                    for c in of_zone
                 ]
                 results = await self._scripts.touch_presence(keys_of(zone), touches)
                 for connection, result in zip(of_zone, results, strict=True):

@@ -67,6 +67,7 @@ async def test_a_cancellation_keeps_its_reason(ledger: LedgerDatabase) -> None:
         (driver(version=1), "another version of the driver"),
         (driver(version=-1), "a driver who is known"),
         (driver("new", version=0), "a driver who is not known"),
+        (driver(version=0, zone="far"), "from a zone that the driver is not in"),
         (driver("busy", version=0, set_online=False), "would strand their trip"),
         (driver("busy", version=0, set_zone="elsewhere"), "would take their trip along"),
         (step("z_1", 0, "released", set_driver="d1", set_online=False), "not the trip's state"),

@@ -9,6 +9,7 @@ import pytest
 
 from dispatcher.core.trips import Status
 from dispatcher.live.claim_results import AvailabilityClaimed, Refused, Unresolved
+from dispatcher.live.claims import Resolved
 from tests.harness.lua_zone import LEASE_MS, Zone, key, limit
 from tests.lua.claim_kinds import claim_of, code_of
 
@@ -65,13 +66,36 @@ async def test_zone_and_vehicle_stay_during_a_trip(
     await zone.trip(current_status=Status.ACCEPTED, driver_id="d1", version=2)
     await zone.driver(trip_id="z_1")
     claim = claim_of(zone, "availability", **change)
-    result = await claim(zone.attempt(key=key(), limits=[limit(5)]))
+    asked = zone.attempt(key=key(), limits=[limit(5)], resolved=[Resolved.KEY])
+    result = await claim(asked)
     assert code_of(result) == code
     if code != "claimed":
         assert isinstance(result, Refused)
         assert (result.version, result.status) == (2, Status.ACCEPTED)
         assert await zone.redis.keys("*:claim*") == []
         assert code_of(await claim(zone.attempt(key=key()))) == "replay"
+
+
+async def test_nothing_is_claimed_of_a_driver_who_works_elsewhere(zone: Zone) -> None:
+    await zone.driver(zone="south")
+    before = await zone.dump()
+    claim = claim_of(zone, "availability")
+    assert code_of(await claim(zone.attempt("", key=key(), limits=[limit(5)]))) == "driver_elsewhere"
+    assert await zone.dump() == before
+    assert (
+        code_of(await claim_of(zone, "availability", from_zone="south")(zone.attempt(""))) == "claimed"
+    )
+
+
+async def test_postgres_is_asked_for_the_key_before_a_trip_is_in_the_way(zone: Zone) -> None:
+    """The driver may have moved since the key was used, and taken the trip here."""
+    await zone.trip(current_status=Status.ACCEPTED, driver_id="d1", version=2)
+    await zone.driver(trip_id="z_1")
+    before = await zone.dump()
+    claim = claim_of(zone, "availability", changes_zone=True)
+    assert code_of(await claim(zone.attempt(key=key(), limits=[limit(5)]))) == "key_unresolved"
+    assert await zone.dump() == before
+    assert code_of(await claim(zone.attempt())) == "driver_has_active_trip"
 
 
 @pytest.mark.parametrize("held", ["trip", "driver"])

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import pytest
+
+from dispatcher.live.presence import Touch, TouchResult
 from tests.harness.lua_zone import Zone
 
 GRACE_MS, LIFE_MS = 1_000, 60_000
@@ -29,6 +34,28 @@ async def test_who_has_no_presence_gets_one_that_ends(zone: Zone) -> None:
 async def test_one_server_looks_at_a_time(zone: Zone) -> None:
     assert await zone.presence.begin_look(zone.keys, "n1", every_ms=60_000)
     assert not await zone.presence.begin_look(zone.keys, "n2", every_ms=60_000)
+
+
+@pytest.mark.parametrize(
+    ("known", "version", "result"),
+    [
+        ({}, 3, TouchResult.UNKNOWN),
+        ({"zone": "z", "version": 3}, 3, TouchResult.HERE),
+        ({"zone": "z", "version": 4}, 3, TouchResult.HERE),
+        ({"zone": "south", "version": 4}, 3, TouchResult.ELSEWHERE),
+        ({"zone": "south", "version": 0}, -1, TouchResult.ELSEWHERE),
+        ({"zone": "south", "version": 2}, 3, TouchResult.UNKNOWN),
+    ],
+)
+async def test_a_driver_is_present_where_the_newest_row_says(
+    zone: Zone, known: dict[str, Any], version: int, result: TouchResult
+) -> None:
+    if known:
+        await zone.driver(**known)
+    touch = Touch("driver:d1", "c1", "{}", LIFE_MS, version)
+    assert await zone.presence.touch_presence(zone.keys, [touch]) == [result]
+    is_present = await zone.redis.zscore(zone.keys.present, "driver:d1") is not None
+    assert is_present == (result is not TouchResult.ELSEWHERE)
 
 
 async def test_who_was_handed_out_is_not_present_however_short_the_grace_is(zone: Zone) -> None:

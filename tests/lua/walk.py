@@ -85,7 +85,7 @@ class Walk:
         fixes = [DriverFix("d1", 50.1, 8.6, now_ms), DriverFix("d2", 50.1, 8.61, now_ms)]
         results = await self.positions.put_positions(keys, "car", fixes, fix_age_ms=FIX_AGE_MS)
         assert results == [FixResult(FixCode.TAKEN, at_ms=now_ms)] * 2
-        touches = [Touch(f"driver:{name}", "c1", "{}", 60_000) for name in ("d1", "d2")]
+        touches = [Touch(f"driver:{name}", "c1", "{}", 60_000, -1) for name in ("d1", "d2")]
         assert await self.presence.touch_presence(keys, touches) == [TouchResult.HERE] * 2
         assert await self.presence.expect_present(keys, ["driver:d1"], life_ms=60_000) == 0
         assert (await self.offers.claim_waves(keys)).trip_ids == [trip.id]

@@ -16,7 +16,8 @@ from dispatcher.core.zones import Zone, Zones
 from dispatcher.jobs.waves import Waves
 from dispatcher.live.keys import keys_of
 from dispatcher.live.settle import Settler
-from dispatcher.service.connections import Connection
+from dispatcher.service.connections import HTTP, Connection
+from dispatcher.service.driver_directory import DriverDirectory
 from tests.harness.services import PLACE, City, code_of, driver, key, open_city
 
 ZONES = ("default", "north", "south")
@@ -215,6 +216,23 @@ async def test_a_retry_after_a_move_gets_the_first_answer(city: City, other: Cit
     assert await city.postgres.fetchval("SELECT version FROM driver_details WHERE user_id = 'd1'") == 2
 
 
+async def test_an_old_key_finds_its_answer_where_the_driver_has_never_used_it(
+    city: City, other: City
+) -> None:
+    """Two moves later, and on a trip, which a new request would be refused for."""
+    await city.online("d1", zone="north")
+    request = key(driver("d1"), "move", b'{"zone":"south"}')
+    first = await city.available("d1", zone="south", key=request)
+    await _move(city, "d1", "default")
+    trip = await city.trip(zone="default")
+    assert (await city.act(driver("d1"), "accept", trip)).status == 200
+    again = await other.available("d1", zone="south", key=request)
+    assert (again.status, again.body) == (200, first.body)
+    assert (await _row(city, "d1"))["zone"] == "default"
+    refused = await other.available("d1", zone="south", key=key(driver("d1"), "new", b"[]"))
+    assert code_of(refused) == "driver_has_active_trip"
+
+
 # --- news that are lost
 
 
@@ -246,6 +264,53 @@ async def test_a_move_whose_news_was_lost_is_repaired_by_another_server(
             await job.run()
             await asyncio.sleep(0.05)
     assert not await city.redis("EXISTS", keys_of("north").driver_claim("d1"))
+
+
+@pytest.fixture
+async def unheard(city: City, monkeypatch: pytest.MonkeyPatch) -> None:
+    """d1 was in north, in south, and is in north again, which has not heard of the return."""
+    await city.online("d1", zone="north")
+    await _move(city, "d1", "south")
+    with monkeypatch.context() as patch:
+        _lose(city, patch, "north")
+        await _move(city, "d1", "north")
+        await city.parts.coordinator.close()
+    assert await _online_in(city, "d1") == ["south"]
+
+
+@pytest.mark.usefixtures("unheard")
+async def test_a_change_after_an_unheard_return_is_made(city: City, other: City) -> None:
+    assert (await other.available("d1", availability_status="unavailable")).status == 200
+    assert await _row(city, "d1") == {
+        "zone": "north", "is_online": True, "availability_status": "unavailable",
+    }  # fmt: skip
+    assert "north" in await _online_in(city, "d1")
+
+
+@pytest.mark.usefixtures("unheard")
+async def test_a_snapshot_after_an_unheard_return_is_of_the_zone_that_postgres_says(other: City) -> None:
+    snapshot = await other.parts.snapshots.of(driver("d1"))
+    assert (snapshot["driver"]["zone"], snapshot["driver"]["is_online"]) == ("north", True)
+
+
+@pytest.mark.usefixtures("unheard")
+async def test_an_unheard_return_does_not_keep_a_driver_from_being_present(
+    city: City, other: City
+) -> None:
+    await other.parts.presence.register("c1", driver("d1"), None, "")
+    assert await _present_in(city, "d1") == {"north": 1}
+
+
+@pytest.mark.usefixtures("unheard")
+async def test_whoever_is_gone_after_an_unheard_return_is_taken_offline(city: City, other: City) -> None:
+    """Also where the former zone has lost what it knew of the attempt."""
+    await city.redis("DEL", keys_of("south").claims)
+    jobs = [absent_drivers_job(other.parts, zone) for zone in ZONES]
+    async with asyncio.timeout(10):
+        while (await _row(city, "d1"))["is_online"]:
+            for job in (presence_flush_job(other.parts), *jobs):
+                await job.run()
+            await asyncio.sleep(0.05)
 
 
 # --- presence
@@ -307,6 +372,29 @@ async def test_who_moved_is_kept_while_connected_and_released_when_gone(city: Ci
     assert not (await _row(city, "d1"))["is_online"]
 
 
+async def test_a_socket_that_closes_while_its_driver_is_looked_up_leaves_no_presence(
+    city: City, other: City, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await city.online("d1", zone="north")
+    socket = await other.parts.presence.register("c1", driver("d1"), None, "")
+    await _move(city, "d1", "south")
+    refresh, asked, answered = DriverDirectory.refresh, asyncio.Event(), asyncio.Event()
+
+    async def wait(self: DriverDirectory, driver_ids: Any) -> Any:
+        asked.set()
+        await answered.wait()
+        return await refresh(self, driver_ids)
+
+    monkeypatch.setattr(DriverDirectory, "refresh", wait)
+    await _beat(socket)
+    flush = asyncio.create_task(other.parts.presence.flush())
+    await asked.wait()
+    await other.parts.presence.remove(socket)
+    answered.set()
+    await flush
+    assert await _present_in(city, "d1") == {}
+
+
 async def test_the_first_call_makes_a_driver_present(city: City) -> None:
     presence = city.parts.presence
     presence.seen_over_http(driver("d1"), "127.0.0.1", "app")
@@ -330,6 +418,53 @@ async def test_a_call_after_a_long_silence_makes_a_driver_present(city: City) ->
     async with asyncio.timeout(5):
         while await _present_in(city, "d1") != {"north": 1}:
             await asyncio.sleep(0.005)
+
+
+async def test_a_call_late_in_the_life_of_a_presence_prolongs_it_at_once(city: City) -> None:
+    """A flush would come too late."""
+    presence = city.parts.presence
+    presence.seen_over_http(driver("d1"), "127.0.0.1", "app")
+    await city.online("d1", zone="north")
+    for connection in presence.connections:
+        connection.told -= 1.8
+        connection.told_at -= 1.8
+    own = keys_of("north").presence("driver:d1", HTTP)
+    await city.redis("PEXPIRE", own, 200)
+    presence.seen_over_http(driver("d1"), "127.0.0.1", "app")
+    async with asyncio.timeout(5):
+        while await city.redis("PTTL", own) < 1_000:
+            await asyncio.sleep(0.005)
+
+
+async def test_many_first_calls_are_told_once(city: City, monkeypatch: pytest.MonkeyPatch) -> None:
+    touch, touched = city.parts.live.presence.touch_presence, []
+
+    async def record(keys: Any, touches: Any) -> Any:
+        touched.extend(touches)
+        return await touch(keys, touches)
+
+    monkeypatch.setattr(city.parts.live.presence, "touch_presence", record)
+    for _ in range(50):
+        city.parts.presence.seen_over_http(driver("d1"), "127.0.0.1", "app")
+    async with asyncio.timeout(5):
+        while not await _present_in(city, "d1"):
+            await asyncio.sleep(0.005)
+    assert len(touched) == 1
+
+
+async def test_an_answer_does_not_wait_long_for_a_presence(
+    redis_url: str, database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The change is committed; the flush tells what Redis did not take in time."""
+    zones = Zones([Zone(name) for name in ZONES])
+    async with open_city(redis_url, database_url, zones=zones, presence_ttl_s=120) as city:
+        with monkeypatch.context() as patch:
+            patch.setattr(city.parts.live.presence, "touch_presence", lambda *_: asyncio.Event().wait())
+            city.parts.presence.seen_over_http(driver("d1"), "127.0.0.1", "app")
+            async with asyncio.timeout(4):
+                await city.online("d1", zone="north")
+        await city.parts.presence.flush()
+        assert await _present_in(city, "d1") == {"north": 1}
 
 
 async def test_an_app_without_a_socket_gets_its_first_offer_at_once(city: City) -> None:

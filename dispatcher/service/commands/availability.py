@@ -14,7 +14,7 @@ from dispatcher.core.trips import DEFAULT_VEHICLE_TYPE, Trip
 from dispatcher.core.zones import Zone
 from dispatcher.ledger.changes import Change
 from dispatcher.live.claim_results import AvailabilityClaimed, ClaimCode, NotClaimed, Unresolved
-from dispatcher.live.claims import Attempt, ClaimScripts
+from dispatcher.live.claims import Attempt, ClaimScripts, Resolved
 from dispatcher.live.keys import Keys
 from dispatcher.live.settle import SettleEffect, Settlement
 from dispatcher.service.commands.command import Plan, SideEffects
@@ -71,7 +71,7 @@ class ChangeAvailability:
         if isinstance(claimed, Unresolved):
             if claimed.code is ClaimCode.CAME_BACK:
                 raise DriverCameBack(self.driver_id)
-            if claimed.code is ClaimCode.DRIVER_ELSEWHERE:
+            if claimed.code is ClaimCode.DRIVER_ELSEWHERE and Resolved.DRIVER in attempt.resolved:
                 raise DriverElsewhere(self.driver_id)
         return claimed
 
