@@ -27,6 +27,8 @@ from multidict import CIMultiDict, CIMultiDictProxy
 
 #: The headers of every request that has become a WebSocket.
 _NO_HEADERS: Final = CIMultiDictProxy(CIMultiDict[str]())
+#: Those of every response to an upgrade, once it was sent; cleared ones keep their room.
+_NO_RESPONSE_HEADERS: Final = CIMultiDict[str]()
 _NO_MESSAGES: Final = cast("deque[Any]", ())
 #: The first byte of a frame says what it is, the second whether it is masked, and its length.
 _MASKED: Final = 0x80
@@ -129,7 +131,7 @@ def release_request(request: web.Request, websocket: web.WebSocketResponse) -> N
     parts = cast(Any, request)
     parts._headers = _NO_HEADERS
     parts._message = parts._rel_url = parts._match_info = parts._cache = parts._state = None
-    websocket.headers.clear()
+    cast(Any, websocket)._headers = _NO_RESPONSE_HEADERS
 
 
 def release_socket(websocket: web.WebSocketResponse) -> None:
