@@ -87,6 +87,18 @@ async def hold_rows(stage: Stage, random: Random) -> None:
         await connection.close()
 
 
+async def die_together(stage: Stage, random: Random) -> None:
+    """Both servers lose Redis and die with what they were about to tell it; it comes back without that."""
+    stage.proxy.cut()
+    await asyncio.sleep(random.uniform(0.02, 0.2))  # what was claimed is committed meanwhile
+    stage.kill_servers()
+    if random.random() < 0.5:
+        await stage.restart_empty()
+    else:
+        await stage.fail_over(0)
+    await asyncio.gather(stage.restart_server(0), stage.restart_server(1))
+
+
 #: What the shortest run has.
 ALWAYS: Sequence[Fault] = (kill_server, pause_server, flush, fail_over)
 ALL: Sequence[Fault] = (
@@ -98,6 +110,7 @@ ALL: Sequence[Fault] = (
     restart_redis_empty,
     terminate_sessions,
     hold_rows,
+    die_together,
 )
 #: Those beside which a server may stand still.
 WITH_A_PAUSE: Sequence[Fault] = (flush, fail_over, restart_redis_empty, terminate_sessions, hold_rows)

@@ -162,6 +162,11 @@ class Stage:
         records = [json.loads(line) for line in lines if line.startswith("{")]
         return sorted({str(record["event"]) for record in records if record["level"] == "error"})
 
+    def kill_servers(self) -> None:
+        """Kills both servers at once."""
+        for server in self.servers:
+            server.kill9()
+
     async def restart_server(self, place: int) -> None:
         """Kills a server and starts it again on its port."""
         self.servers[place].kill9()
