@@ -1,4 +1,4 @@
-"""The `dispatcher` command: serve, migrate, token, cleanup, fsck and demo."""
+"""The `dispatcher` command: serve, migrate, token, cleanup and demo."""
 
 # ruff: noqa: PLC0415  a command imports what it needs, so that `dispatcher token` is quick
 
@@ -160,30 +160,6 @@ def cleanup(chunk: int, data_dir: Path | None) -> None:
 
 
 @cli.command()
-@click.option("--zone", help="One zone; all of them without it.")
-@click.option("--repair", is_flag=True, help="Make Redis equal to Postgres.")
-@click.option("--json", "as_json", is_flag=True, help="One JSON object a zone.")
-@_DATA_DIR
-def fsck(*, zone: str | None, repair: bool, as_json: bool, data_dir: Path | None) -> None:
-    """Compare Redis with Postgres. Exit status 1 where they differ.
-
-    Servers may run meanwhile: what is being changed is looked at again before it is told.
-    """
-    from dispatcher.server.fsck import fsck as look
-
-    async def run() -> bool:
-        settings = _running_settings(data_dir)
-        is_equal = True
-        async for report in look(settings, zone=zone, repair=repair):
-            click.echo(report.to_json() if as_json else report.to_text())
-            is_equal = is_equal and not report.left
-        return is_equal
-
-    if not asyncio.run(run()):
-        sys.exit(1)
-
-
-@cli.command()
 @click.option(
     "--pickups",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
@@ -220,22 +196,6 @@ def _given(**options: object) -> dict[str, Any]:
     return {name: value for name, value in options.items() if value is not None}
 
 
-def _running_settings(data_dir: Path | None) -> Settings:
-    """Settings with the URLs of engines that run: those that are set, or the embedded ones."""
-    from dispatcher.embedded.engines import running_urls
-
-    settings = _settings(data_dir=data_dir)
-    urls = running_urls(settings.data_dir)
-    redis_url = settings.redis_url or urls.redis_url
-    database_url = settings.database_url or urls.database_url
-    if not (redis_url and database_url):
-        name = "database_url" if redis_url else "redis_url"
-        raise SettingsError(
-            f"DISPATCHER_{name.upper()}: is not set, and no server runs on {settings.data_dir}"
-        )
-    return settings.model_copy(update={"redis_url": redis_url, "database_url": database_url})
-
-
 @contextlib.contextmanager
 def _database_url(settings: Settings) -> Iterator[str]:
     """The database to work on: the one that is set, or else the embedded one.
@@ -267,13 +227,12 @@ def _print_labels(labels: list[str], verb: str, nothing: str) -> None:
 
 def _expected_errors() -> tuple[type[Exception], ...]:
     """Errors whose message is all that an operator needs; all others are bugs and keep their trace."""
-    from dispatcher.core.errors import StoreUnavailable
     from dispatcher.demo.server import DemoError
     from dispatcher.embedded.process import EngineError
     from dispatcher.ledger.migrate import MigrationError
     from dispatcher.server.process_pool import ServerError
 
-    return (DemoError, EngineError, MigrationError, ServerError, StoreUnavailable)
+    return (DemoError, EngineError, MigrationError, ServerError)
 
 
 def _exit_with_error(error: Exception, *, status: int) -> None:

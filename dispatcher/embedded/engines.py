@@ -136,14 +136,6 @@ def running_database_url(data_dir: Path) -> str | None:
     return postgres.url if postgres.find() is not None else None
 
 
-def running_urls(data_dir: Path) -> EngineUrls:
-    """URLs of the embedded engines of `data_dir` that run; empty for one that does not."""
-    directory = DataDirectory(data_dir)
-    valkey = Valkey(directory.valkey)
-    redis_url = valkey.running_url() if valkey.find() is not None else ""
-    return EngineUrls(redis_url=redis_url, database_url=running_database_url(data_dir) or "")
-
-
 def stop_left_behind(data_dir: Path) -> None:
     """Stop what a killed server left running on `data_dir`.
 

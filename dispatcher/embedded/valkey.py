@@ -63,12 +63,6 @@ class Valkey:
         """The process that works on this directory, whoever started it."""
         return EngineProcess.find("valkey-server", str(self._configuration), self._log)
 
-    def running_url(self) -> str:
-        """The URL of a Valkey that somebody else has started on this directory."""
-        self._password = (self._directory / "password").read_text().strip()
-        self._port = int(self._port_file.read_text())
-        return self.url
-
     def launch(self) -> None:
         """Begin to start it, on the port of last time if it is free; does not wait."""
         self._directory.mkdir(mode=0o700, exist_ok=True)

@@ -161,19 +161,6 @@ async def status(database_url: str, directory: Path = MIGRATIONS_DIR) -> list[Mi
     ]
 
 
-async def check_current(database_url: str) -> None:
-    """Check that the database has exactly the migrations of this program. Raises SettingsError."""
-    try:
-        missing = [item.name for item in await status(database_url) if item.applied_at is None]
-    except MigrationError as error:
-        raise SettingsError(f"DISPATCHER_DATABASE_URL: {error}") from None
-    if missing:
-        raise SettingsError(
-            f"DISPATCHER_DATABASE_URL: the schema lacks {', '.join(missing)}; "
-            "run `dispatcher migrate up`"
-        )
-
-
 def read_migrations(directory: Path) -> list[Migration]:
     """The migrations of a directory by version, which must run 1, 2, 3 … without a gap."""
     found: dict[str, dict[str, str]] = {}

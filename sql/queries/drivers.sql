@@ -22,15 +22,6 @@ SELECT user_id
  WHERE zone = :zone AND is_online AND user_id > :after
  ORDER BY user_id LIMIT :page_size;
 
--- name: states_of_drivers(driver_ids)
--- Several drivers, each with their active trip.
-SELECT d.user_id, d.zone, d.availability_status, d.is_online, d.vehicle_type, d.version, d.updated_at,
-       t.id AS trip_id
-  FROM driver_details d
-  LEFT JOIN trip_requests t
-    ON t.driver_id = d.user_id AND t.current_status IN ('accepted', 'arrived', 'ongoing')
- WHERE d.user_id = ANY (:driver_ids::text[]);
-
 -- name: places_of_drivers(driver_ids)
 -- Where these drivers work, and with what; the version tells an older answer from a newer one.
 SELECT user_id, zone, vehicle_type, version

@@ -11,13 +11,6 @@ SELECT user_id, endpoint, idempotency_key, request_fingerprint, status_code, res
  WHERE zone = :zone AND expires_at > now()
  ORDER BY expires_at DESC LIMIT :max_rows;
 
--- name: answers_of_keys(user_ids, endpoints, keys)
--- The answers of several keys that have not expired.
-SELECT k.user_id, k.endpoint, k.idempotency_key, k.request_fingerprint, k.status_code, k.response_payload, k.expires_at
-  FROM unnest(:user_ids::text[], :endpoints::text[], :keys::text[]) AS asked (user_id, endpoint, idempotency_key)
-  JOIN idempotency_keys k USING (user_id, endpoint, idempotency_key)
- WHERE k.expires_at > now();
-
 -- name: delete_expired(batch_size)!
 -- Deletes a chunk of the expired answers, and skips rows that another server's clean-up is deleting.
 DELETE FROM idempotency_keys

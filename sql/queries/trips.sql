@@ -20,13 +20,6 @@ SELECT t.*, d.vehicle_type AS driver_vehicle_type
    AND t.current_status IN ('pending', 'accepted', 'arrived', 'ongoing')
  ORDER BY t.id LIMIT :page_size;
 
--- name: live_trip_ids_of_zone(zone, after, page_size)
--- A page of the ids of a zone's trips that are pending or active.
-SELECT id
-  FROM trip_requests
- WHERE zone = :zone AND id > :after AND current_status IN ('pending', 'accepted', 'arrived', 'ongoing')
- ORDER BY id LIMIT :page_size;
-
 -- name: trips_by_id(ids)
 -- Several trips, each with its driver's vehicle type.
 SELECT t.*, d.vehicle_type AS driver_vehicle_type
