@@ -185,6 +185,7 @@ def _web_application(
         positions=parts.positions,
         stranded_trips=parts.stranded_trips,
         reads=parts.reads,
+        explanation=parts.explanation,
         readiness=readiness.check,
         metrics=metrics,
         vehicle_types=parts.settings.vehicle_types,
