@@ -12,6 +12,7 @@ from dispatcher.config import Settings
 from dispatcher.core.zones import Zones
 from dispatcher.jobs.absent_drivers import AbsentDrivers
 from dispatcher.jobs.cleanup import Cleanup
+from dispatcher.jobs.drift_watch import DriftWatch
 from dispatcher.jobs.flush import Flush
 from dispatcher.jobs.loop import JobLoop
 from dispatcher.jobs.presence_flush import PresenceFlush
@@ -23,6 +24,8 @@ from dispatcher.service.availability import AvailabilityService
 from dispatcher.service.commands.command import SideEffects
 from dispatcher.service.coordinator import Coordinator
 from dispatcher.service.customer_tracking import CustomerTracking
+from dispatcher.service.drift import DriftCheck
+from dispatcher.service.drift_looks import Looks
 from dispatcher.service.driver_directory import DriverDirectory
 from dispatcher.service.explanation import Explanation
 from dispatcher.service.live_drivers import LiveDrivers
@@ -186,6 +189,29 @@ def job_loops(parts: Services) -> list[JobLoop]:
         parts.effects.wakeups.subscribe(zone, waves.wake)
         loops += (waves, JobLoop(reconcile_job(parts, zone)), JobLoop(absent_drivers_job(parts, zone)))
     return loops
+
+
+def drift_check(settings: Settings, live: LiveWing, ledger: LedgerWing) -> DriftCheck:
+    """What compares both wings."""
+    looks = Looks(
+        scripts=live.comparison,
+        state=live.state,
+        database=ledger.database,
+        fix_age_s=settings.fix_max_age_s,
+        presence_ttl_s=settings.presence_ttl_s,
+    )
+    return DriftCheck(scripts=live.comparison, database=ledger.database, looks=looks)
+
+
+def drift_watch_job(parts: Services) -> DriftWatch:
+    """The job that compares the zones with Postgres, one after the other."""
+    return DriftWatch(
+        check=drift_check(parts.settings, parts.live, parts.ledger),
+        scripts=parts.live.comparison,
+        zones=parts.zones.names(),
+        node=parts.presence.node,
+        interval_s=parts.settings.drift_interval_s,
+    )
 
 
 def presence_flush_job(parts: Services) -> PresenceFlush:

@@ -13,6 +13,7 @@ from dispatcher.ledger.database import Database
 from dispatcher.ledger.outage_notices import OutageNotices
 from dispatcher.live.claims import ClaimScripts
 from dispatcher.live.client import connect
+from dispatcher.live.comparison import ComparisonScripts
 from dispatcher.live.inspection import InspectionScripts
 from dispatcher.live.limits import LimitScripts
 from dispatcher.live.offers import OfferScripts
@@ -36,6 +37,7 @@ class LiveWing:
     presence: PresenceScripts
     limits: LimitScripts
     inspection: InspectionScripts
+    comparison: ComparisonScripts
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +71,7 @@ async def open_live(settings: Settings) -> AsyncIterator[LiveWing]:
             PresenceScripts(pipeline),
             LimitScripts(pipeline),
             InspectionScripts(pipeline),
+            ComparisonScripts(pipeline),
         )
 
 

@@ -20,6 +20,7 @@ class Keys:
         self.seen = prefix + "seen"
         self.present = prefix + "present"
         self.presence_look = prefix + "presence-look"
+        self.drift_look = prefix + "drift-look"
         self.vehicles = prefix + "vehicles"
         self.waves = prefix + "waves"
         self.events = prefix + "events"

@@ -1,4 +1,4 @@
-"""The operators' commands. Exit status: 0 all is well, 1 something was found, 2 bad input or an engine away."""
+"""The operators' commands. Exit status: 0 all is well, 1 something was found, 2 it could not be done."""
 
 # ruff: noqa: PLC0415  a command imports what it needs, so that `dispatcher token` is quick
 
@@ -37,7 +37,33 @@ def why(*, trip: str, driver: str, as_json: bool, data_dir: Path | None) -> None
     _print(found, explained_lines(found), as_json=as_json)
 
 
-COMMANDS = (why,)
+@click.command()
+@click.option("--zone", help="One zone; all of them otherwise.")
+@click.option("--repair", is_flag=True, help="Repair what differs, one thing at a time.")
+@_AS_JSON
+@_DATA_DIR
+def fsck(*, zone: str | None, repair: bool, as_json: bool, data_dir: Path | None) -> None:
+    """Compare Redis with Postgres while servers run. Exit status 1 where something differs."""
+    from dispatcher.operations.fsck import fsck as compare
+    from dispatcher.operations.fsck import fsck_lines
+
+    def work(bench: Workbench) -> Awaitable[dict[str, Any]]:
+        return compare(bench, _zones(bench, zone), repairs=repair)
+
+    result = _work(data_dir, work)
+    _print(result, fsck_lines(result), as_json=as_json)
+    _exit_with(1 if result["remaining"] else 0)
+
+
+COMMANDS = (why, fsck)
+
+
+def _zones(bench: Workbench, name: str | None) -> list[str]:
+    """The zones that are meant. Raises SettingsError where there is none of that name."""
+    names = bench.zones.names()
+    if name is not None and name not in names:
+        raise SettingsError(f"--zone: there is no zone {name}; there are {', '.join(names[:20])}")
+    return names if name is None else [name]
 
 
 def _work(data_dir: Path | None, work: Callable[[Workbench], Awaitable[Any]]) -> Any:

@@ -61,7 +61,7 @@ def _with_urls(settings: Settings) -> Settings:
     for name, url in (("REDIS_URL", redis_url), ("DATABASE_URL", database_url)):
         if url is None:
             raise SettingsError(
-                f"DISPATCHER_{name}: is not set, and no engine of its own runs below {settings.data_dir}: "
-                "start `dispatcher serve` there first"
+                f"DISPATCHER_{name}: is not set, and no embedded engine runs below "
+                f"{settings.data_dir}: start `dispatcher serve` there first"
             )
     return settings.model_copy(update={"redis_url": redis_url, "database_url": database_url})

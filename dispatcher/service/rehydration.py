@@ -222,11 +222,14 @@ class Rehydration:
             await self._put_trips(keys, [trip], former=former, offered=offered)
         return trip
 
-    async def reload_driver(self, keys: Keys, driver_id: str) -> Driver | None:
+    async def reload_driver(
+        self, keys: Keys, driver_id: str, *, fix: Fix | None = None
+    ) -> Driver | None:
         """Reads a driver, and their active trip, from Postgres into the live state of `keys`' zone.
 
         One who works in another zone is offline in this one, and is told to that one as well, which may
-        not have heard of their coming. None for one who was never online.
+        not have heard of their coming. `fix` is their last one where the live state has none. None for
+        one who was never online.
         """
         driver = await self._database.driver(driver_id)
         if driver is None:
@@ -240,7 +243,7 @@ class Rehydration:
             known = await self._state.read_driver(keys, driver_id)
         if driver.trip_id is not None:
             await self.reload_trip(keys, driver.trip_id)
-        await self._state.load_driver(keys, driver, former_vehicle=_vehicle(known))
+        await self._state.load_driver(keys, driver, fix=fix, former_vehicle=_vehicle(known))
         return driver
 
     async def reload_answer(
