@@ -42,7 +42,7 @@ class DriftWatch:
         self._turn = 0
         self._found: dict[str, Counter[DriftKind]] = {zone: Counter() for zone in zones}
 
-    def found(self) -> Mapping[tuple[str, str], float]:
+    def found(self) -> Mapping[tuple[str, ...], float]:
         """How many things differ, by zone and kind; 0 where nothing does, from the start."""
         return {
             (zone, kind.value): float(counts[kind])

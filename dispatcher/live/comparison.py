@@ -112,15 +112,5 @@ class ComparisonScripts:
         return Fix(float(lat), float(lng), int(fix_ms)) if fix_ms else None
 
     async def drop_offer(self, keys: Keys, trip_id: str, driver_id: str) -> None:
-        """Takes a trip out of a driver's inbox, and the driver out of its offers."""
-        await asyncio.gather(
-            self._pipeline.command("ZREM", keys.inbox(driver_id), trip_id),
-            self._pipeline.run(
-                "withdraw_offers", (keys.waves, keys.offers(trip_id)), (driver_id, trip_id)
-            ),
-        )
-
-    async def drop_place(self, keys: Keys, driver_id: str) -> None:
-        """Takes a driver out of every geo set; their next fix brings them where they belong."""
-        for vehicle_type in await self.vehicles(keys):
-            await self._pipeline.command("ZREM", keys.geo(vehicle_type), driver_id)
+        """Takes a trip that is not on offer to a driver out of their inbox."""
+        await self._pipeline.command("ZREM", keys.inbox(driver_id), trip_id)

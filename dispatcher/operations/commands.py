@@ -55,7 +55,34 @@ def fsck(*, zone: str | None, repair: bool, as_json: bool, data_dir: Path | None
     _exit_with(1 if result["remaining"] else 0)
 
 
-COMMANDS = (why, fsck)
+@click.command()
+@click.option("--zone", required=True, help="The zone.")
+@_AS_JSON
+@_DATA_DIR
+def rebuild(*, zone: str, as_json: bool, data_dir: Path | None) -> None:
+    """Drop a zone's live state and load it anew from Postgres, while servers run."""
+    from dispatcher.operations.rebuild import rebuild as load_anew
+    from dispatcher.operations.rebuild import rebuild_lines
+
+    result = _work(data_dir, lambda bench: load_anew(bench, _zones(bench, zone)[0]))
+    _print(result, rebuild_lines(result), as_json=as_json)
+
+
+@click.command()
+@click.argument("trip")
+@_AS_JSON
+@_DATA_DIR
+def replay(*, trip: str, as_json: bool, data_dir: Path | None) -> None:
+    """Show a trip's events and offers in order. Exit status 1 where its row is not what follows."""
+    from dispatcher.operations.replay import replay as replayed
+    from dispatcher.operations.replay import replay_lines
+
+    result = _work(data_dir, lambda bench: replayed(bench, trip))
+    _print(result, replay_lines(result), as_json=as_json)
+    _exit_with(1 if result["faults"] or result["differences"] else 0)
+
+
+COMMANDS = (why, fsck, rebuild, replay)
 
 
 def _zones(bench: Workbench, name: str | None) -> list[str]:

@@ -13,11 +13,14 @@ from dispatcher.service.repairs import Repairs
 
 #: Things that are named; all are counted, and repaired where that is asked for.
 _NAMED: Final = 1_000
+#: Things that are remembered, so that what both engines name is told once; a bound on memory.
+_REMEMBERED: Final = 100_000
 
 
 async def fsck(bench: Workbench, zones: list[str], *, repairs: bool) -> dict[str, Any]:
-    """`drift` by zone and kind, `found`: the first things that differ, each with `repaired` (null where
-    that was not asked for), `remaining`: how many still differ, and `unnamed`: how many more there are."""
+    """`drift` by zone and kind, `found`: the first things that differ, each with `repaired` (None where
+    that was not asked for), `remaining`: how many still differ, and `unnamed`: how many more were found.
+    """
     check = drift_check(bench.settings, bench.live, bench.ledger)
     repair = Repairs(
         check=check,
@@ -40,8 +43,9 @@ async def fsck(bench: Workbench, zones: list[str], *, repairs: bool) -> dict[str
             is_repaired = await repair.repair(drift) if repairs else None
             counts[zone][drift.kind] += 1
             remaining += not is_repaired
-            if len(found) < _NAMED:
+            if len(told) < _REMEMBERED:
                 told.add(drift[:3])
+            if len(found) < _NAMED:
                 found.append(_named(drift, is_repaired))
             else:
                 unnamed += 1

@@ -183,11 +183,10 @@ class Looks:
         found = {}
         for driver_id, end in zip(ids, ends, strict=True):
             driver = known.get(driver_id)
-            if end is None and driver is not None and driver.zone == keys.zone and driver.is_online:
-                if now_ms - driver.updated_at > self._presence_ttl_ms:
-                    found[driver_id] = Look(
-                        LookCode.AT_REST, "is online, and has no presence that can end"
-                    )
+            is_here = driver is not None and driver.zone == keys.zone and driver.is_online
+            since_ms = driver.updated_at if driver is not None else now_ms
+            if end is None and is_here and now_ms - since_ms > self._presence_ttl_ms:
+                found[driver_id] = Look(LookCode.AT_REST, "is online, and no presence of theirs ends")
         return found
 
     async def answers(self, keys: Keys, ids: Sequence[str]) -> dict[str, Look]:

@@ -59,6 +59,18 @@ class Rehydration:
         """
         await asyncio.shield(self._warm_once(zone))
 
+    async def rebuild(self, zone: str) -> None:
+        """Makes a zone cold and loads it anew, while servers run: their claims wait for it."""
+        keys, began_ms = keys_of(zone), now_ms()
+        await self._state.mark_cold(keys, "")  # loaded into no Redis that there is
+        while True:
+            await self.warm(zone)
+            epoch = await self._state.read_epoch(keys)
+            if epoch is not None and epoch.loaded_ms >= began_ms:
+                return
+            # A loading that had begun before has ended meanwhile.
+            await self._state.mark_cold(keys, "")
+
     async def check_epoch(self, zone: str) -> bool:
         """Whether the zone is loaded into the Redis that answers.
 

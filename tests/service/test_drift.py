@@ -117,7 +117,7 @@ async def test_what_differs_is_found_by_its_kind_and_repaired(city: City, plant:
 
 
 async def test_a_zone_at_rest_does_not_drift(city: City) -> None:
-    waiting, taken = await _busy_zone(city)
+    _, taken = await _busy_zone(city)
     done = await city.trip()
     await city.act(driver("d2"), "accept", done)
     for action in ("arrive", "start", "complete"):
