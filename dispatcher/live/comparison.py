@@ -50,9 +50,10 @@ class ComparisonScripts:
         """The members of a sorted set, in pages. A member may come twice."""
         cursor = "0"
         while True:
-            cursor, flat = await self._pipeline.command("ZSCAN", key, cursor, "COUNT", _PAGE)
-            yield flat[::2]
-            if cursor == "0":
+            cursor, found = await self._pipeline.command("ZSCAN", key, cursor, "COUNT", _PAGE)
+            # A client that parses replies itself gives pairs.
+            yield [pair[0] for pair in found] if found and not isinstance(found[0], str) else found[::2]
+            if int(cursor) == 0:
                 return
 
     async def overdue(self, keys: Keys, before_ms: int) -> list[str]:

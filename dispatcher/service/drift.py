@@ -17,7 +17,9 @@ from dispatcher.live.keys import Keys, keys_of
 from dispatcher.service.drift_looks import Look, LookCode, Looks
 
 #: How many things are compared together: what bounds the memory of a comparison.
-CHUNK: Final = 500
+_CHUNK: Final = 500
+#: Beside requests: comparing so many holds up the event loop for a ms or two.
+_CHUNK_OF_A_JOB: Final = 50
 #: The newest of a zone's answers that a job compares: a client repeats what it has just sent.
 _ANSWERS_OF_A_JOB: Final = 1_000
 #: A bigint is no greater.
@@ -71,17 +73,19 @@ class DriftCheck:
         if not await self._looks.is_warm(keys):
             yield Drift(zone, DriftKind.ZONE, zone, "is cold: its live state is not loaded")
             return
-        sources = [self._from_postgres(keys), self._from_indexes(keys)]
+        chunk = _CHUNK if every_key else _CHUNK_OF_A_JOB
+        sources = [
+            self._from_postgres(keys),
+            self._from_indexes(keys),
+            self._answers(keys, every_key=every_key),
+        ]
         if every_key:
             sources.append(self._from_every_key(keys))
         for source in sources:
             async for kind, ids in source:
-                for start in range(0, len(ids), CHUNK):
-                    async for drift in self._compare(keys, kind, ids[start : start + CHUNK]):
+                for start in range(0, len(ids), chunk):
+                    async for drift in self._compare(keys, kind, ids[start : start + chunk]):
                         yield drift
-        async for answer_ids in self._answers(keys, every_key=every_key):
-            async for drift in self._compare(keys, DriftKind.ANSWERS, answer_ids):
-                yield drift
 
     async def still_differs(self, drift: Drift) -> bool:
         """Whether something that differed does so now."""
@@ -146,18 +150,20 @@ class DriftCheck:
             yield DriftKind.OFFERS, [f"trip:{trip_id}" for trip_id in found["offers"]]
             yield DriftKind.OFFERS, [f"driver:{driver_id}" for driver_id in found["inbox"]]
 
-    async def _answers(self, keys: Keys, *, every_key: bool) -> AsyncIterator[list[str]]:
+    async def _answers(
+        self, keys: Keys, *, every_key: bool
+    ) -> AsyncIterator[tuple[DriftKind, list[str]]]:
         before, looked = _LAST_ID, 0
         while rows := await self._database.rows(
-            "answer_ids_of_zone", zone=keys.zone, before=before, page_size=CHUNK
+            "answer_ids_of_zone", zone=keys.zone, before=before, page_size=_CHUNK
         ):
-            yield [str(row["id"]) for row in rows]
+            yield DriftKind.ANSWERS, [str(row["id"]) for row in rows]
             before, looked = rows[-1]["id"], looked + len(rows)
             if not every_key and looked >= _ANSWERS_OF_A_JOB:
                 return
 
     async def _pages(self, query: str, column: str, keys: Keys) -> AsyncIterator[list[str]]:
         after = ""
-        while rows := await self._database.rows(query, zone=keys.zone, after=after, page_size=CHUNK):
+        while rows := await self._database.rows(query, zone=keys.zone, after=after, page_size=_CHUNK):
             yield [row[column] for row in rows]
             after = rows[-1][column]
