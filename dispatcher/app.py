@@ -12,7 +12,7 @@ from typing import Final
 import structlog
 from aiohttp import web
 
-from dispatcher.composition import Services, job_loops, services
+from dispatcher.composition import Services, drift_watch_job, job_loops, services
 from dispatcher.config import Settings
 from dispatcher.core.errors import StoreUnavailable
 from dispatcher.core.stop_signal import StopSignal
@@ -63,6 +63,11 @@ async def run(
             zones=zones, state=parts.live.state, database=parts.ledger.database, stop=stop
         )
         metrics = Metrics(place)
+        drift_watch = drift_watch_job(parts)
+        metrics.labelled_gauge(
+            "dispatcher_drift", "Things that differ between Redis and Postgres.", ("zone", "kind"),
+            drift_watch.found,
+        )  # fmt: skip
         runner = make_runner(
             _web_application(parts, authenticator, sockets, readiness, metrics),
             shutdown_timeout_s=settings.drain_s + _ANSWERED_S,
@@ -77,6 +82,7 @@ async def run(
         interval_s = min(1.0, settings.presence_ttl_s / 10)
         loops = [
             *job_loops(parts),
+            JobLoop(drift_watch),
             JobLoop(FunctionJob("stale-sockets", interval_s, sockets.close_stale)),
         ]
         if place is not None:
@@ -185,6 +191,7 @@ def _web_application(
         positions=parts.positions,
         stranded_trips=parts.stranded_trips,
         reads=parts.reads,
+        explanation=parts.explanation,
         readiness=readiness.check,
         metrics=metrics,
         vehicle_types=parts.settings.vehicle_types,

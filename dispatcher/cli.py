@@ -1,4 +1,4 @@
-"""The `dispatcher` command: serve, migrate, token, cleanup and demo."""
+"""The `dispatcher` command: serve, migrate, token, cleanup, demo, and the operators' tools."""
 
 # ruff: noqa: PLC0415  a command imports what it needs, so that `dispatcher token` is quick
 
@@ -16,6 +16,7 @@ import click
 import structlog
 
 from dispatcher.config import Settings, SettingsError, load_settings
+from dispatcher.operations.commands import COMMANDS
 
 _DATA_DIR = click.option(
     "--data-dir", type=click.Path(path_type=Path), help="Directory of the embedded engines."
@@ -184,6 +185,10 @@ def demo(
 
     options = _given(pickups=pickups, limit=limit, drivers=drivers, speed=speed, minutes=minutes)
     sys.exit(demo.run(_settings(data_dir=data_dir), **options))
+
+
+for _command in COMMANDS:
+    cli.add_command(_command)
 
 
 def _settings(**options: object) -> Settings:

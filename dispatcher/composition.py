@@ -7,36 +7,27 @@ import contextlib
 import secrets
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
-from typing import Any
 
 from dispatcher.config import Settings
 from dispatcher.core.zones import Zones
 from dispatcher.jobs.absent_drivers import AbsentDrivers
 from dispatcher.jobs.cleanup import Cleanup
+from dispatcher.jobs.drift_watch import DriftWatch
 from dispatcher.jobs.flush import Flush
 from dispatcher.jobs.loop import JobLoop
 from dispatcher.jobs.presence_flush import PresenceFlush
 from dispatcher.jobs.reconcile import Reconcile
 from dispatcher.jobs.waves import Waves
-from dispatcher.ledger.commits import Commits
-from dispatcher.ledger.database import Database
-from dispatcher.ledger.outage_notices import OutageNotices
-from dispatcher.live.claims import ClaimScripts
-from dispatcher.live.client import connect
 from dispatcher.live.keys import keys_of
-from dispatcher.live.limits import LimitScripts
-from dispatcher.live.offers import OfferScripts
-from dispatcher.live.pipeline import Pipeline
-from dispatcher.live.positions import PositionScripts
-from dispatcher.live.presence import PresenceScripts
 from dispatcher.live.pubsub import Publisher
-from dispatcher.live.settle import Settler
-from dispatcher.live.state import StateScripts
 from dispatcher.service.availability import AvailabilityService
 from dispatcher.service.commands.command import SideEffects
 from dispatcher.service.coordinator import Coordinator
 from dispatcher.service.customer_tracking import CustomerTracking
+from dispatcher.service.drift import DriftCheck
+from dispatcher.service.drift_looks import Looks
 from dispatcher.service.driver_directory import DriverDirectory
+from dispatcher.service.explanation import Explanation
 from dispatcher.service.live_drivers import LiveDrivers
 from dispatcher.service.offer_log import OfferLog
 from dispatcher.service.offers import Offers
@@ -50,29 +41,7 @@ from dispatcher.service.rehydration import Rehydration
 from dispatcher.service.snapshots import Snapshots
 from dispatcher.service.stranded_trips import StrandedTrips
 from dispatcher.service.wave_wakeups import WaveWakeups
-
-
-@dataclass(frozen=True, slots=True)
-class LiveWing:
-    """What talks to Redis."""
-
-    pipeline: Pipeline
-    claims: ClaimScripts
-    settler: Settler
-    state: StateScripts
-    offers: OfferScripts
-    positions: PositionScripts
-    presence: PresenceScripts
-    limits: LimitScripts
-
-
-@dataclass(frozen=True, slots=True)
-class LedgerWing:
-    """What talks to Postgres."""
-
-    commits: Commits
-    database: Database
-    notices: OutageNotices
+from dispatcher.wings import LedgerWing, LiveWing, open_ledger, open_live
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,58 +59,12 @@ class Services:
     availability: AvailabilityService
     stranded_trips: StrandedTrips
     reads: Reads
+    explanation: Explanation
     offers: Offers
     presence: Presence
     outages: PresenceOutages
     snapshots: Snapshots
     effects: SideEffects
-
-
-@contextlib.asynccontextmanager
-async def open_live(settings: Settings) -> AsyncIterator[LiveWing]:
-    """Connects to Redis, and lets go of it once everything was sent."""
-    assert settings.redis_url is not None
-    async with contextlib.AsyncExitStack() as stack:
-        redis: Any = connect(settings.redis_url, cluster=settings.redis_cluster)
-        stack.push_async_callback(redis.aclose)
-        pipeline = Pipeline(redis)
-        await pipeline.load_scripts()
-        stack.push_async_callback(pipeline.close)
-        settler = Settler(pipeline, fix_age_s=settings.fix_max_age_s)
-        stack.callback(settler.close)
-        yield LiveWing(
-            pipeline,
-            ClaimScripts(pipeline),
-            settler,
-            StateScripts(pipeline),
-            OfferScripts(pipeline),
-            PositionScripts(pipeline),
-            PresenceScripts(pipeline),
-            LimitScripts(pipeline),
-        )
-
-
-@contextlib.asynccontextmanager
-async def open_ledger(settings: Settings) -> AsyncIterator[LedgerWing]:
-    """Connects to Postgres, and lets go of it once everything is committed."""
-    assert settings.database_url is not None
-    async with contextlib.AsyncExitStack() as stack:
-        database = await Database.open(
-            settings.database_url,
-            size=settings.database_pool,
-            timeout_s=settings.commit_timeout_s,
-        )
-        stack.push_async_callback(database.close)
-        commits = Commits(
-            settings.database_url,
-            timeout_s=settings.commit_timeout_s,
-            max_batch=settings.commit_batch,
-        )
-        await commits.start()
-        stack.push_async_callback(commits.close)
-        notices = OutageNotices(settings.database_url, database, timeout_s=settings.commit_timeout_s)
-        stack.callback(notices.close)
-        yield LedgerWing(commits, database, notices)
 
 
 @contextlib.asynccontextmanager
@@ -196,6 +119,7 @@ async def services(settings: Settings, zones: Zones) -> AsyncIterator[Services]:
             directory=directory,
             positions=positions,
             presence=presence,
+            fix_age_s=settings.fix_max_age_s,
         )
         drivers = LiveDrivers(state=live.state, rehydration=rehydration, directory=directory)
         stranded_trips = StrandedTrips(
@@ -221,6 +145,12 @@ async def services(settings: Settings, zones: Zones) -> AsyncIterator[Services]:
             offers=live.offers,
             positions=live.positions,
         )
+        explanation = Explanation(
+            zones=zones,
+            scripts=live.inspection,
+            database=database,
+            fix_age_s=settings.fix_max_age_s,
+        )
         outages = PresenceOutages(
             zones.names(), ttl_s=settings.presence_ttl_s, grace_s=settings.presence_grace_s
         )
@@ -234,7 +164,8 @@ async def services(settings: Settings, zones: Zones) -> AsyncIterator[Services]:
         await asyncio.gather(*(rehydration.warm(zone) for zone in zones.names()))
         yield Services(
             settings, zones, live, ledger, rehydration, coordinator, limits, positions,
-            availability, stranded_trips, reads, offers, presence, outages, snapshots, effects,
+            availability, stranded_trips, reads, explanation, offers, presence, outages,
+            snapshots, effects,
         )  # fmt: skip
 
 
@@ -258,6 +189,29 @@ def job_loops(parts: Services) -> list[JobLoop]:
         parts.effects.wakeups.subscribe(zone, waves.wake)
         loops += (waves, JobLoop(reconcile_job(parts, zone)), JobLoop(absent_drivers_job(parts, zone)))
     return loops
+
+
+def drift_check(settings: Settings, live: LiveWing, ledger: LedgerWing) -> DriftCheck:
+    """What compares both wings."""
+    looks = Looks(
+        scripts=live.comparison,
+        state=live.state,
+        database=ledger.database,
+        fix_age_s=settings.fix_max_age_s,
+        presence_ttl_s=settings.presence_ttl_s,
+    )
+    return DriftCheck(scripts=live.comparison, database=ledger.database, looks=looks)
+
+
+def drift_watch_job(parts: Services) -> DriftWatch:
+    """The job that compares the zones with Postgres, one after the other."""
+    return DriftWatch(
+        check=drift_check(parts.settings, parts.live, parts.ledger),
+        scripts=parts.live.comparison,
+        zones=parts.zones.names(),
+        node=parts.presence.node,
+        interval_s=parts.settings.drift_interval_s,
+    )
 
 
 def presence_flush_job(parts: Services) -> PresenceFlush:

@@ -154,6 +154,9 @@ class Settings(BaseSettings):
     sweep_interval_s: float = Field(
         1.0, ge=0.05, le=60, description="time between looks for overdue claims and stale drivers"
     )
+    drift_interval_s: float = Field(
+        300.0, ge=1, le=86_400, description="time between two comparisons of a zone with Postgres"
+    )
 
     presence_ttl_s: int = Field(
         120, ge=1, le=3_600, description="life of a connection without a sign of life"

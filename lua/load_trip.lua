@@ -8,7 +8,8 @@
 -- KEYS[4] trips by the time of their next wave
 -- KEYS[5] offers of the trip
 -- KEYS[6] drivers barred from the trip
--- KEYS[7...] inboxes of the drivers who hold an offer of the trip
+-- KEYS[7] geo set of the vehicle type of the driver in KEYS[2] (of any type where there is none)
+-- KEYS[8...] inboxes of the drivers who hold an offer of the trip
 -- ARGV[1] version in Postgres
 -- ARGV[2] trip id
 -- ARGV[3] life of the hash in s, or empty: as long as the trip is live
@@ -22,10 +23,11 @@
 --- @include "clock"
 --- @include "eligibility"
 local trip, driver, former, waves, offers, barred = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6]
+local geo = KEYS[7]
 local version, trip_id, ttl_s = tonumber(ARGV[1]), ARGV[2], ARGV[3]
 local driver_id, former_id, is_waiting = ARGV[4], ARGV[5], ARGV[6] == '1'
 local last_wave, barred_count = tonumber(ARGV[7]), tonumber(ARGV[8])
-local FIRST_INBOX, FIRST_BARRED = 7, 9
+local FIRST_INBOX, FIRST_BARRED = 8, 9
 local BARRED_S = 86400
 
 local known = redis.call('HMGET', trip, 'version', 'wave')
@@ -74,6 +76,7 @@ if former_id ~= '' and former_id ~= holder_id and redis.call('HGET', former, 'tr
 end
 if driver_id ~= '' and driver_id == holder_id then
   redis.call('HSET', driver, 'trip_id', trip_id)
+  redis.call('ZREM', geo, driver_id)  -- they were loaded before their trip, and seemed free
   redis.call('PERSIST', driver)  -- who has a trip is not gone, though they may be offline
 end
 return is_newer and 1 or 0

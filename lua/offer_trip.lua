@@ -27,6 +27,7 @@
 --   code is offered, nobody (found), exhausted (its time is over), or moved (not this wave's turn any more)
 --- @include "clock"
 --- @include "eligibility"
+--- @include "candidates"
 local trip, claim, offers, barred, passed = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
 local waves, present, channel, geo = KEYS[6], KEYS[7], KEYS[8], KEYS[9]
 local trip_id, round, size, answer_ms, again_ms = ARGV[1], ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4]), tonumber(ARGV[5])
@@ -55,6 +56,9 @@ local let_pass = {}
 for _, driver_id in ipairs(expired) do
   let_pass[driver_id] = true
 end
+local filters = {
+  vehicle_type = vehicle_type, fix_age_ms = fix_age_ms, max_open_offers = max_open_offers, ask_again = ask_again,
+}
 local chosen, deadline = {}, now_ms + answer_ms
 for k = FIRST_CANDIDATE, #KEYS, 2 do
   if open + #chosen >= size then
@@ -63,16 +67,18 @@ for k = FIRST_CANDIDATE, #KEYS, 2 do
   local i = FIRST_PAIR + (k - FIRST_CANDIDATE)
   local driver_id = ARGV[i]
   local who = redis.call('HMGET', KEYS[k], 'is_online', 'availability_status', 'trip_id', 'fix_ms', 'vehicle_type')
-  local here = redis.call('ZSCORE', present, 'driver:' .. driver_id)
-  if not is_free(who[1], who[2], who[3]) or who[5] ~= vehicle_type then
-    redis.call('ZREM', geo, driver_id)  -- whatever was lost that should have taken them out
-  elseif is_fresh(who[4], fix_age_ms)
-      and here and tonumber(here) > now_ms
-      and redis.call('SISMEMBER', barred, driver_id) == 0
-      and (ask_again or not (let_pass[driver_id] or redis.call('SISMEMBER', passed, driver_id) == 1))
-      and tonumber(redis.call('ZSCORE', offers, driver_id) or '0') <= now_ms
-      and redis.call('ZCOUNT', KEYS[k + 1], '(' .. whole(now_ms), '+inf') < max_open_offers then
+  local obstacle = first_obstacle({
+    is_online = who[1], availability_status = who[2], trip_id = who[3], fix_ms = who[4], vehicle_type = who[5],
+    presence_ends_ms = tonumber(redis.call('ZSCORE', present, 'driver:' .. driver_id) or 0),
+    is_barred = redis.call('SISMEMBER', barred, driver_id) == 1,
+    has_passed = let_pass[driver_id] or redis.call('SISMEMBER', passed, driver_id) == 1,
+    offered_until_ms = tonumber(redis.call('ZSCORE', offers, driver_id) or 0),
+    open_offers = redis.call('ZCOUNT', KEYS[k + 1], '(' .. whole(now_ms), '+inf'),
+  }, filters)
+  if not obstacle then
     chosen[#chosen + 1] = { driver_id, k + 1, ARGV[i + 1] }
+  elseif obstacle[3] then
+    redis.call('ZREM', geo, driver_id)  -- whatever was lost that should have taken them out
   end
 end
 

@@ -17,6 +17,16 @@ class AvailabilityStatus(StrEnum):
     UNAVAILABLE = "unavailable"
 
 
+class Hindrance(StrEnum):
+    """What a driver can see of what keeps every offer from them, and can change."""
+
+    OFFLINE = "offline"
+    UNAVAILABLE = "unavailable"
+    ACTIVE_TRIP = "active_trip"
+    NO_POSITION = "no_position"
+    STALE_POSITION = "stale_position"
+
+
 @dataclass(frozen=True, slots=True)
 class Driver:
     """A driver as Redis and Postgres hold them. `version` is -1 for one who was never online."""
@@ -41,3 +51,17 @@ class Driver:
             "trip_id": self.trip_id,
             "updated_at": iso(self.updated_at),
         }
+
+    def hindrances(self, fix_age_ms: int | None, max_fix_age_ms: int) -> list[Hindrance]:
+        """What keeps offers away; `fix_age_ms` is the age of the last fix, None where there is none.
+
+        The waves themselves decide by `lua/lib/candidates.lua`, which knows more than the driver does.
+        """
+        found = {
+            Hindrance.OFFLINE: not self.is_online,
+            Hindrance.UNAVAILABLE: self.availability_status is not AvailabilityStatus.AVAILABLE,
+            Hindrance.ACTIVE_TRIP: self.trip_id is not None,
+            Hindrance.NO_POSITION: fix_age_ms is None,
+            Hindrance.STALE_POSITION: fix_age_ms is not None and fix_age_ms >= max_fix_age_ms,
+        }
+        return [hindrance for hindrance, holds in found.items() if holds]

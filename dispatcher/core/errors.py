@@ -63,6 +63,7 @@ _ROWS: Final = (
     Problem("origin_not_allowed", 403, "Forbidden", "This origin may not open a WebSocket."),
     # --- the change
     Problem("trip_not_found", 404, "Not Found", "There is no such trip for you."),
+    Problem("driver_not_found", 404, "Not Found", "There is no such driver: they were never online."),
     Problem("trip_exists", 409, "Conflict", "There is a trip with this id already.", kept=True),
     Problem("trip_already_assigned", 409, "Conflict",
             "Another driver has this trip already.", kept=True),

@@ -136,6 +136,11 @@ def running_database_url(data_dir: Path) -> str | None:
     return postgres.url if postgres.find() is not None else None
 
 
+def running_redis_url(data_dir: Path) -> str | None:
+    """URL of the embedded Valkey of `data_dir` if one is running there, else None."""
+    return Valkey(DataDirectory(data_dir).valkey).running_url()
+
+
 def stop_left_behind(data_dir: Path) -> None:
     """Stop what a killed server left running on `data_dir`.
 

@@ -63,6 +63,14 @@ class Valkey:
         """The process that works on this directory, whoever started it."""
         return EngineProcess.find("valkey-server", str(self._configuration), self._log)
 
+    def running_url(self) -> str | None:
+        """The URL of the one that works on this directory, whoever started it; None where none does."""
+        if self.find() is None or not self._port_file.exists():
+            return None
+        self._password = (self._directory / "password").read_text()
+        self._port = int(self._port_file.read_text())
+        return self.url
+
     def launch(self) -> None:
         """Begin to start it, on the port of last time if it is free; does not wait."""
         self._directory.mkdir(mode=0o700, exist_ok=True)

@@ -111,12 +111,14 @@ class CreationClaimed(NamedTuple):
 
 
 class AvailabilityClaimed(NamedTuple):
-    """The driver is claimed, and with them the trip that is to be released, if any."""
+    """The driver is claimed, and with them the trip that is to be released, if any. `fix_ms` is the time
+    of the driver's last fix, None where none is known."""
 
     now_ms: int
     limit: LimitState | None
     driver: Driver
     released: Trip | None
+    fix_ms: int | None
 
 
 class DeclineClaimed(NamedTuple):
@@ -209,11 +211,13 @@ def availability_claimed(
     def claimed(
         now_ms: int, limit: LimitState | None, driver: list[str], released: list[str]
     ) -> AvailabilityClaimed:
+        hash_ = flat_to_dict(driver)
         return AvailabilityClaimed(
             now_ms,
             limit,
-            driver_from_hash(user_id, zone, flat_to_dict(driver)),
+            driver_from_hash(user_id, zone, hash_),
             trip_from_flat(released) if released else None,
+            int(hash_["fix_ms"]) if hash_.get("fix_ms") else None,
         )
 
     return claimed

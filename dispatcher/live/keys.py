@@ -20,6 +20,7 @@ class Keys:
         self.seen = prefix + "seen"
         self.present = prefix + "present"
         self.presence_look = prefix + "presence-look"
+        self.drift_look = prefix + "drift-look"
         self.vehicles = prefix + "vehicles"
         self.waves = prefix + "waves"
         self.events = prefix + "events"
@@ -66,6 +67,10 @@ class Keys:
     def passed(self, trip_id: str) -> str:
         """Set: drivers who let an offer of the trip pass."""
         return f"{self._prefix}passed:{trip_id}"
+
+    def raced(self, trip_id: str) -> str:
+        """Sorted set with EX: drivers who came too late to accept the trip, by when (ms)."""
+        return f"{self._prefix}raced:{trip_id}"
 
     def limit(self, limit_class: str, subject: str) -> str:
         """List with EX: times (µs) of what was admitted."""

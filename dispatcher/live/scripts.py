@@ -33,6 +33,7 @@ class LuaScripts:
 
     @classmethod
     def read(cls, directory: Path = LUA_DIR) -> LuaScripts:
-        """Every script of a directory."""
+        """Every script of a directory; those below it by their path, as `inspect/why`."""
         names = sorted(path.stem for path in directory.glob("*.lua"))
+        names += sorted(f"inspect/{path.stem}" for path in (directory / "inspect").glob("*.lua"))
         return cls({name: read_script(name, directory) for name in names})

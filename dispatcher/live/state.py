@@ -76,6 +76,7 @@ class StateScripts:
                 keys.driver(holder) if holder else own,
                 keys.driver(former_driver) if former_driver else own,
                 keys.waves, keys.offers(trip.id), keys.barred(trip.id),
+                keys.geo(trip.driver_vehicle_type or trip.vehicle_type),
                 *(keys.inbox(driver) for driver in offered),
             ),
             (

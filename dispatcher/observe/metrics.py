@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import accumulate
 from typing import Final
 
 from prometheus_client import CollectorRegistry, Gauge, ProcessCollector, generate_latest
-from prometheus_client.core import CounterMetricFamily, HistogramMetricFamily, Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from dispatcher.observe.refusal_log import REFUSAL_LOG
@@ -35,6 +35,16 @@ class Metrics:
     def gauge(self, name: str, documentation: str, read: Callable[[], float]) -> None:
         """Add a value that `read` tells whenever the metrics are rendered, like open sockets."""
         Gauge(name, documentation, registry=self.registry).set_function(read)
+
+    def labelled_gauge(
+        self,
+        name: str,
+        documentation: str,
+        labels: Sequence[str],
+        read: Callable[[], Mapping[tuple[str, ...], float]],
+    ) -> None:
+        """Add values that `read` tells whenever the metrics are rendered, by the values of `labels`."""
+        self.registry.register(_ReadGauges(name, documentation, labels, read))
 
     def counter(self, name: str, documentation: str, read: Callable[[], float]) -> None:
         """Add a value that only grows, which `read` tells; `name` is without `_total`."""
@@ -93,6 +103,27 @@ class _ReadCounter(Collector):
 
     def collect(self) -> Iterator[Metric]:
         yield CounterMetricFamily(self._name, self._documentation, value=self._read())
+
+
+class _ReadGauges(Collector):
+    """Gauges by labels that another part keeps."""
+
+    def __init__(
+        self,
+        name: str,
+        documentation: str,
+        labels: Sequence[str],
+        read: Callable[[], Mapping[tuple[str, ...], float]],
+    ) -> None:
+        self._family = (name, documentation, labels)
+        self._read = read
+
+    def collect(self) -> Iterator[Metric]:
+        name, documentation, labels = self._family
+        family = GaugeMetricFamily(name, documentation, labels=labels)
+        for values, value in self._read().items():
+            family.add_metric(values, value)
+        yield family
 
 
 class _Refusals(Collector):

@@ -36,12 +36,14 @@ class AvailabilityService:
         directory: DriverDirectory,
         positions: Positions,
         presence: Presence,
+        fix_age_s: int,
     ) -> None:
         self._coordinator = coordinator
         self._zones = zones
         self._directory = directory
         self._positions = positions
         self._presence = presence
+        self._fix_age_ms = fix_age_s * 1000
 
     async def change(
         self,
@@ -102,6 +104,8 @@ class AvailabilityService:
             AvailabilityStatus(availability_status) if availability_status else None,
             is_online,
             vehicle_type,
+            brings_position=location is not None,
+            max_fix_age_ms=self._fix_age_ms,
         )
 
     async def take_offline(self, zone: Zone, driver_id: str) -> Answer:

@@ -25,8 +25,8 @@ log = structlog.get_logger("dispatcher.offers")
 _LOOK_FURTHER_MS: Final = 10
 _LOOK_AGAIN_MS: Final = 1_000
 #: Candidates looked at for each offer of a wave: many of the nearest are busy or have declined.
-_CANDIDATES_PER_OFFER: Final = 6
-_MORE_CANDIDATES: Final = 10
+CANDIDATES_PER_OFFER: Final = 6
+MORE_CANDIDATES: Final = 10
 
 
 class Offers:
@@ -89,7 +89,7 @@ class Offers:
         wave, is_widest = zone.waves[min(round_number, last)], round_number >= last
         candidates = await self._scripts.nearest(
             keys, trip, radius_m=wave.radius_m,
-            max_drivers=wave.size * _CANDIDATES_PER_OFFER + _MORE_CANDIDATES,
+            max_drivers=wave.size * CANDIDATES_PER_OFFER + MORE_CANDIDATES,
         )  # fmt: skip
         result = await self._scripts.offer_trip(
             keys, trip, orjson.dumps(trip.to_json()).decode(), candidates,

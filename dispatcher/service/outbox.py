@@ -42,7 +42,7 @@ _LOOK_BACK_MS: Final = 100_000_000
 #: Trips whose histories are read together.
 _MAX_TRIPS: Final = 500
 #: Actions of one event do the same to a trip, whoever took them.
-_TRANSITION_OF: Final[Mapping[str, Transition]] = {t.event: t for t in TRANSITIONS}
+TRANSITION_OF: Final[Mapping[str, Transition]] = {t.event: t for t in TRANSITIONS}
 
 
 class PastEvent(NamedTuple):
@@ -165,7 +165,10 @@ class Outbox:
     async def _settle(
         self, keys: Keys, trip: Trip, history: Sequence[PastEvent], missed: Sequence[int]
     ) -> None:
-        past = _replay(trip, history)
+        past = replay(trip, history)
+        # The row is the last version itself, and knows what no event tells.
+        past = {version: then for version, then in past.items() if version < trip.version}
+        past[trip.version] = trip
         for event in history:
             if event.version not in missed or event.version not in past:
                 continue
@@ -192,8 +195,9 @@ class Outbox:
         return driver.vehicle_type if driver else DEFAULT_VEHICLE_TYPE
 
 
-def _replay(trip: Trip, history: Sequence[PastEvent]) -> dict[int, Trip]:
-    """The trip after each of its events, by version. The last one is the row itself."""
+def replay(trip: Trip, history: Sequence[PastEvent]) -> dict[int, Trip]:
+    """The trip after each of its events, by version. Of the row itself only what a trip is created with
+    is used."""
     created = {
         "updated_at": trip.created_at,
         "dropoff_lat": trip.dropoff_lat,
@@ -203,7 +207,7 @@ def _replay(trip: Trip, history: Sequence[PastEvent]) -> dict[int, Trip]:
     past: dict[int, Trip] = {}
     for event in history:
         if event.event is not Event.CREATED:
-            now = _TRANSITION_OF[event.event].apply(now, event.at_ms)
+            now = TRANSITION_OF[event.event].apply(now, event.at_ms)
             now = now._replace(
                 current_status=Status(event.payload["current_status"]),
                 driver_id=event.payload["driver_id"],
@@ -211,9 +215,7 @@ def _replay(trip: Trip, history: Sequence[PastEvent]) -> dict[int, Trip]:
         if event.event is Event.CANCELLED:
             now = now._replace(cancel_reason=event.payload.get("reason"))
         past[event.version] = now
-    return {version: then for version, then in past.items() if version < trip.version} | {
-        trip.version: trip
-    }
+    return past
 
 
 def _settlement(
@@ -226,7 +228,7 @@ def _settlement(
             event=stream_event(event.event, event.actor, event.at_ms, as_json),
             messages=trip_messages(event.event, after, as_json),
         )
-    transition = _TRANSITION_OF[event.event]
+    transition = TRANSITION_OF[event.event]
     settlement = transition_settlement(transition, event.actor, before, after, as_json, offered)
     barred = before.driver_id if transition.driver is DriverEffect.CLEARED else ""
     # The hash may be of any version: the whole trip is sent.

@@ -57,6 +57,18 @@ class Rehydration:
         """
         await asyncio.shield(self._warm_once(zone))
 
+    async def rebuild(self, zone: str) -> None:
+        """Makes a zone cold and loads it anew, while servers run: their claims wait for it."""
+        keys, began_ms = keys_of(zone), now_ms()
+        await self._state.mark_cold(keys, "")  # loaded into no Redis that there is
+        while True:
+            await self.warm(zone)
+            epoch = await self._state.read_epoch(keys)
+            if epoch is not None and epoch.loaded_ms >= began_ms:
+                return
+            # A loading that had begun before has ended meanwhile.
+            await self._state.mark_cold(keys, "")
+
     async def check_epoch(self, zone: str) -> bool:
         """Whether the zone is loaded into the Redis that answers.
 
@@ -220,11 +232,14 @@ class Rehydration:
             await self._put_trips(keys, [trip], former=former, offered=offered)
         return trip
 
-    async def reload_driver(self, keys: Keys, driver_id: str) -> Driver | None:
+    async def reload_driver(
+        self, keys: Keys, driver_id: str, *, fix: Fix | None = None
+    ) -> Driver | None:
         """Reads a driver, and their active trip, from Postgres into the live state of `keys`' zone.
 
         One who works in another zone is offline in this one, and is told to that one as well, which may
-        not have heard of their coming. None for one who was never online.
+        not have heard of their coming. `fix` is their last one where the live state has none. None for
+        one who was never online.
         """
         driver = await self._database.driver(driver_id)
         if driver is None:
@@ -238,7 +253,7 @@ class Rehydration:
             known = await self._state.read_driver(keys, driver_id)
         if driver.trip_id is not None:
             await self.reload_trip(keys, driver.trip_id)
-        await self._state.load_driver(keys, driver, former_vehicle=_vehicle(known))
+        await self._state.load_driver(keys, driver, fix=fix, former_vehicle=_vehicle(known))
         return driver
 
     async def reload_answer(

@@ -99,6 +99,11 @@ ENDPOINTS: Final = (
         Role.ADMIN, path_parts=requests.ZonePath,
     ),
     Endpoint(
+        "GET", "/api/admin/why", "why", "What keeps a driver from a trip, filter by filter",
+        Role.ADMIN, query=requests.WhyQuery,
+        codes=("trip_not_found", "driver_not_found", "invalid_trip_id"),
+    ),
+    Endpoint(
         "GET", "/ws", "websocket", "Open a WebSocket", status=101,
         codes=("upgrade_required", "missing_token", "invalid_token", "token_expired",
                "origin_not_allowed", "rate_limit_exceeded", "service_unavailable"),

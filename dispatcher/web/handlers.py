@@ -21,6 +21,7 @@ from dispatcher.service.availability import AvailabilityService
 from dispatcher.service.commands.actions import trip_action
 from dispatcher.service.commands.create import create_trip
 from dispatcher.service.coordinator import Coordinator
+from dispatcher.service.explanation import Explanation
 from dispatcher.service.positions import Positions
 from dispatcher.service.reads import Reads
 from dispatcher.service.stranded_trips import StrandedTrips
@@ -47,6 +48,7 @@ class Handlers:
         positions: Positions,
         stranded_trips: StrandedTrips,
         reads: Reads,
+        explanation: Explanation,
         readiness: Readiness,
         metrics: Metrics,
         vehicle_types: Collection[str],
@@ -57,6 +59,7 @@ class Handlers:
         self._positions = positions
         self._stranded_trips = stranded_trips
         self._reads = reads
+        self._explanation = explanation
         self._readiness = readiness
         self._metrics = metrics
         self._vehicle_types = vehicle_types
@@ -141,6 +144,9 @@ class Handlers:
 
     async def statistics(self, _: Actor, path: requests.ZonePath) -> dict[str, Any]:
         return await self._reads.zone_statistics(path.zone)
+
+    async def why(self, _: Actor, query: requests.WhyQuery) -> dict[str, Any]:
+        return await self._explanation.why(query.trip, query.driver)
 
     # --- everybody
 

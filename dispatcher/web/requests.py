@@ -18,7 +18,7 @@ from pydantic import (
 )
 
 from dispatcher.core import trips, zones
-from dispatcher.core.actors import Role
+from dispatcher.core.actors import USER_ID, Role
 from dispatcher.core.errors import PROBLEMS, Refusal
 from dispatcher.core.transitions import ACTIONS
 from dispatcher.core.trips import DEFAULT_VEHICLE_TYPE, MAX_LATITUDE
@@ -50,6 +50,7 @@ NewTripId = Annotated[str, _pattern(trips.TRIP_ID, trips.TRIP_SUFFIX)]
 ZoneName = Annotated[str, _pattern(zones.ZONE)]
 #: One of the setting's types: the handler looks.
 VehicleType = str
+UserId = Annotated[str, _pattern(USER_ID)]
 Version = Annotated[int, Field(ge=0, le=_MAX_VERSION)]
 Reason = Annotated[str, Field(max_length=500)]
 TimestampMs = Annotated[int, BeforeValidator(_timestamp_ms), Field(ge=0, le=_MAX_TIMESTAMP_MS)]
@@ -164,6 +165,13 @@ class AbandonedQuery(_QueryParameters):
     older_than_s: int = Field(3_600, ge=0, le=31_536_000)
 
 
+class WhyQuery(_QueryParameters):
+    """The trip and the driver to explain."""
+
+    trip: TripId
+    driver: UserId
+
+
 class TripPath(_QueryParameters):
     """The trip of a path."""
 
@@ -189,6 +197,7 @@ FIELD_CODES: Final = {
     "version": "invalid_version",
     "trip_request_id": "invalid_trip_id",
     "id": "invalid_trip_id",
+    "trip": "invalid_trip_id",
     "zone": "invalid_zone",
     "vehicle_type": "invalid_vehicle_type",
 }

@@ -1,8 +1,20 @@
 -- Whether a driver may be offered a trip, or has nothing to do here any more. Needs clock.lua. The values are those of
 -- the driver's hash.
 
+local function works(is_online)
+  return is_online == '1'
+end
+
+local function wants_trips(availability_status)
+  return availability_status == 'available'
+end
+
+local function has_trip(trip_id)
+  return (trip_id or '') ~= ''
+end
+
 local function is_free(is_online, availability_status, trip_id)
-  return is_online == '1' and availability_status == 'available' and (trip_id or '') == ''
+  return works(is_online) and wants_trips(availability_status) and not has_trip(trip_id)
 end
 
 local function is_fresh(fix_ms, fix_age_ms)
@@ -13,5 +25,5 @@ end
 local GONE_S = 3600
 
 local function is_gone(is_online, trip_id)
-  return is_online ~= '1' and (trip_id or '') == ''
+  return not works(is_online) and not has_trip(trip_id)
 end

@@ -44,3 +44,12 @@ UPDATE driver_details d
 -- name: commit_without_waiting()!
 -- The transaction that follows does not wait for the disk. For positions only: the next one replaces a lost one.
 SET LOCAL synchronous_commit = off;
+
+-- name: drivers_by_id(ids)
+-- Several drivers, each with their active trip.
+SELECT d.user_id, d.zone, d.availability_status, d.is_online, d.vehicle_type, d.version, d.updated_at,
+       t.id AS trip_id
+  FROM driver_details d
+  LEFT JOIN trip_requests t
+    ON t.driver_id = d.user_id AND t.current_status IN ('accepted', 'arrived', 'ongoing')
+ WHERE d.user_id = ANY (:ids::text[]);

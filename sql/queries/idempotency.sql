@@ -11,6 +11,18 @@ SELECT user_id, endpoint, idempotency_key, request_fingerprint, status_code, res
  WHERE zone = :zone AND expires_at > now()
  ORDER BY expires_at DESC LIMIT :max_rows;
 
+-- name: answer_ids_of_zone(zone, before, page_size)
+-- A page, the newest first, of a zone's answers that live for another minute.
+SELECT id FROM idempotency_keys
+ WHERE id < :before AND zone = :zone AND expires_at > now() + interval '1 minute'
+ ORDER BY id DESC LIMIT :page_size;
+
+-- name: answers_by_id(ids)
+-- Several stored answers with their keys.
+SELECT id, user_id, endpoint, idempotency_key, request_fingerprint, status_code, response_payload, expires_at
+  FROM idempotency_keys
+ WHERE id = ANY (:ids::bigint[]);
+
 -- name: delete_expired(batch_size)!
 -- Deletes a chunk of the expired answers, and skips rows that another server's clean-up is deleting.
 DELETE FROM idempotency_keys

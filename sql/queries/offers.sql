@@ -25,3 +25,10 @@ UPDATE trip_offers o
                       THEN 'accepted' ELSE 'expired' END,
        outcome_at = o.deadline
  WHERE o.outcome = 'open' AND o.deadline < now() - interval '1 minute';
+
+-- name: offers_of_trip(trip_id, driver_id)
+-- The offers of a trip in their order, to one driver or (with NULL) to all, each with what came of it.
+SELECT driver_id, wave, distance_m, offered_at, deadline, outcome, outcome_at
+  FROM trip_offers
+ WHERE trip_id = :trip_id AND (:driver_id::text IS NULL OR driver_id = :driver_id)
+ ORDER BY offered_at, wave, driver_id;

@@ -90,3 +90,9 @@ SELECT id, driver_id, locked_at, current_status, version FROM trip_requests
 SELECT current_status, count(*) AS trips FROM trip_requests
  WHERE zone = :zone AND current_status IN ('pending', 'accepted', 'arrived', 'ongoing')
  GROUP BY current_status;
+
+-- name: live_trip_ids_of_zone(zone, after, page_size)
+-- A page, by id, of a zone's trips that are pending or active.
+SELECT id FROM trip_requests
+ WHERE zone = :zone AND id > :after AND current_status IN ('pending', 'accepted', 'arrived', 'ongoing')
+ ORDER BY id LIMIT :page_size;

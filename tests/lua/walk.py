@@ -18,6 +18,7 @@ from dispatcher.live.claim_results import (
     Unresolved,
 )
 from dispatcher.live.claims import Attempt, ClaimScripts
+from dispatcher.live.comparison import ComparisonScripts
 from dispatcher.live.keys import Keys
 from dispatcher.live.limits import LimitScripts
 from dispatcher.live.offers import OfferScripts
@@ -41,6 +42,7 @@ class Walk:
         self.settler = Settler(pipeline, fix_age_s=FIX_AGE_MS // 1000)
         self.state = StateScripts(pipeline)
         self.offers = OfferScripts(pipeline)
+        self.comparison = ComparisonScripts(pipeline)
         self.positions = PositionScripts(pipeline)
         self.presence = PresenceScripts(pipeline)
         self.limits = LimitScripts(pipeline)
@@ -96,6 +98,10 @@ class Walk:
             max_open_offers=3, fix_age_ms=FIX_AGE_MS, max_wait_ms=60_000, ask_again=False,
         )  # fmt: skip
         assert (wave.code, wave.offered) == ("offered", ["d1", "d2"])
+        now_ms, epoch = await self.comparison.read_clock(keys)
+        assert now_ms > 0
+        assert epoch
+        assert [page async for page in self.comparison.members(keys.seen)]
         offers = await self.offers.read_offers(keys, "d2")
         assert [offer.trip_id for offer in offers] == [trip.id]
 

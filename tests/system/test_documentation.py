@@ -5,9 +5,12 @@ from __future__ import annotations
 import asyncio
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
+
+import pytest
 
 from dispatcher.config import ENV_PREFIX, Settings
 from dispatcher.live.keys import Keys
@@ -84,6 +87,23 @@ async def test_the_walk_and_the_same_walk_again(serve: Serve, tmp_path: Path) ->
         assert out.lower().count("x-idempotent-replay: true") == 1
         assert "trip_already_assigned" in out
         assert '"current_status":"pending","version":2' in out.splitlines()[-1]
+
+
+async def test_the_lines_for_redis_cli(redis_url: str) -> None:
+    """Each line runs as it stands against a stock redis-cli."""
+    if shutil.which("redis-cli") is None:
+        pytest.skip("there is no redis-cli here")
+    lines = [line for line in README.splitlines() if line.startswith('redis-cli -u "$REDIS_URL"')]
+    assert len(lines) >= 9
+    for line in lines:
+        done = await asyncio.to_thread(
+            subprocess.run,
+            ["bash", "-c", line.replace("TRIP_ID", "default_1")],
+            capture_output=True, text=True, check=False, cwd=ROOT,
+            env={**os.environ, "REDIS_URL": redis_url},
+        )  # fmt: skip
+        assert done.returncode == 0, (line, done.stderr)
+        assert "ERR" not in done.stdout, (line, done.stdout)
 
 
 async def _walk(url: str, directory: Path) -> str:

@@ -53,6 +53,8 @@ def test_every_command_that_is_run_is_asked_for() -> None:
     run = {
         command
         for path in LUA_DIR.rglob("*.lua")
+        # The other inspections are run by operators, as users of their own.
+        if path.parent.name != "inspect" or path.stem == "why"
         for command in re.findall(r"redis\.call\('(\w+)'", path.read_text())
     }
     for path in Path(dispatcher.live.__path__[0]).glob("*.py"):
@@ -93,7 +95,7 @@ async def _a_day(city: City) -> None:
         (["-@write"], r"its user may not run DEL, .*ZADD"),
         (["-eval"], r"its user may not do what a server does: .*'eval'"),
         (["-info"], r"its user may not do what a server does: .*'info'"),
-        (["resetkeys"], r"its user may not use the keys dsp:\{default\}:barred:\*, .* and 19 more$"),
+        (["resetkeys"], r"its user may not use the keys dsp:\{default\}:barred:\*, .* and 20 more$"),
         (["resetkeys", "~other:*"], r"its user may not use the keys dsp:\{default\}:"),
         (["resetkeys", "~dsp:{default}:[a-su-z]*"], r"its user may not use the keys dsp:\{default\}:trip:\*$"),
         (["resetchannels"], r"its user may not use SPUBLISH, SSUBSCRIBE on the channels dsp:\{default\}:push$"),

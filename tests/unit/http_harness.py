@@ -113,6 +113,10 @@ class Notes:
         self.calls.append(("zone_statistics", zone))
         return {"zone": zone, "trips": {}}
 
+    async def why(self, trip_id: str, driver_id: str) -> dict[str, Any]:
+        self.calls.append(("why", (trip_id, driver_id)))
+        return {"verdict": {"codes": ["would_be_offered"]}}
+
     # --- limits
 
     async def count(self, limit_class: str, actor: Actor | None, ip: str | None) -> LimitState | None:
@@ -174,7 +178,8 @@ def boundary_of(settings: Settings, notes: Notes, metrics: Metrics, seen: list[A
 def handlers_of(notes: Notes, metrics: Metrics) -> Handlers:
     service: Any = notes
     return Handlers(
-        zones=Zones(), coordinator=service, availability=service, positions=service, stranded_trips=service, reads=service,
+        zones=Zones(), coordinator=service, availability=service, positions=service, stranded_trips=service,
+        reads=service, explanation=service,
         readiness=notes.readiness, metrics=metrics, vehicle_types=Settings().vehicle_types,
     )  # fmt: skip
 

@@ -38,7 +38,7 @@ class ChangeAvailability:
     None leaves a thing as it is. `zone` is where the driver works now, `new_zone` where they will. The
     change starts from `from_zone`, which is another than `zone` only where it is not configured any
     more; who works elsewhere raises DriverElsewhere. With `only_if_absent`, a driver who is present
-    raises DriverCameBack.
+    raises DriverCameBack. `brings_position` says that a position came with the change.
     """
 
     caller: Caller
@@ -49,6 +49,8 @@ class ChangeAvailability:
     is_online: bool | None = None
     vehicle_type: str | None = None
     only_if_absent: bool = False
+    brings_position: bool = False
+    max_fix_age_ms: int = 60_000
     trip_id: str = ""
     limit_class: LimitClass = LimitClass.GENERAL
 
@@ -100,10 +102,17 @@ class ChangeAvailability:
             driver=replace(after, is_online=False) if self.changes_zone else after,
         )
         return Plan(
-            change, settlement, OK, driver_body(after, released),
+            change, settlement, OK, self._body(claimed, after, released),
             other_zone=after.zone if self.changes_zone else "",
             other_settlement=_arrival(after) if self.changes_zone else None,
         )  # fmt: skip
+
+    def _body(self, claimed: AvailabilityClaimed, after: Driver, released: Trip | None) -> bytes:
+        # A fix belongs to the zone it was sent to; one that comes with this very call is taken next.
+        fix_ms = None if self.changes_zone else claimed.fix_ms
+        fix_ms = claimed.now_ms if self.brings_position else fix_ms
+        fix_age_ms = None if fix_ms is None else claimed.now_ms - fix_ms
+        return driver_body(after, released, after.hindrances(fix_age_ms, self.max_fix_age_ms))
 
     def _driver_after(self, before: Driver, at_ms: int) -> Driver:
         is_online = before.is_online if self.is_online is None else self.is_online

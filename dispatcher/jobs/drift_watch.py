@@ -1,0 +1,68 @@
+"""Compares the zones with Postgres, one after the other: slowly, and what is cheap to compare."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Final
+
+import structlog
+
+from dispatcher.live.comparison import ComparisonScripts
+from dispatcher.live.keys import keys_of
+from dispatcher.service.drift import DriftCheck, DriftKind
+
+log = structlog.get_logger("dispatcher.drift")
+
+#: Things that differ are named in the log up to this many for each look.
+_NAMED: Final = 10
+
+
+class DriftWatch:
+    """Looks at one zone a run. One of all servers looks at a zone within `interval_s`; what the others
+    saw before does not count any more, so that the sum over all servers is what differs."""
+
+    name = "drift-watch"
+
+    def __init__(
+        self,
+        *,
+        check: DriftCheck,
+        scripts: ComparisonScripts,
+        zones: Sequence[str],
+        node: str,
+        interval_s: float,
+    ) -> None:
+        self.interval_s = interval_s / len(zones)
+        self._check = check
+        self._scripts = scripts
+        self._zones = list(zones)
+        self._node = node
+        self._every_ms = int(interval_s * 900)  # below the interval, whose rests vary by a tenth
+        self._turn = 0
+        self._found: dict[str, Counter[DriftKind]] = {zone: Counter() for zone in zones}
+
+    def found(self) -> Mapping[tuple[str, ...], float]:
+        """How many things differ, by zone and kind; 0 where nothing does, from the start."""
+        return {
+            (zone, kind.value): float(counts[kind])
+            for zone, counts in self._found.items()
+            for kind in DriftKind
+        }
+
+    async def run(self) -> None:
+        zone = self._zones[self._turn % len(self._zones)]
+        self._turn += 1
+        if not await self._scripts.begin_look(keys_of(zone), self._node, every_ms=self._every_ms):
+            self._found[zone] = Counter()
+            return
+        counts: Counter[DriftKind] = Counter()
+        async for drift in self._check.check(zone, every_key=False):
+            counts[drift.kind] += 1
+            if counts.total() <= _NAMED:
+                log.warning(
+                    "drift", zone=zone, kind=drift.kind, subject=drift.subject, detail=drift.detail
+                )
+        self._found[zone] = counts
+        if counts:
+            log.warning("zone drifts", zone=zone, **{kind.value: n for kind, n in counts.items()})

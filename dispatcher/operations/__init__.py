@@ -1,0 +1,1 @@
+"""What operators run beside the servers: explanations, checks and repairs of a live zone."""

@@ -1,0 +1,67 @@
+"""Both engines as the servers use them, for a command that works while servers run."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+
+from dispatcher.config import Settings, SettingsError
+from dispatcher.core.zones import Zones
+from dispatcher.embedded.engines import running_database_url, running_redis_url
+from dispatcher.ledger import migrate
+from dispatcher.ledger.preflight import check_postgres
+from dispatcher.live.preflight import check_redis
+from dispatcher.service.outbox import Outbox
+from dispatcher.service.rehydration import Rehydration
+from dispatcher.wings import LedgerWing, LiveWing, open_ledger, open_live
+from dispatcher.zones_file import load_zones
+
+
+@dataclass(frozen=True, slots=True)
+class Workbench:
+    """What the commands work with."""
+
+    settings: Settings
+    zones: Zones
+    live: LiveWing
+    ledger: LedgerWing
+    rehydration: Rehydration
+
+
+@contextlib.asynccontextmanager
+async def open_workbench(settings: Settings) -> AsyncIterator[Workbench]:
+    """Connects to the engines that the servers use, and loads and migrates nothing.
+
+    Raises SettingsError where an engine cannot be reached, MigrationError where the schema is not the
+    one of this version.
+    """
+    settings = _with_urls(settings)
+    zones = load_zones(settings.zones_file)
+    redis_url, database_url = settings.redis_url or "", settings.database_url or ""
+    await check_redis(redis_url, cluster=settings.redis_cluster, zones=zones.names())
+    await check_postgres(database_url)
+    missing = [step for step in await migrate.status(database_url) if step.applied_at is None]
+    if missing:
+        raise migrate.MigrationError(
+            f"this database is behind: it lacks migration {missing[0].version:04}_{missing[0].name}; "
+            "run `dispatcher migrate up`"
+        )
+    async with open_live(settings) as live, open_ledger(settings) as ledger:
+        outbox = Outbox(settler=live.settler, state=live.state, database=ledger.database)
+        rehydration = Rehydration(live.state, ledger.database, outbox, lease_ms=settings.claim_lease_ms)
+        yield Workbench(settings, zones, live, ledger, rehydration)
+        await rehydration.close()
+
+
+def _with_urls(settings: Settings) -> Settings:
+    """The settings with the URLs of the embedded engines that run, where none are set."""
+    redis_url = settings.redis_url or running_redis_url(settings.data_dir)
+    database_url = settings.database_url or running_database_url(settings.data_dir)
+    for name, url in (("REDIS_URL", redis_url), ("DATABASE_URL", database_url)):
+        if url is None:
+            raise SettingsError(
+                f"DISPATCHER_{name}: is not set, and no embedded engine runs below "
+                f"{settings.data_dir}: start `dispatcher serve` there first"
+            )
+    return settings.model_copy(update={"redis_url": redis_url, "database_url": database_url})

@@ -1,0 +1,123 @@
+"""Why a driver gets a trip or does not: what each filter says now, and what has happened so far."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from dispatcher.core.actors import Role
+from dispatcher.core.drivers import Driver
+from dispatcher.core.errors import Refusal
+from dispatcher.core.times import iso, millis
+from dispatcher.core.transitions import Event
+from dispatcher.core.trips import Status, Trip
+from dispatcher.core.zones import Zone, Zones
+from dispatcher.ledger.database import Database
+from dispatcher.live.inspection import FilterView, InspectionScripts
+from dispatcher.live.keys import keys_of
+from dispatcher.service.commands.actions import zone_of_trip
+from dispatcher.service.offers import CANDIDATES_PER_OFFER, MORE_CANDIDATES
+
+#: What an offer came to, as a verdict and in words.
+_OF_AN_OFFER: Final = {
+    "open": ("on_offer", "was offered the trip at {at}"),
+    "accepted": ("accepted", "was offered the trip at {at} and accepted it"),
+    "declined": ("declined", "declined the trip at {at}"),
+    "expired": ("let_it_pass", "was offered the trip at {at} and let it pass"),
+    "withdrawn": ("withdrawn", "was offered the trip at {at}, which was withdrawn at {until}"),
+}
+
+
+class Explanation:
+    """Explains; changes nothing. All raise StoreUnavailable."""
+
+    def __init__(
+        self, *, zones: Zones, scripts: InspectionScripts, database: Database, fix_age_s: int
+    ) -> None:
+        self._zones = zones
+        self._scripts = scripts
+        self._database = database
+        self._fix_age_ms = fix_age_s * 1000
+
+    async def why(self, trip_id: str, driver_id: str) -> dict[str, Any]:
+        """The `verdict` (a code or several, and a sentence), the `filters` of the trip's next wave, each
+        with `passes` (null where it could not be asked) and `saw`, and the `history` of both.
+
+        Raises Refusal trip_not_found, driver_not_found.
+        """
+        zone = zone_of_trip(self._zones, trip_id)
+        trip, driver = await self._database.trip(trip_id), await self._database.driver(driver_id)
+        if trip is None:
+            raise Refusal("trip_not_found")
+        if driver is None:
+            raise Refusal("driver_not_found")
+        filters = [_zone_filter(zone, driver), *await self._filters(zone, trip_id, driver_id)]
+        history = await self._history(trip, driver_id)
+        return {
+            "trip_id": trip_id,
+            "driver_id": driver_id,
+            "current_status": trip.current_status,
+            "verdict": _verdict(trip, driver_id, filters, history),
+            "filters": [
+                {"filter": view.name, "passes": view.passes, "saw": view.saw} for view in filters
+            ],
+            "history": history,
+        }
+
+    async def _filters(self, zone: Zone, trip_id: str, driver_id: str) -> list[FilterView]:
+        return await self._scripts.why(
+            keys_of(zone.name), trip_id, driver_id,
+            fix_age_ms=self._fix_age_ms, max_open_offers=zone.offers_per_driver,
+            candidates_per_offer=CANDIDATES_PER_OFFER, more_candidates=MORE_CANDIDATES,
+            waves=zone.waves,
+        )  # fmt: skip
+
+    async def _history(self, trip: Trip, driver_id: str) -> list[dict[str, Any]]:
+        """What the driver was offered of the trip and did with it, and who took it; in order."""
+        lines: list[tuple[int, str, str]] = []
+        for row in await self._database.rows("offers_of_trip", trip_id=trip.id, driver_id=driver_id):
+            at, until = millis(row["offered_at"]) or 0, millis(row["outcome_at"])
+            code, text = _OF_AN_OFFER[row["outcome"]]
+            lines.append((at, code, text.format(at=iso(at), until=iso(until))))
+        late_ms = await self._scripts.raced_ms(keys_of(trip.zone), trip.id, driver_id)
+        taken_ms: int | None = None
+        for row in await self._database.rows("timeline", trip_id=trip.id):
+            at = millis(row["created_at"]) or 0
+            is_theirs = row["actor_id"] == driver_id and row["actor_role"] == Role.DRIVER
+            if row["event"] == Event.ACCEPTED and not is_theirs:
+                lines.append((at, "taken", f"driver {row['actor_id']} took the trip at {iso(at)}"))
+                if late_ms is not None and at <= late_ms:
+                    taken_ms = at
+            elif is_theirs:
+                lines.append((at, row["event"], f"{row['event']}, by this driver, at {iso(at)}"))
+        if late_ms is not None and taken_ms is not None:
+            text = f"lost the race by {late_ms - taken_ms} ms, at {iso(late_ms)}"
+            lines.append((late_ms, "lost_the_race", text))
+        return [{"code": code, "at": iso(at), "text": text} for at, code, text in sorted(lines)]
+
+
+def _zone_filter(zone: Zone, driver: Driver) -> FilterView:
+    return FilterView(
+        "zone", driver.zone == zone.name, f"works in {driver.zone}, and the trip is in {zone.name}"
+    )
+
+
+def _verdict(
+    trip: Trip, driver_id: str, filters: list[FilterView], history: list[dict[str, Any]]
+) -> dict[str, Any]:
+    if trip.current_status is Status.PENDING:
+        refusing = [view for view in filters if view.passes is False]
+        if not refusing:
+            text = "the next wave would offer the trip to this driver"
+            return {"codes": ["would_be_offered"], "text": text}
+        text = "no offer now: " + "; ".join(view.saw for view in refusing)
+        return {"codes": [view.name for view in refusing], "text": text}
+    if trip.driver_id == driver_id:
+        text = f"the trip is {trip.current_status}, and it is this driver's"
+        return {"codes": ["has_the_trip"], "text": text}
+    past = [line for line in history if line["code"] != "taken"]
+    taken = f"; driver {trip.driver_id} has it" if trip.driver_id else ""
+    if not past:
+        text = f"the trip is {trip.current_status}{taken}; this driver was never offered it"
+        return {"codes": ["never_offered"], "text": text}
+    text = f"the trip is {trip.current_status}{taken}; this driver " + past[-1]["text"]
+    return {"codes": [past[-1]["code"]], "text": text}

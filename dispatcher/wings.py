@@ -1,0 +1,98 @@
+"""The two wings of a process, opened and closed: what talks to Redis, and what talks to Postgres."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from typing import Any
+
+from dispatcher.config import Settings
+from dispatcher.ledger.commits import Commits
+from dispatcher.ledger.database import Database
+from dispatcher.ledger.outage_notices import OutageNotices
+from dispatcher.live.claims import ClaimScripts
+from dispatcher.live.client import connect
+from dispatcher.live.comparison import ComparisonScripts
+from dispatcher.live.inspection import InspectionScripts
+from dispatcher.live.limits import LimitScripts
+from dispatcher.live.offers import OfferScripts
+from dispatcher.live.pipeline import Pipeline
+from dispatcher.live.positions import PositionScripts
+from dispatcher.live.presence import PresenceScripts
+from dispatcher.live.settle import Settler
+from dispatcher.live.state import StateScripts
+
+
+@dataclass(frozen=True, slots=True)
+class LiveWing:
+    """What talks to Redis."""
+
+    pipeline: Pipeline
+    claims: ClaimScripts
+    settler: Settler
+    state: StateScripts
+    offers: OfferScripts
+    positions: PositionScripts
+    presence: PresenceScripts
+    limits: LimitScripts
+    inspection: InspectionScripts
+    comparison: ComparisonScripts
+
+
+@dataclass(frozen=True, slots=True)
+class LedgerWing:
+    """What talks to Postgres."""
+
+    commits: Commits
+    database: Database
+    notices: OutageNotices
+
+
+@contextlib.asynccontextmanager
+async def open_live(settings: Settings) -> AsyncIterator[LiveWing]:
+    """Connects to Redis, and lets go of it once everything was sent."""
+    assert settings.redis_url is not None
+    async with contextlib.AsyncExitStack() as stack:
+        redis: Any = connect(settings.redis_url, cluster=settings.redis_cluster)
+        stack.push_async_callback(redis.aclose)
+        pipeline = Pipeline(redis)
+        await pipeline.load_scripts()
+        stack.push_async_callback(pipeline.close)
+        settler = Settler(pipeline, fix_age_s=settings.fix_max_age_s)
+        stack.callback(settler.close)
+        yield LiveWing(
+            pipeline,
+            ClaimScripts(pipeline),
+            settler,
+            StateScripts(pipeline),
+            OfferScripts(pipeline),
+            PositionScripts(pipeline),
+            PresenceScripts(pipeline),
+            LimitScripts(pipeline),
+            InspectionScripts(pipeline),
+            ComparisonScripts(pipeline),
+        )
+
+
+@contextlib.asynccontextmanager
+async def open_ledger(settings: Settings) -> AsyncIterator[LedgerWing]:
+    """Connects to Postgres, and lets go of it once everything is committed."""
+    assert settings.database_url is not None
+    async with contextlib.AsyncExitStack() as stack:
+        database = await Database.open(
+            settings.database_url,
+            size=settings.database_pool,
+            timeout_s=settings.commit_timeout_s,
+        )
+        stack.push_async_callback(database.close)
+        commits = Commits(
+            settings.database_url,
+            timeout_s=settings.commit_timeout_s,
+            max_batch=settings.commit_batch,
+        )
+        await commits.start()
+        stack.push_async_callback(commits.close)
+        notices = OutageNotices(settings.database_url, database, timeout_s=settings.commit_timeout_s)
+        stack.callback(notices.close)
+        yield LedgerWing(commits, database, notices)

@@ -1,0 +1,245 @@
+-- Purpose: says of one driver and one trip what each filter of the trip's next wave says; changes nothing.
+--   redis-cli --eval lua/inspect/why.lua 'dsp:{ZONE}:trip:TRIP' 'dsp:{ZONE}:driver:DRIVER'
+--   A file of its own for a plain redis-cli: the libraries are copied in, and a test holds them to lua/lib/.
+-- Atomic because: a driver who is taken or moves in between would seem to be kept by nothing, or by two things.
+-- KEYS[1] trip
+-- KEYS[2] driver; all other keys are those of their zone, so they share its slot
+-- ARGV[1] oldest fix that counts, in ms before now; optional, as all that follows: the defaults are the product's
+-- ARGV[2] most open offers a driver may hold
+-- ARGV[3] candidates that are looked at for each offer of a wave
+-- ARGV[4] candidates that are looked at beyond those
+-- ARGV[5...] the zone's waves, as pairs: most drivers who may hold an offer, radius in m
+-- RETURNS a row a filter, in the order in which they are asked: {filter, yes (it lets the driver through), no, or - (it
+--   cannot be asked), what it saw}. The last row is {verdict, the filters that say no or would_be_offered, a sentence}
+--- @copy "clock"
+-- Redis' own clock: one clock for all servers of a zone.
+local clock = redis.call('TIME')
+local now_us = tonumber(clock[1]) * 1000000 + tonumber(clock[2])
+local now_ms = math.floor(now_us / 1000)
+
+-- tostring() would round a number of this size to 14 digits.
+local function whole(number)
+  return string.format('%.0f', number)
+end
+--- @end
+--- @copy "eligibility"
+-- Whether a driver may be offered a trip, or has nothing to do here any more. Needs clock.lua. The values are those of
+-- the driver's hash.
+
+local function works(is_online)
+  return is_online == '1'
+end
+
+local function wants_trips(availability_status)
+  return availability_status == 'available'
+end
+
+local function has_trip(trip_id)
+  return (trip_id or '') ~= ''
+end
+
+local function is_free(is_online, availability_status, trip_id)
+  return works(is_online) and wants_trips(availability_status) and not has_trip(trip_id)
+end
+
+local function is_fresh(fix_ms, fix_age_ms)
+  return (fix_ms and tonumber(fix_ms) > now_ms - fix_age_ms) or false
+end
+
+-- The hash of a driver who is offline and has no trip ends after this long; Postgres knows them.
+local GONE_S = 3600
+
+local function is_gone(is_online, trip_id)
+  return not works(is_online) and not has_trip(trip_id)
+end
+--- @end
+--- @copy "candidates"
+-- What stands between a driver near a pickup and an offer of its trip: a wave offers to whom no filter refuses, and an
+-- explanation shows what each filter says. Needs clock.lua and eligibility.lua. What the filters judge:
+--   driver: is_online, availability_status, trip_id, fix_ms, vehicle_type as in the hash; presence_ends_ms (0: none);
+--     is_barred, has_passed; offered_until_ms (of this trip; 0: never); open_offers
+--   wave: vehicle_type, fix_age_ms, max_open_offers; ask_again where drivers who let it pass may be asked again
+
+-- A filter is {name, whether it lets the driver through, whether who is refused has no place in the geo set}.
+local CANDIDATE_FILTERS = {
+  { 'online', function(driver) return works(driver.is_online) end, true },
+  { 'available', function(driver) return wants_trips(driver.availability_status) end, true },
+  { 'no_trip', function(driver) return not has_trip(driver.trip_id) end, true },
+  { 'vehicle_type', function(driver, wave) return driver.vehicle_type == wave.vehicle_type end, true },
+  { 'fresh_fix', function(driver, wave) return is_fresh(driver.fix_ms, wave.fix_age_ms) end },
+  { 'present', function(driver) return driver.presence_ends_ms > now_ms end },
+  { 'not_barred', function(driver) return not driver.is_barred end },
+  { 'not_passed', function(driver, wave) return wave.ask_again or not driver.has_passed end },
+  { 'not_on_offer', function(driver) return driver.offered_until_ms <= now_ms end },
+  { 'open_offers', function(driver, wave) return driver.open_offers < wave.max_open_offers end },
+}
+
+-- The first filter that refuses a driver, or nil.
+local function first_obstacle(driver, wave)
+  for _, filter in ipairs(CANDIDATE_FILTERS) do
+    if not filter[2](driver, wave) then
+      return filter
+    end
+  end
+  return nil
+end
+--- @end
+local trip, driver = KEYS[1], KEYS[2]
+local fix_age_ms, max_open_offers = tonumber(ARGV[1] or 60000), tonumber(ARGV[2] or 3)
+local candidates_per_offer, more_candidates = tonumber(ARGV[3] or 6), tonumber(ARGV[4] or 10)
+local FIRST_WAVE = 5
+
+local prefix, trip_id = string.match(trip or '', '^(dsp:{[^}]+}:)trip:(.+)$')
+local prefix_of_driver, driver_id = string.match(driver or '', '^(dsp:{[^}]+}:)driver:(.+)$')
+if not prefix or prefix ~= prefix_of_driver then
+  return redis.error_reply('ERR the keys are dsp:{ZONE}:trip:TRIP and dsp:{ZONE}:driver:DRIVER, of one zone')
+end
+local waves = {}
+for i = FIRST_WAVE, #ARGV - 1, 2 do
+  waves[#waves + 1] = { tonumber(ARGV[i]), tonumber(ARGV[i + 1]) }
+end
+if #waves == 0 then
+  waves = { { 3, 1500 }, { 5, 3000 }, { 8, 6000 }, { 12, 12000 } }
+end
+
+local rows, refusing = {}, {}
+local function tell(filter, passes, saw)
+  rows[#rows + 1] = { filter, passes == nil and '-' or passes and 'yes' or 'no', saw }
+  if passes == false then
+    refusing[#refusing + 1] = filter
+  end
+end
+
+local function seconds(ms)
+  return string.format('%.1f s', ms / 1000)
+end
+
+local function km(metres)
+  return string.format('%.1f km', metres / 1000)
+end
+
+-- The trip, and which wave comes next.
+local state = redis.call('HMGET', trip, 'current_status', 'round', 'vehicle_type', 'pickup_lng', 'pickup_lat', 'driver_id')
+local status, round, vehicle_type = state[1], tonumber(state[2] or 0), state[3]
+tell('trip_pending', status == 'pending', status
+  and 'the trip is ' .. status .. ((state[6] or '') ~= '' and ' with driver ' .. state[6] or '')
+  or 'the trip is not in Redis: Postgres knows what became of it')
+local number = math.min(round + 1, #waves)
+local size, radius_m = waves[number][1], waves[number][2]
+tell('trip_unclaimed', redis.call('EXISTS', prefix .. 'claim:trip:' .. trip_id) == 0,
+  redis.call('EXISTS', prefix .. 'claim:trip:' .. trip_id) == 1 and 'somebody is changing the trip right now'
+  or 'nobody is changing the trip right now')
+
+local offers, barred, passed = prefix .. 'offers:' .. trip_id, prefix .. 'barred:' .. trip_id, prefix .. 'passed:' .. trip_id
+local geo = prefix .. 'geo:' .. (vehicle_type or '')
+local let_pass = {}
+for _, name in ipairs(redis.call('ZRANGEBYSCORE', offers, '-inf', whole(now_ms))) do
+  let_pass[name] = true
+end
+local filters = {
+  vehicle_type = vehicle_type, fix_age_ms = fix_age_ms, max_open_offers = max_open_offers, ask_again = round + 1 >= #waves,
+}
+
+local function candidate(id)
+  local who = redis.call('HMGET', prefix .. 'driver:' .. id, 'is_online', 'availability_status', 'trip_id', 'fix_ms',
+    'vehicle_type', 'zone', 'lng', 'lat')
+  return {
+    is_online = who[1], availability_status = who[2], trip_id = who[3], fix_ms = who[4], vehicle_type = who[5],
+    zone = who[6], lng = who[7], lat = who[8],
+    presence_ends_ms = tonumber(redis.call('ZSCORE', prefix .. 'present', 'driver:' .. id) or 0),
+    is_barred = redis.call('SISMEMBER', barred, id) == 1,
+    has_passed = let_pass[id] or redis.call('SISMEMBER', passed, id) == 1,
+    offered_until_ms = tonumber(redis.call('ZSCORE', offers, id) or 0),
+    open_offers = redis.call('ZCOUNT', prefix .. 'inbox:' .. id, '(' .. whole(now_ms), '+inf'),
+  }
+end
+
+-- What each of the shared filters saw, in words.
+local SAW = {
+  online = function(who)
+    if not who.is_online then
+      return 'the driver is not known in this zone'
+    end
+    return works(who.is_online) and 'online' or 'offline in this zone' .. (who.zone and ', works in ' .. who.zone or '')
+  end,
+  available = function(who) return who.availability_status or 'unknown' end,
+  no_trip = function(who) return has_trip(who.trip_id) and 'on trip ' .. who.trip_id or 'on no trip' end,
+  vehicle_type = function(who) return (who.vehicle_type or 'none') .. ' for a trip that asks for ' .. (vehicle_type or '?') end,
+  fresh_fix = function(who)
+    return who.fix_ms and string.format('fix %s old, %s at most', seconds(now_ms - who.fix_ms), seconds(fix_age_ms))
+      or 'no position yet'
+  end,
+  present = function(who)
+    if who.presence_ends_ms == 0 then
+      return 'no connection'
+    end
+    return who.presence_ends_ms > now_ms and 'present for ' .. seconds(who.presence_ends_ms - now_ms) .. ' more'
+      or 'gone for ' .. seconds(now_ms - who.presence_ends_ms)
+  end,
+  not_barred = function(who) return who.is_barred and 'declined the trip or gave it back' or 'has neither declined it nor given it back' end,
+  not_passed = function(who)
+    return (who.has_passed and 'let an offer of the trip pass' or 'has let no offer of it pass')
+      .. (filters.ask_again and '; the widest wave asks again' or '')
+  end,
+  not_on_offer = function(who)
+    return who.offered_until_ms > now_ms and 'holds an offer of the trip for ' .. seconds(who.offered_until_ms - now_ms) .. ' more'
+      or 'holds no offer of the trip'
+  end,
+  open_offers = function(who) return string.format('has %d open offers, %d at most', who.open_offers, max_open_offers) end,
+}
+local who = candidate(driver_id)
+for _, filter in ipairs(CANDIDATE_FILTERS) do
+  local passes = nil
+  if vehicle_type or filter[1] ~= 'vehicle_type' then
+    passes = filter[2](who, filters)
+  end
+  tell(filter[1], passes, SAW[filter[1]](who))
+end
+
+-- How far it is on the sphere that GEOSEARCH measures on.
+local function distance_m(lng, lat, other_lng, other_lat)
+  local EARTH_M = 6372797.560856
+  local u = math.sin(math.rad(other_lat - lat) / 2)
+  local v = math.sin(math.rad(other_lng - lng) / 2)
+  return 2 * EARTH_M * math.asin(math.sqrt(u * u + math.cos(math.rad(lat)) * math.cos(math.rad(other_lat)) * v * v))
+end
+
+-- Whether the wave looks as far as the driver is, and whether nearer ones leave them a place.
+local open = redis.call('ZCOUNT', offers, '(' .. whole(now_ms), '+inf')
+local found, rank, ahead = nil, nil, 0
+if status then
+  found = redis.call('GEOSEARCH', geo, 'FROMLONLAT', state[4], state[5], 'BYRADIUS', radius_m, 'm', 'ASC', 'COUNT',
+    size * candidates_per_offer + more_candidates)
+  for i, id in ipairs(found) do
+    if id == driver_id then
+      rank = i
+      break
+    end
+    if open + ahead < size and not first_obstacle(candidate(id), filters) then
+      ahead = ahead + 1
+    end
+  end
+end
+local wave = string.format('wave %d reaches %s', number, km(radius_m))
+local away_m = status and who.lat and distance_m(state[4], state[5], who.lng, who.lat)
+if not away_m then
+  tell('in_reach', nil, 'there is no distance to compare; ' .. wave)
+else
+  tell('in_reach', away_m <= radius_m, km(away_m) .. ' away, ' .. wave)
+  if rank then
+    tell('among_nearest', true, string.format('number %d of the %d who were found', rank, #found))
+  elseif away_m <= radius_m then
+    tell('among_nearest', false, redis.call('ZSCORE', geo, driver_id) and string.format('the %d nearest are looked at', #found)
+      or 'not in the geo set of the vehicle type: the next position brings them there')
+  else
+    tell('among_nearest', nil, 'out of reach')
+  end
+end
+tell('place_left', open + ahead < size, string.format('%d of %d offers are out, %d go to nearer drivers', open, size, ahead))
+
+if #refusing == 0 then
+  rows[#rows + 1] = { 'verdict', 'would_be_offered', 'the next wave would offer the trip to this driver' }
+else
+  rows[#rows + 1] = { 'verdict', table.concat(refusing, ' '), 'no offer: ' .. table.concat(refusing, ', ') }
+end
+return rows

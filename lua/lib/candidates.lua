@@ -1,0 +1,29 @@
+-- What stands between a driver near a pickup and an offer of its trip: a wave offers to whom no filter refuses, and an
+-- explanation shows what each filter says. Needs clock.lua and eligibility.lua. What the filters judge:
+--   driver: is_online, availability_status, trip_id, fix_ms, vehicle_type as in the hash; presence_ends_ms (0: none);
+--     is_barred, has_passed; offered_until_ms (of this trip; 0: never); open_offers
+--   wave: vehicle_type, fix_age_ms, max_open_offers; ask_again where drivers who let it pass may be asked again
+
+-- A filter is {name, whether it lets the driver through, whether who is refused has no place in the geo set}.
+local CANDIDATE_FILTERS = {
+  { 'online', function(driver) return works(driver.is_online) end, true },
+  { 'available', function(driver) return wants_trips(driver.availability_status) end, true },
+  { 'no_trip', function(driver) return not has_trip(driver.trip_id) end, true },
+  { 'vehicle_type', function(driver, wave) return driver.vehicle_type == wave.vehicle_type end, true },
+  { 'fresh_fix', function(driver, wave) return is_fresh(driver.fix_ms, wave.fix_age_ms) end },
+  { 'present', function(driver) return driver.presence_ends_ms > now_ms end },
+  { 'not_barred', function(driver) return not driver.is_barred end },
+  { 'not_passed', function(driver, wave) return wave.ask_again or not driver.has_passed end },
+  { 'not_on_offer', function(driver) return driver.offered_until_ms <= now_ms end },
+  { 'open_offers', function(driver, wave) return driver.open_offers < wave.max_open_offers end },
+}
+
+-- The first filter that refuses a driver, or nil.
+local function first_obstacle(driver, wave)
+  for _, filter in ipairs(CANDIDATE_FILTERS) do
+    if not filter[2](driver, wave) then
+      return filter
+    end
+  end
+  return nil
+end

@@ -1,0 +1,125 @@
+"""Why a driver did not get a trip: what the filters say while it waits, and what happened once it is over."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+
+from dispatcher.core.errors import Refusal
+from dispatcher.live.keys import keys_of
+from tests.harness.services import PLACE, City, driver, open_city
+
+
+@pytest.fixture
+async def city(redis_url: str, database_url: str) -> AsyncIterator[City]:
+    async with open_city(redis_url, database_url) as opened:
+        yield opened
+
+
+async def _why(city: City, trip_id: str, driver_id: str) -> dict[str, Any]:
+    return await city.parts.explanation.why(trip_id, driver_id)
+
+
+async def _ready(city: City, *names: str) -> None:
+    """Drivers at the pickup who are present: nothing keeps offers from them."""
+    await city.online(*names, location=PLACE)
+    for name in names:
+        ends_ms = int(time.time() * 1000) + 60_000
+        await city.redis("ZADD", city.keys().present, ends_ms, f"driver:{name}")
+
+
+async def _save_offers(city: City) -> None:
+    for _ in range(2):  # an outcome waits for one round
+        await city.parts.effects.offer_log.save(city.parts.ledger.database)
+
+
+async def test_would_be_offered_then_holds_the_offer(city: City) -> None:
+    trip_id = await city.trip()
+    await _ready(city, "d1")
+    assert (await _why(city, trip_id, "d1"))["verdict"]["codes"] == ["would_be_offered"]
+    await city.parts.offers.run_due("default")
+    await _save_offers(city)
+    found = await _why(city, trip_id, "d1")
+    assert found["verdict"]["codes"] == ["not_on_offer"]
+    assert [line["code"] for line in found["history"]] == ["on_offer"]
+
+
+async def test_works_in_another_zone(city: City) -> None:
+    trip_id = await city.trip()
+    await _ready(city, "d1")
+    await city.postgres.execute("UPDATE driver_details SET zone = 'north'")
+    assert (await _why(city, trip_id, "d1"))["verdict"]["codes"] == ["zone"]
+
+
+async def test_was_offered_it_and_let_it_pass(city: City) -> None:
+    trip_id = await city.trip()
+    await _ready(city, "d1", "d2")
+    await city.parts.offers.run_due("default")
+    await _save_offers(city)
+    await city.postgres.execute(
+        "UPDATE trip_offers SET outcome = 'expired', outcome_at = deadline WHERE driver_id = 'd1'"
+    )
+    await city.act(driver("d2"), "accept", trip_id)
+    verdict = (await _why(city, trip_id, "d1"))["verdict"]
+    assert verdict["codes"] == ["let_it_pass"]
+    assert "driver d2 has it" in verdict["text"]
+    assert (await _why(city, trip_id, "d2"))["verdict"]["codes"] == ["has_the_trip"]
+
+
+async def test_was_never_offered_it(city: City) -> None:
+    trip_id = await city.trip()
+    await _ready(city, "d2")
+    await city.online("d1")
+    await city.act(driver("d2"), "accept", trip_id)
+    assert (await _why(city, trip_id, "d1"))["verdict"]["codes"] == ["never_offered"]
+
+
+async def test_gave_it_back(city: City) -> None:
+    trip_id = await city.trip()
+    await _ready(city, "d1")
+    await city.act(driver("d1"), "accept", trip_id)
+    await city.act(driver("d1"), "cancel", trip_id)
+    found = await _why(city, trip_id, "d1")
+    assert found["verdict"]["codes"] == ["not_barred"]
+    assert [line["code"] for line in found["history"]] == ["accepted", "released"]
+
+
+async def test_lost_the_race(city: City) -> None:
+    trip_id = await city.trip()
+    await _ready(city, "d1", "d2")
+    answers = await asyncio.gather(*(city.act(driver(d), "accept", trip_id) for d in ("d1", "d2")))
+    loser = "d1" if answers[0].status == 409 else "d2"
+    verdict = (await _why(city, trip_id, loser))["verdict"]
+    assert verdict["codes"] == ["lost_the_race"]
+    assert " ms" in verdict["text"]
+
+
+@pytest.mark.parametrize(
+    ("trip_id", "driver_id", "code"),
+    [("default_x", "d1", "trip_not_found"), ("nowhere_x", "d1", "trip_not_found"),
+     ("", "nobody", "driver_not_found")],
+)  # fmt: skip
+async def test_who_and_what_does_not_exist(city: City, trip_id: str, driver_id: str, code: str) -> None:
+    await city.online("d1")
+    with pytest.raises(Refusal, match=code):
+        await _why(city, trip_id or await city.trip(), driver_id)
+
+
+async def test_the_answer_to_availability_says_what_keeps_offers_away(city: City) -> None:
+    async def away(**more: Any) -> Any:
+        import orjson
+
+        return orjson.loads((await city.available("d1", **more)).body)["keeps_offers_away"]
+
+    assert await away(is_online=True) == ["no_position"]
+    assert await away(location=PLACE) == []
+    assert await away(availability_status="unavailable") == ["unavailable"]
+    assert await away(availability_status="available") == []
+    old_ms = int(time.time() * 1000) - 75_000
+    await city.redis("HSET", keys_of("default").driver("d1"), "fix_ms", old_ms)
+    assert await away(is_online=True) == ["stale_position"]
+    assert await away(is_online=False) == ["offline", "stale_position"]
