@@ -26,9 +26,11 @@ from dispatcher.web.application import build_application
 from dispatcher.web.auth import Authenticator
 from dispatcher.web.boundary import Boundary
 from dispatcher.web.client_ip import ClientIp
+from dispatcher.web.door import Door, DoorLimits
 from dispatcher.web.fastpath import make_runner
 from dispatcher.web.frame_handlers import FrameHandlers
 from dispatcher.web.handlers import Handlers
+from dispatcher.web.open_files import possible_connections, raise_open_files
 from dispatcher.web.websocket_endpoint import WebSocketEndpoint
 from dispatcher.zones_file import load_zones
 
@@ -62,9 +64,15 @@ async def run(
         readiness = Readiness(
             zones=zones, state=parts.live.state, database=parts.ledger.database, stop=stop
         )
-        metrics = Metrics(place)
+        metrics, door = Metrics(place), _door(settings)
+        metrics.gauge("dispatcher_connections", "Open connections.", lambda: len(door))
+        metrics.labelled_counter(
+            "dispatcher_connections_refused", "Connections refused, or ended before their time.",
+            "reason", lambda: door.refused,
+        )  # fmt: skip
         runner = make_runner(
             _web_application(parts, authenticator, sockets, readiness, metrics),
+            door=door,
             shutdown_timeout_s=settings.drain_s + _ANSWERED_S,
         )
         subscriber = Subscriber(
@@ -143,6 +151,14 @@ async def _save(parts: Services, metrics: Metrics) -> None:
     # Twice: an outcome waits for one round, so that its offer is there before it.
     await parts.effects.offer_log.save(parts.ledger.database)
     await parts.effects.offer_log.save(parts.ledger.database)
+
+
+def _door(settings: Settings) -> Door:
+    possible = possible_connections(raise_open_files())
+    if possible < settings.max_connections:
+        log.warning("fewer connections than set", set=settings.max_connections, possible=possible)
+    limits = DoorLimits.of(settings, min(settings.max_connections, possible))
+    return Door(limits, ClientIp(settings.trusted_proxies))
 
 
 def _websocket_endpoint(parts: Services, authenticator: Authenticator, hub: Hub) -> WebSocketEndpoint:

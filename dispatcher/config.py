@@ -128,6 +128,10 @@ class Settings(BaseSettings):
         Rate(60, 60), description="calls without a valid identity, per client IP"
     )
     limit_ip: RateSetting = Field(Rate(0, 1), description="all calls of a client IP")
+    limit_connection: RateSetting = Field(
+        Rate(200, 1),
+        description="calls, frames and pings of one connection, or of one client IP of a trusted proxy",
+    )
     trusted_proxies: Networks = Field(
         default_factory=list,
         description="networks whose `X-Forwarded-For` is believed, separated by commas",
@@ -136,6 +140,25 @@ class Settings(BaseSettings):
         default_factory=list,
         description="browser origins that may open a WebSocket, separated by commas",
     )
+
+    max_connections: int = Field(
+        20_000, ge=1, le=1_000_000,
+        description="connections of a server process; fewer where it may not open as many files",
+    )  # fmt: skip
+    max_connections_per_ip: int = Field(
+        1_000, ge=1, le=1_000_000, description="connections of one client IP to a server process"
+    )
+    head_timeout_s: float = Field(10.0, ge=0.1, le=300, description="time for the head of a call")
+    body_timeout_s: float = Field(
+        15.0, ge=0.1, le=300, description="time for the body of a call, and for taking the answer"
+    )
+    idle_timeout_s: float = Field(
+        75.0, ge=0.1, le=3_600, description="how long a connection may wait for its next call"
+    )
+    ban_s: float = Field(
+        60.0, ge=0, le=86_400,
+        description="how long an IP whose connections kept on flooding is refused; 0: it is not",
+    )  # fmt: skip
 
     claim_lease_ms: int = Field(
         10_000, ge=200, le=60_000, description="life of a claim; longer than the commit's timeout"

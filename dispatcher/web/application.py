@@ -13,7 +13,7 @@ from dispatcher.web.boundary import Boundary, PublicHandler
 from dispatcher.web.endpoints import ENDPOINTS, Endpoint
 from dispatcher.web.fastpath import POST_HANDLERS
 from dispatcher.web.handlers import Handlers
-from dispatcher.web.request_body import MAX_BODY
+from dispatcher.web.json_object import MAX_BODY
 
 #: As aiohttp names the route of any address that no other route answers.
 _UNKNOWN_ADDRESS: Final = "/{rest}"
