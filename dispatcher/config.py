@@ -6,7 +6,7 @@ import difflib
 import os
 from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 from urllib.parse import unquote, urlsplit
 
 from pydantic import (
@@ -69,6 +69,8 @@ Networks = Annotated[list[IPv4Network | IPv6Network], NoDecode, BeforeValidator(
 Origins = Annotated[list[str], NoDecode, BeforeValidator(_split_at_commas)]
 _VehicleType = Annotated[str, StringConstraints(pattern=f"^{VEHICLE_TYPE.pattern}$")]
 VehicleTypes = Annotated[list[_VehicleType], NoDecode, BeforeValidator(_split_at_commas)]
+Page = Literal["metrics", "openapi", "docs"]
+Pages = Annotated[list[Page], NoDecode, BeforeValidator(_split_at_commas)]
 
 
 class Settings(BaseSettings):
@@ -97,6 +99,14 @@ class Settings(BaseSettings):
     )
     host: str = Field("127.0.0.1", description="address to listen on")
     port: int = Field(8080, ge=0, le=65535, description="port to listen on; 0 takes a free one")
+    public_pages: Pages = Field(
+        default_factory=lambda: list[Page](get_args(Page)),
+        description="which of `metrics`, `openapi` and `docs` that port shows, separated by commas",
+    )
+    metrics_address: str | None = Field(
+        None, pattern=r"^(\[[0-9a-fA-F:.]+\]|[^\s:\[\]]+):[1-9][0-9]{0,4}$",
+        description="`HOST:PORT` of its own for `/metrics`; unset: there is none",
+    )  # fmt: skip
     workers: int = Field(1, ge=1, le=64, description="server processes that share the port")
     zones_file: Path | None = Field(None, description="TOML file of zones; unset: one zone, `default`")
 

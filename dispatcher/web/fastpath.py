@@ -180,6 +180,12 @@ def _problem(code: str, message: str | None = None) -> HttpResponse:
     return answer_response(refusal_answer(Refusal(code, message)))
 
 
+def _is_encoded(request: web.Request) -> bool:
+    """Whether the chunks of a body hold something else than the body."""
+    named = request.headers.getall(hdrs.TRANSFER_ENCODING, ())
+    return [name.strip().lower() for name in named] != ["chunked"]
+
+
 class _Server(web.Server):
     def __init__(self, *arguments: Any, door: Door | None = None, **options: Any) -> None:
         super().__init__(*arguments, **options)
@@ -212,6 +218,11 @@ class _Runner(web.AppRunner):
                 refused = await connection.check_call(request)
                 if refused is not None:
                     return cast(web.StreamResponse, refused)
+            if request._message.chunked and _is_encoded(request):
+                # Whoever decodes less or more of it than another sees another request (RFC 9112, 6.1).
+                response = _problem("malformed_request", "Of transfer encodings, only chunked is known.")
+                response.keep_alive = False
+                return cast(web.StreamResponse, response)
             if request.method == hdrs.METH_POST and hdrs.EXPECT not in request.headers:
                 handler = post_handlers.get(request.raw_path)
                 if handler is not None:

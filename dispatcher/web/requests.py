@@ -14,6 +14,7 @@ from pydantic import (
     Field,
     StringConstraints,
     ValidationError,
+    WithJsonSchema,
     model_validator,
 )
 
@@ -27,6 +28,7 @@ from dispatcher.core.trips import DEFAULT_VEHICLE_TYPE, MAX_LATITUDE
 _MAX_VERSION: Final = 2**31 - 1
 #: 9999-12-31: the end of what RFC 3339 can write.
 _MAX_TIMESTAMP_MS: Final = 253_402_300_799_999
+_WHOLE_NUMBER: Final = re.compile(r"-?(0|[1-9]\d{0,18})", re.ASCII)
 _RFC3339: Final = re.compile(
     r"\d{4}-\d\d-\d\d[Tt ]\d\d:\d\d:\d\d(\.\d{1,9})?([Zz]|[+-]\d\d:\d\d)", re.ASCII
 )
@@ -36,10 +38,15 @@ def _pattern(*expressions: re.Pattern[str]) -> StringConstraints:
     return StringConstraints(pattern="^(?:" + "|".join(e.pattern for e in expressions) + ")$")
 
 
+def _whole(value: object) -> object:
+    """In JSON Schema, 1.0 is an integer, too."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
 def _timestamp_ms(value: object) -> object:
     """RFC 3339 text as milliseconds since the epoch; a number is that already."""
     if not isinstance(value, str):
-        return value
+        return _whole(value)
     if not _RFC3339.fullmatch(value):
         raise ValueError("takes RFC 3339 text, or milliseconds since the epoch")
     return int(datetime.fromisoformat(value.upper()).timestamp() * 1000)
@@ -50,9 +57,21 @@ NewTripId = Annotated[str, _pattern(trips.TRIP_ID, trips.TRIP_SUFFIX)]
 ZoneName = Annotated[str, _pattern(zones.ZONE)]
 #: One of the setting's types: the handler looks.
 VehicleType = str
-Version = Annotated[int, Field(ge=0, le=_MAX_VERSION)]
+Version = Annotated[int, BeforeValidator(_whole), Field(ge=0, le=_MAX_VERSION)]
 Reason = Annotated[str, Field(max_length=500)]
-TimestampMs = Annotated[int, BeforeValidator(_timestamp_ms), Field(ge=0, le=_MAX_TIMESTAMP_MS)]
+TimestampMs = Annotated[
+    int,
+    BeforeValidator(_timestamp_ms),
+    Field(ge=0, le=_MAX_TIMESTAMP_MS),
+    WithJsonSchema(
+        {
+            "anyOf": [
+                {"type": "integer", "minimum": 0, "maximum": _MAX_TIMESTAMP_MS},
+                {"type": "string", "format": "date-time", "pattern": f"^{_RFC3339.pattern}$"},
+            ]
+        }
+    ),
+]
 Action = Literal["accept", "decline", "arrive", "start", "complete", "cancel"]
 _DRIVER_ACTIONS: Final = {action for role, action in ACTIONS if role is Role.DRIVER}
 assert {*_DRIVER_ACTIONS, "decline"} == set(Action.__args__)  # type: ignore[attr-defined]
@@ -140,28 +159,33 @@ class Availability(_RequestBody):
 _EMPTY_AVAILABILITY: Final = Availability.model_construct()
 
 
+def _number(value: object) -> object:
+    """Text as a whole number, written as JSON writes one; pydantic would also take ` 1_000 `."""
+    if isinstance(value, str) and not _WHOLE_NUMBER.fullmatch(value):
+        raise ValueError("takes a whole number")
+    return value
+
+
+_Number = Annotated[int, BeforeValidator(_number)]
+
+
 class _QueryParameters(BaseModel):
-    """Query parameters are text, so they are converted; empty ones are absent."""
+    """Query parameters are text, so they are converted."""
 
     model_config = ConfigDict(extra="ignore", frozen=True)
-
-    @model_validator(mode="before")
-    @classmethod
-    def _without_empty(cls, values: dict[str, str]) -> dict[str, str]:
-        return {name: value for name, value in values.items() if value}
 
 
 class PendingQuery(_QueryParameters):
     """How many trips to show at most."""
 
-    limit: int = Field(20, ge=1, le=100)
+    limit: _Number = Field(20, ge=1, le=100)
 
 
 class AbandonedQuery(_QueryParameters):
     """Where to look, and how long ago a trip must have been taken."""
 
     zone: ZoneName | None = None
-    older_than_s: int = Field(3_600, ge=0, le=31_536_000)
+    older_than_s: _Number = Field(3_600, ge=0, le=31_536_000)
 
 
 class TripPath(_QueryParameters):
