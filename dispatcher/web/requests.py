@@ -32,6 +32,8 @@ _WHOLE_NUMBER: Final = re.compile(r"-?(0|[1-9]\d{0,18})", re.ASCII)
 _RFC3339: Final = re.compile(
     r"\d{4}-\d\d-\d\d[Tt ]\d\d:\d\d:\d\d(\.\d{1,9})?([Zz]|[+-]\d\d:\d\d)", re.ASCII
 )
+#: Times before 1970 are refused, as their milliseconds are.
+_SINCE_1970: Final = f"^(?!0|1[0-8]|19[0-6]){_RFC3339.pattern}$"
 
 
 def _pattern(*expressions: re.Pattern[str]) -> StringConstraints:
@@ -57,8 +59,14 @@ NewTripId = Annotated[str, _pattern(trips.TRIP_ID, trips.TRIP_SUFFIX)]
 ZoneName = Annotated[str, _pattern(zones.ZONE)]
 #: One of the setting's types: the handler looks.
 VehicleType = str
-Version = Annotated[int, BeforeValidator(_whole), Field(ge=0, le=_MAX_VERSION)]
-Reason = Annotated[str, Field(max_length=500)]
+# The bounds come first: behind the converter they would be missing in the description.
+Version = Annotated[int, Field(ge=0, le=_MAX_VERSION), BeforeValidator(_whole)]
+Reason = Annotated[
+    str,
+    Field(max_length=500),
+    # What holds a NUL is refused with the whole body.
+    WithJsonSchema({"type": "string", "maxLength": 500, "pattern": r"^[^\u0000]*$"}),
+]
 TimestampMs = Annotated[
     int,
     BeforeValidator(_timestamp_ms),
@@ -67,7 +75,7 @@ TimestampMs = Annotated[
         {
             "anyOf": [
                 {"type": "integer", "minimum": 0, "maximum": _MAX_TIMESTAMP_MS},
-                {"type": "string", "format": "date-time", "pattern": f"^{_RFC3339.pattern}$"},
+                {"type": "string", "format": "date-time", "pattern": _SINCE_1970},
             ]
         }
     ),
@@ -140,8 +148,18 @@ class Fixes(_RequestBody):
     points: list[Fix] = Field(min_length=1, max_length=100)
 
 
+def _names_something(schema: dict[str, Any]) -> None:
+    """Describes that one field at least has a value."""
+    schema["anyOf"] = [
+        {"required": [name], "properties": {name: {"not": {"type": "null"}}}}
+        for name in schema["properties"]
+    ]
+
+
 class Availability(_RequestBody):
     """What a driver offers from now on; what is not named stays as it is."""
+
+    model_config = ConfigDict(json_schema_extra=_names_something)
 
     availability_status: Literal["available", "unavailable"] | None = None
     is_online: bool | None = None
@@ -166,9 +184,6 @@ def _number(value: object) -> object:
     return value
 
 
-_Number = Annotated[int, BeforeValidator(_number)]
-
-
 class _QueryParameters(BaseModel):
     """Query parameters are text, so they are converted."""
 
@@ -178,14 +193,14 @@ class _QueryParameters(BaseModel):
 class PendingQuery(_QueryParameters):
     """How many trips to show at most."""
 
-    limit: _Number = Field(20, ge=1, le=100)
+    limit: Annotated[int, Field(ge=1, le=100), BeforeValidator(_number)] = 20
 
 
 class AbandonedQuery(_QueryParameters):
     """Where to look, and how long ago a trip must have been taken."""
 
     zone: ZoneName | None = None
-    older_than_s: _Number = Field(3_600, ge=0, le=31_536_000)
+    older_than_s: Annotated[int, Field(ge=0, le=31_536_000), BeforeValidator(_number)] = 3_600
 
 
 class TripPath(_QueryParameters):

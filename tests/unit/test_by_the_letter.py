@@ -74,7 +74,16 @@ async def test_the_description_says_what_is_done(client: Client) -> None:
     schemas = document["components"]["schemas"]
     kinds = {each.get("type") for each in schemas["Fix"]["properties"]["recorded_at"]["anyOf"]}
     assert {"integer", "string", "null"} == kinds
+    [version, _] = schemas["TripAction"]["properties"]["version"]["anyOf"]
+    assert (version["minimum"], version["maximum"]) == (0, 2**31 - 1)
+    assert len(schemas["Availability"]["anyOf"]) == len(schemas["Availability"]["properties"])
     paths = document["paths"]
+    for path, name, bounds in (
+        ("/api/driver/ride/pending", "limit", (1, 100)),
+        ("/api/admin/rides/abandoned", "older_than_s", (0, 31_536_000)),
+    ):
+        parameters = {each["name"]: each["schema"] for each in paths[path]["get"]["parameters"]}
+        assert (parameters[name]["minimum"], parameters[name]["maximum"]) == bounds
     [zone] = paths["/api/admin/zones/{zone}/statistics"]["get"]["parameters"]
     assert "pattern" in zone["schema"]
     for query in ("limit=01", "limit=+1", "limit=1.5", "limit="):
