@@ -149,7 +149,9 @@ class GuardedConnection(TimedConnection):
         if self.transport is None or self._reading_paused or self._buffer_paused:
             return
         if self.allowance.left < 1:
-            wait_s = self._wait_s(is_flood=bool(self._held) or self._payload_parser is not None)
+            # Of a proxy, many clients' calls come on one connection.
+            is_flood = bool(self._held) and not self._via_proxy
+            wait_s = self._wait_s(is_flood=is_flood or self._payload_parser is not None)
             if wait_s:
                 if self._next_turn is None:  # it has not come to its end
                     self._next_turn = self._loop.call_later(wait_s, self._take_next_part)

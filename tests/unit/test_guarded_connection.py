@@ -346,6 +346,16 @@ async def test_a_client_behind_a_proxy_is_refused_and_no_other(served: Opened) -
         wire.close()
 
 
+async def test_large_bodies_behind_a_proxy_are_only_slowed(served: Opened) -> None:
+    body = orjson.dumps({"action": "accept", "trip_request_id": "default_t1"}) + b" " * 20_000
+    head = f"{ACTION}X-Forwarded-For: 10.0.0.1\r\nContent-Length: {len(body)}\r\n\r\n".encode()
+    async with served(BEHIND_PROXY, rate=Rate(20, 1)) as client:
+        wire = await Wire.open(client, (head + body) * 12)
+        assert [(await wire.answer())[0] for _ in range(12)] == [200] * 12
+        assert not refused(client)
+        wire.close()
+
+
 def test_bans_end_and_are_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bans_module, "_MAX_ADDRESSES", 100)
     bans = Bans(60)
