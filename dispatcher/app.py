@@ -13,7 +13,7 @@ import structlog
 from aiohttp import web
 
 from dispatcher.composition import Services, drift_watch_job, job_loops, services
-from dispatcher.config import Settings
+from dispatcher.config import Settings, SettingsError
 from dispatcher.core.errors import StoreUnavailable
 from dispatcher.core.stop_signal import StopSignal
 from dispatcher.jobs.loop import FunctionJob, JobLoop
@@ -26,14 +26,19 @@ from dispatcher.web.application import build_application
 from dispatcher.web.auth import Authenticator
 from dispatcher.web.boundary import Boundary
 from dispatcher.web.client_ip import ClientIp
+from dispatcher.web.door import Door, DoorLimits
+from dispatcher.web.endpoints import ENDPOINTS
 from dispatcher.web.fastpath import make_runner
 from dispatcher.web.frame_handlers import FrameHandlers
 from dispatcher.web.handlers import Handlers
+from dispatcher.web.open_files import possible_connections, raise_open_files
 from dispatcher.web.websocket_endpoint import WebSocketEndpoint
 from dispatcher.zones_file import load_zones
 
 log = structlog.get_logger("dispatcher")
 
+#: Endpoints that a setting may hide.
+_PAGES: Final = frozenset({"metrics", "openapi", "docs"})
 #: Seconds after the drain window by when the steps of a stop are given up; STOPPED_AFTER_WINDOW_S bounds
 #: all of it.
 _ANSWERED_S: Final = 2.5
@@ -62,14 +67,22 @@ async def run(
         readiness = Readiness(
             zones=zones, state=parts.live.state, database=parts.ledger.database, stop=stop
         )
-        metrics = Metrics(place)
+        metrics, door = Metrics(place), _door(settings)
+        metrics.gauge("dispatcher_connections", "Open connections.", lambda: len(door))
+        metrics.labelled_counter(
+            "dispatcher_connections_refused", "Connections refused, or ended before their time.",
+            "reason", lambda: door.refused,
+        )  # fmt: skip
+        handlers, boundary = _handlers_and_boundary(parts, authenticator, sockets, readiness, metrics)
+        hidden = _PAGES - set(settings.public_pages)
         drift_watch = drift_watch_job(parts)
         metrics.labelled_gauge(
             "dispatcher_drift", "Things that differ between Redis and Postgres.", ("zone", "kind"),
             drift_watch.found,
         )  # fmt: skip
         runner = make_runner(
-            _web_application(parts, authenticator, sockets, readiness, metrics),
+            build_application(handlers, boundary, websocket=sockets.handle, hidden=hidden),
+            door=door,
             shutdown_timeout_s=settings.drain_s + _ANSWERED_S,
         )
         subscriber = Subscriber(
@@ -87,11 +100,13 @@ async def run(
         ]
         if place is not None:
             loops.append(JobLoop(FunctionJob("share-metrics", WRITE_INTERVAL_S, metrics.share)))
+        metrics_runner = None
         await subscriber.start()
         await runner.setup()
         try:
             site = web.SockSite(runner, sock, backlog=2048)
             await site.start()
+            metrics_runner = await _serve_metrics(settings, handlers, boundary, shared=place is not None)
             for loop in loops:
                 loop.start()
             parts.effects.wakeups.notify_all()  # waves may have become due while nobody was here
@@ -108,6 +123,8 @@ async def run(
             await _finish(stop, "sockets", sockets.drain(settings.drain_s), _ANSWERED_S)
         finally:
             await _finish(stop, "requests", runner.cleanup(), _ANSWERED_S)
+            if metrics_runner is not None:
+                await _finish(stop, "metrics", metrics_runner.cleanup(), _ANSWERED_S)
             await _finish(stop, "jobs", _stop_jobs(loops, subscriber, readiness), _SAVED_S)
             await _finish(stop, "saving", _save(parts, metrics), _SAVED_S)
 
@@ -151,6 +168,14 @@ async def _save(parts: Services, metrics: Metrics) -> None:
     await parts.effects.offer_log.save(parts.ledger.database)
 
 
+def _door(settings: Settings) -> Door:
+    possible = possible_connections(raise_open_files())
+    if possible < settings.max_connections:
+        log.warning("fewer connections than set", set=settings.max_connections, possible=possible)
+    limits = DoorLimits.of(settings, min(settings.max_connections, possible))
+    return Door(limits, ClientIp(settings.trusted_proxies))
+
+
 def _websocket_endpoint(parts: Services, authenticator: Authenticator, hub: Hub) -> WebSocketEndpoint:
     settings = parts.settings
     return WebSocketEndpoint(
@@ -172,13 +197,34 @@ def _websocket_endpoint(parts: Services, authenticator: Authenticator, hub: Hub)
     )
 
 
-def _web_application(
+async def _serve_metrics(
+    settings: Settings, handlers: Handlers, boundary: Boundary, *, shared: bool
+) -> web.AppRunner | None:
+    """Serves `/metrics` on its own address, if it has one; `shared` with other workers.
+
+    Raises SettingsError where the address cannot be had.
+    """
+    if settings.metrics_address is None:
+        return None
+    host, _, port = settings.metrics_address.rpartition(":")
+    hidden = {endpoint.name for endpoint in ENDPOINTS} - {"metrics"}
+    runner = make_runner(build_application(handlers, boundary, hidden=hidden), shutdown_timeout_s=1.0)
+    await runner.setup()
+    try:
+        await web.TCPSite(runner, host.strip("[]"), int(port), reuse_port=shared or None).start()
+    except (OSError, OverflowError) as error:
+        await runner.cleanup()
+        raise SettingsError(f"DISPATCHER_METRICS_ADDRESS: cannot be had: {error}") from None
+    return runner
+
+
+def _handlers_and_boundary(
     parts: Services,
     authenticator: Authenticator,
     sockets: WebSocketEndpoint,
     readiness: Readiness,
     metrics: Metrics,
-) -> web.Application:
+) -> tuple[Handlers, Boundary]:
     commits = parts.ledger.commits
     metrics.gauge("dispatcher_sockets", "Open WebSockets.", lambda: len(sockets))
     metrics.counter("dispatcher_commits", "Batches sent.", lambda: commits.batches)
@@ -204,4 +250,4 @@ def _web_application(
         idempotency_required=parts.settings.idempotency_required,
         on_driver_call=parts.presence.seen_over_http,
     )
-    return build_application(handlers, boundary, websocket=sockets.handle)
+    return handlers, boundary

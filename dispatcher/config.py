@@ -6,7 +6,7 @@ import difflib
 import os
 from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 from urllib.parse import unquote, urlsplit
 
 from pydantic import (
@@ -69,6 +69,8 @@ Networks = Annotated[list[IPv4Network | IPv6Network], NoDecode, BeforeValidator(
 Origins = Annotated[list[str], NoDecode, BeforeValidator(_split_at_commas)]
 _VehicleType = Annotated[str, StringConstraints(pattern=f"^{VEHICLE_TYPE.pattern}$")]
 VehicleTypes = Annotated[list[_VehicleType], NoDecode, BeforeValidator(_split_at_commas)]
+Page = Literal["metrics", "openapi", "docs"]
+Pages = Annotated[list[Page], NoDecode, BeforeValidator(_split_at_commas)]
 
 
 class Settings(BaseSettings):
@@ -97,6 +99,14 @@ class Settings(BaseSettings):
     )
     host: str = Field("127.0.0.1", description="address to listen on")
     port: int = Field(8080, ge=0, le=65535, description="port to listen on; 0 takes a free one")
+    public_pages: Pages = Field(
+        default_factory=lambda: list[Page](get_args(Page)),
+        description="which of `metrics`, `openapi` and `docs` that port shows, separated by commas",
+    )
+    metrics_address: str | None = Field(
+        None, pattern=r"^(\[[0-9a-fA-F:.]+\]|[^\s:\[\]]+):[1-9][0-9]{0,4}$",
+        description="`HOST:PORT` of its own for `/metrics`; unset: there is none",
+    )  # fmt: skip
     workers: int = Field(1, ge=1, le=64, description="server processes that share the port")
     zones_file: Path | None = Field(None, description="TOML file of zones; unset: one zone, `default`")
 
@@ -128,6 +138,10 @@ class Settings(BaseSettings):
         Rate(60, 60), description="calls without a valid identity, per client IP"
     )
     limit_ip: RateSetting = Field(Rate(0, 1), description="all calls of a client IP")
+    limit_connection: RateSetting = Field(
+        Rate(200, 1),
+        description="calls, frames and pings of one connection, or of one client IP of a trusted proxy",
+    )
     trusted_proxies: Networks = Field(
         default_factory=list,
         description="networks whose `X-Forwarded-For` is believed, separated by commas",
@@ -136,6 +150,25 @@ class Settings(BaseSettings):
         default_factory=list,
         description="browser origins that may open a WebSocket, separated by commas",
     )
+
+    max_connections: int = Field(
+        20_000, ge=1, le=1_000_000,
+        description="connections of a server process; fewer where it may not open as many files",
+    )  # fmt: skip
+    max_connections_per_ip: int = Field(
+        1_000, ge=1, le=1_000_000, description="connections of one client IP to a server process"
+    )
+    head_timeout_s: float = Field(10.0, ge=0.1, le=300, description="time for the head of a call")
+    body_timeout_s: float = Field(
+        15.0, ge=0.1, le=300, description="time for the body of a call, and for taking the answer"
+    )
+    idle_timeout_s: float = Field(
+        75.0, ge=0.1, le=3_600, description="how long a connection may wait for its next call"
+    )
+    ban_s: float = Field(
+        60.0, ge=0, le=86_400,
+        description="how long an IP whose connections kept on flooding is refused; 0: it is not",
+    )  # fmt: skip
 
     claim_lease_ms: int = Field(
         10_000, ge=200, le=60_000, description="life of a claim; longer than the commit's timeout"

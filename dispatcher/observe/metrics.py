@@ -26,7 +26,10 @@ class Metrics:
         self.registry = CollectorRegistry()
         durations = _RequestDurations()
         self.registry.register(durations)
-        self.registry.register(_Refusals())
+        self.labelled_counter(
+            "dispatcher_refusals", "Refused changes and limited calls.", "code",
+            lambda: REFUSAL_LOG.counts,
+        )  # fmt: skip
         ProcessCollector(registry=self.registry)
         #: Counts one request: method, route, status, duration in s.
         self.count_request: Final = durations.count
@@ -49,6 +52,12 @@ class Metrics:
     def counter(self, name: str, documentation: str, read: Callable[[], float]) -> None:
         """Add a value that only grows, which `read` tells; `name` is without `_total`."""
         self.registry.register(_ReadCounter(name, documentation, read))
+
+    def labelled_counter(
+        self, name: str, documentation: str, label: str, read: Callable[[], Mapping[str, float]]
+    ) -> None:
+        """The same for several values, one for each value of `label`."""
+        self.registry.register(_ReadCounters(name, documentation, label, read))
 
     async def render(self) -> bytes:
         """All metrics in the text exposition format, version 0.0.4."""
@@ -126,13 +135,16 @@ class _ReadGauges(Collector):
         yield family
 
 
-class _Refusals(Collector):
-    """Refused changes and limited calls by code, as the refusal log has counted them."""
+class _ReadCounters(Collector):
+    """A counter with one label that another part keeps."""
+
+    def __init__(
+        self, name: str, documentation: str, label: str, read: Callable[[], Mapping[str, float]]
+    ) -> None:
+        self._name, self._documentation, self._label, self._read = name, documentation, label, read
 
     def collect(self) -> Iterator[Metric]:
-        family = CounterMetricFamily(
-            "dispatcher_refusals", "Refused changes and limited calls.", labels=("code",)
-        )
-        for code, number in list(REFUSAL_LOG.counts.items()):
-            family.add_metric((code,), number)
+        family = CounterMetricFamily(self._name, self._documentation, labels=(self._label,))
+        for value, number in list(self._read().items()):
+            family.add_metric((value,), number)
         yield family

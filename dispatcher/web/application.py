@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Final
 
-from aiohttp import web
+from aiohttp import hdrs, web
 from aiohttp.typedefs import Handler
 
 from dispatcher.web.boundary import Boundary, PublicHandler
 from dispatcher.web.endpoints import ENDPOINTS, Endpoint
 from dispatcher.web.fastpath import POST_HANDLERS
 from dispatcher.web.handlers import Handlers
-from dispatcher.web.request_body import MAX_BODY
+from dispatcher.web.json_object import MAX_BODY
 
 #: As aiohttp names the route of any address that no other route answers.
 _UNKNOWN_ADDRESS: Final = "/{rest}"
@@ -24,16 +24,19 @@ def build_application(
     boundary: Boundary,
     *,
     websocket: PublicHandler | None = None,
+    hidden: Collection[str] = (),
     extra_routes: Sequence[web.RouteDef] = (),
 ) -> web.Application:
     """The application, for `fastpath.make_runner`.
 
-    `websocket` handles `GET /ws`; handlers of `extra_routes` answer anybody.
+    `websocket` handles `GET /ws`; `hidden` are names of endpoints that are not there; handlers of
+    `extra_routes` answer anybody.
     """
     routes = [
         _route(endpoint, handler)
         for endpoint in ENDPOINTS
-        if (handler := _handler_of(endpoint, handlers, boundary, websocket)) is not None
+        if endpoint.name not in hidden
+        and (handler := _handler_of(endpoint, handlers, boundary, websocket)) is not None
     ]
     routes += [
         web.RouteDef(route.method, route.path, boundary.public(route.path, route.handler), route.kwargs)
@@ -41,9 +44,11 @@ def build_application(
     ]
     app = web.Application(client_max_size=MAX_BODY)
     app.add_routes(routes)
-    app.router.add_route(
-        "*", _UNKNOWN_ADDRESS.replace("}", ":.*}"), boundary.unknown_address(_allowed_methods)
-    )
+    unknown_address = boundary.unknown_address(_allowed_methods)
+    for path in {route.path for route in routes if "{" not in route.path}:
+        # Else another method would be asked of a trip that has this address for its id.
+        app.router.add_route(hdrs.METH_ANY, path, unknown_address)
+    app.router.add_route("*", _UNKNOWN_ADDRESS.replace("}", r":[\s\S]*}"), unknown_address)
     # Of changes, since questions ask aiohttp's router for the parts of their path.
     app[POST_HANDLERS] = {r.path: r.handler for r in routes if r.method == "POST" and "{" not in r.path}
     return app
@@ -70,9 +75,11 @@ def _route(endpoint: Endpoint, handler: Handler) -> web.RouteDef:
 
 
 async def _allowed_methods(request: web.Request) -> set[str]:
-    """The methods that the request's address answers."""
+    """The methods that the request's address answers. An address of its own is no trip of that name."""
     methods: set[str] = set()
     for resource in request.app.router.resources():
+        if resource.canonical == request.rel_url.raw_path:
+            return {route.method for route in resource} - {hdrs.METH_ANY}
         if resource.canonical != _UNKNOWN_ADDRESS:
             methods |= (await resource.resolve(request))[1]
-    return methods
+    return methods - {hdrs.METH_ANY}

@@ -53,6 +53,11 @@ class ClientIp:
                     break
         return _counted_address(client)
 
+    def trusts(self, peer: str) -> bool:
+        """Whether the peer is a trusted proxy, which brings the calls of others."""
+        address = _parse(peer) if self._trusted else None
+        return address is not None and self._is_trusted(address)
+
     def _is_trusted(self, address: _Address) -> bool:
         return any(address in network for network in self._trusted)
 

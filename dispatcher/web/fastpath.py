@@ -30,8 +30,10 @@ from aiohttp.typedefs import Handler
 
 from dispatcher.core.errors import Refusal
 from dispatcher.service.answers import refusal_answer
+from dispatcher.web.door import Door
+from dispatcher.web.guarded_connection import GuardedConnection
 from dispatcher.web.responses import SERVER, HttpResponse, answer_response
-from dispatcher.web.upgraded_connection import UpgradableConnection, requests_of_upgrades
+from dispatcher.web.upgraded_connection import requests_of_upgrades
 
 _log = structlog.get_logger("dispatcher.web")
 
@@ -46,9 +48,16 @@ _WITHOUT_BODY: Final = frozenset({204, 304})
 POST_HANDLERS: Final = web.AppKey("post_handlers", dict[str, Handler])
 
 
-def make_runner(app: web.Application, *, shutdown_timeout_s: float = 10.0) -> web.AppRunner:
-    """A runner for the application; `shutdown_timeout_s` is for requests that are being answered."""
-    return _Runner(app, shutdown_timeout=shutdown_timeout_s)
+def make_runner(
+    app: web.Application, *, door: Door | None = None, shutdown_timeout_s: float = 10.0
+) -> web.AppRunner:
+    """A runner for the application; `shutdown_timeout_s` is for requests that are being answered.
+
+    Without a `door`, connections have one of the usual limits.
+    """
+    runner = _Runner(app, shutdown_timeout=shutdown_timeout_s)
+    runner.door = door
+    return runner
 
 
 def body_at_hand(request: web.Request, length: int | None) -> bytes | None:
@@ -110,14 +119,14 @@ class _LoopWithoutTasks:
         return coroutine
 
 
-class _Connection(UpgradableConnection):
+class _Connection(GuardedConnection):
     """One connection, of one request after the other."""
 
     __slots__ = ()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
-        if sys.version_info < (3, 12):
+        if self.transport is not None and sys.version_info < (3, 12):
             self._loop = cast(asyncio.AbstractEventLoop, _LoopWithoutTasks(self._loop))
 
     def handle_error(
@@ -171,24 +180,49 @@ def _problem(code: str, message: str | None = None) -> HttpResponse:
     return answer_response(refusal_answer(Refusal(code, message)))
 
 
+def _is_encoded(request: web.Request) -> bool:
+    """Whether the chunks of a body hold something else than the body."""
+    named = request.headers.getall(hdrs.TRANSFER_ENCODING, ())
+    return [name.strip().lower() for name in named] != ["chunked"]
+
+
 class _Server(web.Server):
+    def __init__(self, *arguments: Any, door: Door | None = None, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self._door = Door() if door is None else door
+
     def __call__(self) -> web.RequestHandler:
         return _Connection(
             self,
+            door=self._door,
             loop=asyncio.get_running_loop(),
             # Slow and failed requests are logged around the handlers.
-            access_log=None,  # type: ignore[arg-type]
+            access_log=None,
             auto_decompress=False,  # encoded bodies are refused, not inflated
             lingering_time=_LINGER_S,
         )
 
 
 class _Runner(web.AppRunner):
+    door: Door | None = None
+
     async def _make_server(self) -> web.Server:
         made = await super()._make_server()
         post_handlers, by_router = self.app[POST_HANDLERS], made.request_handler
 
         async def handle(request: web.Request) -> web.StreamResponse:
+            connection = cast(_Connection, request._protocol)
+            allowance = connection.allowance
+            allowance.left -= 1
+            if allowance.left < 1 or connection.is_watched or connection._messages:
+                refused = await connection.check_call(request)
+                if refused is not None:
+                    return cast(web.StreamResponse, refused)
+            if request._message.chunked and _is_encoded(request):
+                # Whoever decodes less or more of it than another sees another request (RFC 9112, 6.1).
+                response = _problem("malformed_request", "Of transfer encodings, only chunked is known.")
+                response.keep_alive = False
+                return cast(web.StreamResponse, response)
             if request.method == hdrs.METH_POST and hdrs.EXPECT not in request.headers:
                 handler = post_handlers.get(request.raw_path)
                 if handler is not None:
@@ -197,6 +231,7 @@ class _Runner(web.AppRunner):
 
         return _Server(
             cast(Any, handle),
+            door=self.door,
             request_factory=requests_of_upgrades(made.request_factory),
             handler_cancellation=False,  # a client that goes away does not undo a commit
         )

@@ -121,8 +121,9 @@ def _operation(endpoint: Endpoint) -> dict[str, Any]:
 
 def _parameters(endpoint: Endpoint) -> list[dict[str, Any]]:
     text = {"type": "string"}
+    parts = _properties(endpoint.path_parts) if endpoint.path_parts is not None else {}
     found: list[dict[str, Any]] = [
-        {"name": name, "in": "path", "required": True, "schema": text}
+        {"name": name, "in": "path", "required": True, "schema": parts[name]}
         for name in re.findall(r"{(\w+)}", endpoint.path)
     ]
     if endpoint.query is not None:
@@ -134,7 +135,7 @@ def _parameters(endpoint: Endpoint) -> list[dict[str, Any]]:
                 "name": "Idempotency-Key",
                 "in": "header",
                 "description": "The same key has one effect and one answer.",
-                "schema": {**text, "minLength": 1, "maxLength": 255},
+                "schema": {**text, "minLength": 1, "maxLength": 255, "pattern": "^[ -~]+$"},
             }
         )
     if endpoint.name in ("customer_trip", "driver_trip"):

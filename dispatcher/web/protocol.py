@@ -18,7 +18,7 @@ from dispatcher.core.idempotency import IdempotencyKey
 from dispatcher.service.answers import Answer
 from dispatcher.web import requests
 from dispatcher.web.idempotency_key import key_of
-from dispatcher.web.request_body import MAX_BODY, parse_json_object
+from dispatcher.web.json_object import MAX_BODY, parse_json_object
 
 Frame = dict[str, Any]
 

@@ -1,28 +1,24 @@
-"""The body of a request, and the text of a frame, as one JSON object."""
+"""The body of a request as one JSON object."""
 
 from __future__ import annotations
 
-import re
-from typing import Any, Final
+from typing import Any
 
-import orjson
 from aiohttp import hdrs, web
 from aiohttp.http_exceptions import HttpProcessingError
 from multidict import CIMultiDictProxy
 
 from dispatcher.core.errors import Refusal
 from dispatcher.web.fastpath import body_at_hand
-
-#: In bytes; nothing that an app has to say comes near it.
-MAX_BODY: Final = 64 * 1024
-# An escaped NUL is legal JSON, and nothing that Postgres can store as text or jsonb.
-_NUL: Final = re.compile(rb"(?<!\\)(?:\\\\)*\\u0000")
+from dispatcher.web.json_object import MAX_BODY, parse_json_object
+from dispatcher.web.timed_connection import LateBody
 
 
 async def read_json_object(request: web.Request) -> dict[str, Any]:
     """The body as a JSON object.
 
-    Raises Refusal unsupported_media_type, body_too_large, malformed_json or malformed_request.
+    Raises Refusal unsupported_media_type, body_too_large, malformed_json, malformed_request or
+    request_timeout.
     """
     _check_media_type(request.headers)
     length = request.content_length
@@ -34,22 +30,11 @@ async def read_json_object(request: web.Request) -> dict[str, Any]:
             raw = await request.read()
     except web.HTTPRequestEntityTooLarge:
         raise Refusal("body_too_large") from None
+    except LateBody:
+        raise Refusal("request_timeout") from None
     except (web.RequestPayloadError, HttpProcessingError):
         raise Refusal("malformed_request", "The body's transfer encoding is broken.") from None
     return parse_json_object(raw)
-
-
-def parse_json_object(raw: bytes) -> dict[str, Any]:
-    """One JSON object from its bytes. Raises Refusal malformed_json."""
-    try:
-        data = orjson.loads(raw)
-    except orjson.JSONDecodeError:  # broken UTF-8, NaN and too deep a nesting, too
-        raise Refusal("malformed_json") from None
-    if not isinstance(data, dict):
-        raise Refusal("malformed_json")
-    if b"\\u0000" in raw and _NUL.search(raw):
-        raise Refusal("malformed_json", "Text in the body must not hold NUL characters.")
-    return data
 
 
 def _check_media_type(headers: CIMultiDictProxy[str]) -> None:

@@ -14,6 +14,7 @@ from pydantic import (
     Field,
     StringConstraints,
     ValidationError,
+    WithJsonSchema,
     model_validator,
 )
 
@@ -27,19 +28,27 @@ from dispatcher.core.trips import DEFAULT_VEHICLE_TYPE, MAX_LATITUDE
 _MAX_VERSION: Final = 2**31 - 1
 #: 9999-12-31: the end of what RFC 3339 can write.
 _MAX_TIMESTAMP_MS: Final = 253_402_300_799_999
+_WHOLE_NUMBER: Final = re.compile(r"-?(0|[1-9]\d{0,18})", re.ASCII)
 _RFC3339: Final = re.compile(
     r"\d{4}-\d\d-\d\d[Tt ]\d\d:\d\d:\d\d(\.\d{1,9})?([Zz]|[+-]\d\d:\d\d)", re.ASCII
 )
+#: Times before 1970 are refused, as their milliseconds are.
+_SINCE_1970: Final = f"^(?!0|1[0-8]|19[0-6]){_RFC3339.pattern}$"
 
 
 def _pattern(*expressions: re.Pattern[str]) -> StringConstraints:
     return StringConstraints(pattern="^(?:" + "|".join(e.pattern for e in expressions) + ")$")
 
 
+def _whole(value: object) -> object:
+    """In JSON Schema, 1.0 is an integer, too."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
 def _timestamp_ms(value: object) -> object:
     """RFC 3339 text as milliseconds since the epoch; a number is that already."""
     if not isinstance(value, str):
-        return value
+        return _whole(value)
     if not _RFC3339.fullmatch(value):
         raise ValueError("takes RFC 3339 text, or milliseconds since the epoch")
     return int(datetime.fromisoformat(value.upper()).timestamp() * 1000)
@@ -51,9 +60,27 @@ ZoneName = Annotated[str, _pattern(zones.ZONE)]
 #: One of the setting's types: the handler looks.
 VehicleType = str
 UserId = Annotated[str, _pattern(USER_ID)]
-Version = Annotated[int, Field(ge=0, le=_MAX_VERSION)]
-Reason = Annotated[str, Field(max_length=500)]
-TimestampMs = Annotated[int, BeforeValidator(_timestamp_ms), Field(ge=0, le=_MAX_TIMESTAMP_MS)]
+# The bounds come first: behind the converter they would be missing in the description.
+Version = Annotated[int, Field(ge=0, le=_MAX_VERSION), BeforeValidator(_whole)]
+Reason = Annotated[
+    str,
+    Field(max_length=500),
+    # What holds a NUL is refused with the whole body.
+    WithJsonSchema({"type": "string", "maxLength": 500, "pattern": r"^[^\u0000]*$"}),
+]
+TimestampMs = Annotated[
+    int,
+    BeforeValidator(_timestamp_ms),
+    Field(ge=0, le=_MAX_TIMESTAMP_MS),
+    WithJsonSchema(
+        {
+            "anyOf": [
+                {"type": "integer", "minimum": 0, "maximum": _MAX_TIMESTAMP_MS},
+                {"type": "string", "format": "date-time", "pattern": _SINCE_1970},
+            ]
+        }
+    ),
+]
 Action = Literal["accept", "decline", "arrive", "start", "complete", "cancel"]
 _DRIVER_ACTIONS: Final = {action for role, action in ACTIONS if role is Role.DRIVER}
 assert {*_DRIVER_ACTIONS, "decline"} == set(Action.__args__)  # type: ignore[attr-defined]
@@ -122,8 +149,18 @@ class Fixes(_RequestBody):
     points: list[Fix] = Field(min_length=1, max_length=100)
 
 
+def _names_something(schema: dict[str, Any]) -> None:
+    """Describes that one field at least has a value."""
+    schema["anyOf"] = [
+        {"required": [name], "properties": {name: {"not": {"type": "null"}}}}
+        for name in schema["properties"]
+    ]
+
+
 class Availability(_RequestBody):
     """What a driver offers from now on; what is not named stays as it is."""
+
+    model_config = ConfigDict(json_schema_extra=_names_something)
 
     availability_status: Literal["available", "unavailable"] | None = None
     is_online: bool | None = None
@@ -141,28 +178,30 @@ class Availability(_RequestBody):
 _EMPTY_AVAILABILITY: Final = Availability.model_construct()
 
 
+def _number(value: object) -> object:
+    """Text as a whole number, written as JSON writes one; pydantic would also take ` 1_000 `."""
+    if isinstance(value, str) and not _WHOLE_NUMBER.fullmatch(value):
+        raise ValueError("takes a whole number")
+    return value
+
+
 class _QueryParameters(BaseModel):
-    """Query parameters are text, so they are converted; empty ones are absent."""
+    """Query parameters are text, so they are converted."""
 
     model_config = ConfigDict(extra="ignore", frozen=True)
-
-    @model_validator(mode="before")
-    @classmethod
-    def _without_empty(cls, values: dict[str, str]) -> dict[str, str]:
-        return {name: value for name, value in values.items() if value}
 
 
 class PendingQuery(_QueryParameters):
     """How many trips to show at most."""
 
-    limit: int = Field(20, ge=1, le=100)
+    limit: Annotated[int, Field(ge=1, le=100), BeforeValidator(_number)] = 20
 
 
 class AbandonedQuery(_QueryParameters):
     """Where to look, and how long ago a trip must have been taken."""
 
     zone: ZoneName | None = None
-    older_than_s: int = Field(3_600, ge=0, le=31_536_000)
+    older_than_s: Annotated[int, Field(ge=0, le=31_536_000), BeforeValidator(_number)] = 3_600
 
 
 class WhyQuery(_QueryParameters):

@@ -57,7 +57,7 @@ class MaskedFrames:
     A client has to mask every frame; the connection of one that does not ends with 1002 (RFC 6455, 5.1).
     """
 
-    __slots__ = ("_head", "_reader", "_to_come")
+    __slots__ = ("_head", "_reader", "_to_come", "is_broken")
 
     def __init__(self, reader: WebSocketReader) -> None:
         self._reader = reader
@@ -65,21 +65,35 @@ class MaskedFrames:
         self._to_come = 0
         #: The beginning of a frame whose length is not known yet.
         self._head = b""
+        #: The stream is not worth reading any more.
+        self.is_broken = False
 
     def feed_data(self, data: bytes) -> tuple[bool, bytes]:
         """Takes what has arrived. True where the connection is not worth reading any more."""
+        self.feed_some(data, len(data))
+        return self.is_broken, b""
+
+    def feed_some(self, data: bytes, most: int) -> tuple[int, bytes]:
+        """Takes so many frames of what has arrived at most: how many began in it, and what was left."""
         if self._head:
             data, self._head = self._head + data, b""
-        at, size = self._to_come, len(data)
+        at, size, frames, rest = self._to_come, len(data), 0, b""
         while at + 1 < size:
+            if frames == most:
+                data, rest = data[:at], data[at:]
+                size = at
+                break
             second = data[at + 1]
             if second < _MASKED:
                 self._reader.feed_data(data[:at] + _BROKEN_FRAME)
-                return True, b""
+                self.is_broken = True
+                return frames, b""
+            frames += 1
             length, start = second - _MASKED, at + 6
             if length > _SHORT:
                 start += 2 if length == _MEDIUM else 8
                 if start - 4 > size:
+                    frames -= 1  # it is counted when its length is known
                     break
                 length = int.from_bytes(data[at + 2 : start - 4], "big")
             at = start + length
@@ -87,7 +101,8 @@ class MaskedFrames:
             self._head, data = data[at:], data[:at]
             at = size = len(data)
         self._to_come = at - size
-        return self._reader.feed_data(data)
+        self.is_broken, _ = self._reader.feed_data(data)
+        return frames, rest
 
     def feed_eof(self) -> None:
         """The client has gone."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import random
-import time
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, Final
 
@@ -23,9 +22,6 @@ _MAX_QUEUED_FRAMES: Final = 256
 _SEND_TIMEOUT_S: Final = 15.0
 #: How long a client has to answer a close frame.
 _CLOSE_TIMEOUT_S: Final = 2.0
-#: Sustained, this is more than any app has to say: positions come in batches.
-_MAX_FRAMES_PER_WINDOW: Final = 200
-_WINDOW_S: Final = 1.0
 _MAX_IN_BACKGROUND: Final = 16
 #: Rests between attempts to read a snapshot while an engine is away: doubled each time.
 _MIN_REST_S: Final = 0.5
@@ -40,7 +36,6 @@ class WebSocketConnection:
 
     __slots__ = (
         "_background",
-        "_frames_in_window",
         "_on_resync",
         "_queue",
         "_replaceable",
@@ -49,7 +44,6 @@ class WebSocketConnection:
         "_resync_wanted",
         "_send_task",
         "_websocket",
-        "_window_start_s",
         "actor",
         "closing",
         "expires_at_s",
@@ -76,8 +70,6 @@ class WebSocketConnection:
         self._resync_task: asyncio.Task[None] | None = None
         self._resync_wanted = False
         self._background: dict[asyncio.Task[None], None] = {}
-        self._window_start_s = 0.0
-        self._frames_in_window = 0
         self.actor = presence.actor
         self.presence = presence
         #: When the token ends, in s since the epoch.
@@ -153,14 +145,6 @@ class WebSocketConnection:
         self.closing = True
         if self._resync_task is not None:
             self._resync_task.cancel()
-
-    def admits_frame(self) -> bool:
-        """Counts a received frame; False where they come too fast."""
-        now = time.monotonic()
-        if now - self._window_start_s > _WINDOW_S:
-            self._window_start_s, self._frames_in_window = now, 0
-        self._frames_in_window += 1
-        return self._frames_in_window <= _MAX_FRAMES_PER_WINDOW
 
     async def close(self, code: CloseCode, reason: str) -> None:
         """Closes politely; frames that wait are dropped, a snapshot will tell."""

@@ -12,7 +12,7 @@ import structlog
 from aiohttp import WebSocketError, WSMsgType, hdrs, web
 
 from dispatcher.core.errors import Refusal
-from dispatcher.service.answers import Answer, refusal_answer
+from dispatcher.service.answers import Answer
 from dispatcher.service.hub import Hub
 from dispatcher.service.presence import Presence
 from dispatcher.service.rate_limits import RateLimits
@@ -139,11 +139,6 @@ class WebSocketEndpoint:
     ) -> None:
         async for message in websocket:
             self._presence.seen(connection.presence)
-            if not connection.admits_frame():
-                connection.send(encode_error(None, refusal_answer(Refusal("too_many_frames"))))
-                await asyncio.sleep(0)
-                await connection.close(CloseCode.TOO_MANY_FRAMES, "too many frames")
-                return
             if message.type is WSMsgType.TEXT:
                 if connection.expires_at_s <= time.time():
                     await connection.close(CloseCode.UNAUTHORIZED, "token expired")

@@ -37,9 +37,11 @@ SELECT user_id
 -- name: save_positions(ids, lats, lngs, ats)!
 -- Saves the last position of several drivers. An older position never replaces a newer one.
 UPDATE driver_details d
-   SET current_location = point(n.lng, n.lat), location_updated_at = n.at
+   SET current_location = point(n.lng, n.lat), location_updated_at = LEAST(n.at, now())
   FROM unnest(:ids::text[], :lats::float8[], :lngs::float8[], :ats::timestamptz[]) AS n (id, lat, lng, at)
- WHERE d.user_id = n.id AND (d.location_updated_at IS NULL OR d.location_updated_at < n.at);
+ WHERE d.user_id = n.id AND (
+       d.location_updated_at IS NULL OR d.location_updated_at < n.at OR d.location_updated_at > now()
+   );
 
 -- name: commit_without_waiting()!
 -- The transaction that follows does not wait for the disk. For positions only: the next one replaces a lost one.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator
+from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -137,6 +138,26 @@ async def test_an_offer_log_that_fails_does_not_stop_the_positions(city: City) -
         await flush.run()
     query = "SELECT location_updated_at FROM driver_details WHERE user_id = 'd1'"
     assert await city.postgres.fetchval(query) is not None
+
+
+async def test_a_clock_that_ran_ahead_does_not_block_later_positions(city: City) -> None:
+    await city.online("d1")
+    save = city.parts.ledger.database.save_positions
+    now = await city.postgres.fetchval("SELECT now()")
+    query = "SELECT current_location[1], location_updated_at FROM driver_details WHERE user_id = 'd1'"
+    await save(["d1"], [40.1], [-73.0], [now + timedelta(minutes=45)])
+    assert (await city.postgres.fetchrow(query))[0] == 40.1
+    await save(["d1"], [40.2], [-73.0], [await city.postgres.fetchval("SELECT now()")])
+    assert (await city.postgres.fetchrow(query))[0] == 40.2
+    await save(["d1"], [40.3], [-73.0], [now])  # an older one does not replace a newer one
+    assert (await city.postgres.fetchrow(query))[0] == 40.2
+    # What an earlier version saved with a time to come is replaced, too.
+    await city.postgres.execute(
+        "UPDATE driver_details SET location_updated_at = now() + interval '45 min'"
+    )
+    await save(["d1"], [40.4], [-73.0], [await city.postgres.fetchval("SELECT now()")])
+    lat, at = await city.postgres.fetchrow(query)
+    assert (lat, at <= await city.postgres.fetchval("SELECT now()")) == (40.4, True)
 
 
 async def test_a_lost_driver_is_forgotten_only_once_the_change_is_done(city: City) -> None:

@@ -26,6 +26,7 @@ async def _transactions(postgres: asyncpg.Connection) -> int:
 async def test_heartbeats_are_cheap(serve: Serve) -> None:
     server = await serve(
         env={
+            "DISPATCHER_MAX_CONNECTIONS_PER_IP": str(2 * SOCKETS),
             # Long pauses, so that background jobs hardly have a word with Postgres.
             "DISPATCHER_POSITION_FLUSH_S": "60",
             "DISPATCHER_PRESENCE_TTL_S": "8",

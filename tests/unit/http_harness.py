@@ -25,6 +25,7 @@ from dispatcher.web.application import build_application
 from dispatcher.web.auth import Authenticator
 from dispatcher.web.boundary import Boundary
 from dispatcher.web.client_ip import ClientIp
+from dispatcher.web.door import Door
 from dispatcher.web.fastpath import make_runner
 from dispatcher.web.handlers import Handlers
 from tests.harness.servers import JWT_SECRET, make_token
@@ -245,7 +246,7 @@ def check_problem(status: int, headers: Any, problem: Any) -> None:
     assert problem["detail"] == problem["message"]
 
 
-async def open_client(**settings: Any) -> AsyncIterator[Client]:
+async def open_client(door: Door | None = None, **settings: Any) -> AsyncIterator[Client]:
     notes, seen, metrics = Notes(), [], Metrics()
     known = Settings(jwt_secret=JWT_SECRET, **settings)
 
@@ -261,7 +262,7 @@ async def open_client(**settings: Any) -> AsyncIterator[Client]:
         websocket=websocket,
         extra_routes=[web.get("/fails", fails)],
     )
-    runner = make_runner(app)
+    runner = make_runner(app, door=door)
     await runner.setup()
     site = web.TCPSite(runner, "127.0.0.1", 0)
     await site.start()

@@ -53,7 +53,7 @@ LONG = "default_" + "x" * 10_000
         ("invalid_trip_id", CREATE, {"pickup": PLACE, "trip_request_id": "a{b}"}),
         *[
             ("invalid_version", ACTION, {"action": "accept", "trip_request_id": TRIP, "version": bad})
-            for bad in (-1, True, "1", 1.0, 2**31, 10**19, [])
+            for bad in (-1, True, "1", 1.5, 2**31, 10**19, [])
         ],
         *[
             ("invalid_location", CREATE, {"pickup": bad})

@@ -90,7 +90,7 @@ async def test_questions(client: Client) -> None:
     }
     await client.send("GET", "/api/driver/ride/pending", DRIVER)
     await client.send("GET", f"/api/admin/ride/{TRIP}/timeline", ADMIN)
-    await client.send("GET", "/api/admin/rides/abandoned?zone=&older_than_s=60", ADMIN)
+    await client.send("GET", "/api/admin/rides/abandoned?older_than_s=60", ADMIN)
     await client.send("GET", "/api/admin/rides/abandoned?zone=nyc", ADMIN)
     await client.send("GET", "/api/admin/zones/nyc/statistics", ADMIN)
     assert client.notes.calls == [
@@ -108,7 +108,15 @@ async def test_questions(client: Client) -> None:
         status, headers, problem = await client.send("GET", path, DRIVER)
         check_problem(status, headers, problem)
         assert problem["response_code"] == code, path
-    for query, code in (("older_than_s=-1", "invalid_body"), ("zone=A", "invalid_zone")):
+    for query, code in (
+        ("older_than_s=-1", "invalid_body"),
+        ("older_than_s=", "invalid_body"),
+        ("older_than_s=1.0", "invalid_body"),
+        ("older_than_s=%201", "invalid_body"),
+        ("older_than_s=1_0", "invalid_body"),
+        ("zone=A", "invalid_zone"),
+        ("zone=", "invalid_zone"),
+    ):
         _, _, problem = await client.send("GET", f"/api/admin/rides/abandoned?{query}", ADMIN)
         assert problem["response_code"] == code
 

@@ -21,6 +21,7 @@ from dispatcher.service.presence import Connection
 from dispatcher.web.application import build_application
 from dispatcher.web.auth import Authenticator
 from dispatcher.web.client_ip import ClientIp
+from dispatcher.web.door import Door
 from dispatcher.web.fastpath import make_runner
 from dispatcher.web.frame_handlers import FrameHandlers
 from dispatcher.web.websocket_endpoint import WebSocketEndpoint
@@ -122,7 +123,7 @@ async def closed(socket: aiohttp.ClientWebSocketResponse) -> int | None:
 
 
 @contextlib.asynccontextmanager
-async def open_app() -> AsyncIterator[App]:
+async def open_app(door: Door | None = None) -> AsyncIterator[App]:
     """A server of its own, and a client of it."""
     notes, hub, presence, metrics = Notes(), Hub(), NotedPresence(), Metrics()
     settings = Settings(jwt_secret=JWT_SECRET)
@@ -140,7 +141,7 @@ async def open_app() -> AsyncIterator[App]:
     application = build_application(
         handlers_of(notes, metrics), boundary_of(settings, notes, metrics, []), websocket=endpoint.handle
     )
-    runner = make_runner(application)
+    runner = make_runner(application, door=door)
     await runner.setup()
     await web.TCPSite(runner, "127.0.0.1", 0).start()
     url = f"http://127.0.0.1:{runner.addresses[0][1]}/ws"
