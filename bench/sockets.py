@@ -1,4 +1,4 @@
-"""Thousands of idle drivers: memory each, heartbeats, a reconnect storm, fan-out of an offer."""
+"""Thousands of idle drivers: memory each, heartbeats, fan-out of an offer, reconnects, churn."""
 
 from __future__ import annotations
 
@@ -16,11 +16,14 @@ from harness.servers import Server
 from harness.socket_load import SocketLoad
 from report import Report
 
-FLOOR_KB, AIM_KB = 40, 15
+FLOOR_KB, AIM_KB = 15, 12
 HEARTBEAT = text_frame({"type": "heartbeat"})
 # For the fan-out, the drivers of a wave are at the pickup, and all others are out of its radius.
 WAVE_AT = {"lat": 40.70, "lng": -74.01}
 SETTLING_S = 3.0
+# As many connections are made and dropped at a time; the first seconds fill what stays filled.
+CHURN_LANES, CHURN_WARM_UP_S = 64, 2.0
+CHURN_LIMIT = 1.2
 
 
 class Drivers:
@@ -77,6 +80,24 @@ class Drivers:
             "seconds until all are back": median(took),
             "back a second": len(self.names) / median(took),
             "p99 ms from dial to snapshot": median(each["p99"] for each in latencies),
+        }
+
+    def churn(self, seconds: float) -> dict[str, Any]:
+        """Memory of the server while sockets are dropped without a word, and some time after."""
+        self.generator.call("churn", CHURN_LANES, CHURN_WARM_UP_S)
+        time.sleep(SETTLING_S)
+        before = self.server.processes.server_memory_bytes()
+        dropped = self.generator.call("churn", CHURN_LANES, seconds)
+        at_end = self.server.processes.server_memory_bytes()
+        time.sleep(SETTLING_S)
+        after = self.server.processes.server_memory_bytes()
+        return {
+            "sockets dropped": dropped,
+            "dropped a second": dropped / seconds,
+            "MB before": before / 1e6,
+            "MB at its end": at_end / 1e6,
+            "MB afterwards": after / 1e6,
+            "afterwards / before": after / before,
         }
 
     def fan_out(self, wave: int, rounds: int) -> dict[str, Any]:
@@ -142,7 +163,8 @@ def main() -> None:
     parser.add_argument("--heartbeat", type=float, default=30.0, help="seconds between two beats")
     parser.add_argument("--wave", type=int, default=5, help="drivers in reach of the offered trips")
     parser.add_argument("--trips", type=int, default=100, help="trips whose offers are timed")
-    args = options.parse(parser, seconds=1.0, rounds=1, drivers=100, trips=5)
+    parser.add_argument("--churn", type=float, default=30.0, help="seconds of dropped sockets")
+    args = options.parse(parser, seconds=1.0, rounds=1, drivers=100, trips=5, churn=1.0)
     report = Report("sockets", "Idle drivers on WebSockets", options.shown(args), folder=args.results)
     found: dict[str, dict[str, Any]] = {}
     with options.target(args) as server, HttpGenerator() as http, report.progress() as progress:
@@ -154,6 +176,7 @@ def main() -> None:
             "heartbeats": lambda: drivers.heartbeats(args.heartbeat, args.seconds),
             "fan-out": lambda: drivers.fan_out(args.wave, args.trips),
             "storm": lambda: drivers.reconnect_storm(args.rounds),
+            "churn": lambda: drivers.churn(args.churn),
         }
         task = progress.add_task("", total=len(steps))
         for name, step in steps.items():
@@ -164,6 +187,7 @@ def main() -> None:
         report.results(name, values)
     report.table("idle drivers", ["", "figure", "value"], rows(found))
     report.note(f"memory an idle driver: floor {FLOOR_KB} KB, aim {AIM_KB} KB")
+    report.note(f"memory after a churn: at most {CHURN_LIMIT} of what it was before")
     report.write(draw(found), panels=2)
 
 

@@ -43,6 +43,28 @@ class SocketLoad:
         self.sockets.clear()
         return await self._connect(range(len(self._bearers)))
 
+    async def churn(self, lanes: int, seconds: float) -> int:
+        """Connect, wait for the `welcome`, and drop the connection without a word, again and again, in
+        `lanes` at a time, beside the apps that stay. Returns how many were dropped."""
+        loop, deadline, dropped = asyncio.get_running_loop(), perf_counter() + seconds, 0
+        self._expect(len(self._bearers) + 1)  # nobody waits for all of them
+
+        async def drop_again(lane: int) -> None:
+            nonlocal dropped
+            while perf_counter() < deadline:
+                socket = WebSocketClient(self, lane)
+                socket.waiting = True
+                await loop.create_connection(lambda: socket, self._host, self._port)  # noqa: B023
+                socket.send(websocket_handshake("/ws", bearer=self._bearers[lane]))
+                while socket.waiting and perf_counter() < deadline + TIMEOUT_S:
+                    await asyncio.sleep(0.001)
+                if socket.transport is not None:
+                    socket.transport.abort()
+                dropped += 1
+
+        await asyncio.gather(*map(drop_again, range(min(lanes, len(self._bearers)))))
+        return dropped
+
     async def close(self) -> None:
         for socket in self.sockets:
             if socket.transport is not None:

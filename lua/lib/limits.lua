@@ -2,7 +2,7 @@
 -- The limits of a call are neighbours in KEYS, mostly its tail, and in ARGV as pairs: most admitted, window in s.
 
 -- A clock that stepped back has left times that lie ahead. They count as of now: nothing that was admitted is forgotten,
--- and nobody waits for longer than a window.
+-- and nobody waits for longer than a window. Returns whether there were such times.
 local function pull_back(key)
   local ahead = 0
   while tonumber(redis.call('LINDEX', key, -1) or 0) > now_us do
@@ -12,6 +12,7 @@ local function pull_back(key)
   for _ = 1, ahead do
     redis.call('RPUSH', key, whole(now_us))
   end
+  return ahead > 0
 end
 
 -- Returns refused, index of the limit to report (0: none), what remains, and when (ms) it eases.
@@ -22,8 +23,10 @@ local function check_limits(first_key, first_arg, last_key)
     local at = first_arg + 2 * (k - first_key)
     local max_calls = tonumber(ARGV[at])
     local window_us = tonumber(ARGV[at + 1]) * 1000000
-    pull_back(KEYS[k])
     local oldest = redis.call('LINDEX', KEYS[k], 0)
+    if oldest and pull_back(KEYS[k]) then
+      oldest = redis.call('LINDEX', KEYS[k], 0)
+    end
     -- What has left the window counts for nothing, so dropping it is no effect that a refusal would have to undo.
     while oldest and tonumber(oldest) <= now_us - window_us do
       redis.call('LPOP', KEYS[k])
