@@ -16,9 +16,12 @@ from dispatcher.config import Settings
 from dispatcher.core.errors import StoreUnavailable
 from dispatcher.jobs.loop import FunctionJob, JobLoop
 from dispatcher.live.pubsub import Subscriber
+from dispatcher.live.zone_view import ZoneViewScripts
 from dispatcher.observe.metrics import Metrics
 from dispatcher.service.hub import Hub
+from dispatcher.service.operator_reads import OperatorReads
 from dispatcher.service.readiness import Readiness
+from dispatcher.service.zone_views import ZoneViews
 from dispatcher.web.application import build_application
 from dispatcher.web.auth import Authenticator
 from dispatcher.web.boundary import Boundary
@@ -43,11 +46,12 @@ async def run(
     zones = load_zones(settings.zones_file)
     async with services(settings, zones) as parts:
         hub = Hub()
-        sockets = _websocket_endpoint(parts, authenticator, hub)
         readiness = Readiness(
             zones=zones, state=parts.live.state, database=parts.ledger.database, stop=stop
         )
-        runner = make_runner(_web_application(parts, authenticator, sockets, readiness))
+        views = _zone_views(parts, readiness)
+        sockets = _websocket_endpoint(parts, authenticator, hub, views)
+        runner = make_runner(_web_application(parts, authenticator, sockets, readiness, views))
         subscriber = Subscriber(
             str(settings.redis_url),
             cluster=settings.redis_cluster,
@@ -80,6 +84,7 @@ async def run(
             await runner.cleanup()
             await asyncio.gather(*(loop.stop() for loop in loops))
             await subscriber.stop()
+            await views.close()
             await readiness.close()
             with contextlib.suppress(StoreUnavailable):
                 await parts.positions.save()
@@ -88,7 +93,31 @@ async def run(
                 await parts.effects.offer_log.save(parts.ledger.database)
 
 
-def _websocket_endpoint(parts: Services, authenticator: Authenticator, hub: Hub) -> WebSocketEndpoint:
+def _zone_views(parts: Services, readiness: Readiness) -> ZoneViews:
+    return ZoneViews(
+        zones=parts.zones,
+        scripts=ZoneViewScripts(parts.live.pipeline),
+        database=parts.ledger.database,
+        health=readiness.check,
+        fix_age_s=parts.settings.fix_max_age_s,
+    )
+
+
+def _operator_reads(parts: Services) -> OperatorReads:
+    return OperatorReads(
+        zones=parts.zones,
+        database=parts.ledger.database,
+        state=parts.live.state,
+        offers=parts.live.offers,
+        presence=parts.live.presence,
+        views=ZoneViewScripts(parts.live.pipeline),
+        fix_age_s=parts.settings.fix_max_age_s,
+    )
+
+
+def _websocket_endpoint(
+    parts: Services, authenticator: Authenticator, hub: Hub, views: ZoneViews
+) -> WebSocketEndpoint:
     settings = parts.settings
     return WebSocketEndpoint(
         authenticator=authenticator,
@@ -103,6 +132,7 @@ def _websocket_endpoint(parts: Services, authenticator: Authenticator, hub: Hub)
         hub=hub,
         presence=parts.presence,
         snapshots=parts.snapshots,
+        zone_views=views,
         limits=parts.limits,
         allowed_origins=settings.allowed_origins,
         heartbeat_timeout_s=settings.presence_ttl_s,
@@ -114,9 +144,11 @@ def _web_application(
     authenticator: Authenticator,
     sockets: WebSocketEndpoint,
     readiness: Readiness,
+    views: ZoneViews,
 ) -> web.Application:
     commits, metrics = parts.ledger.commits, Metrics()
     metrics.gauge("dispatcher_sockets", "Open WebSockets.", lambda: len(sockets))
+    metrics.gauge("dispatcher_zone_viewers", "Sockets that watch a zone.", views.viewers)
     metrics.gauge("dispatcher_commits", "Batches sent.", lambda: commits.batches)
     metrics.gauge("dispatcher_changes", "Changes in them.", lambda: commits.changes)
 
@@ -127,9 +159,12 @@ def _web_application(
         positions=parts.positions,
         stranded_trips=parts.stranded_trips,
         reads=parts.reads,
+        operator_reads=_operator_reads(parts),
         readiness=readiness.check,
         metrics=metrics,
         vehicle_types=parts.settings.vehicle_types,
+        tile_url=parts.settings.console_tile_url,
+        tile_attribution=parts.settings.console_tile_attribution,
     )
     boundary = Boundary(
         authenticator=authenticator,

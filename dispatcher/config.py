@@ -173,6 +173,13 @@ class Settings(BaseSettings):
         5.0, ge=0, le=300, description="window over which sockets are closed at a stop"
     )
 
+    console_tile_url: str | None = Field(
+        None,
+        pattern=r"^https?://[^/\s;,'\"]+/\S+$",
+        description="address of map tiles for the console, with `{z}`, `{x}` and `{y}`; unset: none",
+    )
+    console_tile_attribution: str = Field("", description="whose tiles they are, as the map shows it")
+
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         "info", description="lowest level that is logged"
     )

@@ -44,7 +44,7 @@ class AvailabilityService:
         vehicle_type: str | None = None,
         location: tuple[float, float] | None = None,
     ) -> Answer:
-        """Changes what a driver offers; None leaves a thing as it is. `location` is (lat, lng).
+        """Changes what the driver offers; None leaves a thing as it is. `location` is (lat, lng).
 
         Going offline releases a trip that has not started, in the same commit. Answers 200,
         409 driver_has_active_trip where zone or vehicle change during a trip. Raises Refusal
@@ -72,6 +72,19 @@ class AvailabilityService:
         if location is not None and answer.is_new_success:
             await self._take_location(driver_id, location)
         return answer
+
+    async def force_offline(self, caller: Caller, driver_id: str) -> Answer:
+        """An operator takes a driver offline, present or not; what has not started is released.
+
+        Answers 200, 409 trip_busy. Raises Refusal driver_not_found, StoreUnavailable, OutcomeUnknown.
+        """
+        entry = await self._directory.find(driver_id)
+        zone = self._zones.get(entry.zone) if entry else None
+        if zone is None:
+            raise Refusal("driver_not_found")
+        return await self._execute(
+            ChangeAvailability(caller, zone, zone.name, is_online=False, subject=driver_id)
+        )
 
     async def take_offline(self, zone: Zone, driver_id: str) -> Answer:
         """The driver is lost: offline, and what has not started is released.

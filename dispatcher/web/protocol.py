@@ -16,7 +16,8 @@ from dispatcher.core.actors import Actor, Role
 from dispatcher.core.errors import Refusal
 from dispatcher.core.idempotency import IdempotencyKey
 from dispatcher.service.answers import Answer
-from dispatcher.web import requests
+from dispatcher.service.zone_picture import ZoneViewFrame
+from dispatcher.web import query_parameters, requests
 from dispatcher.web.idempotency_key import key_of
 from dispatcher.web.request_body import MAX_BODY, parse_json_object
 
@@ -53,6 +54,8 @@ class ClientFrameType(StrEnum):
     HEARTBEAT = "heartbeat"
     LOCATION = "location"
     TRIP_ACTION = "trip_action"
+    WATCH = "watch"
+    UNWATCH = "unwatch"
 
 
 #: These come often, and an app that does not number them does not wait for an answer.
@@ -117,6 +120,13 @@ def read_positions(actor: Actor, frame: Frame) -> list[tuple[float, float, int |
     return requests.parse_positions(body)
 
 
+def read_watched_zone(actor: Actor, frame: Frame) -> str:
+    """The zone of a `watch` frame, of an admin. Raises Refusal wrong_role or invalid_zone."""
+    if actor.role is not Role.ADMIN:
+        raise Refusal("wrong_role", "Only an admin may watch a zone.")
+    return requests.parse_model(query_parameters.ZonePath, {"zone": frame.get("zone")}).zone
+
+
 def read_trip_action(actor: Actor, frame: Frame, *, key_required: bool) -> TripActionFrame:
     """The step of a `trip_action` frame; customers and admins can only cancel.
 
@@ -149,6 +159,7 @@ class ServerFrameType(StrEnum):
     OFFER_WITHDRAWN = "offer_withdrawn"
     TRIP = "trip"
     DRIVER_LOCATION = "driver_location"
+    ZONE_VIEW = "zone_view"
     ACK = "ack"
     ERROR = "error"
 
@@ -238,6 +249,7 @@ SERVER_FRAMES: Final[dict[ServerFrameType, type]] = {
     ServerFrameType.OFFER_WITHDRAWN: OfferWithdrawnFrame,
     ServerFrameType.TRIP: TripFrame,
     ServerFrameType.DRIVER_LOCATION: DriverLocationFrame,
+    ServerFrameType.ZONE_VIEW: ZoneViewFrame,
     ServerFrameType.ACK: AckFrame,
     ServerFrameType.ERROR: ErrorFrame,
 }

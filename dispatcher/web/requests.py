@@ -18,7 +18,7 @@ from pydantic import (
 )
 
 from dispatcher.core import trips, zones
-from dispatcher.core.actors import Role
+from dispatcher.core.actors import USER_ID, Role
 from dispatcher.core.errors import PROBLEMS, Refusal
 from dispatcher.core.transitions import ACTIONS
 from dispatcher.core.trips import DEFAULT_VEHICLE_TYPE, MAX_LATITUDE
@@ -48,6 +48,7 @@ def _timestamp_ms(value: object) -> object:
 TripId = Annotated[str, _pattern(trips.TRIP_ID)]
 NewTripId = Annotated[str, _pattern(trips.TRIP_ID, trips.TRIP_SUFFIX)]
 ZoneName = Annotated[str, _pattern(zones.ZONE)]
+DriverId = Annotated[str, _pattern(USER_ID)]
 #: One of the setting's types: the handler looks.
 VehicleType = str
 Version = Annotated[int, Field(ge=0, le=_MAX_VERSION)]
@@ -100,6 +101,20 @@ class Ending(_RequestBody):
     reason: Reason | None = None
 
 
+class Assignment(_RequestBody):
+    """A pending trip, and the driver who is to have it."""
+
+    trip_request_id: TripId
+    driver_id: DriverId
+    version: Version | None = None
+
+
+class ForcedOffline(_RequestBody):
+    """The driver who is to be offline."""
+
+    driver_id: DriverId
+
+
 class TripAction(_RequestBody):
     """A driver's step with a trip."""
 
@@ -140,42 +155,6 @@ class Availability(_RequestBody):
 _EMPTY_AVAILABILITY: Final = Availability.model_construct()
 
 
-class _QueryParameters(BaseModel):
-    """Query parameters are text, so they are converted; empty ones are absent."""
-
-    model_config = ConfigDict(extra="ignore", frozen=True)
-
-    @model_validator(mode="before")
-    @classmethod
-    def _without_empty(cls, values: dict[str, str]) -> dict[str, str]:
-        return {name: value for name, value in values.items() if value}
-
-
-class PendingQuery(_QueryParameters):
-    """How many trips to show at most."""
-
-    limit: int = Field(20, ge=1, le=100)
-
-
-class AbandonedQuery(_QueryParameters):
-    """Where to look, and how long ago a trip must have been taken."""
-
-    zone: ZoneName | None = None
-    older_than_s: int = Field(3_600, ge=0, le=31_536_000)
-
-
-class TripPath(_QueryParameters):
-    """The trip of a path."""
-
-    id: TripId
-
-
-class ZonePath(_QueryParameters):
-    """The zone of a path."""
-
-    zone: ZoneName
-
-
 _Model = TypeVar("_Model", bound=BaseModel)
 
 #: The code of a wrong field, by the field's name; any other is `invalid_body`.
@@ -189,6 +168,7 @@ FIELD_CODES: Final = {
     "version": "invalid_version",
     "trip_request_id": "invalid_trip_id",
     "id": "invalid_trip_id",
+    "driver_id": "invalid_driver_id",
     "zone": "invalid_zone",
     "vehicle_type": "invalid_vehicle_type",
 }

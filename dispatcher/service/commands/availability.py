@@ -31,7 +31,8 @@ class ChangeAvailability:
     """Answers 200, 409 driver_has_active_trip where zone or vehicle change during a trip, trip_busy.
 
     None leaves a thing as it is. `zone` is where the driver works now, `new_zone` where they will.
-    With `only_if_absent`, a driver who is present raises DriverCameBack.
+    With `only_if_absent`, a driver who is present raises DriverCameBack. The driver is the caller, or
+    the one whom an operator has named as `subject`.
     """
 
     caller: Caller
@@ -43,10 +44,11 @@ class ChangeAvailability:
     only_if_absent: bool = False
     trip_id: str = ""
     limit_class: LimitClass = LimitClass.GENERAL
+    subject: str = ""
 
     @property
     def driver_id(self) -> str:
-        return self.caller.actor.user_id
+        return self.subject or self.caller.actor.user_id
 
     @property
     def changes_zone(self) -> bool:
@@ -74,7 +76,11 @@ class ChangeAvailability:
             actor = self.caller.actor
             released = RELEASE.apply(trip, at_ms)
             after = replace(after, trip_id=None)
-            columns = transition_columns(attempt, actor, RELEASE, trip, released, "driver_offline")
+            # An operator's id says who did it, so the history names the driver as well.
+            named = {"former_driver": self.subject} if self.subject else {}
+            columns = transition_columns(
+                attempt, actor, RELEASE, trip, released, "driver_offline", **named
+            )
             settlement = transition_settlement(RELEASE, actor, trip, released, trip_json(released), ())
         change = Change(
             **columns,
