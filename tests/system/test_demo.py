@@ -400,7 +400,7 @@ def test_a_terminal_gets_a_picture() -> None:
     state = {
         "counts": {"offers": 3}, "trips": {"pending": 1}, "drivers": {"free": 2}, "replayed": 1,
         "latencies": {"accept": [3, 0.01, 1.5]}, "accepts_per_s": 0.5, "mismatches": 0,
-        "simulated_s": 90.0,
+        "simulated_s": 90.0, "phase": "day",
     }  # fmt: skip
     begins, _ = read_pickups(BUNDLED_PICKUPS, 2)
     with View(console, begins=begins, speed=60, trips=10) as view:

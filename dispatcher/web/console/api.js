@@ -8,6 +8,9 @@ export class Refused extends Error {
   }
 }
 
+/** A call that got no answer: the server is away, or the network. */
+export class Unanswered extends Error {}
+
 /** Sends calls with a token. `onUnauthorized(message)` hears that the token is refused. */
 export class Api {
   constructor(token, onUnauthorized) {
@@ -15,7 +18,7 @@ export class Api {
     this.onUnauthorized = onUnauthorized;
   }
 
-  /** The answer to a question. Raises Refused, and TypeError where nobody answers. */
+  /** The answer to a question. Raises Refused, Unanswered. */
   get(path, parameters = {}) {
     const given = Object.entries(parameters).filter(([, value]) => value !== null && value !== undefined && value !== "");
     const query = new URLSearchParams(given).toString();
@@ -31,7 +34,7 @@ export class Api {
       try {
         return await this.#send("POST", path, body, key);
       } catch (error) {
-        const mayPass = !(error instanceof Refused) || [502, 503, 504].includes(error.problem.status) || error.problem.response_code === "request_in_progress";
+        const mayPass = error instanceof Unanswered || [502, 503, 504].includes(error.problem?.status) || error.problem?.response_code === "request_in_progress";
         if (!mayPass || attempt === 3) throw error;
         await new Promise((resolve) => setTimeout(resolve, 400 * 2 ** attempt * (0.5 + Math.random() / 2)));
       }
@@ -42,9 +45,14 @@ export class Api {
     const headers = { Authorization: `Bearer ${this.token}` };
     if (body) headers["Content-Type"] = "application/json";
     if (key) headers["Idempotency-Key"] = key;
-    const response = await fetch(`api/admin/${path}`, {
-      method, headers, body: body && JSON.stringify(body), cache: "no-store", credentials: "omit",
-    });
+    let response;
+    try {
+      response = await fetch(`api/admin/${path}`, {
+        method, headers, body: body && JSON.stringify(body), cache: "no-store", credentials: "omit",
+      });
+    } catch {
+      throw new Unanswered(path);
+    }
     const answer = await response.json().catch(() => ({}));
     if (response.ok) return answer;
     const problem = { status: response.status, ...answer };

@@ -34,7 +34,8 @@ function applyTheme() {
   const chosen = localStorage.getItem("dispatcher.theme") ?? "system";
   context.theme = chosen === "system" ? (dark.matches ? "dark" : "light") : chosen;
   document.documentElement.dataset.theme = context.theme;
-  setText(byId("theme"), `Theme: ${chosen}`);
+  setText(byId("theme"), { system: "Auto", light: "Light", dark: "Dark" }[chosen]);
+  byId("theme").title = "Colours: as the system has them, light or dark";
   map?.setTheme(context.theme);
   showLegend();
   for (const list of Object.values(lists)) list.update();
@@ -69,6 +70,7 @@ function route({ isFirst = false } = {}) {
   page = null;
   if (id && (kind === "trip" || kind === "driver")) {
     page = new (kind === "trip" ? TripPage : DriverPage)(context, decodeURIComponent(id));
+    page.refresh();
     view.replaceChildren(tabs(`${kind}s`), page.element);
     if (!isFirst) page.heading.focus({ preventScroll: true });
   } else {

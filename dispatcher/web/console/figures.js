@@ -13,16 +13,16 @@ const FIGURES = [
   ["To pickup", "Trips whose driver is on the way to the pickup", (f) => f.trips.accepted],
   ["At pickup", "Trips whose driver is there", (f) => f.trips.arrived],
   ["Riding", "Trips that are under way", (f) => f.trips.ongoing],
-  ["Offers out", "Offers that drivers may still take", (f) => f.offers],
-  ["Free drivers", "Drivers who may be offered a trip now, of all on the map", (f) => `${(f.drivers.free ?? 0) + (f.drivers.offered ?? 0)} / ${sum(f.drivers)}`],
+  ["Offers", "Offers that drivers may still take", (f) => f.offers],
+  ["Free", "Drivers who may be offered a trip now, of all on the map", (f) => `${(f.drivers.free ?? 0) + (f.drivers.offered ?? 0)} / ${sum(f.drivers)}`],
   ["Accepts", "Trips taken in a second, over the last 10 s", (f) => `${f.accepts_per_s.toFixed(1)}/s`],
   ["Assigned in", "From the request to a driver, half and 95 % of trips of the last 5 minutes", (f) => `${seconds(f.wait_p50_s)} · ${seconds(f.wait_p95_s)}`],
-  ["Ended", "Trips completed, and cancelled or expired, in the last 5 minutes", (f) => `${f.ended.completed ?? 0} · ${(f.ended.cancelled ?? 0) + (f.ended.expired ?? 0)}`],
-  ["Refused", "Changes that this server refused since you look: losers of races, mostly", (f) => f.refused],
-  ["Limited", "Calls that this server turned away by a rate limit since you look", (f) => f.limited],
   ["Drift", "Trips that Redis and Postgres disagree on for more than 3 s; 0 is right", (f) => f.drift, (f) => f.drift > 0],
   ["Redis", "Redis' answer to a look at the zone", (f) => engine(f, "redis"), (f) => f.engines?.redis !== "ok"],
   ["Postgres", "Postgres' answer to the same", (f) => engine(f, "postgres"), (f) => f.engines?.postgres !== "ok"],
+  ["Ended", "Trips completed, and cancelled or expired, in the last 5 minutes", (f) => `${f.ended.completed ?? 0} · ${(f.ended.cancelled ?? 0) + (f.ended.expired ?? 0)}`],
+  ["Refused", "Changes that this server refused since you look: losers of races, mostly", (f) => f.refused],
+  ["Limited", "Calls that this server turned away by a rate limit since you look", (f) => f.limited],
 ];
 
 /** Shows the figures of a city as they come. */

@@ -25,6 +25,12 @@ export function span(seconds) {
   return `${Math.floor(s / 86400)} d`;
 }
 
+/** A span that may be short: in milliseconds below a second. */
+export function lapse(since, until) {
+  const ms = Math.max(0, new Date(until) - new Date(since));
+  return ms < 1000 ? `${ms} ms` : ms < 10_000 ? `${(ms / 1000).toFixed(1)} s` : span(ms / 1000);
+}
+
 /** How long ago an RFC 3339 text was, by this machine's clock. */
 export function since(text) {
   return span((Date.now() - new Date(text).getTime()) / 1000);

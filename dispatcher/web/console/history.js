@@ -1,7 +1,7 @@
 // A trip's history: what Postgres holds of its events and offers, in the order of time.
 
 import { h } from "./dom.js";
-import { metres, shortId, span, timeOf } from "./format.js";
+import { lapse, metres, shortId, timeOf } from "./format.js";
 import { eventTitle } from "./words.js";
 
 const driverLink = (id) => h("a", { class: "id", href: `#/driver/${encodeURIComponent(id)}`, title: id }, shortId(id));
@@ -35,10 +35,10 @@ function entriesOf(trip, events, offers) {
 function raceText(event, offers) {
   const winner = event.payload.driver_id;
   if (event.actor_role === "admin") return ["An operator chose them."];
-  const mine = offers.find((offer) => offer.driver_id === winner && offer.outcome === "accepted" && offer.offered_at <= event.created_at);
+  const mine = offers.find((offer) => offer.driver_id === winner && ["accepted", "open"].includes(offer.outcome) && offer.offered_at <= event.created_at);
   const others = offers.filter((offer) => offer.outcome === "withdrawn" && offer.driver_id !== winner
     && offer.offered_at <= event.created_at && (!offer.outcome_at || offer.outcome_at >= event.created_at));
-  const first = mine ? `They were the first to accept, ${span((new Date(event.created_at) - new Date(mine.offered_at)) / 1000)} after the offer of wave ${mine.wave}.` : "They accepted without an offer, and were the first.";
+  const first = mine ? `The first to accept, ${lapse(mine.offered_at, event.created_at)} after the offer of wave ${mine.wave}.` : "The first to accept, without an offer.";
   return others.length ? [first, " Too late, with an open offer: ", others.map((offer, i) => [i ? ", " : "", driverLink(offer.driver_id)]), "."] : [first];
 }
 
@@ -46,7 +46,7 @@ function eventDetail(event, offers) {
   const { payload, actor_id: actor, actor_role: role } = event;
   const by = role === "system" ? "by the dispatcher" : [`by ${role} `, role === "driver" ? driverLink(actor) : h("span", { class: "id" }, actor)];
   const detail = [h("span", { class: "faint" }, by)];
-  if (event.event === "accepted") detail.push(h("p", {}, "Driver ", driverLink(payload.driver_id), ". ", raceText(event, offers)));
+  if (event.event === "accepted") detail.push(h("p", {}, role === "driver" ? null : ["Driver ", driverLink(payload.driver_id), ". "], raceText(event, offers)));
   if (event.event === "released" && payload.former_driver) detail.push(h("p", {}, "From driver ", driverLink(payload.former_driver), "."));
   if (payload.reason && payload.reason !== "driver_offline") detail.push(h("p", {}, "Reason: ", h("q", {}, payload.reason)));
   return detail;
@@ -54,10 +54,8 @@ function eventDetail(event, offers) {
 
 /** The history as a list. */
 export function historyOf(trip, events, offers) {
-  const start = new Date(trip.created_at);
   return h("ol", { class: "history" }, entriesOf(trip, events, offers).map((entry) => {
-    const after = (new Date(entry.at) - start) / 1000;
-    const time = h("time", { datetime: entry.at, title: entry.at }, timeOf(entry.at), h("span", { class: "faint" }, after >= 1 ? ` +${span(after)}` : ""));
+    const time = h("time", { datetime: entry.at, title: entry.at }, timeOf(entry.at), h("span", { class: "faint" }, ` +${lapse(trip.created_at, entry.at)}`));
     if (entry.event) {
       return h("li", { data: { kind: "event", event: entry.event.event, version: entry.event.version } },
         time, h("strong", {}, eventTitle(entry.event)), " ", eventDetail(entry.event, offers));

@@ -20,7 +20,7 @@ export class CityMap {
   #drawnAt = 0; #isAsked = false; #movesUntil = 0;
   #flashes = [];
   #selected = {};
-  #mustFit = true;
+  #mustFit = true; #outline = null;
 
   /** `onSelect(kind, id)` hears of a click on a driver or trip. */
   constructor(container, hint, city, onSelect) {
@@ -76,12 +76,11 @@ export class CityMap {
       if (isWatched) bounds = layer.getBounds();
     }
     this.#mustFit = true;
-    if (bounds) this.#outline = bounds;
-    else this.#outline = null;
+    this.#outline = bounds;
+    // Without outlines all is land.
+    this.#map.getContainer().classList.toggle("plain", !zones.some((zone) => zone.outline));
     this.fit();
   }
-
-  #outline = null;
 
   /** Shows all drivers, or the zone where there are none yet. */
   fit() {
@@ -91,7 +90,7 @@ export class CityMap {
       // Without the few that are far from all others.
       const cut = (values) => {
         const sorted = values.sort((a, b) => a - b);
-        const off = Math.floor(sorted.length * 0.03);
+        const off = Math.floor(sorted.length * 0.05);
         return [sorted[off], sorted[sorted.length - 1 - off]];
       };
       const [south, north] = cut(points.map((point) => point[0]));
@@ -290,7 +289,13 @@ export class CityMap {
   }
 
   #paintDrivers(places, size) {
-    for (const driver of this.city.drivers.values()) this.#put(this.#stamps.drivers[driver.state], places.get(driver.id), size);
+    // Who has nothing to do lies below.
+    const idle = new Set(["free", "unavailable", "stale"]);
+    for (const isBelow of [true, false]) {
+      for (const driver of this.city.drivers.values()) {
+        if (idle.has(driver.state) === isBelow) this.#put(this.#stamps.drivers[driver.state], places.get(driver.id), size);
+      }
+    }
   }
 
   #put({ canvas, side }, [x, y], { width, height }) {

@@ -1,7 +1,7 @@
 // Short notices, and dialogs that ask before anything is done.
 
 import { byId, h } from "./dom.js";
-import { newKey } from "./api.js";
+import { newKey, Refused, Unanswered } from "./api.js";
 import { problemText } from "./words.js";
 
 const SHOWN_MS = 6000;
@@ -13,9 +13,11 @@ export function notify(text, isError = false) {
   setTimeout(() => notice.remove(), isError ? 2 * SHOWN_MS : SHOWN_MS);
 }
 
-/** What went wrong, in a sentence. */
+/** What went wrong with a call, in a sentence. What is no call's fault is raised again. */
 export function faultText(error) {
-  return error.problem ? problemText(error.problem) : "The server did not answer.";
+  if (error instanceof Refused) return problemText(error.problem);
+  if (error instanceof Unanswered) return "The server did not answer.";
+  throw error;
 }
 
 /**
@@ -35,6 +37,7 @@ export function confirmAction({ title, text, fields = [], action, isDanger = fal
   const check = () => { button.disabled = !isReady(); };
   form.addEventListener("input", () => {
     key = newKey(); // other fields are another intent
+    fault.textContent = "";
     check();
   });
   form.addEventListener("submit", async (event) => {

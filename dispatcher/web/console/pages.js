@@ -2,7 +2,7 @@
 
 import { askAssign, askCancel, askForceOffline } from "./actions.js";
 import { h } from "./dom.js";
-import { metres, momentOf, shortId, since, span, timeOf } from "./format.js";
+import { lapse, metres, momentOf, shortId, since, span, timeOf } from "./format.js";
 import { glyph } from "./glyphs.js";
 import { faultText } from "./notices.js";
 import { historyOf } from "./history.js";
@@ -42,7 +42,6 @@ class Page {
     this.body = h("div", { class: "body", "aria-live": "off" }, h("p", { class: "faint" }, "Loading …"));
     this.element = h("article", { class: "page" },
       h("p", {}, h("a", { class: "back", href: this.listHref }, "← ", this.listName)), this.heading, this.body);
-    this.refresh();
   }
 
   /** Reads the page; while it is being read, once more after that. */
@@ -54,11 +53,12 @@ class Page {
     this.#isReading = true;
     try {
       const content = await this.read();
-      if (this.element.isConnected || !this.isClosed) this.#put(content);
+      if (!this.isClosed) this.#put(content);
     } catch (error) {
       this.#put([h("p", { class: "fault", role: "alert" }, faultText(error))]);
+    } finally {
+      this.#isReading = false;
     }
-    this.#isReading = false;
     if (this.#isWanted && !this.isClosed) {
       this.#isWanted = false;
       this.refresh();
@@ -68,7 +68,7 @@ class Page {
   /** Keeps the focus on the button of the same name, and the place of the panel. */
   #put(content) {
     const focused = this.body.contains(document.activeElement) ? document.activeElement.dataset.action : null;
-    this.body.replaceChildren(...content);
+    this.body.replaceChildren(...content.filter(Boolean));
     if (focused) this.body.querySelector(`[data-action="${focused}"]`)?.focus();
   }
 
@@ -88,8 +88,13 @@ export class TripPage extends Page {
     super(context, id, "Trip");
   }
 
-  listHref = "#/trips";
-  listName = "Trips";
+  get listHref() {
+    return "#/trips";
+  }
+
+  get listName() {
+    return "Trips";
+  }
 
   get selected() {
     return { tripId: this.id };
@@ -109,7 +114,9 @@ export class TripPage extends Page {
       api.get(`ride/${id}`), api.get(`ride/${id}/timeline`), api.get(`ride/${id}/offers`, { limit: MAX_OFFERS }),
     ]);
     this.version = trip.version;
-    return [this.#facts(trip), this.#actions(trip), section("History", historyOf(trip, events, offers)), this.#offers(offers)];
+    // The API gives an event's payload as it is stored: as text.
+    const history = events.map((event) => ({ ...event, payload: typeof event.payload === "string" ? JSON.parse(event.payload) : event.payload }));
+    return [this.#facts(trip), this.#actions(trip), section("History", historyOf(trip, history, offers)), this.#offers(offers)];
   }
 
   #facts(trip) {
@@ -139,7 +146,7 @@ export class TripPage extends Page {
     if (!offers.length) return section("Offers", h("p", { class: "faint" }, "None yet. Offers are written down within some seconds."));
     const rows = offers.map((offer) => h("tr", { data: { offer: `${offer.wave} ${offer.driver_id} ${offer.outcome}` } },
       h("td", {}, String(offer.wave)), h("td", {}, driverLink(offer.driver_id)), h("td", { class: "number" }, metres(offer.distance_m)),
-      h("td", {}, OUTCOMES[offer.outcome]), h("td", { class: "number" }, offer.outcome_at ? `after ${span((new Date(offer.outcome_at) - new Date(offer.offered_at)) / 1000)}` : "")));
+      h("td", {}, OUTCOMES[offer.outcome]), h("td", { class: "number" }, offer.outcome_at ? `after ${lapse(offer.offered_at, offer.outcome_at)}` : "")));
     return section(`Offers (${offers.length})`, h("div", { class: "scroll" }, h("table", {},
       h("thead", {}, h("tr", {}, ["Wave", "Driver", "Away", "Outcome", ""].map((name) => h("th", { scope: "col" }, name)))),
       h("tbody", {}, rows))));
@@ -151,22 +158,31 @@ export class DriverPage extends Page {
     super(context, id, "Driver");
   }
 
-  listHref = "#/drivers";
-  listName = "Drivers";
+  get listHref() {
+    return "#/drivers";
+  }
+
+  get listName() {
+    return "Drivers";
+  }
 
   get selected() {
     return { driverId: this.id };
   }
 
+  /** The city has changed: the page is read again where its driver has. */
   onChange() {
+    if (this.seen !== this.#look()) this.refresh();
+  }
+
+  #look() {
     const driver = this.context.city.drivers.get(this.id);
-    const seen = driver ? `${driver.state} ${driver.tripId}` : "away";
-    if (this.seen !== undefined && this.seen !== seen) this.refresh();
-    this.seen = seen;
+    return driver ? `${driver.state} ${driver.tripId}` : "away";
   }
 
   async read() {
     const { api } = this.context;
+    this.seen = this.#look();
     const id = encodeURIComponent(this.id);
     const [now, { trips }, { offers }] = await Promise.all([
       api.get(`driver/${id}`), api.get("rides", { search: this.id, limit: 10 }), api.get(`driver/${id}/offers`, { limit: 15 }),

@@ -3,11 +3,11 @@
 
 /** States of drivers, as frames name them, in the order of lists. */
 export const DRIVER_STATES = {
-  offered: { label: "Offered", shape: "ring", color: { light: "#c77700", dark: "#f0b429" } },
-  free: { label: "Free", shape: "circle", color: { light: "#00845f", dark: "#2fd2a0" } },
+  offered: { label: "Offered a trip", shape: "ring", color: { light: "#c77700", dark: "#f0b429" } },
   to_pickup: { label: "To pickup", shape: "diamond", color: { light: "#0067ab", dark: "#5fb4f0" } },
   at_pickup: { label: "At pickup", shape: "square", color: { light: "#7a4ea3", dark: "#c3a2ee" } },
   riding: { label: "Riding", shape: "triangle", color: { light: "#b1417f", dark: "#f08cc0" } },
+  free: { label: "Free", shape: "circle", color: { light: "#00845f", dark: "#2fd2a0" } },
   unavailable: { label: "On a break", shape: "hollow", color: { light: "#66707b", dark: "#8d99a6" } },
   stale: { label: "Old position", shape: "cross", color: { light: "#66707b", dark: "#8d99a6" } },
   offline: { label: "Offline", shape: "hollow", color: { light: "#66707b", dark: "#8d99a6" } },
