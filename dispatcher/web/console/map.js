@@ -5,7 +5,10 @@ import { makeStamps } from "./glyphs.js";
 import { h, setText } from "./dom.js";
 import { DRIVER_STATES, TRIP_STATES } from "./words.js";
 
+/** Between two drawings: no shorter than eyes need, longer with many drivers, and one a glide at least. */
 const FRAME_MS = 33;
+const CROWD = 400;
+const CROWD_FRAME_MS = 100;
 const FLASH_MS = 1600;
 const NEAR_PX = 14;
 const LOOKS = {
@@ -17,7 +20,7 @@ export class CityMap {
   #map; #canvas; #context; #hint;
   #zonesLayer = null; #tiles = null;
   #stamps = null; #theme = "light"; #ratio = 1; #radius = 0;
-  #drawnAt = 0; #isAsked = false; #movesUntil = 0;
+  #drawnAt = 0; #isAsked = false; #movesUntil = 0; #frameMs = FRAME_MS;
   #flashes = [];
   #selected = {};
   #mustFit = true; #outline = null;
@@ -120,7 +123,17 @@ export class CityMap {
   #onChange() {
     if (this.#mustFit && this.city.drivers.size > 0) this.fit();
     this.#movesUntil = performance.now() + this.city.glideMs + 50;
+    this.#frameMs = this.#paceOf();
     this.draw();
+  }
+
+  /** Time for a pixel of the fastest driver's way: drawing more often would show the same. */
+  #paceOf() {
+    const { drivers, glideMs } = this.city;
+    let way = 0;
+    for (const { x, y, fromX, fromY } of drivers.values()) way = Math.max(way, Math.abs(x - fromX), Math.abs(y - fromY));
+    const pixels = way * this.#view().scale;
+    return Math.max(drivers.size > CROWD ? CROWD_FRAME_MS : FRAME_MS, Math.min(glideMs, glideMs / pixels));
   }
 
   #onNews(event) {
@@ -187,7 +200,8 @@ export class CityMap {
 
   #onFrame(now) {
     this.#isAsked = false;
-    if (now - this.#drawnAt >= FRAME_MS - 2) {
+    const frameMs = this.#flashes.length ? Math.min(this.#frameMs, CROWD_FRAME_MS) : this.#frameMs;
+    if (now - this.#drawnAt >= frameMs - 2) {
       this.#drawnAt = now;
       this.#paint(performance.now());
     }
