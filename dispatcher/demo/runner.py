@@ -78,7 +78,8 @@ def run(
                 f"{len(replayed)} real pickups, {drivers} drivers, {speed:g} times real speed"
             )
             async with running_server(settings, speed, city) as server:
-                for line in where_to_look(server, settings):
+                places = where_to_look(server, settings)
+                for line in places:
                     view.print_line(line)
                 state = await _run_city_process(plan(server), view)
                 answered = [(trip, version) for trip, version in state["outcome"]["answered"]]
@@ -87,7 +88,7 @@ def run(
                 view.report(state, findings)
                 if keep:
                     view.print_line(f"kept with its data ({server.data_dir}) until Ctrl-C:")
-                    for line in where_to_look(server, settings):
+                    for line in places:
                         view.print_line(line)
                     await _until_interrupted()
         return not state["mismatches"] and not any(finding.violations for finding in findings)
