@@ -16,6 +16,7 @@ from dispatcher.core.actors import Actor, Role
 from dispatcher.core.errors import Refusal
 from dispatcher.core.idempotency import IdempotencyKey
 from dispatcher.service.answers import Answer
+from dispatcher.service.messages import DriverFrame
 from dispatcher.service.zone_picture import ZoneViewFrame
 from dispatcher.web import query_parameters, requests
 from dispatcher.web.idempotency_key import key_of
@@ -158,6 +159,7 @@ class ServerFrameType(StrEnum):
     OFFER = "offer"
     OFFER_WITHDRAWN = "offer_withdrawn"
     TRIP = "trip"
+    DRIVER = "driver"
     DRIVER_LOCATION = "driver_location"
     ZONE_VIEW = "zone_view"
     ACK = "ack"
@@ -248,6 +250,7 @@ SERVER_FRAMES: Final[dict[ServerFrameType, type]] = {
     ServerFrameType.OFFER: OfferFrame,
     ServerFrameType.OFFER_WITHDRAWN: OfferWithdrawnFrame,
     ServerFrameType.TRIP: TripFrame,
+    ServerFrameType.DRIVER: DriverFrame,
     ServerFrameType.DRIVER_LOCATION: DriverLocationFrame,
     ServerFrameType.ZONE_VIEW: ZoneViewFrame,
     ServerFrameType.ACK: AckFrame,

@@ -19,7 +19,7 @@ from dispatcher.live.keys import Keys
 from dispatcher.live.settle import SettleEffect, Settlement
 from dispatcher.service.commands.command import Plan, SideEffects
 from dispatcher.service.commands.transition import OK, transition_columns, transition_settlement
-from dispatcher.service.messages import driver_body, trip_json
+from dispatcher.service.messages import driver_body, driver_messages, trip_json
 
 
 class DriverCameBack(Exception):
@@ -94,6 +94,9 @@ class ChangeAvailability:
             driver_vehicle_type=before.vehicle_type or after.vehicle_type,
             driver=replace(after, is_online=False) if self.changes_zone else after,
         )
+        if self.subject:
+            told = driver_messages(after, settlement.messages)
+            settlement = replace(settlement, messages=told)
         return Plan(
             change, settlement, OK, driver_body(after, released),
             other_zone=after.zone if self.changes_zone else "",
