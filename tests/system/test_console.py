@@ -28,6 +28,7 @@ SCREENSHOTS = os.environ.get("CONSOLE_SCREENSHOTS")
 HERE = {"lat": 40.7559, "lng": -73.9864}
 MARKUP = "<img src=x onerror=\"document.title='run'\"><b>late</b>"
 _WAIT_MS = 15_000
+expect.set_options(timeout=_WAIT_MS)
 _FLAGS = [
     "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-component-update",
     "--disable-background-networking", "--disable-sync",
@@ -69,7 +70,7 @@ class Screen:
         """Opens the link that signs in, as the demo prints it."""
         token = make_token("operator-1", "admin")
         await self.page.goto(f"{self.server.url}/console#token={token}")
-        await expect(self.page.locator("#link")).to_have_text("Live", timeout=_WAIT_MS)
+        await expect(self.page.locator("#link")).to_have_text("Live")
 
     async def go(self, place: str) -> None:
         await self.page.goto(f"{self.server.url}/console#/{place}")
@@ -79,7 +80,7 @@ class Screen:
         return self.page.locator(f'.rows li:has(a[title^="{id_}"])')
 
     async def expect_state(self, trip: str, state: str) -> None:
-        await expect(self.row(trip).locator(".state")).to_have_text(state, timeout=_WAIT_MS)
+        await expect(self.row(trip).locator(".state")).to_have_text(state)
 
     async def keep(self, name: str) -> None:
         """Keeps a picture for whoever looks at CI's files."""
@@ -165,7 +166,7 @@ async def test_a_trip_on_screen_from_its_creation_to_its_end(
     assert "token" not in screen.page.url, "the token is not left in the address"
     trip = await apps.ask()
     await screen.expect_state(trip, "Waiting")
-    await expect(screen.row(trip).locator(".detail")).to_contain_text("wave 1", timeout=_WAIT_MS)
+    await expect(screen.row(trip).locator(".detail")).to_contain_text("wave 1")
     await screen.keep("waiting")
     await apps.act("d-3", "decline", trip)
     for action, state in (
@@ -305,6 +306,16 @@ async def test_an_operator_assigns_takes_back_and_cancels_by_keyboard(
     await expect(page.locator("img[src=x]")).to_have_count(0)
     assert await page.title() == "dispatcher console"
 
+    stranded = await apps.ask("rider-2")
+    for action in ("accept", "arrive", "start"):
+        await apps.act("d-2", action, stranded)
+    await screen.go(f"trip/{stranded}")
+    await page.get_by_role("button", name="End the ride …").click()
+    await dialog.get_by_role("button", name="End the ride").click()
+    await expect(page.locator(".history")).to_contain_text(
+        "Ended without the driver by admin operator-1"
+    )
+
     connection = await asyncpg.connect(database_url)
     rows = await connection.fetch(
         "SELECT event, actor_id, actor_role FROM trip_events WHERE trip_id = $1 ORDER BY version", trip
@@ -325,10 +336,10 @@ async def test_it_comes_back_after_a_restart_of_the_server(
     await screen.sign_in()
     await screen.expect_state(trip, "Waiting")
     await server.stop()
-    await expect(screen.page.locator("#link")).to_contain_text("Reconnecting", timeout=_WAIT_MS)
+    await expect(screen.page.locator("#link")).to_contain_text("Reconnecting")
     port = str(urlsplit(server.url).port)
     again = await serve(env={**_SETTINGS, "DISPATCHER_PORT": port})
-    await expect(screen.page.locator("#link")).to_have_text("Live", timeout=_WAIT_MS)
+    await expect(screen.page.locator("#link")).to_have_text("Live")
     async with aiohttp.ClientSession() as session:
         await Apps(again, session).act("d-1", "accept", trip)
     await screen.expect_state(trip, "To pickup")

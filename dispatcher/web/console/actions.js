@@ -22,6 +22,22 @@ export function askCancel(api, trip, done) {
   });
 }
 
+export function askEnd(api, trip, done) {
+  const reason = h("input", { name: "reason", maxlength: 500, autocomplete: "off" });
+  confirmAction({
+    title: "End this ride?",
+    text: `${trip.id} counts as completed, and ${trip.driver_id} is free again. For a ride whose driver has vanished.`,
+    fields: [h("label", {}, "Reason", reason)],
+    action: "End the ride",
+    isDanger: true,
+    async run(key) {
+      await api.change("ride/end", { trip_request_id: trip.id, version: trip.version, reason: reason.value.trim() || null }, key);
+      done();
+      return "The ride is ended.";
+    },
+  });
+}
+
 export function askForceOffline(api, driver, done) {
   confirmAction({
     title: "Force this driver offline?",

@@ -1,6 +1,6 @@
 // The page of a trip and the page of a driver: read from the server, and again when they change.
 
-import { askAssign, askCancel, askForceOffline } from "./actions.js";
+import { askAssign, askCancel, askEnd, askForceOffline } from "./actions.js";
 import { h } from "./dom.js";
 import { lapse, metres, momentOf, shortId, since, span, timeOf } from "./format.js";
 import { glyph } from "./glyphs.js";
@@ -139,7 +139,8 @@ export class TripPage extends Page {
     const mayCancel = ["pending", "accepted", "arrived"].includes(trip.current_status);
     return h("div", { class: "buttons" },
       isPending && h("button", { class: "primary", type: "button", data: { action: "assign" }, click: () => askAssign(api, city, trip, again) }, "Assign to a driver …"),
-      mayCancel && h("button", { class: "danger", type: "button", data: { action: "cancel" }, click: () => askCancel(api, trip, again) }, "Cancel the trip …"));
+      mayCancel && h("button", { class: "danger", type: "button", data: { action: "cancel" }, click: () => askCancel(api, trip, again) }, "Cancel the trip …"),
+      trip.current_status === "ongoing" && h("button", { class: "danger", type: "button", data: { action: "end" }, click: () => askEnd(api, trip, again) }, "End the ride …"));
   }
 
   #offers(offers) {
