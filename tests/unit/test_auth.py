@@ -33,7 +33,7 @@ EC = ec.generate_private_key(ec.SECP256R1())
 
 def claims(**more: Any) -> dict[str, Any]:
     """The usual claims; None takes one away."""
-    usual = {"sub": "d1", "role": "driver", "aud": "dispatcher", "exp": int(time.time()) + 60, **more}
+    usual = {"sub": "d1", "role": "driver", "aud": "dispatcher", "exp": int(time.time()) + 3_600, **more}
     return {name: value for name, value in usual.items() if value is not None}
 
 
