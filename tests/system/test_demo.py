@@ -108,24 +108,28 @@ async def test_a_kept_demo_stays_up_with_its_console(
         *command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
     )
     assert process.stdout is not None
-    lines = []
-    async for line in process.stdout:
-        lines.append(line.decode())
-        if len(lines) > 4 and line.startswith(b"sql:"):
-            break
-    # Once at the beginning, before anything is simulated, and once at the end.
-    assert [line.partition(":")[0] for line in lines[1:4]] == ["console", "redis", "sql"]
-    assert lines[1] == lines[-3]
-    url, _, token = lines[1].split()[1].partition("/console#token=")
-    async with aiohttp.ClientSession(headers={"Authorization": f"Bearer {token.strip()}"}) as session:
-        async with session.get(f"{url}/console") as page:
-            assert page.status == 200
-        async with session.get(f"{url}/api/admin/zones") as zones:
-            (zone,) = (await zones.json())["zones"]
-            assert zone["outline"]["type"] in ("Polygon", "MultiPolygon"), "the map shows the city"
-        async with session.get(f"{url}/api/admin/rides?limit=100") as trips:
-            assert len((await trips.json())["trips"]) == 20
-    process.send_signal(signal.SIGINT)
+    try:
+        lines = []
+        async for line in process.stdout:
+            lines.append(line.decode())
+            if len(lines) > 4 and line.startswith(b"sql:"):
+                break
+        # Once at the beginning, before anything is simulated, and once at the end.
+        assert [line.partition(":")[0] for line in lines[1:4]] == ["console", "redis", "sql"]
+        assert lines[1] == lines[-3]
+        url, _, token = lines[1].split()[1].partition("/console#token=")
+        async with aiohttp.ClientSession(
+            headers={"Authorization": f"Bearer {token.strip()}"}
+        ) as session:
+            async with session.get(f"{url}/console") as page:
+                assert page.status == 200
+            async with session.get(f"{url}/api/admin/zones") as zones:
+                (zone,) = (await zones.json())["zones"]
+                assert zone["outline"]["type"] in ("Polygon", "MultiPolygon"), "the map shows the city"
+            async with session.get(f"{url}/api/admin/rides?limit=100") as trips:
+                assert len((await trips.json())["trips"]) == 20
+    finally:
+        process.send_signal(signal.SIGINT)
     assert await process.wait() == 0
     assert await asyncio.to_thread(wait_for_end, data_dir, 20.0) == []
 
