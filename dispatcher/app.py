@@ -18,10 +18,13 @@ from dispatcher.core.errors import StoreUnavailable
 from dispatcher.core.stop_signal import StopSignal
 from dispatcher.jobs.loop import FunctionJob, JobLoop
 from dispatcher.live.pubsub import Subscriber
+from dispatcher.live.zone_view import ZoneViewScripts
 from dispatcher.observe.metrics import Metrics
 from dispatcher.observe.worker_metrics import WRITE_INTERVAL_S, WorkerPlace
 from dispatcher.service.hub import Hub
+from dispatcher.service.operator_reads import OperatorReads
 from dispatcher.service.readiness import Readiness
+from dispatcher.service.zone_views import ZoneViews
 from dispatcher.web.application import build_application
 from dispatcher.web.auth import Authenticator
 from dispatcher.web.boundary import Boundary
@@ -63,7 +66,6 @@ async def run(
     zones = load_zones(settings.zones_file)
     async with _closed_in_time(services(settings, zones), stop) as parts:
         hub = Hub()
-        sockets = _websocket_endpoint(parts, authenticator, hub)
         readiness = Readiness(
             zones=zones, state=parts.live.state, database=parts.ledger.database, stop=stop
         )
@@ -73,7 +75,11 @@ async def run(
             "dispatcher_connections_refused", "Connections refused, or ended before their time.",
             "reason", lambda: door.refused,
         )  # fmt: skip
-        handlers, boundary = _handlers_and_boundary(parts, authenticator, sockets, readiness, metrics)
+        views = _zone_views(parts, readiness)
+        sockets = _websocket_endpoint(parts, authenticator, hub, views)
+        handlers, boundary = _handlers_and_boundary(
+            parts, authenticator, sockets, readiness, metrics, views
+        )
         hidden = _PAGES - set(settings.public_pages)
         drift_watch = drift_watch_job(parts)
         metrics.labelled_gauge(
@@ -125,7 +131,7 @@ async def run(
             await _finish(stop, "requests", runner.cleanup(), _ANSWERED_S)
             if metrics_runner is not None:
                 await _finish(stop, "metrics", metrics_runner.cleanup(), _ANSWERED_S)
-            await _finish(stop, "jobs", _stop_jobs(loops, subscriber, readiness), _SAVED_S)
+            await _finish(stop, "jobs", _stop_jobs(loops, subscriber, views, readiness), _SAVED_S)
             await _finish(stop, "saving", _save(parts, metrics), _SAVED_S)
 
 
@@ -154,9 +160,12 @@ async def _finish(stop: StopSignal, step: str, work: Awaitable[object], after_wi
         log.exception("stop failed", step=step)
 
 
-async def _stop_jobs(loops: Sequence[JobLoop], subscriber: Subscriber, readiness: Readiness) -> None:
+async def _stop_jobs(
+    loops: Sequence[JobLoop], subscriber: Subscriber, views: ZoneViews, readiness: Readiness
+) -> None:
     await asyncio.gather(*(loop.stop() for loop in loops))
     await subscriber.stop()
+    await views.close()
     await readiness.close()
 
 
@@ -176,7 +185,31 @@ def _door(settings: Settings) -> Door:
     return Door(limits, ClientIp(settings.trusted_proxies))
 
 
-def _websocket_endpoint(parts: Services, authenticator: Authenticator, hub: Hub) -> WebSocketEndpoint:
+def _zone_views(parts: Services, readiness: Readiness) -> ZoneViews:
+    return ZoneViews(
+        zones=parts.zones,
+        scripts=ZoneViewScripts(parts.live.pipeline),
+        database=parts.ledger.database,
+        health=readiness.check,
+        fix_age_s=parts.settings.fix_max_age_s,
+    )
+
+
+def _operator_reads(parts: Services) -> OperatorReads:
+    return OperatorReads(
+        zones=parts.zones,
+        database=parts.ledger.database,
+        state=parts.live.state,
+        offers=parts.live.offers,
+        presence=parts.live.presence,
+        views=ZoneViewScripts(parts.live.pipeline),
+        fix_age_s=parts.settings.fix_max_age_s,
+    )
+
+
+def _websocket_endpoint(
+    parts: Services, authenticator: Authenticator, hub: Hub, views: ZoneViews
+) -> WebSocketEndpoint:
     settings = parts.settings
     return WebSocketEndpoint(
         authenticator=authenticator,
@@ -191,6 +224,7 @@ def _websocket_endpoint(parts: Services, authenticator: Authenticator, hub: Hub)
         hub=hub,
         presence=parts.presence,
         snapshots=parts.snapshots,
+        zone_views=views,
         limits=parts.limits,
         allowed_origins=settings.allowed_origins,
         heartbeat_timeout_s=settings.presence_ttl_s,
@@ -224,9 +258,11 @@ def _handlers_and_boundary(
     sockets: WebSocketEndpoint,
     readiness: Readiness,
     metrics: Metrics,
+    views: ZoneViews,
 ) -> tuple[Handlers, Boundary]:
     commits = parts.ledger.commits
     metrics.gauge("dispatcher_sockets", "Open WebSockets.", lambda: len(sockets))
+    metrics.gauge("dispatcher_zone_viewers", "Sockets that watch a zone.", views.viewers)
     metrics.counter("dispatcher_commits", "Batches sent.", lambda: commits.batches)
     metrics.counter("dispatcher_changes", "Changes in them.", lambda: commits.changes)
 
@@ -238,9 +274,12 @@ def _handlers_and_boundary(
         stranded_trips=parts.stranded_trips,
         reads=parts.reads,
         explanation=parts.explanation,
+        operator_reads=_operator_reads(parts),
         readiness=readiness.check,
         metrics=metrics,
         vehicle_types=parts.settings.vehicle_types,
+        tile_url=parts.settings.console_tile_url,
+        tile_attribution=parts.settings.console_tile_attribution,
     )
     boundary = Boundary(
         authenticator=authenticator,

@@ -170,6 +170,8 @@ def cleanup(chunk: int, data_dir: Path | None) -> None:
 @click.option("--drivers", type=click.IntRange(min=1), help="Simulated drivers.")
 @click.option("--speed", type=click.FloatRange(min=0, min_open=True), help="Times real time.")
 @click.option("--minutes", type=click.FloatRange(min=0, min_open=True), help="How long to run.")
+@click.option("--keep", is_flag=True, help="Stay up afterwards, with all data, until Ctrl-C.")
+@click.option("--port", type=int, help="Port to listen on; unset: 8080 where it is free.")
 @_DATA_DIR
 def demo(
     *,
@@ -178,13 +180,15 @@ def demo(
     drivers: int | None,
     speed: float | None,
     minutes: float | None,
+    keep: bool,
+    port: int | None,
     data_dir: Path | None,
 ) -> None:
-    """Run a simulated city against a server of its own."""
+    """Run a simulated city against a server of its own, and show it on the console."""
     from dispatcher import demo
 
     options = _given(pickups=pickups, limit=limit, drivers=drivers, speed=speed, minutes=minutes)
-    sys.exit(demo.run(_settings(data_dir=data_dir), **options))
+    sys.exit(demo.run(_settings(data_dir=data_dir, port=port), keep=keep, **options))
 
 
 for _command in COMMANDS:

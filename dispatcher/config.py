@@ -214,6 +214,13 @@ class Settings(BaseSettings):
         description="window over which sockets are closed at a stop; the server is gone 5 s later",
     )  # fmt: skip
 
+    console_tile_url: str | None = Field(
+        None,
+        pattern=r"^https?://[^/\s;,'\"]+/\S+$",
+        description="address of map tiles for the console, with `{z}`, `{x}` and `{y}`; unset: none",
+    )
+    console_tile_attribution: str = Field("", description="whose tiles they are, as the map shows it")
+
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         "info", description="lowest level that is logged"
     )

@@ -59,6 +59,11 @@ class Area:
         """Whether a point, in degrees, lies in the area or on its edge."""
         return bool(shapely.intersects_xy(self._polygon, lng, lat))
 
+    def outline(self) -> dict[str, Any]:
+        """The area as a GeoJSON geometry, in degrees, longitude first."""
+        outline: dict[str, Any] = json.loads(shapely.to_geojson(self._polygon))
+        return outline
+
 
 def load_zones(path: Path | None) -> Zones:
     """Read the zones of a file; without a file there is the default zone alone.

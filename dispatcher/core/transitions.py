@@ -90,6 +90,11 @@ ACCEPT: Final = Transition(
     "accept", _DRIVER, _PENDING, Status.ACCEPTED,
     DriverEffect.TAKES, Event.ACCEPTED, "accepted_at", LimitClass.TRIP_ACCEPT,
 )  # fmt: skip
+#: An operator gives the trip to a driver of their choice, who has to be as free as to accept it.
+ASSIGN: Final = Transition(
+    "assign", frozenset({Role.ADMIN}), _PENDING, Status.ACCEPTED,
+    DriverEffect.TAKES, Event.ACCEPTED, "accepted_at",
+)  # fmt: skip
 ARRIVE: Final = Transition(
     "arrive", _DRIVER, frozenset({Status.ACCEPTED}), Status.ARRIVED,
     DriverEffect.KEEPS, Event.ARRIVED, "arrived_at",
@@ -119,9 +124,9 @@ CANCEL: Final = Transition(
     "cancel", frozenset({Role.CUSTOMER, Role.ADMIN}), _PENDING | _NOT_STARTED, Status.CANCELLED,
     DriverEffect.FREED, Event.CANCELLED, "cancelled_at", LimitClass.TRIP_CANCEL,
 )  # fmt: skip
-#: The driver goes offline or is lost: part of a change of availability.
+#: The driver goes offline, is taken offline or is lost: part of a change of availability.
 RELEASE: Final = Transition(
-    "release", frozenset({Role.DRIVER, Role.SYSTEM}), _NOT_STARTED, Status.PENDING,
+    "release", frozenset({Role.DRIVER, Role.SYSTEM, Role.ADMIN}), _NOT_STARTED, Status.PENDING,
     DriverEffect.CLEARED, Event.RELEASED, None,
 )  # fmt: skip
 EXPIRE: Final = Transition(
@@ -129,8 +134,8 @@ EXPIRE: Final = Transition(
     DriverEffect.NONE, Event.EXPIRED, "expired_at",
 )  # fmt: skip
 
-TRANSITIONS: Final = (ACCEPT, ARRIVE, START, COMPLETE, END, GIVE_BACK, CANCEL, RELEASE, EXPIRE)
-#: Part of another change, or the dispatcher's own: nobody asks for them by name.
-_INTERNAL: Final = (RELEASE, EXPIRE)
+TRANSITIONS: Final = (ACCEPT, ASSIGN, ARRIVE, START, COMPLETE, END, GIVE_BACK, CANCEL, RELEASE, EXPIRE)
+#: Part of another change, the dispatcher's own, or with a driver to name: nobody asks for them by word.
+_INTERNAL: Final = (ASSIGN, RELEASE, EXPIRE)
 #: What each role may ask for; `decline` changes an offer, not a trip.
 ACTIONS: Final = {(role, t.action): t for t in TRANSITIONS if t not in _INTERNAL for role in t.roles}

@@ -60,6 +60,7 @@ class City:
         self._customer_tasks: set[asyncio.Task[None]] = set()
         self._replayed = 0
         self._started_at: float | None = None
+        self._phase = "day"
 
     def _new_driver(self, number: int) -> DriverApp:
         driver_id = f"driver-{self._plan.run}-{number:04}"
@@ -102,6 +103,7 @@ class City:
         minutes = self._plan.minutes
         self._started_at = time.monotonic()
         await self._run_until_stopped(self._replay(), None if minutes is None else minutes * 60)
+        self._phase = "tail"
         drain_s = min(_MAX_DRAIN_S, _DRAIN_S + _DRAIN_SIMULATED_S / self.speed)
         await self._run_until_stopped(self._customers_done(), drain_s)
 
@@ -206,6 +208,7 @@ class City:
         started = self._started_at
         return self.stats.summary() | {
             "simulated_s": (time.monotonic() - started) * self.speed if started is not None else None,
+            "phase": self._phase,
             "replayed": self._replayed,
             "drivers": dict(Counter(driver.state for driver in self.drivers)),
         }

@@ -14,6 +14,8 @@ from dispatcher.core.trips import MAX_LATITUDE
 
 #: A Friday evening in New York; the README beside it names the source.
 BUNDLED_PICKUPS: Final = Path(__file__).parent / "data" / "new-york-friday-evening.csv"
+#: The boroughs that they are in, roughly: an example of zones that ships, too.
+BUNDLED_BOROUGHS: Final = Path(__file__).parent.parent / "zones" / "new-york-boroughs.geojson"
 _COLUMNS: Final = ("picked_up_at", "lat", "lng")
 
 

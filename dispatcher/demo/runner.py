@@ -15,14 +15,19 @@ import orjson
 from rich.console import Console
 
 from dispatcher.config import Settings
+from dispatcher.demo.api_client import issue_token
 from dispatcher.demo.city_plan import CityPlan
 from dispatcher.demo.invariants import check_invariants
-from dispatcher.demo.pickups import BUNDLED_PICKUPS, read_pickups
+from dispatcher.demo.pickups import BUNDLED_BOROUGHS, BUNDLED_PICKUPS, read_pickups
+from dispatcher.demo.report import State
 from dispatcher.demo.server import DemoError, Server, running_server, scaled_waves
-from dispatcher.demo.view import State, View
+from dispatcher.demo.view import View
+from dispatcher.server.supervisor import shown_url
 
 #: Length of a run where neither a number of trips nor a time was asked for.
 _DEFAULT_MINUTES: Final = 2.0
+#: Of the operator's token: as long as anybody keeps a demo.
+_TOKEN_S: Final = 7 * 86_400
 #: The last line of the city holds every answer that was given.
 _MAX_LINE_BYTES: Final = 1 << 26
 
@@ -35,8 +40,11 @@ def run(
     drivers: int = 300,
     speed: float = 60.0,
     minutes: float | None = None,
+    keep: bool = False,
 ) -> int:
     """Replays pickups; returns the exit status: 0 if every invariant held, else 1.
+
+    With `keep` the server stays up afterwards, with all that it holds, until Ctrl-C.
 
     Raises SettingsError for a wrong file or setting, DemoError if server or city fail.
     """
@@ -62,23 +70,59 @@ def run(
             max_radius_m=max(wave.radius_m for wave in scaled_waves(speed)),
         )
 
+    city = BUNDLED_BOROUGHS if pickups == BUNDLED_PICKUPS else None
+
     async def run_city() -> bool:
         with view:
             view.print_line(
                 f"{len(replayed)} real pickups, {drivers} drivers, {speed:g} times real speed"
             )
-            async with running_server(settings, speed) as server:
-                view.print_line(f"server ready: {server.url}")
+            async with running_server(settings, speed, city) as server:
+                places = where_to_look(server, settings)
+                for line in places:
+                    view.print_line(line)
                 state = await _run_city_process(plan(server), view)
                 answered = [(trip, version) for trip, version in state["outcome"]["answered"]]
                 findings = await check_invariants(server.database_url, answered)
-        view.report(state, findings)
+                view.close()
+                view.report(state, findings)
+                if keep:
+                    view.print_line(f"kept with its data ({server.data_dir}) until Ctrl-C:")
+                    for line in places:
+                        view.print_line(line)
+                    await _until_interrupted()
         return not state["mismatches"] and not any(finding.violations for finding in findings)
 
     try:
         return 0 if asyncio.run(run_city()) else 1
     except (asyncio.CancelledError, KeyboardInterrupt):
         return 128 + signal.SIGINT
+
+
+def where_to_look(server: Server, settings: Settings) -> list[str]:
+    """A link that opens the console signed in, and how to look inside both engines."""
+    token = issue_token(
+        server.secret, settings.jwt_audience, settings.jwt_issuer, "operator", "admin", _TOKEN_S
+    )
+    _, _, path = server.redis_url.partition("unix://")
+    redis = f"-s {path.partition('?')[0]}" if path else f"-u '{server.redis_url}'"
+    return [
+        f"console: {server.url}/console#token={token}",
+        f"redis:   redis-cli {redis}",
+        f"sql:     psql '{shown_url(server.database_url)}'",
+    ]
+
+
+async def _until_interrupted() -> None:
+    interrupted = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, interrupted.set)
+    try:
+        await interrupted.wait()
+    finally:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.remove_signal_handler(number)
 
 
 async def _run_city_process(plan: CityPlan, view: View) -> State:

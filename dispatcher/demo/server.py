@@ -7,6 +7,7 @@ import contextlib
 import json
 import os
 import shutil
+import socket
 import subprocess
 import sys
 import tempfile
@@ -14,6 +15,9 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
+
+import shapely
+from shapely.geometry import shape
 
 from dispatcher.config import ENV_PREFIX, Settings, SettingsError
 from dispatcher.core.limits import Rate
@@ -23,6 +27,8 @@ from dispatcher.embedded.engines import development_secret
 #: The first start creates a database, which takes long on a slow disk.
 _READY_S: Final = 120.0
 _STOP_S: Final = 30.0
+#: The port of `serve`, so that a link that was kept goes on working; another one where it is taken.
+_USUAL_PORT: Final = 8080
 _READY_LINE_BYTES: Final = 1 << 20
 #: Wave deadlines shrink with the city's speed, but an app on a busy machine needs a second to answer.
 _MIN_DEADLINE_FACTOR: Final = 0.1
@@ -43,11 +49,17 @@ class Server:
     database_url: str
     secret: str
     pid: int
+    redis_url: str = ""
+    data_dir: str = ""
 
 
 @contextlib.asynccontextmanager
-async def running_server(settings: Settings, speed: float) -> AsyncIterator[Server]:
+async def running_server(
+    settings: Settings, speed: float, city: Path | None = None
+) -> AsyncIterator[Server]:
     """Runs a server, in a temporary directory unless the settings name one.
+
+    `city` is a GeoJSON file of the boroughs to show on a map.
 
     Raises SettingsError if its tokens cannot be signed here, DemoError if it does not start.
     """
@@ -63,7 +75,7 @@ async def running_server(settings: Settings, speed: float) -> AsyncIterator[Serv
             secret = settings.jwt_secret.get_secret_value()
         else:
             secret = await asyncio.to_thread(development_secret, data_dir)
-        overrides = _server_settings(settings, speed, scratch) | {
+        overrides = _server_settings(settings, speed, scratch, city) | {
             "jwt_secret": secret,
             "data_dir": str(data_dir),
         }
@@ -82,6 +94,8 @@ async def running_server(settings: Settings, speed: float) -> AsyncIterator[Serv
                 database_url=settings.database_url or ready["database_url"],
                 secret=secret,
                 pid=process.pid,
+                redis_url=ready["redis_url"],
+                data_dir=ready["data_dir"],
             )
         finally:
             await _stop(process)
@@ -89,7 +103,9 @@ async def running_server(settings: Settings, speed: float) -> AsyncIterator[Serv
         await asyncio.to_thread(shutil.rmtree, scratch, ignore_errors=True)
 
 
-def _server_settings(settings: Settings, speed: float, scratch: Path) -> dict[str, str]:
+def _server_settings(
+    settings: Settings, speed: float, scratch: Path, city: Path | None
+) -> dict[str, str]:
     """Settings for a city at `speed` times real time; explicit settings win."""
     explicit = settings.model_fields_set
     adapted = {
@@ -105,9 +121,25 @@ def _server_settings(settings: Settings, speed: float, scratch: Path) -> dict[st
     adapted = {name: value for name, value in adapted.items() if name not in explicit}
     if settings.zones_file is None:
         file = scratch / "zones.toml"
-        file.write_text(scaled_zones(speed))
+        area = ""
+        if city is not None:
+            area = "city.geojson"
+            (scratch / area).write_text(merged_outline(city))
+        file.write_text(scaled_zones(speed, area))
         adapted["zones_file"] = str(file)
-    return adapted | {"port": "0", "host": "127.0.0.1"}
+    usual = _USUAL_PORT if _is_free(_USUAL_PORT) else 0
+    port = settings.port if "port" in explicit else usual
+    return adapted | {"port": str(port), "host": "127.0.0.1"}
+
+
+def _is_free(port: int) -> bool:
+    with socket.socket() as sock:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            sock.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+    return True
 
 
 def _scaled_rate(rate: Rate, speed: float) -> Rate:
@@ -120,13 +152,20 @@ def scaled_waves(speed: float) -> list[Wave]:
     return [Wave(wave.size, wave.radius_m, wave.deadline_s * factor) for wave in DEFAULT_WAVES]
 
 
-def scaled_zones(speed: float) -> str:
-    """The text of a zones file with those waves."""
+def merged_outline(file: Path) -> str:
+    """The features of a GeoJSON file as one geometry."""
+    features = json.loads(file.read_text())["features"]
+    return str(shapely.to_geojson(shapely.union_all([shape(f["geometry"]) for f in features])))
+
+
+def scaled_zones(speed: float, area: str = "") -> str:
+    """The text of a zones file with those waves; `area` is a GeoJSON file beside it."""
     lines = [
         f"  {{ size = {w.size}, radius_m = {w.radius_m}, deadline_s = {w.deadline_s:.3f} }},"
         for w in scaled_waves(speed)
     ]
-    return "\n".join(["[zones.default]", "waves = [", *lines, "]", ""])
+    outline = [f'area = "{area}"'] if area else []
+    return "\n".join(["[zones.default]", *outline, "waves = [", *lines, "]", ""])
 
 
 async def _wait_ready(process: asyncio.subprocess.Process, log: Path) -> Any:

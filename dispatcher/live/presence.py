@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from enum import IntEnum
 from typing import Any, Final, NamedTuple
 
+import orjson
+
 from dispatcher.core.actors import Role
 from dispatcher.live.keys import Keys
 from dispatcher.live.pipeline import Pipeline
@@ -39,6 +41,14 @@ class Swept(NamedTuple):
 
     epoch: str
     addresses: list[str]
+
+
+class OpenConnection(NamedTuple):
+    """A connection of a user: until when (ms) it lives without a sign of life, and what is known."""
+
+    connection_id: str
+    ends_ms: int
+    about: dict[str, Any]
 
 
 class PresenceScripts:
@@ -89,6 +99,18 @@ class PresenceScripts:
             "sweep_absent", (keys.present, keys.epoch), (grace_ms, _SWEEP_AGAIN_MS, max_users, epoch)
         )
         return Swept(known, addresses)
+
+    async def connections_of(self, keys: Keys, address: str) -> tuple[int | None, list[OpenConnection]]:
+        """The end of a user's presence (ms; None: no presence), and their connections."""
+        ends = await self._pipeline.command("ZSCORE", keys.present, address)
+        listed = await self._pipeline.command("ZRANGE", keys.connections(address), 0, -1)
+        found = []
+        for connection_id in listed:
+            about = await self._pipeline.command("GET", keys.presence(address, connection_id))
+            until = await self._pipeline.command("ZSCORE", keys.connections(address), connection_id)
+            if about is not None and until is not None:
+                found.append(OpenConnection(connection_id, int(float(until)), orjson.loads(about)))
+        return (None if ends is None else int(float(ends))), found
 
     async def forget_absent(self, keys: Keys, address: str) -> bool:
         """Forgets a user who is gone; False where they came back."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Final
 
 import structlog
@@ -55,28 +57,33 @@ class AvailabilityService:
         vehicle_type: str | None = None,
         location: tuple[float, float] | None = None,
     ) -> Answer:
-        """Changes what a driver offers; None leaves a thing as it is. `location` is (lat, lng).
+        """Changes what the driver offers; None leaves a thing as it is. `location` is (lat, lng).
 
         Going offline releases a trip that has not started, in the same commit. Answers 200,
         409 driver_has_active_trip where zone or vehicle change during a trip. Raises Refusal
         invalid_zone, StoreUnavailable, OutcomeUnknown.
         """
+        command, answer = await self._execute(
+            partial(self._command, caller, availability_status, is_online, zone, vehicle_type, location)
+        )
+        if answer.is_new_success:
+            await self._presence.follow(command.driver_id)
+            if location is not None:
+                await self._take_location(command.driver_id, location)
+        return answer
+
+    async def _execute(
+        self, start: Callable[[], Awaitable[ChangeAvailability]]
+    ) -> tuple[ChangeAvailability, Answer]:
+        """Has a change made that starts from where the driver works; whoever has moved by way of another
+        server is looked up again."""
         for _ in range(_MAX_TRIES):
-            command = await self._command(
-                caller, availability_status, is_online, zone, vehicle_type, location
-            )
+            command = await start()
             try:
-                answer = await self._coordinator.execute(command)
+                return command, await self._coordinator.execute(command)
             except DriverElsewhere:
-                # They have moved by way of another server.
                 self._directory.forget(command.driver_id)
-                continue
-            if answer.is_new_success:
-                await self._presence.follow(command.driver_id)
-                if location is not None:
-                    await self._take_location(command.driver_id, location)
-            return answer
-        return claim_refusal(PROBLEM_CODES[ClaimCode.TRIP_BUSY])
+        return command, claim_refusal(PROBLEM_CODES[ClaimCode.TRIP_BUSY])
 
     async def _command(
         self,
@@ -107,6 +114,24 @@ class AvailabilityService:
             brings_position=location is not None,
             max_fix_age_ms=self._fix_age_ms,
         )
+
+    async def force_offline(self, caller: Caller, driver_id: str) -> Answer:
+        """An operator takes a driver offline, present or not; what has not started is released.
+
+        Answers 200, 409 trip_busy. Raises Refusal driver_not_found, StoreUnavailable, OutcomeUnknown.
+        """
+
+        async def start() -> ChangeAvailability:
+            entry = await self._directory.find(driver_id)
+            zone = self._zones.get(entry.zone) if entry else None
+            if zone is None:
+                raise Refusal("driver_not_found")
+            return ChangeAvailability(
+                caller, zone, zone.name, zone.name, is_online=False, subject=driver_id
+            )
+
+        _, answer = await self._execute(start)
+        return answer
 
     async def take_offline(self, zone: Zone, driver_id: str) -> Answer:
         """The driver is lost: offline, and what has not started is released.

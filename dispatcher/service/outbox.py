@@ -70,8 +70,11 @@ class PastEvent(NamedTuple):
     @property
     def claimed_driver(self) -> str:
         """The driver whose claim the attempt held beside the trip's, or empty."""
-        goes_offline = self.payload.get("reason") == "driver_offline"
-        return self.actor.user_id if self.event is Event.ACCEPTED or goes_offline else ""
+        if self.event is Event.ACCEPTED:
+            return str(self.payload["driver_id"])
+        if self.payload.get("reason") == "driver_offline":
+            return str(self.payload.get("former_driver", self.actor.user_id))
+        return ""
 
 
 class Outbox:

@@ -8,7 +8,7 @@ from typing import Final
 from pydantic import BaseModel
 
 from dispatcher.core.actors import Role
-from dispatcher.web import requests
+from dispatcher.web import query_parameters, requests
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,16 +50,17 @@ ENDPOINTS: Final = (
     ),
     Endpoint(
         "GET", "/api/customer/ride/{id}", "customer_trip", "An own trip",
-        Role.CUSTOMER, codes=("trip_not_found",), path_parts=requests.TripPath,
+        Role.CUSTOMER, codes=("trip_not_found",), path_parts=query_parameters.TripPath,
     ),
     Endpoint(
         "GET", "/api/driver/ride/pending", "pending",
         "Pending trips that the driver may accept, nearest first",
-        Role.DRIVER, query=requests.PendingQuery, codes=("driver_not_online", "driver_not_available"),
+        Role.DRIVER, query=query_parameters.PendingQuery,
+        codes=("driver_not_online", "driver_not_available"),
     ),
     Endpoint(
         "GET", "/api/driver/ride/{id}", "driver_trip", "An own trip",
-        Role.DRIVER, codes=("trip_not_found",), path_parts=requests.TripPath,
+        Role.DRIVER, codes=("trip_not_found",), path_parts=query_parameters.TripPath,
     ),
     Endpoint(
         "POST", "/api/driver/ride/trip-action", "trip_action", "Take a step with a trip",
@@ -87,20 +88,61 @@ ENDPOINTS: Final = (
         (*_TRIP_CHANGE_CODES, "invalid_trip_status"),
     ),
     Endpoint(
+        "POST", "/api/admin/ride/assign", "assign", "Give a pending trip to a driver",
+        Role.ADMIN, (requests.Assignment,), None, True, 200,
+        (*_TRIP_CHANGE_CODES, "trip_already_assigned", "trip_not_pending", "driver_not_online",
+         "driver_not_available"),
+    ),
+    Endpoint(
+        "POST", "/api/admin/driver/offline", "force_offline", "Take a driver offline",
+        Role.ADMIN, (requests.ForcedOffline,), None, True, 200, ("driver_not_found", "trip_busy"),
+    ),
+    Endpoint(
+        "GET", "/api/admin/zones", "zones", "Every zone with its outline",
+        Role.ADMIN, path_parts=query_parameters.NoParameters,
+    ),
+    Endpoint(
+        "GET", "/api/admin/rides", "trips", "Trips, the latest change first, in pages",
+        Role.ADMIN, query=query_parameters.TripsQuery,
+    ),
+    Endpoint(
+        "GET", "/api/admin/ride/{id}", "admin_trip", "Any trip",
+        Role.ADMIN, codes=("trip_not_found",), path_parts=query_parameters.TripPath,
+    ),
+    Endpoint(
+        "GET", "/api/admin/ride/{id}/offers", "trip_offers",
+        "The offers of a trip, wave by wave, in pages",
+        Role.ADMIN, query=query_parameters.TripOffersQuery, codes=("trip_not_found",),
+    ),
+    Endpoint(
+        "GET", "/api/admin/drivers", "drivers", "Drivers by the beginning of their id, in pages",
+        Role.ADMIN, query=query_parameters.DriversQuery,
+    ),
+    Endpoint(
+        "GET", "/api/admin/driver/{driver_id}", "driver",
+        "A driver as they are now, and what keeps offers from them",
+        Role.ADMIN, codes=("driver_not_found",), path_parts=query_parameters.DriverPath,
+    ),
+    Endpoint(
+        "GET", "/api/admin/driver/{driver_id}/offers", "driver_offers",
+        "The offers that a driver got, the latest first, in pages",
+        Role.ADMIN, query=query_parameters.DriverOffersQuery,
+    ),
+    Endpoint(
         "GET", "/api/admin/ride/{id}/timeline", "timeline", "The history of a trip, a row a version",
-        Role.ADMIN, codes=("trip_not_found",), path_parts=requests.TripPath,
+        Role.ADMIN, codes=("trip_not_found",), path_parts=query_parameters.TripPath,
     ),
     Endpoint(
         "GET", "/api/admin/rides/abandoned", "abandoned", "Trips taken long ago that have not started",
-        Role.ADMIN, query=requests.AbandonedQuery,
+        Role.ADMIN, query=query_parameters.AbandonedQuery,
     ),
     Endpoint(
         "GET", "/api/admin/zones/{zone}/statistics", "statistics", "Live trips of a zone by state",
-        Role.ADMIN, path_parts=requests.ZonePath,
+        Role.ADMIN, path_parts=query_parameters.ZonePath,
     ),
     Endpoint(
         "GET", "/api/admin/why", "why", "What keeps a driver from a trip, filter by filter",
-        Role.ADMIN, query=requests.WhyQuery,
+        Role.ADMIN, query=query_parameters.WhyQuery,
         codes=("trip_not_found", "driver_not_found", "invalid_trip_id"),
     ),
     Endpoint(
@@ -111,6 +153,12 @@ ENDPOINTS: Final = (
     Endpoint("GET", "/healthz", "healthz", "200 while the process lives"),
     Endpoint("GET", "/readyz", "readyz", "200 while it can decide", codes=("service_unavailable",)),
     Endpoint("GET", "/metrics", "metrics", "Metrics in Prometheus' text format"),
+    Endpoint("GET", "/", "root", "Leads to the operator's console", status=302),
+    Endpoint("GET", "/console", "console", "The operator's console"),
+    Endpoint(
+        "GET", "/console/{file}", "console_file", "What the console is made of",
+        path_parts=query_parameters.FilePath, codes=("not_found",),
+    ),
     Endpoint("GET", "/openapi.json", "openapi", "This description"),
     Endpoint("GET", "/docs", "docs", "This description as a page"),
 )  # fmt: skip

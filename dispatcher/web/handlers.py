@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Collection
 from typing import Any, Final
 
-from aiohttp import web
+from aiohttp import hdrs, web
 
 from dispatcher.core.actors import Actor
 from dispatcher.core.callers import Caller
@@ -18,14 +18,16 @@ from dispatcher.core.zones import Zones
 from dispatcher.observe.metrics import Metrics
 from dispatcher.service.answers import Answer, refusal_answer
 from dispatcher.service.availability import AvailabilityService
-from dispatcher.service.commands.actions import trip_action
+from dispatcher.service.commands.actions import assign_trip, trip_action
 from dispatcher.service.commands.create import create_trip
 from dispatcher.service.coordinator import Coordinator
 from dispatcher.service.explanation import Explanation
+from dispatcher.service.operator_reads import OperatorReads
 from dispatcher.service.positions import Positions
 from dispatcher.service.reads import Reads
 from dispatcher.service.stranded_trips import StrandedTrips
-from dispatcher.web import api_page, openapi, requests
+from dispatcher.web import api_page, openapi, query_parameters, requests
+from dispatcher.web.console_pages import ConsolePages
 from dispatcher.web.responses import HttpResponse, answer_response, content_response, json_response
 
 #: Whether the server can decide, and what it says about that.
@@ -49,9 +51,12 @@ class Handlers:
         stranded_trips: StrandedTrips,
         reads: Reads,
         explanation: Explanation,
+        operator_reads: OperatorReads,
         readiness: Readiness,
         metrics: Metrics,
         vehicle_types: Collection[str],
+        tile_url: str | None = None,
+        tile_attribution: str = "",
     ) -> None:
         self._zones = zones
         self._coordinator = coordinator
@@ -60,11 +65,14 @@ class Handlers:
         self._stranded_trips = stranded_trips
         self._reads = reads
         self._explanation = explanation
+        self._operator_reads = operator_reads
         self._readiness = readiness
         self._metrics = metrics
         self._vehicle_types = vehicle_types
         self._description = openapi.render()
         self._page = api_page.render()
+        self._console = ConsolePages(tile_url)
+        self._map = {"tile_url": tile_url, "attribution": tile_attribution}
 
     def _check_vehicle_type(self, vehicle_type: str) -> None:
         """Raises Refusal invalid_vehicle_type, which names those that there are."""
@@ -102,7 +110,7 @@ class Handlers:
 
     admin_end = end
 
-    async def customer_trip(self, actor: Actor, path: requests.TripPath) -> Trip:
+    async def customer_trip(self, actor: Actor, path: query_parameters.TripPath) -> Trip:
         return await self._reads.trip(actor, path.id)
 
     # --- drivers
@@ -131,21 +139,56 @@ class Handlers:
     async def location(self, caller: Caller, body: dict[str, Any]) -> Answer:
         return await self._positions.report(caller, requests.parse_positions(body))
 
-    async def pending(self, actor: Actor, query: requests.PendingQuery) -> dict[str, Any]:
+    async def pending(self, actor: Actor, query: query_parameters.PendingQuery) -> dict[str, Any]:
         return {"trips": await self._reads.pending_near(actor, query.limit)}
 
     # --- admins
 
-    async def timeline(self, _: Actor, path: requests.TripPath) -> dict[str, Any]:
+    async def assign(self, caller: Caller, body: requests.Assignment) -> Answer:
+        command = assign_trip(
+            self._zones, caller, body.trip_request_id, body.driver_id, version=body.version
+        )
+        return await self._coordinator.execute(command)
+
+    async def force_offline(self, caller: Caller, body: requests.ForcedOffline) -> Answer:
+        return await self._availability.force_offline(caller, body.driver_id)
+
+    admin_trip = customer_trip
+
+    async def zones(self, _: Actor, __: query_parameters.NoParameters) -> dict[str, Any]:
+        return {"zones": self._operator_reads.zones(), "map": self._map}
+
+    async def trips(self, _: Actor, query: query_parameters.TripsQuery) -> dict[str, Any]:
+        return await self._operator_reads.trips(
+            search=query.search, zone=query.zone, statuses=[query.status] if query.status else None,
+            after=query.after, limit=query.limit,
+        )  # fmt: skip
+
+    async def trip_offers(self, _: Actor, query: query_parameters.TripOffersQuery) -> dict[str, Any]:
+        return await self._operator_reads.trip_offers(query.id, query.after, query.limit)
+
+    async def drivers(self, _: Actor, query: query_parameters.DriversQuery) -> dict[str, Any]:
+        return await self._operator_reads.drivers(
+            search=query.search, zone=query.zone, only_online=query.online, after=query.after,
+            limit=query.limit,
+        )  # fmt: skip
+
+    async def driver(self, _: Actor, path: query_parameters.DriverPath) -> dict[str, Any]:
+        return await self._operator_reads.driver(path.driver_id)
+
+    async def driver_offers(self, _: Actor, query: query_parameters.DriverOffersQuery) -> dict[str, Any]:
+        return await self._operator_reads.driver_offers(query.driver_id, query.after, query.limit)
+
+    async def timeline(self, _: Actor, path: query_parameters.TripPath) -> dict[str, Any]:
         return {"trip_id": path.id, "events": await self._reads.timeline(path.id)}
 
-    async def abandoned(self, _: Actor, query: requests.AbandonedQuery) -> dict[str, Any]:
+    async def abandoned(self, _: Actor, query: query_parameters.AbandonedQuery) -> dict[str, Any]:
         return {"trips": await self._reads.abandoned(query.zone, query.older_than_s)}
 
-    async def statistics(self, _: Actor, path: requests.ZonePath) -> dict[str, Any]:
+    async def statistics(self, _: Actor, path: query_parameters.ZonePath) -> dict[str, Any]:
         return await self._reads.zone_statistics(path.zone)
 
-    async def why(self, _: Actor, query: requests.WhyQuery) -> dict[str, Any]:
+    async def why(self, _: Actor, query: query_parameters.WhyQuery) -> dict[str, Any]:
         return await self._explanation.why(query.trip, query.driver)
 
     # --- everybody
@@ -169,3 +212,15 @@ class Handlers:
     async def docs(self, _: web.Request) -> HttpResponse:
         policy = {"Content-Security-Policy": _PAGE_POLICY}
         return content_response(self._page, "text/html; charset=utf-8", **policy)
+
+    # --- operators
+
+    async def root(self, _: web.Request) -> HttpResponse:
+        # Relative, so that a proxy may serve all of this below a path of its own.
+        return HttpResponse(302, b"", {hdrs.LOCATION: "console"})
+
+    async def console(self, request: web.Request) -> HttpResponse:
+        return self._console.page(request)
+
+    async def console_file(self, request: web.Request) -> HttpResponse:
+        return self._console.file(request, request.match_info["file"])

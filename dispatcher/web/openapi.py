@@ -29,8 +29,12 @@ _FIELD_CODES: Final = {
     "Ending": ("invalid_trip_id", "invalid_version"),
     "TripAction": ("unknown_action", "invalid_trip_id", "invalid_version"),
     "Fix": ("invalid_location",),
+    "Assignment": ("invalid_trip_id", "invalid_version", "invalid_driver_id"),
+    "ForcedOffline": ("invalid_driver_id",),
     "Availability": ("invalid_location", "invalid_zone", "invalid_vehicle_type"),
 }
+#: Endpoints that answer a trip with the `ETag` of its version.
+_TRIPS: Final = ("customer_trip", "driver_trip", "admin_trip")
 _LIMIT_HEADERS: Final = {
     "X-RateLimit-Limit": "Calls that the limit admits in its window",
     "X-RateLimit-Remaining": "Calls that remain",
@@ -53,6 +57,8 @@ def codes_of(endpoint: Endpoint) -> list[str]:
         codes += ("invalid_body", "invalid_zone")
     if "{id}" in endpoint.path:
         codes.append("invalid_trip_id")
+    if "{driver_id}" in endpoint.path:
+        codes.append("invalid_driver_id")
     if "{zone}" in endpoint.path:
         codes.append("invalid_zone")
     return codes
@@ -121,14 +127,17 @@ def _operation(endpoint: Endpoint) -> dict[str, Any]:
 
 def _parameters(endpoint: Endpoint) -> list[dict[str, Any]]:
     text = {"type": "string"}
-    parts = _properties(endpoint.path_parts) if endpoint.path_parts is not None else {}
+    asked = {
+        name: schema
+        for model in (endpoint.path_parts, endpoint.query)
+        if model is not None
+        for name, schema in _properties(model).items()
+    }
     found: list[dict[str, Any]] = [
-        {"name": name, "in": "path", "required": True, "schema": parts[name]}
+        {"name": name, "in": "path", "required": True, "schema": asked.pop(name)}
         for name in re.findall(r"{(\w+)}", endpoint.path)
     ]
-    if endpoint.query is not None:
-        properties = _properties(endpoint.query)
-        found += [{"name": n, "in": "query", "schema": s} for n, s in properties.items()]
+    found += [{"name": name, "in": "query", "schema": schema} for name, schema in asked.items()]
     if endpoint.is_change:
         found.append(
             {
@@ -138,13 +147,13 @@ def _parameters(endpoint: Endpoint) -> list[dict[str, Any]]:
                 "schema": {**text, "minLength": 1, "maxLength": 255, "pattern": "^[ -~]+$"},
             }
         )
-    if endpoint.name in ("customer_trip", "driver_trip"):
+    if endpoint.name in _TRIPS:
         found.append({"name": "If-None-Match", "in": "header", "schema": text})
     return found
 
 
 def _properties(model: type[BaseModel]) -> dict[str, Any]:
-    found: dict[str, Any] = model.model_json_schema()["properties"]
+    found: dict[str, Any] = model.model_json_schema().get("properties", {})
     return found
 
 
@@ -157,7 +166,7 @@ def _responses(endpoint: Endpoint) -> dict[str, Any]:
         }
         success["content"] = {"application/json": {"schema": {"type": "object"}}}
     responses = {str(endpoint.status): success}
-    if endpoint.name in ("customer_trip", "driver_trip"):
+    if endpoint.name in _TRIPS:
         responses["304"] = {"description": "The client has this version"}
     by_status: dict[int, list[str]] = {}
     for code in dict.fromkeys(codes_of(endpoint)):

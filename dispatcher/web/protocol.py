@@ -16,7 +16,9 @@ from dispatcher.core.actors import Actor, Role
 from dispatcher.core.errors import Refusal
 from dispatcher.core.idempotency import IdempotencyKey
 from dispatcher.service.answers import Answer
-from dispatcher.web import requests
+from dispatcher.service.messages import DriverFrame
+from dispatcher.service.zone_picture import ZoneViewFrame
+from dispatcher.web import query_parameters, requests
 from dispatcher.web.idempotency_key import key_of
 from dispatcher.web.json_object import MAX_BODY, parse_json_object
 
@@ -53,6 +55,8 @@ class ClientFrameType(StrEnum):
     HEARTBEAT = "heartbeat"
     LOCATION = "location"
     TRIP_ACTION = "trip_action"
+    WATCH = "watch"
+    UNWATCH = "unwatch"
 
 
 #: These come often, and an app that does not number them does not wait for an answer.
@@ -117,6 +121,13 @@ def read_positions(actor: Actor, frame: Frame) -> list[tuple[float, float, int |
     return requests.parse_positions(body)
 
 
+def read_watched_zone(actor: Actor, frame: Frame) -> str:
+    """The zone of a `watch` frame, of an admin. Raises Refusal wrong_role or invalid_zone."""
+    if actor.role is not Role.ADMIN:
+        raise Refusal("wrong_role", "Only an admin may watch a zone.")
+    return requests.parse_model(query_parameters.ZonePath, {"zone": frame.get("zone")}).zone
+
+
 def read_trip_action(actor: Actor, frame: Frame, *, key_required: bool) -> TripActionFrame:
     """The step of a `trip_action` frame; customers and admins can only cancel.
 
@@ -148,7 +159,9 @@ class ServerFrameType(StrEnum):
     OFFER = "offer"
     OFFER_WITHDRAWN = "offer_withdrawn"
     TRIP = "trip"
+    DRIVER = "driver"
     DRIVER_LOCATION = "driver_location"
+    ZONE_VIEW = "zone_view"
     ACK = "ack"
     ERROR = "error"
 
@@ -237,7 +250,9 @@ SERVER_FRAMES: Final[dict[ServerFrameType, type]] = {
     ServerFrameType.OFFER: OfferFrame,
     ServerFrameType.OFFER_WITHDRAWN: OfferWithdrawnFrame,
     ServerFrameType.TRIP: TripFrame,
+    ServerFrameType.DRIVER: DriverFrame,
     ServerFrameType.DRIVER_LOCATION: DriverLocationFrame,
+    ServerFrameType.ZONE_VIEW: ZoneViewFrame,
     ServerFrameType.ACK: AckFrame,
     ServerFrameType.ERROR: ErrorFrame,
 }

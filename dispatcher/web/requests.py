@@ -28,7 +28,6 @@ from dispatcher.core.trips import DEFAULT_VEHICLE_TYPE, MAX_LATITUDE
 _MAX_VERSION: Final = 2**31 - 1
 #: 9999-12-31: the end of what RFC 3339 can write.
 _MAX_TIMESTAMP_MS: Final = 253_402_300_799_999
-_WHOLE_NUMBER: Final = re.compile(r"-?(0|[1-9]\d{0,18})", re.ASCII)
 _RFC3339: Final = re.compile(
     r"\d{4}-\d\d-\d\d[Tt ]\d\d:\d\d:\d\d(\.\d{1,9})?([Zz]|[+-]\d\d:\d\d)", re.ASCII
 )
@@ -57,9 +56,9 @@ def _timestamp_ms(value: object) -> object:
 TripId = Annotated[str, _pattern(trips.TRIP_ID)]
 NewTripId = Annotated[str, _pattern(trips.TRIP_ID, trips.TRIP_SUFFIX)]
 ZoneName = Annotated[str, _pattern(zones.ZONE)]
+DriverId = Annotated[str, _pattern(USER_ID)]
 #: One of the setting's types: the handler looks.
 VehicleType = str
-UserId = Annotated[str, _pattern(USER_ID)]
 # The bounds come first: behind the converter they would be missing in the description.
 Version = Annotated[int, Field(ge=0, le=_MAX_VERSION), BeforeValidator(_whole)]
 Reason = Annotated[
@@ -128,6 +127,20 @@ class Ending(_RequestBody):
     reason: Reason | None = None
 
 
+class Assignment(_RequestBody):
+    """A pending trip, and the driver who is to have it."""
+
+    trip_request_id: TripId
+    driver_id: DriverId
+    version: Version | None = None
+
+
+class ForcedOffline(_RequestBody):
+    """The driver who is to be offline."""
+
+    driver_id: DriverId
+
+
 class TripAction(_RequestBody):
     """A driver's step with a trip."""
 
@@ -178,51 +191,6 @@ class Availability(_RequestBody):
 _EMPTY_AVAILABILITY: Final = Availability.model_construct()
 
 
-def _number(value: object) -> object:
-    """Text as a whole number, written as JSON writes one; pydantic would also take ` 1_000 `."""
-    if isinstance(value, str) and not _WHOLE_NUMBER.fullmatch(value):
-        raise ValueError("takes a whole number")
-    return value
-
-
-class _QueryParameters(BaseModel):
-    """Query parameters are text, so they are converted."""
-
-    model_config = ConfigDict(extra="ignore", frozen=True)
-
-
-class PendingQuery(_QueryParameters):
-    """How many trips to show at most."""
-
-    limit: Annotated[int, Field(ge=1, le=100), BeforeValidator(_number)] = 20
-
-
-class AbandonedQuery(_QueryParameters):
-    """Where to look, and how long ago a trip must have been taken."""
-
-    zone: ZoneName | None = None
-    older_than_s: Annotated[int, Field(ge=0, le=31_536_000), BeforeValidator(_number)] = 3_600
-
-
-class WhyQuery(_QueryParameters):
-    """The trip and the driver to explain."""
-
-    trip: TripId
-    driver: UserId
-
-
-class TripPath(_QueryParameters):
-    """The trip of a path."""
-
-    id: TripId
-
-
-class ZonePath(_QueryParameters):
-    """The zone of a path."""
-
-    zone: ZoneName
-
-
 _Model = TypeVar("_Model", bound=BaseModel)
 
 #: The code of a wrong field, by the field's name; any other is `invalid_body`.
@@ -237,6 +205,7 @@ FIELD_CODES: Final = {
     "trip_request_id": "invalid_trip_id",
     "id": "invalid_trip_id",
     "trip": "invalid_trip_id",
+    "driver_id": "invalid_driver_id",
     "zone": "invalid_zone",
     "vehicle_type": "invalid_vehicle_type",
 }

@@ -28,6 +28,9 @@ _MIN_REST_S: Final = 0.5
 _MAX_REST_S: Final = 8.0
 
 
+#: What frames of a watched zone are about: one of them waits at most.
+_VIEW: Final = "view"
+
 Resync = Callable[["WebSocketConnection"], Awaitable[None]]
 
 
@@ -90,6 +93,13 @@ class WebSocketConnection:
             self.abort(CloseCode.TOO_SLOW, "client does not read")
         elif self._send_task is None:
             self._send_task = asyncio.get_running_loop().create_task(self._send())
+
+    def show(self, frame: bytes) -> bool:
+        """Queues a frame of what the user watches; False where the one before is still waiting."""
+        if _VIEW in self._replaceable or self.closing:
+            return False
+        self.send(frame, replaces=_VIEW)
+        return True
 
     async def _send(self) -> None:
         try:

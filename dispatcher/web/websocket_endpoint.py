@@ -17,6 +17,7 @@ from dispatcher.service.hub import Hub
 from dispatcher.service.presence import Presence
 from dispatcher.service.rate_limits import RateLimits
 from dispatcher.service.snapshots import Snapshots
+from dispatcher.service.zone_views import ZoneViews
 from dispatcher.web.auth import Authenticator, Identity
 from dispatcher.web.client_ip import ClientIp
 from dispatcher.web.frame_handlers import FrameHandlers
@@ -33,6 +34,7 @@ from dispatcher.web.protocol import (
     frame_id,
     read_frame,
     read_token,
+    read_watched_zone,
 )
 from dispatcher.web.upgraded_connection import release_request, release_socket
 from dispatcher.web.websocket_admission import WebSocketAdmission
@@ -43,6 +45,8 @@ log = structlog.get_logger("dispatcher.ws")
 #: How long aiohttp waits for the client's answer to a close frame.
 _CLOSE_S: Final = 2.0
 _HEARTBEAT: Final = Answer(200, b'{"response_code":"heartbeat"}')
+_WATCHING: Final = Answer(200, b'{"response_code":"watching"}')
+_NOT_WATCHING: Final = Answer(200, b'{"response_code":"not_watching"}')
 _TOKEN_RENEWED: Final = Answer(200, b'{"response_code":"token_renewed"}')
 
 
@@ -58,6 +62,7 @@ class WebSocketEndpoint:
         hub: Hub,
         presence: Presence,
         snapshots: Snapshots,
+        zone_views: ZoneViews,
         limits: RateLimits,
         allowed_origins: Sequence[str],
         heartbeat_timeout_s: int,
@@ -68,6 +73,7 @@ class WebSocketEndpoint:
         self._hub = hub
         self._presence = presence
         self._snapshots = snapshots
+        self._zone_views = zone_views
         self._admission = WebSocketAdmission(authenticator, limits, allowed_origins)
         self._timeout_s = heartbeat_timeout_s
         self._connections: set[WebSocketConnection] = set()
@@ -125,6 +131,7 @@ class WebSocketEndpoint:
             await self._receive(websocket, connection, ip)
         finally:
             connection.end()
+            self._zone_views.unwatch(connection)
             self._hub.discard(actor.address, connection)
             self._connections.discard(connection)
             if not self._draining:
@@ -192,6 +199,12 @@ class WebSocketEndpoint:
                 return await self._frames.location(connection.actor, frame, ip)
             case ClientFrameType.TRIP_ACTION:
                 return await self._frames.trip_action(connection.actor, frame, ip)
+            case ClientFrameType.WATCH:
+                self._zone_views.watch(read_watched_zone(connection.actor, frame), connection)
+                return _WATCHING
+            case ClientFrameType.UNWATCH:
+                self._zone_views.unwatch(connection)
+                return _NOT_WATCHING
             case ClientFrameType.AUTH:
                 return self._renew_token(connection, frame)
             case _:

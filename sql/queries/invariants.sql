@@ -19,7 +19,7 @@ SELECT trip_id AS subject, 'version ' || version AS detail
 SELECT driver_id AS subject, trip_id || ' until ' || until_at || ', ' || next_trip || ' from ' || next_at AS detail
   FROM (SELECT driver_id, trip_id, until_at,
                lead(trip_id) OVER w AS next_trip, lead(from_at) OVER w AS next_at
-          FROM (SELECT trip_id, event, actor_id AS driver_id, created_at AS from_at,
+          FROM (SELECT trip_id, event, payload ->> 'driver_id' AS driver_id, created_at AS from_at,
                        coalesce(lead(created_at) OVER (PARTITION BY trip_id ORDER BY version), 'infinity') AS until_at
                   FROM trip_events WHERE event IN ('accepted', 'released', 'completed', 'cancelled')) held
          WHERE event = 'accepted'

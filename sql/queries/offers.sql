@@ -21,7 +21,7 @@ UPDATE trip_offers o
 UPDATE trip_offers o
    SET outcome = CASE WHEN EXISTS (SELECT FROM trip_events e
                                     WHERE e.trip_id = o.trip_id AND e.event = 'accepted'
-                                      AND e.actor_id = o.driver_id AND e.created_at >= o.offered_at)
+                                      AND e.payload ->> 'driver_id' = o.driver_id AND e.created_at >= o.offered_at)
                       THEN 'accepted' ELSE 'expired' END,
        outcome_at = o.deadline
  WHERE o.outcome = 'open' AND o.deadline < now() - interval '1 minute';

@@ -31,7 +31,8 @@ SELECT t.*, d.vehicle_type AS driver_vehicle_type
 SELECT asked.id,
        ARRAY(SELECT o.driver_id FROM trip_offers o WHERE o.trip_id = asked.id AND o.outcome = 'declined'
              UNION
-             SELECT e.actor_id FROM trip_events e WHERE e.trip_id = asked.id AND e.event = 'released') AS barred,
+             SELECT coalesce(e.payload ->> 'former_driver', e.actor_id)
+               FROM trip_events e WHERE e.trip_id = asked.id AND e.event = 'released') AS barred,
        (SELECT coalesce(max(o.wave), 0) FROM trip_offers o WHERE o.trip_id = asked.id) AS last_wave
   FROM unnest(:ids::text[]) AS asked (id);
 
@@ -57,7 +58,8 @@ SELECT t.*, NULL AS driver_vehicle_type, distance_m(t.pickup_location, point(:ln
    AND NOT EXISTS (SELECT FROM trip_offers o
                     WHERE o.trip_id = t.id AND o.driver_id = :driver_id AND o.outcome = 'declined')
    AND NOT EXISTS (SELECT FROM trip_events e
-                    WHERE e.trip_id = t.id AND e.event = 'released' AND e.actor_id = :driver_id)
+                    WHERE e.trip_id = t.id AND e.event = 'released'
+                      AND coalesce(e.payload ->> 'former_driver', e.actor_id) = :driver_id)
    AND (:offered::text[] IS NULL OR t.id = ANY (:offered::text[]))
  ORDER BY t.pickup_location <-> point(:lng, :lat) LIMIT :max_rows;
 

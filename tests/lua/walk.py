@@ -27,6 +27,7 @@ from dispatcher.live.positions import DriverFix, FixCode, FixResult, PositionScr
 from dispatcher.live.presence import PresenceScripts, Touch, TouchResult
 from dispatcher.live.settle import SettleEffect, Settlement, Settler
 from dispatcher.live.state import Epoch, StateScripts
+from dispatcher.live.zone_view import OpenWave, ZoneViewScripts
 from tests.harness.lua_zone import FIX_AGE_MS, key, limit, make_driver, make_trip
 
 _LIMITS = (limit(100), limit(100, name="ip", subject="10.0.0.1"))
@@ -46,6 +47,7 @@ class Walk:
         self.positions = PositionScripts(pipeline)
         self.presence = PresenceScripts(pipeline)
         self.limits = LimitScripts(pipeline)
+        self.views = ZoneViewScripts(pipeline)
 
     async def take(self) -> None:
         """Walks from the first trip to the last sweep."""
@@ -104,6 +106,9 @@ class Walk:
         assert [page async for page in self.comparison.members(keys.seen)]
         offers = await self.offers.read_offers(keys, "d2")
         assert [offer.trip_id for offer in offers] == [trip.id]
+        assert await self.views.read_waves(keys, [trip.id]) == {trip.id: OpenWave(0, 1, ["d1", "d2"])}
+        nobody, seen = await self.views.read_drivers(keys, ["nobody", "d2"])
+        assert (nobody.is_online, nobody.fix_ms, seen.is_online) == (False, 0, True)
 
         declined = Attempt("t1", trip.id, "d2", 10_000, None, 0, _LIMITS)
         claimed = await self.claims.claim_decline(keys, declined, version=0)

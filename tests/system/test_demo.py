@@ -63,6 +63,13 @@ async def _run(command: list[str], environment: dict[str, str]) -> tuple[int, st
 async def test_a_small_city(environment: dict[str, str], data_dir: Path) -> None:
     status, said = await _run(_command("--data-dir", str(data_dir)), environment)
     assert status == 0, said
+    verdict = re.search(
+        r"^every invariant held: 60 trips, (\d+) winners, 0 double assignments", said, re.M
+    )
+    assert verdict is not None, said
+    assert int(verdict[1]) >= 55
+    assert verdict.start() < said.index("\nassigned "), "the verdict comes before the table"
+    assert "\nwave: " in said, "the words of the table are explained"
     rows = _values(said)
     assert rows["double assignments"] == "0"
     assert rows["replay mismatches"] == "0"
@@ -90,6 +97,41 @@ async def test_it_ends_early_when_asked(environment: dict[str, str], data_dir: P
     said = (await process.stdout.read()).decode()
     assert await process.wait() == 0, said
     assert _values(said)["double assignments"] == "0"
+
+
+@pytest.mark.usefixtures("started_before")
+async def test_a_kept_demo_stays_up_with_its_console(
+    environment: dict[str, str], data_dir: Path
+) -> None:
+    command = _command("--data-dir", str(data_dir), "--limit", "20", "--keep", "--port", "0")
+    process = await asyncio.create_subprocess_exec(
+        *command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    )
+    assert process.stdout is not None
+    try:
+        lines = []
+        async for line in process.stdout:
+            lines.append(line.decode())
+            if len(lines) > 4 and line.startswith(b"sql:"):
+                break
+        # Once at the beginning, before anything is simulated, and once at the end.
+        assert [line.partition(":")[0] for line in lines[1:4]] == ["console", "redis", "sql"]
+        assert lines[1] == lines[-3]
+        url, _, token = lines[1].split()[1].partition("/console#token=")
+        async with aiohttp.ClientSession(
+            headers={"Authorization": f"Bearer {token.strip()}"}
+        ) as session:
+            async with session.get(f"{url}/console") as page:
+                assert page.status == 200
+            async with session.get(f"{url}/api/admin/zones") as zones:
+                (zone,) = (await zones.json())["zones"]
+                assert zone["outline"]["type"] in ("Polygon", "MultiPolygon"), "the map shows the city"
+            async with session.get(f"{url}/api/admin/rides?limit=100") as trips:
+                assert len((await trips.json())["trips"]) == 20
+    finally:
+        process.send_signal(signal.SIGINT)
+    assert await process.wait() == 0
+    assert await asyncio.to_thread(wait_for_end, data_dir, 20.0) == []
 
 
 @pytest.mark.usefixtures("started_before")
@@ -261,7 +303,7 @@ def test_the_exit_status_tells(monkeypatch: pytest.MonkeyPatch, *, broken: bool)
 
     class _Serving:
         async def __aenter__(self) -> Server:
-            return Server("", "", "", 0)
+            return Server("", "", "s" * 32, 0)
 
         async def __aexit__(self, *_: object) -> None: ...
 
@@ -400,7 +442,7 @@ def test_a_terminal_gets_a_picture() -> None:
     state = {
         "counts": {"offers": 3}, "trips": {"pending": 1}, "drivers": {"free": 2}, "replayed": 1,
         "latencies": {"accept": [3, 0.01, 1.5]}, "accepts_per_s": 0.5, "mismatches": 0,
-        "simulated_s": 90.0,
+        "simulated_s": 90.0, "phase": "day",
     }  # fmt: skip
     begins, _ = read_pickups(BUNDLED_PICKUPS, 2)
     with View(console, begins=begins, speed=60, trips=10) as view:
@@ -409,3 +451,26 @@ def test_a_terminal_gets_a_picture() -> None:
     shown = console.export_text()
     assert "Fri 16:01" in shown
     assert "1.50 s" in shown
+
+
+def test_the_picture_is_of_one_width_and_names_its_tail() -> None:
+    begins, _ = read_pickups(BUNDLED_PICKUPS, 2)
+    states = [
+        {
+            "counts": {"offers": count}, "trips": {"completed": done, "ongoing": 10 - done},
+            "drivers": {"free": count}, "replayed": 10, "latencies": latencies, "accepts_per_s": 0.5,
+            "mismatches": 0, "simulated_s": simulated_s, "phase": phase,
+        }
+        for count, done, latencies, simulated_s, phase in (
+            (0, 0, {}, None, "day"), (12_345, 3, {"accept": [3, 0.01, 1.5]}, 90.0, "day"),
+            (12_345, 7, {"accept": [3, 0.01, 1.5]}, 9_000.0, "tail"),
+        )
+    ]  # fmt: skip
+    for width, expected in ((160, 100), (80, 80)):
+        console = Console(force_terminal=True, width=width, record=True, file=io.StringIO())
+        view = View(console, begins=begins, speed=60, trips=10)
+        for state in states:
+            console.print(view._dashboard(state))
+        shown = console.export_text()
+        assert {len(line) for line in shown.splitlines()} == {expected}
+        assert "Fri 18:30, the last 3 trips end" in shown

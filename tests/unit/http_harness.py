@@ -50,6 +50,8 @@ GOOD = {
     "/api/admin/ride/cancel": (ADMIN, {"trip_request_id": TRIP}),
     "/api/customer/ride/end": (CUSTOMER, {"trip_request_id": TRIP}),
     "/api/admin/ride/end": (ADMIN, {"trip_request_id": TRIP}),
+    "/api/admin/ride/assign": (ADMIN, {"trip_request_id": TRIP, "driver_id": "d1"}),
+    "/api/admin/driver/offline": (ADMIN, {"driver_id": "d1"}),
 }
 
 
@@ -83,6 +85,9 @@ class Notes:
 
     async def change(self, caller: Caller, **details: Any) -> Any:
         return self._say("set_availability", {**details_of(caller), **details})
+
+    async def force_offline(self, caller: Caller, driver_id: str) -> Any:
+        return self._say("force_offline", {**details_of(caller), "driver_id": driver_id})
 
     async def report(self, caller: Caller, points: Any) -> Any:
         return self._say("positions", {"actor": caller.actor, "points": points, "ip": caller.ip})
@@ -118,6 +123,32 @@ class Notes:
         self.calls.append(("why", (trip_id, driver_id)))
         return {"verdict": {"codes": ["would_be_offered"]}}
 
+    # --- what operators look up
+
+    def zones(self) -> list[dict[str, Any]]:
+        self.calls.append(("zones", None))
+        return [{"name": "default", "accept_policy": "open", "outline": None}]
+
+    async def trips(self, **asked: Any) -> dict[str, Any]:
+        self.calls.append(("trips", asked))
+        return {"trips": [], "next": None}
+
+    async def trip_offers(self, trip_id: str, after: str | None, limit: int) -> dict[str, Any]:
+        self.calls.append(("trip_offers", (trip_id, after, limit)))
+        return {"trip_id": trip_id, "offers": [], "next": None}
+
+    async def drivers(self, **asked: Any) -> dict[str, Any]:
+        self.calls.append(("drivers", asked))
+        return {"drivers": [], "next": None}
+
+    async def driver(self, driver_id: str) -> dict[str, Any]:
+        self.calls.append(("driver", driver_id))
+        return {"driver": {"user_id": driver_id}}
+
+    async def driver_offers(self, driver_id: str, after: str | None, limit: int) -> dict[str, Any]:
+        self.calls.append(("driver_offers", (driver_id, after, limit)))
+        return {"driver_id": driver_id, "offers": [], "next": None}
+
     # --- limits
 
     async def count(self, limit_class: str, actor: Actor | None, ip: str | None) -> LimitState | None:
@@ -149,6 +180,10 @@ def _create_trip(_: Zones, caller: Caller, **details: Any) -> tuple[str, Any]:
     return "create", {**details_of(caller), **details}
 
 
+def _assign_trip(_: Zones, caller: Caller, trip_id: str, driver_id: str, **more: Any) -> tuple[str, Any]:
+    return "assign", {**details_of(caller), "trip_id": trip_id, "driver_id": driver_id, **more}
+
+
 def _trip_action(_: Zones, caller: Caller, action: str, trip_id: str, **details: Any) -> tuple[str, Any]:
     return "act", {**details_of(caller), "action": action, "trip_id": trip_id, **details}
 
@@ -159,6 +194,7 @@ def commands_as_notes() -> Any:
     with (
         mock.patch("dispatcher.web.handlers.create_trip", _create_trip),
         mock.patch("dispatcher.web.handlers.trip_action", _trip_action),
+        mock.patch("dispatcher.web.handlers.assign_trip", _assign_trip),
         mock.patch("dispatcher.web.frame_handlers.trip_action", _trip_action),
     ):
         yield
@@ -180,7 +216,7 @@ def handlers_of(notes: Notes, metrics: Metrics) -> Handlers:
     service: Any = notes
     return Handlers(
         zones=Zones(), coordinator=service, availability=service, positions=service, stranded_trips=service,
-        reads=service, explanation=service,
+        reads=service, explanation=service, operator_reads=service,
         readiness=notes.readiness, metrics=metrics, vehicle_types=Settings().vehicle_types,
     )  # fmt: skip
 
@@ -233,7 +269,7 @@ class Client:
         headers = {n.lower(): v for n, _, v in (line.partition(": ") for line in head[1:] if line)}
         body = await reader.readexactly(int(headers.get("content-length", 0)))
         writer.close()
-        return int(head[0].split()[1]), headers, orjson.loads(body)
+        return int(head[0].split()[1]), headers, orjson.loads(body) if body else None
 
 
 def check_problem(status: int, headers: Any, problem: Any) -> None:

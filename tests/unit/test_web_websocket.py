@@ -281,3 +281,39 @@ async def test_ends_that_the_server_chooses(app: App) -> None:
     await draining
     headers, problem = await app.refused(Authorization=f"Bearer {DRIVER}")
     assert (problem["response_code"], headers["Retry-After"]) == ("service_unavailable", "1")
+
+
+async def test_only_admins_watch_zones(app: App) -> None:
+    driver = await app.connect()
+    await frame(driver)
+    await driver.send_json({"type": "watch", "zone": "default", "id": 1})
+    assert (await frame(driver))["response_code"] == "wrong_role"
+    await driver.close()
+    admin = await app.connect(make_token("a1", "admin"))
+    await frame(admin)
+    for zone, code in (("nowhere", "invalid_zone"), ("{}", "invalid_zone"), (None, "invalid_zone")):
+        await admin.send_json({"type": "watch", "zone": zone})
+        assert (await frame(admin))["response_code"] == code
+    await admin.send_json({"type": "watch", "zone": "default", "id": 2})
+    assert (await frame(admin))["response_code"] == "watching"
+    assert list(app.zone_views.watching.values()) == ["default"]
+    await admin.send_json({"type": "unwatch", "id": 3})
+    assert (await frame(admin))["response_code"] == "not_watching"
+    await admin.send_json({"type": "watch", "zone": "default", "id": 4})
+    await frame(admin)
+    await admin.close()
+    async with asyncio.timeout(5):
+        while app.zone_views.watching:
+            await asyncio.sleep(0.01)
+
+
+async def test_of_a_watched_zone_one_frame_waits_at_most(app: App) -> None:
+    admin = await app.connect(make_token("a1", "admin"))
+    await frame(admin)
+    (connection,) = app.endpoint._connections
+    assert connection.show(b'{"n":1}')
+    assert not connection.show(b'{"n":2}'), "the first one has not been sent yet"
+    assert (await frame(admin)) == {"n": 1}
+    assert connection.show(b'{"n":3}')
+    assert (await frame(admin)) == {"n": 3}
+    await admin.close()

@@ -14,6 +14,7 @@ from aiohttp import web
 
 from dispatcher.config import Settings
 from dispatcher.core.actors import Actor
+from dispatcher.core.errors import Refusal
 from dispatcher.core.zones import Zones
 from dispatcher.observe.metrics import Metrics
 from dispatcher.service.hub import Hub
@@ -79,6 +80,21 @@ class NotedSnapshots:
         return {"of": actor.user_id}
 
 
+class NotedZoneViews:
+    """Notes who watches which zone."""
+
+    def __init__(self) -> None:
+        self.watching: dict[Any, str] = {}
+
+    def watch(self, zone: str, viewer: Any) -> None:
+        if zone != "default":
+            raise Refusal("invalid_zone")
+        self.watching[viewer] = zone
+
+    def unwatch(self, viewer: Any) -> None:
+        self.watching.pop(viewer, None)
+
+
 class App:
     """A session of clients, the endpoint that they connect to, and what its services noted."""
 
@@ -89,6 +105,7 @@ class App:
         self.hub: Hub = parts["hub"]
         self.presence: NotedPresence = parts["presence"]
         self.snapshots: NotedSnapshots = parts["snapshots"]
+        self.zone_views: NotedZoneViews = parts["zone_views"]
 
     async def connect(
         self, token: str | None = DRIVER, **headers: str
@@ -131,11 +148,13 @@ async def open_app(door: Door | None = None) -> AsyncIterator[App]:
     shown: Any = presence
     snapshots = NotedSnapshots()
     read: Any = snapshots
+    zone_views = NotedZoneViews()
+    views: Any = zone_views
     endpoint = WebSocketEndpoint(
         authenticator=Authenticator.from_settings(settings),
         client_ip=ClientIp([]),
         frames=FrameHandlers(zones=Zones(), coordinator=service, positions=service, limits=service),
-        hub=hub, presence=shown, snapshots=read, limits=service,
+        hub=hub, presence=shown, snapshots=read, zone_views=views, limits=service,
         allowed_origins=["https://listed.example"], heartbeat_timeout_s=60,
     )  # fmt: skip
     application = build_application(
@@ -150,5 +169,6 @@ async def open_app(door: Door | None = None) -> AsyncIterator[App]:
             yield App(
                 session, url,
                 notes=notes, endpoint=endpoint, hub=hub, presence=presence, snapshots=snapshots,
+                zone_views=zone_views,
             )  # fmt: skip
     await runner.cleanup()

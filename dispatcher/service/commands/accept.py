@@ -1,4 +1,4 @@
-"""A driver accepts a trip: of all who try, one wins."""
+"""A driver accepts a trip: of all who try, one wins. An operator may do it for them."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from dispatcher.core.callers import Caller
 from dispatcher.core.limits import LimitClass
 from dispatcher.core.times import now_ms
-from dispatcher.core.transitions import ACCEPT
+from dispatcher.core.transitions import ACCEPT, ASSIGN, Transition
 from dispatcher.core.zones import Zone
 from dispatcher.ledger.changes import Change
 from dispatcher.live.claim_results import AcceptClaimed, NotClaimed
@@ -21,37 +21,48 @@ from dispatcher.service.offer_log import OfferOutcome
 
 @dataclass(frozen=True, slots=True)
 class AcceptTrip:
-    """Answers 200, 404 trip_not_found, 403 not_offered, 409 with the reason."""
+    """Answers 200, 404 trip_not_found, 403 not_offered, 409 with the reason.
+
+    The driver is the caller, or the `assignee` whom an operator has chosen: they need no offer, and
+    everything else as if they had accepted.
+    """
 
     caller: Caller
     zone: Zone
     trip_id: str
     version: int | None = None
     limit_class: LimitClass = ACCEPT.limit_class
+    assignee: str = ""
 
     @property
     def driver_id(self) -> str:
-        return self.caller.actor.user_id
+        return self.assignee or self.caller.actor.user_id
+
+    @property
+    def transition(self) -> Transition:
+        return ASSIGN if self.assignee else ACCEPT
 
     async def claim(
         self, claims: ClaimScripts, keys: Keys, attempt: Attempt
     ) -> AcceptClaimed | NotClaimed:
         return await claims.claim_accept(
-            keys, attempt, version=self.version, policy=self.zone.accept_policy
-        )
+            keys, attempt, version=self.version,
+            policy="open" if self.assignee else self.zone.accept_policy,
+        )  # fmt: skip
 
     def plan(self, attempt: Attempt, claimed: AcceptClaimed) -> Plan:
-        trip, actor = claimed.trip, self.caller.actor
-        after = ACCEPT.apply(
-            trip, claimed.now_ms,
-            driver_id=actor.user_id, driver_vehicle_type=claimed.vehicle_type,
+        trip, actor, driver_id, transition = (
+            claimed.trip, self.caller.actor, self.driver_id, self.transition,
         )  # fmt: skip
+        after = transition.apply(
+            trip, claimed.now_ms, driver_id=driver_id, driver_vehicle_type=claimed.vehicle_type
+        )
         as_json = trip_json(after)
         change = Change(
-            **transition_columns(attempt, actor, ACCEPT, trip, after), required_driver=actor.user_id
+            **transition_columns(attempt, actor, transition, trip, after), required_driver=driver_id
         )
-        settlement = transition_settlement(ACCEPT, actor, trip, after, as_json, claimed.offered)
-        return Plan(change, settlement, OK, trip_body(ACCEPT.event.response_code, as_json))
+        settlement = transition_settlement(transition, actor, trip, after, as_json, claimed.offered)
+        return Plan(change, settlement, OK, trip_body(transition.event.response_code, as_json))
 
     def committed(self, claimed: AcceptClaimed, plan: Plan, effects: SideEffects) -> None:
         if not claimed.offered:

@@ -7,7 +7,7 @@ from typing import Any, Final
 from dispatcher.core.actors import SYSTEM, Role
 from dispatcher.core.callers import Caller
 from dispatcher.core.errors import Refusal
-from dispatcher.core.transitions import ACCEPT, ACTIONS, EXPIRE
+from dispatcher.core.transitions import ACCEPT, ACTIONS, ASSIGN, EXPIRE
 from dispatcher.core.trips import TRIP_ID, zone_of
 from dispatcher.core.zones import Zone, Zones
 from dispatcher.service.commands.accept import AcceptTrip
@@ -41,6 +41,14 @@ def trip_action(
     if transition is ACCEPT:
         return AcceptTrip(caller, zone, trip_id, version)
     return TakeTransition(caller, zone, trip_id, transition, version, reason)
+
+
+def assign_trip(
+    zones: Zones, caller: Caller, trip_id: str, driver_id: str, *, version: int | None = None
+) -> AcceptTrip:
+    """An operator gives a pending trip to a driver. Raises Refusal trip_not_found."""
+    zone = zone_of_trip(zones, trip_id)
+    return AcceptTrip(caller, zone, trip_id, version, ASSIGN.limit_class, driver_id)
 
 
 def expire_trip(zones: Zones, trip_id: str) -> TakeTransition:

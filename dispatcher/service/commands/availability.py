@@ -20,7 +20,7 @@ from dispatcher.live.settle import SettleEffect, Settlement
 from dispatcher.service.commands.command import Plan, SideEffects
 from dispatcher.service.commands.transition import OK, transition_columns, transition_settlement
 from dispatcher.service.driver_directory import DirectoryEntry
-from dispatcher.service.messages import driver_body, trip_json
+from dispatcher.service.messages import driver_body, driver_messages, trip_json
 
 
 class DriverElsewhere(Exception):
@@ -38,7 +38,8 @@ class ChangeAvailability:
     None leaves a thing as it is. `zone` is where the driver works now, `new_zone` where they will. The
     change starts from `from_zone`, which is another than `zone` only where it is not configured any
     more; who works elsewhere raises DriverElsewhere. With `only_if_absent`, a driver who is present
-    raises DriverCameBack. `brings_position` says that a position came with the change.
+    raises DriverCameBack. `brings_position` says that a position came with the change. The driver is
+    the caller, or the one whom an operator has named as `subject`.
     """
 
     caller: Caller
@@ -53,10 +54,11 @@ class ChangeAvailability:
     max_fix_age_ms: int = 60_000
     trip_id: str = ""
     limit_class: LimitClass = LimitClass.GENERAL
+    subject: str = ""
 
     @property
     def driver_id(self) -> str:
-        return self.caller.actor.user_id
+        return self.subject or self.caller.actor.user_id
 
     @property
     def changes_zone(self) -> bool:
@@ -87,7 +89,11 @@ class ChangeAvailability:
             actor = self.caller.actor
             released = RELEASE.apply(trip, at_ms)
             after = replace(after, trip_id=None)
-            columns = transition_columns(attempt, actor, RELEASE, trip, released, "driver_offline")
+            # An operator's id says who did it, so the history names the driver as well.
+            named = {"former_driver": self.subject} if self.subject else {}
+            columns = transition_columns(
+                attempt, actor, RELEASE, trip, released, "driver_offline", **named
+            )
             settlement = transition_settlement(RELEASE, actor, trip, released, trip_json(released), ())
         change = Change(
             **columns,
@@ -101,6 +107,9 @@ class ChangeAvailability:
             driver_vehicle_type=before.vehicle_type or after.vehicle_type,
             driver=replace(after, is_online=False) if self.changes_zone else after,
         )
+        if self.subject:
+            told = driver_messages(after, settlement.messages)
+            settlement = replace(settlement, messages=told)
         return Plan(
             change, settlement, OK, self._body(claimed, after, released),
             other_zone=after.zone if self.changes_zone else "",

@@ -79,9 +79,10 @@ def transition_columns(
     trip: Trip,
     after: Trip,
     reason: str | None = None,
+    **details: str,
 ) -> dict[str, Any]:
-    """The columns of a `Change` that move a trip from `trip` to `after`."""
-    more = {"reason": reason} if reason else {}
+    """The columns of a `Change` that move a trip from `trip` to `after`; `details` go into its event."""
+    more = details | {"reason": reason} if reason else details
     return {
         "trip_id": trip.id,
         "expect_version": trip.version,

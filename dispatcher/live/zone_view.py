@@ -1,0 +1,106 @@
+"""What an operator's map shows of a zone, read from Redis in a few calls."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from itertools import chain
+from typing import Any, Final, NamedTuple
+
+import orjson
+
+from dispatcher.live.keys import Keys
+from dispatcher.live.pipeline import Pipeline
+
+#: Drivers or trips in one script: well under a millisecond of Redis' time, which accepts wait for.
+_CHUNK: Final = 200
+
+
+class SeenDriver(NamedTuple):
+    """A driver as a map shows them; the fix is in degrees and in ms since the epoch, 0 without one."""
+
+    driver_id: str
+    is_online: bool
+    availability_status: str
+    trip_id: str
+    vehicle_type: str
+    lat: float
+    lng: float
+    fix_ms: int
+
+
+class OpenWave(NamedTuple):
+    """The version of a trip (-1: Redis has none), the number of its last wave (0: none yet), and the
+    drivers who hold an open offer of it."""
+
+    version: int
+    wave: int
+    drivers: list[str]
+
+
+class ZoneEvent(NamedTuple):
+    """An entry of the zone's stream: its id there, and the event as `service.messages` made it."""
+
+    id: str
+    event: dict[str, Any]
+
+
+class ZoneViewScripts:
+    """Reads of a whole zone, in pieces that no accept waits long for. All raise StoreUnavailable."""
+
+    def __init__(self, pipeline: Pipeline) -> None:
+        self._pipeline = pipeline
+
+    async def seen_drivers(self, keys: Keys, max_drivers: int) -> list[str]:
+        """The drivers with a fix that counts, the latest first."""
+        seen: list[str] = await self._pipeline.command("ZRANGE", keys.seen, 0, max_drivers - 1, "REV")
+        return seen
+
+    async def read_drivers(self, keys: Keys, driver_ids: Sequence[str]) -> list[SeenDriver]:
+        """Several drivers; one whom Redis does not know is offline."""
+        replies = await asyncio.gather(
+            *(
+                self._pipeline.run("read_drivers", [keys.driver(name) for name in chunk], ())
+                for chunk in _chunks(driver_ids)
+            )
+        )
+        return [
+            SeenDriver(name, online == "1", status, trip, vehicle, float(lat or 0), float(lng or 0),
+                       int(fix_ms or 0))
+            for name, (online, status, trip, vehicle, lat, lng, fix_ms)
+            in zip(driver_ids, chain.from_iterable(replies), strict=True)
+        ]  # fmt: skip
+
+    async def read_waves(self, keys: Keys, trip_ids: Sequence[str]) -> dict[str, OpenWave]:
+        """The waves and open offers of several trips, by trip."""
+        replies = await asyncio.gather(
+            *(
+                self._pipeline.run(
+                    "read_waves",
+                    [name for trip in chunk for name in (keys.trip(trip), keys.offers(trip))],
+                    (),
+                )
+                for chunk in _chunks(trip_ids)
+            )
+        )
+        waves = (OpenWave(*wave) for wave in chain.from_iterable(replies))
+        return dict(zip(trip_ids, waves, strict=True))
+
+    async def newest_event(self, keys: Keys) -> str:
+        """The id of the zone's newest event; `0-0` where there is none."""
+        newest = await self._pipeline.command("XREVRANGE", keys.events, "+", "-", "COUNT", 1)
+        return str(newest[0][0]) if newest else "0-0"
+
+    async def events_after(self, keys: Keys, after: str, max_events: int) -> list[ZoneEvent]:
+        """The events that the zone's stream got after the one of that id, the oldest first."""
+        found = await self._pipeline.command(
+            "XRANGE", keys.events, f"({after}", "+", "COUNT", max_events
+        )
+        return [
+            ZoneEvent(id_, orjson.loads(fields["event"] if isinstance(fields, dict) else fields[1]))
+            for id_, fields in found
+        ]
+
+
+def _chunks(names: Sequence[str]) -> list[Sequence[str]]:
+    return [names[start : start + _CHUNK] for start in range(0, len(names), _CHUNK)]

@@ -1,0 +1,232 @@
+"""What operators look up: trips, offers and drivers, from Postgres and in pages."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
+from typing import Any, Final, NamedTuple
+
+from dispatcher.core.actors import Role, address_of
+from dispatcher.core.drivers import AvailabilityStatus, Driver
+from dispatcher.core.errors import Refusal
+from dispatcher.core.times import iso, millis, now_ms
+from dispatcher.core.trips import Trip
+from dispatcher.core.zones import Zones
+from dispatcher.ledger.database import Database, driver_from_row, trip_from_row
+from dispatcher.live.keys import Keys, keys_of
+from dispatcher.live.offers import OfferScripts
+from dispatcher.live.presence import PresenceScripts
+from dispatcher.live.state import Fix, StateScripts
+from dispatcher.live.zone_view import ZoneViewScripts
+from dispatcher.service.commands.actions import zone_of_trip
+
+#: How far back the latest trips are looked for: the first reach that fills a page is enough.
+_REACHES: Final = (timedelta(minutes=10), timedelta(hours=2), timedelta(days=1), timedelta(days=60))
+#: A page without a beginning begins here: later than any change, should clocks differ.
+_AHEAD: Final = timedelta(minutes=5)
+_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+class Place(NamedTuple):
+    """Where a page begins: after the row of this time (µs since the epoch) and id."""
+
+    at_us: int
+    id: str
+
+    @classmethod
+    def read(cls, text: str) -> Place:
+        """The place that `next` of a page names: `µs~id`."""
+        at_us, _, id_ = text.partition("~")
+        return cls(int(at_us), id_)
+
+    @classmethod
+    def of(cls, at: datetime, id_: str) -> Place:
+        """The place of a row."""
+        return cls((at - _EPOCH) // timedelta(microseconds=1), id_)
+
+    @property
+    def moment(self) -> datetime:
+        """The time of the row."""
+        return _EPOCH + timedelta(microseconds=self.at_us)
+
+    def __str__(self) -> str:
+        return f"{self.at_us}~{self.id}"
+
+
+class OperatorReads:
+    """Answers operators' questions; changes nothing. All raise StoreUnavailable."""
+
+    def __init__(
+        self,
+        *,
+        zones: Zones,
+        database: Database,
+        state: StateScripts,
+        offers: OfferScripts,
+        presence: PresenceScripts,
+        views: ZoneViewScripts,
+        fix_age_s: int,
+    ) -> None:
+        self._zones = zones
+        self._database = database
+        self._state = state
+        self._offers = offers
+        self._presence = presence
+        self._views = views
+        self._fix_age_ms = fix_age_s * 1000
+
+    def zones(self) -> list[dict[str, Any]]:
+        """Every zone: its name, how it accepts, and its outline as GeoJSON (None: without one)."""
+        found = [self._zones.get(name) for name in self._zones.names()]
+        return [
+            {
+                "name": zone.name,
+                "accept_policy": zone.accept_policy,
+                "outline": zone.area.outline() if zone.area is not None else None,
+            }
+            for zone in found
+            if zone is not None
+        ]
+
+    async def trips(
+        self,
+        *,
+        search: str | None,
+        zone: str | None,
+        statuses: Sequence[str] | None,
+        after: str | None,
+        limit: int,
+    ) -> dict[str, Any]:
+        """A page of trips, the latest change first, and where the `next` one begins.
+
+        `search` is the id of a trip (with or without its zone), a customer or a driver.
+        """
+        start = Place.read(after) if after else Place.of(datetime.now(UTC) + _AHEAD, "")
+        common = {
+            "zone": zone, "statuses": statuses, "before": start.moment, "before_id": start.id,
+            "max_rows": limit,
+        }  # fmt: skip
+        if search:
+            ids = [search, *(f"{name}_{search}" for name in self._zones.names())]
+            rows = await self._database.rows("trips_of", ids=ids, party=search, **common)
+        else:
+            rows = []
+            for reach in _REACHES:
+                rows = await self._database.rows("recent_trips", since=start.moment - reach, **common)
+                if len(rows) == limit:
+                    break
+        last = Place.of(rows[-1]["updated_at"], rows[-1]["id"]) if len(rows) == limit else None
+        return {
+            "trips": [trip_from_row(row).to_json() for row in rows],
+            "next": str(last) if last else None,
+        }
+
+    async def trip_offers(self, trip_id: str, after: str | None, limit: int) -> dict[str, Any]:
+        """A page of a trip's offers, wave by wave. Raises Refusal trip_not_found.
+
+        Offers and their outcomes reach Postgres within some seconds of their time.
+        """
+        zone_of_trip(self._zones, trip_id)
+        wave, _, driver = (after or "-1~").partition("~")
+        rows = await self._database.rows(
+            "page_of_trip_offers", trip_id=trip_id, after_wave=int(wave), after_driver=driver, max_rows=limit
+        )
+        if not rows and await self._database.trip(trip_id) is None:
+            raise Refusal("trip_not_found")
+        last = f"{rows[-1]['wave']}~{rows[-1]['driver_id']}" if len(rows) == limit else None
+        return {"trip_id": trip_id, "offers": [_offer(row) for row in rows], "next": last}
+
+    async def driver_offers(self, driver_id: str, after: str | None, limit: int) -> dict[str, Any]:
+        """A page of the offers that a driver got, the latest first."""
+        start = Place.read(after) if after else Place.of(datetime.now(UTC) + _AHEAD, "")
+        rows = await self._database.rows(
+            "offers_of_driver", driver_id=driver_id, before=start.moment, before_id=start.id,
+            max_rows=limit,
+        )  # fmt: skip
+        last = Place.of(rows[-1]["offered_at"], rows[-1]["trip_id"]) if len(rows) == limit else None
+        return {
+            "driver_id": driver_id,
+            "offers": [_offer(row) for row in rows],
+            "next": str(last) if last else None,
+        }
+
+    async def drivers(
+        self, *, search: str, zone: str | None, only_online: bool, after: str | None, limit: int
+    ) -> dict[str, Any]:
+        """A page of the drivers whose id begins with `search`, by id."""
+        rows = await self._database.rows(
+            "find_drivers", prefix=search, zone=zone, only_online=only_online, after=after or "",
+            max_rows=limit,
+        )  # fmt: skip
+        found = [driver_from_row(row).to_json() for row in rows]
+        return {"drivers": found, "next": rows[-1]["user_id"] if len(rows) == limit else None}
+
+    async def driver(self, driver_id: str) -> dict[str, Any]:
+        """A driver as they are now, and what keeps offers from them. Raises Refusal driver_not_found.
+
+        `driver`; `fix` with its age in s, or None; `presence` until when, and its connections; `trip`,
+        which they have; `offers` that are open; `obstacles`, codes in the order in which they matter.
+        """
+        saved = await self._database.driver(driver_id)
+        if saved is None:
+            raise Refusal("driver_not_found")
+        keys = keys_of(saved.zone)
+        driver = await self._state.read_driver(keys, driver_id) or saved
+        fix = await self._fix(keys, driver_id)
+        address = address_of(Role.DRIVER, driver_id)
+        present_ms, connections = await self._presence.connections_of(keys, address)
+        offers = await self._offers.read_offers(keys, driver_id)
+        trip = await self._trip_of(keys, driver)
+        at_ms = now_ms()
+        return {
+            "driver": driver.to_json(),
+            "fix": fix and {
+                "lat": fix.lat, "lng": fix.lng, "recorded_at": iso(fix.at_ms),
+                "age_s": round(max(0, at_ms - fix.at_ms) / 1000, 1),
+            },
+            "presence": {
+                "until": iso(present_ms),
+                "connections": [
+                    {"id": found.connection_id, "until": iso(found.ends_ms), **found.about}
+                    for found in connections
+                ],
+            },
+            "trip": trip.to_json() if trip else None,
+            "offers": [
+                {"trip_id": o.trip_id, "deadline": iso(o.deadline_ms), "expires_in_ms": o.left_ms}
+                for o in offers
+            ],
+            "obstacles": self._obstacles(driver, fix, present_ms, len(offers), at_ms),
+        }  # fmt: skip
+
+    async def _fix(self, keys: Keys, driver_id: str) -> Fix | None:
+        (seen,) = await self._views.read_drivers(keys, [driver_id])
+        if seen.fix_ms:
+            return Fix(seen.lat, seen.lng, seen.fix_ms)
+        row = await self._database.row("saved_position", driver_id=driver_id)
+        return Fix(row["lat"], row["lng"], millis(row["location_updated_at"]) or 0) if row else None
+
+    async def _trip_of(self, keys: Keys, driver: Driver) -> Trip | None:
+        return await self._state.read_trip(keys, driver.trip_id) if driver.trip_id else None
+
+    def _obstacles(
+        self, driver: Driver, fix: Fix | None, present_ms: int | None, offers: int, at_ms: int
+    ) -> list[str]:
+        """What keeps offers from a driver, as `lua/offer_trip.lua` filters candidates."""
+        zone = self._zones.get(driver.zone)
+        most_offers = zone.offers_per_driver if zone is not None else 0
+        found = {
+            "offline": not driver.is_online,
+            "unavailable": driver.availability_status is not AvailabilityStatus.AVAILABLE,
+            "on_a_trip": bool(driver.trip_id),
+            "not_present": (present_ms or 0) <= at_ms,
+            "no_position": fix is None,
+            "old_position": fix is not None and fix.at_ms <= at_ms - self._fix_age_ms,
+            "enough_offers": offers >= most_offers,
+        }
+        return [code for code, holds in found.items() if holds]
+
+
+def _offer(row: Any) -> dict[str, Any]:
+    times = {name: iso(millis(row[name])) for name in ("offered_at", "deadline", "outcome_at")}
+    return {**row, **times}

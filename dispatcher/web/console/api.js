@@ -1,0 +1,68 @@
+// The admin API: questions, and changes with a key that is made once for each intent.
+
+/** A call that was refused; `problem` is the answer's body. */
+export class Refused extends Error {
+  constructor(problem) {
+    super(problem.message);
+    this.problem = problem;
+  }
+}
+
+/** A call that got no answer: the server is away, or the network. */
+export class Unanswered extends Error {}
+
+/** Sends calls with a token. `onUnauthorized(message)` hears that the token is refused. */
+export class Api {
+  constructor(token, onUnauthorized) {
+    this.token = token;
+    this.onUnauthorized = onUnauthorized;
+  }
+
+  /** The answer to a question. Raises Refused, Unanswered. */
+  get(path, parameters = {}) {
+    const given = Object.entries(parameters).filter(([, value]) => value !== null && value !== undefined && value !== "");
+    const query = new URLSearchParams(given).toString();
+    return this.#send("GET", query ? `${path}?${query}` : path);
+  }
+
+  /**
+   * Makes a change. Whoever asks keeps the key of one intent, so that to ask again has no second
+   * effect; lost connections and passing refusals are retried here.
+   */
+  async change(path, body, key) {
+    for (let attempt = 0; ; attempt += 1) {
+      try {
+        return await this.#send("POST", path, body, key);
+      } catch (error) {
+        const mayPass = error instanceof Unanswered || [502, 503, 504].includes(error.problem?.status) || error.problem?.response_code === "request_in_progress";
+        if (!mayPass || attempt === 3) throw error;
+        await new Promise((resolve) => setTimeout(resolve, 400 * 2 ** attempt * (0.5 + Math.random() / 2)));
+      }
+    }
+  }
+
+  async #send(method, path, body, key) {
+    const headers = { Authorization: `Bearer ${this.token}` };
+    if (body) headers["Content-Type"] = "application/json";
+    if (key) headers["Idempotency-Key"] = key;
+    let response;
+    try {
+      response = await fetch(`api/admin/${path}`, {
+        method, headers, body: body && JSON.stringify(body), cache: "no-store", credentials: "omit",
+      });
+    } catch {
+      throw new Unanswered(path);
+    }
+    const answer = await response.json().catch(() => ({}));
+    if (response.ok) return answer;
+    const problem = { status: response.status, ...answer };
+    if (response.status === 401) this.onUnauthorized(problem.message);
+    throw new Refused(problem);
+  }
+}
+
+/** A fresh Idempotency-Key. */
+export function newKey() {
+  const bytes = crypto.getRandomValues(new Uint8Array(16));
+  return `console-${Array.from(bytes, (byte) => byte.toString(16).padStart(2, "0")).join("")}`;
+}

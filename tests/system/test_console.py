@@ -1,0 +1,376 @@
+"""The console in a real browser, over a server of its own."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import shutil
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import aiohttp
+import asyncpg
+import pytest
+from playwright.async_api import Browser, Page, async_playwright, expect
+
+from tests.harness.servers import Serve, Server, make_token
+
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+pytestmark = pytest.mark.skipif(
+    CHROMIUM is None, reason="there is no Chromium here: Debian's package chromium has one"
+)
+
+#: Where CI keeps what the console looked like.
+SCREENSHOTS = os.environ.get("CONSOLE_SCREENSHOTS")
+HERE = {"lat": 40.7559, "lng": -73.9864}
+MARKUP = "<img src=x onerror=\"document.title='run'\"><b>late</b>"
+_WAIT_MS = 15_000
+expect.set_options(timeout=_WAIT_MS)
+_FLAGS = [
+    "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-component-update",
+    "--disable-background-networking", "--disable-sync",
+]  # fmt: skip
+_SETTINGS = {
+    f"DISPATCHER_LIMIT_{name}": "off" for name in ("TRIP_ACCEPT", "LOCATION_UPDATE", "GENERAL")
+} | {"DISPATCHER_POSITION_FLUSH_S": "0.2", "DISPATCHER_DRAIN_S": "0"}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+async def browser() -> AsyncIterator[Browser]:
+    async with async_playwright() as playwright:
+        started = await playwright.chromium.launch(executable_path=CHROMIUM, args=_FLAGS)
+        yield started
+        await started.close()
+
+
+class Screen:
+    """A page of the console, and whatever went wrong in it."""
+
+    def __init__(self, page: Page, server: Server) -> None:
+        self.page = page
+        self.server = server
+        self.faults: list[str] = []
+        page.set_default_timeout(_WAIT_MS)
+        page.on("pageerror", lambda error: self.faults.append(str(error)))
+        page.on("console", self._on_message)
+        page.on("request", self._on_request)
+
+    def _on_message(self, message: Any) -> None:
+        if "Content Security Policy" in message.text:
+            self.faults.append(message.text)
+
+    def _on_request(self, request: Any) -> None:
+        if urlsplit(request.url).netloc != urlsplit(self.server.url).netloc:
+            self.faults.append(f"asked elsewhere: {request.url}")
+
+    async def sign_in(self) -> None:
+        """Opens the link that signs in, as the demo prints it."""
+        token = make_token("operator-1", "admin")
+        await self.page.goto(f"{self.server.url}/console#token={token}")
+        await expect(self.page.locator("#link")).to_have_text("Live")
+
+    async def go(self, place: str) -> None:
+        await self.page.goto(f"{self.server.url}/console#/{place}")
+
+    def row(self, id_: str) -> Any:
+        """The row of an id, or those of all ids that begin so."""
+        return self.page.locator(f'.rows li:has(a[title^="{id_}"])')
+
+    async def expect_state(self, trip: str, state: str) -> None:
+        await expect(self.row(trip).locator(".state")).to_have_text(state)
+
+    async def keep(self, name: str) -> None:
+        """Keeps a picture for whoever looks at CI's files."""
+        if SCREENSHOTS:
+            await self.page.screenshot(path=Path(SCREENSHOTS) / f"{name}.png")
+
+
+@pytest.fixture
+async def open_screen(browser: Browser) -> AsyncIterator[Any]:
+    """Opens screens, and finds at the end that none of them broke its rules."""
+    screens: list[Screen] = []
+    contexts = []
+
+    async def opened(server: Server, **options: Any) -> Screen:
+        context = await browser.new_context(**{"viewport": {"width": 1280, "height": 800}, **options})
+        contexts.append(context)
+        screens.append(Screen(await context.new_page(), server))
+        return screens[-1]
+
+    yield opened
+    for context in contexts:
+        await context.close()
+    assert [fault for screen in screens for fault in screen.faults] == []
+
+
+class Apps:
+    """The apps of drivers and riders, who call over HTTP; drivers are connected as well."""
+
+    def __init__(self, server: Server, session: aiohttp.ClientSession) -> None:
+        self._server = server
+        self._session = session
+        self._sockets: list[aiohttp.ClientWebSocketResponse] = []
+
+    async def post(self, path: str, role: str, user: str, body: dict[str, Any], **headers: str) -> Any:
+        headers["Authorization"] = f"Bearer {make_token(user, role)}"
+        url = f"{self._server.url}/api/{path}"
+        async with self._session.post(url, json=body, headers=headers) as response:
+            answer = await response.json(content_type=None)
+            assert response.status < 300, answer
+            return answer
+
+    async def online(self, *names: str, **headers: str) -> None:
+        for i, name in enumerate(names):
+            body = {"is_online": True, "availability_status": "available",
+                    "location": {**HERE, "lat": HERE["lat"] + i * 0.004}}  # fmt: skip
+            await self.post("driver/availability", "driver", name, body)
+            # Who has no socket is present only once their calls have been told of.
+            headers["Authorization"] = f"Bearer {make_token(name, 'driver')}"
+            socket = await self._session.ws_connect(f"{self._server.url}/ws", headers=headers)
+            await socket.receive()
+            self._sockets.append(socket)  # nobody else holds it
+
+    async def move(self, name: str, lat: float, lng: float) -> None:
+        await self.post("driver/ride/location", "driver", name, {"lat": lat, "lng": lng})
+
+    async def ask(self, rider: str = "rider-1", **more: Any) -> str:
+        body = {"pickup": HERE, "dropoff": {"lat": 40.78, "lng": -73.95}, **more}
+        return str((await self.post("customer/ride/create", "customer", rider, body))["trip"]["id"])
+
+    async def act(self, name: str, action: str, trip: str) -> None:
+        await self.post(
+            "driver/ride/trip-action", "driver", name, {"action": action, "trip_request_id": trip}
+        )
+
+
+@pytest.fixture
+async def server(serve: Serve) -> Server:
+    return await serve(env=_SETTINGS)
+
+
+@pytest.fixture
+async def apps(server: Server) -> AsyncIterator[Apps]:
+    async with aiohttp.ClientSession() as session:
+        yield Apps(server, session)
+
+
+async def test_a_trip_on_screen_from_its_creation_to_its_end(
+    server: Server, apps: Apps, open_screen: Any, database_url: str
+) -> None:
+    await apps.online("d-1", "d-2", "d-3")
+    screen = await open_screen(server)
+    await screen.sign_in()
+    assert "token" not in screen.page.url, "the token is not left in the address"
+    trip = await apps.ask()
+    await screen.expect_state(trip, "Waiting")
+    await expect(screen.row(trip).locator(".detail")).to_contain_text("wave 1")
+    await screen.keep("waiting")
+    await apps.act("d-3", "decline", trip)
+    for action, state in (
+        ("accept", "To pickup"), ("arrive", "At pickup"), ("start", "Riding"), ("complete", "Completed"),
+    ):  # fmt: skip
+        await apps.act("d-1", action, trip)
+        await screen.expect_state(trip, state)
+    await expect(screen.page.locator(".figure", has_text="Ended")).to_contain_text("1 · 0")
+
+    # Its page holds what Postgres holds, row by row, once outcomes are written down.
+    await _all_outcomes(database_url, trip)
+    await screen.row(trip).locator("a").click()
+    await expect(screen.page.locator(".history li[data-kind=event]")).to_have_count(5)
+    await expect(screen.page.locator("tr[data-offer]")).to_have_count(3)
+    connection = await asyncpg.connect(database_url)
+    events = await connection.fetch(
+        "SELECT version, event FROM trip_events WHERE trip_id = $1 ORDER BY version", trip
+    )
+    offers = await connection.fetch(
+        "SELECT wave, driver_id, outcome FROM trip_offers WHERE trip_id = $1 ORDER BY wave, driver_id",
+        trip,
+    )
+    await connection.close()
+    shown = await screen.page.locator(".history li[data-kind=event]").evaluate_all(
+        "all => all.map(e => [Number(e.dataset.version), e.dataset.event])"
+    )
+    assert shown == [list(row) for row in events]
+    shown = await screen.page.locator("tr[data-offer]").evaluate_all(
+        "all => all.map(e => e.dataset.offer)"
+    )
+    assert shown == [" ".join(map(str, row)) for row in offers]
+    history = screen.page.locator(".history")
+    await expect(history).to_contain_text("Wave 1 asked 3")
+    await expect(history).to_contain_text("d-3 declined")
+    await expect(history).to_contain_text("Too late, with an open offer: d-2")
+    await screen.keep("trip")
+
+
+async def _all_outcomes(database_url: str, trip: str) -> None:
+    """Waits until Postgres knows what became of each offer."""
+    connection = await asyncpg.connect(database_url)
+    try:
+        async with asyncio.timeout(20):
+            while await connection.fetchval(
+                "SELECT count(*) FILTER (WHERE outcome = 'open') + 1 - least(count(*), 1)"
+                " FROM trip_offers WHERE trip_id = $1", trip
+            ):  # fmt: skip
+                await asyncio.sleep(0.1)
+    finally:
+        await connection.close()
+
+
+async def test_drivers_move_and_have_a_page(server: Server, apps: Apps, open_screen: Any) -> None:
+    await apps.online("d-1", "d-2", **{"User-Agent": MARKUP})
+    screen = await open_screen(server, color_scheme="dark")
+    await screen.sign_in()
+    await screen.go("drivers")
+    await expect(screen.row("d-1").locator(".state")).to_have_text(re.compile("Free|Offered"))
+    picture = screen.page.locator("canvas.canvas")
+    before = await picture.evaluate("canvas => canvas.toDataURL()")
+    await apps.move("d-1", 40.7659, -73.9764)
+    async with asyncio.timeout(15):
+        while await picture.evaluate("canvas => canvas.toDataURL()") == before:
+            await asyncio.sleep(0.1)
+    await screen.row("d-1").locator("a").click()
+    facts = screen.page.locator(".facts")
+    await expect(facts).to_contain_text("40.76590, -73.97640")
+    await expect(facts).to_contain_text("s old")
+    # What an app calls itself is text, as everything is.
+    await expect(screen.page.get_by_text(MARKUP)).to_be_visible()
+    await expect(screen.page.locator("img[src=x]")).to_have_count(0)
+    trip = await apps.ask()
+    await apps.act("d-1", "accept", trip)
+    await expect(screen.page.locator(".obstacles li[data-code=on_a_trip]")).to_be_visible()
+    await screen.keep("driver-dark")
+
+
+async def test_a_search_finds_by_trip_customer_and_driver(
+    server: Server, apps: Apps, open_screen: Any
+) -> None:
+    await apps.online("d-1")
+    first, second = await apps.ask("rider-1"), await apps.ask("rider-2")
+    await apps.act("d-1", "accept", first)
+    screen = await open_screen(server)
+    await screen.sign_in()
+    await expect(screen.row("default_")).to_have_count(2)
+    search = screen.page.get_by_role("searchbox")
+    for text, found in ((second, second), ("rider-1", first), ("d-1", first)):
+        await search.fill(text)
+        await expect(screen.row("default_")).to_have_count(1)
+        await expect(screen.row("default_").locator("a")).to_have_attribute("title", found)
+    await search.fill("<b>nobody</b>")
+    await expect(screen.page.locator(".note")).to_contain_text("No trip, customer or driver")
+    await screen.go("drivers")
+    await screen.page.get_by_role("searchbox").fill("d-")
+    await expect(screen.row("d-1")).to_have_count(1)
+
+
+async def test_an_operator_assigns_takes_back_and_cancels_by_keyboard(
+    server: Server, apps: Apps, open_screen: Any, database_url: str
+) -> None:
+    await apps.online("d-1", "d-2")
+    trip = await apps.ask()
+    screen = await open_screen(server)
+    await screen.sign_in()
+    page = screen.page
+    await screen.go(f"trip/{trip}")
+    await page.locator("[data-action=assign]").focus()
+    await page.keyboard.press("Enter")
+    dialog = page.locator("#confirm")
+    await expect(dialog.get_by_role("button", name="Assign")).to_be_disabled()
+    await dialog.get_by_label("Driver", exact=True).fill("nobody")
+    await page.keyboard.press("Enter")
+    await expect(dialog.get_by_role("alert")).to_have_text(
+        "The driver is not online in the trip's zone."
+    )
+    await dialog.locator(".choice", has_text="d-1").click()
+    await screen.keep("assign")
+    await page.keyboard.press("Enter")
+    await expect(page.locator("#notices")).to_contain_text("d-1 has the trip.")
+    await expect(page.locator(".history")).to_contain_text("Assigned by admin operator-1")
+
+    await screen.go("driver/d-1")
+    await page.get_by_role("button", name="Force offline …").click()
+    await dialog.get_by_role("button", name="Force offline").click()
+    await expect(page.locator(".obstacles li[data-code=offline]")).to_be_visible()
+    await screen.go(f"trip/{trip}")
+    await expect(page.locator(".history")).to_contain_text(
+        "Taken back: driver offline by admin operator-1"
+    )
+
+    await page.get_by_role("button", name="Cancel the trip …").click()
+    await dialog.get_by_label("Reason").fill(MARKUP)
+    await dialog.get_by_role("button", name="Cancel the trip").click()
+    # Once in the trip's facts, and once in its history.
+    await expect(page.get_by_text(MARKUP)).to_have_count(2)
+    await expect(page.locator("img[src=x]")).to_have_count(0)
+    assert await page.title() == "dispatcher console"
+
+    stranded = await apps.ask("rider-2")
+    for action in ("accept", "arrive", "start"):
+        await apps.act("d-2", action, stranded)
+    await screen.go(f"trip/{stranded}")
+    await page.get_by_role("button", name="End the ride …").click()
+    await dialog.get_by_role("button", name="End the ride").click()
+    await expect(page.locator(".history")).to_contain_text(
+        "Ended without the driver by admin operator-1"
+    )
+
+    connection = await asyncpg.connect(database_url)
+    rows = await connection.fetch(
+        "SELECT event, actor_id, actor_role FROM trip_events WHERE trip_id = $1 ORDER BY version", trip
+    )
+    await connection.close()
+    assert [tuple(row) for row in rows] == [
+        ("created", "rider-1", "customer"), ("accepted", "operator-1", "admin"),
+        ("released", "operator-1", "admin"), ("cancelled", "operator-1", "admin"),
+    ]  # fmt: skip
+
+
+async def test_it_comes_back_after_a_restart_of_the_server(
+    serve: Serve, server: Server, apps: Apps, open_screen: Any
+) -> None:
+    await apps.online("d-1")
+    trip = await apps.ask()
+    screen = await open_screen(server)
+    await screen.sign_in()
+    await screen.expect_state(trip, "Waiting")
+    await server.stop()
+    await expect(screen.page.locator("#link")).to_contain_text("Reconnecting")
+    port = str(urlsplit(server.url).port)
+    again = await serve(env={**_SETTINGS, "DISPATCHER_PORT": port})
+    await expect(screen.page.locator("#link")).to_have_text("Live")
+    async with aiohttp.ClientSession() as session:
+        await Apps(again, session).act("d-1", "accept", trip)
+    await screen.expect_state(trip, "To pickup")
+
+
+async def test_a_phone_signs_in_with_a_token_that_is_pasted(
+    server: Server, apps: Apps, open_screen: Any
+) -> None:
+    await apps.online("d-1")
+    screen = await open_screen(
+        server, viewport={"width": 390, "height": 844}, has_touch=True, device_scale_factor=2
+    )
+    page = screen.page
+    await page.goto(f"{server.url}/")
+    dialog = page.locator("#sign-in")
+    token = dialog.get_by_label("Token")
+    for wrong, says in (
+        ("nonsense", "This is not a token"), (make_token("d-1", "driver"), "this one's is driver"),
+        (make_token("a", "admin")[:-8] + "AAAAAAAA", "not valid"),
+    ):  # fmt: skip
+        await token.fill(wrong)
+        await page.keyboard.press("Enter")
+        await expect(dialog.get_by_role("alert")).to_contain_text(says)
+    await token.fill(make_token("operator-1", "admin"))
+    await page.keyboard.press("Enter")
+    await expect(dialog).to_be_hidden()
+    await screen.go("drivers")
+    await expect(screen.row("d-1")).to_be_visible()
+    width = await page.evaluate("document.documentElement.scrollWidth")
+    assert width <= 390, "nothing makes the page wider than a phone"
+    await screen.keep("phone")
+    await page.get_by_role("button", name="Sign out").click()
+    await expect(dialog).to_be_visible()
+    assert await page.evaluate("sessionStorage.getItem('dispatcher.token')") is None
