@@ -129,7 +129,11 @@ class OperatorReads:
         zone_of_trip(self._zones, trip_id)
         wave, _, driver = (after or "-1~").partition("~")
         rows = await self._database.rows(
-            "page_of_trip_offers", trip_id=trip_id, after_wave=int(wave), after_driver=driver, max_rows=limit
+            "page_of_trip_offers",
+            trip_id=trip_id,
+            after_wave=int(wave),
+            after_driver=driver,
+            max_rows=limit,
         )
         if not rows and await self._database.trip(trip_id) is None:
             raise Refusal("trip_not_found")

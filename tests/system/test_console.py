@@ -205,6 +205,24 @@ async def test_a_trip_on_screen_from_its_creation_to_its_end(
     await screen.keep("trip")
 
 
+async def test_why_a_driver_is_not_asked(server: Server, apps: Apps, open_screen: Any) -> None:
+    await apps.online("d-1")
+    trip = await apps.ask(vehicle_type="van")
+    screen = await open_screen(server)
+    await screen.sign_in()
+    await screen.row(trip).locator("a").click()
+    await screen.page.get_by_label("Driver", exact=True).fill("d-1")
+    await screen.page.get_by_label("Driver", exact=True).press("Enter")
+    answer = screen.page.locator("[data-part=why]")
+    await expect(answer.locator("[data-verdict]")).to_contain_text("no offer now")
+    await expect(answer.locator("[data-filter=vehicle_type][data-passes=false]")).to_be_visible()
+    await expect(answer.locator("[data-filter=present][data-passes=true]")).to_be_visible()
+    await screen.keep("why")
+    await screen.page.get_by_label("Driver", exact=True).fill("<b>nobody</b>")
+    await screen.page.get_by_role("button", name="Explain").click()
+    await expect(answer.get_by_role("alert")).to_be_visible()
+
+
 async def _all_outcomes(database_url: str, trip: str) -> None:
     """Waits until Postgres knows what became of each offer."""
     connection = await asyncpg.connect(database_url)

@@ -6,6 +6,7 @@ import { lapse, metres, momentOf, shortId, since, span, timeOf } from "./format.
 import { glyph } from "./glyphs.js";
 import { faultText } from "./notices.js";
 import { historyOf } from "./history.js";
+import { Why } from "./why.js";
 import { DRIVER_STATES, OBSTACLES, OUTCOMES, TRIP_STATES } from "./words.js";
 
 /** Offers reach Postgres some seconds late: after a change they are read once more. */
@@ -86,6 +87,7 @@ class Page {
 export class TripPage extends Page {
   constructor(context, id) {
     super(context, id, "Trip");
+    this.why = new Why(context.api, id);
   }
 
   get listHref() {
@@ -116,7 +118,7 @@ export class TripPage extends Page {
     this.version = trip.version;
     // The API gives an event's payload as it is stored: as text.
     const history = events.map((event) => ({ ...event, payload: typeof event.payload === "string" ? JSON.parse(event.payload) : event.payload }));
-    return [this.#facts(trip), this.#actions(trip), section("History", historyOf(trip, history, offers)), this.#offers(offers)];
+    return [this.#facts(trip), this.#actions(trip), section("History", historyOf(trip, history, offers)), this.#offers(offers), this.why.element];
   }
 
   #facts(trip) {
