@@ -44,11 +44,13 @@ SELECT user_id
  WHERE zone = :zone AND is_online AND user_id = ANY (:driver_ids::text[]);
 
 -- name: save_positions(ids, lats, lngs, ats)!
--- Saves the last position of several drivers. An older position never replaces a newer one.
+-- Saves the last position of several drivers. An older position never replaces a newer one; one that lies ahead is of
+-- a clock that was set back since.
 UPDATE driver_details d
    SET current_location = point(n.lng, n.lat), location_updated_at = n.at
   FROM unnest(:ids::text[], :lats::float8[], :lngs::float8[], :ats::timestamptz[]) AS n (id, lat, lng, at)
- WHERE d.user_id = n.id AND (d.location_updated_at IS NULL OR d.location_updated_at < n.at);
+ WHERE d.user_id = n.id AND (d.location_updated_at IS NULL OR d.location_updated_at < n.at
+                              OR d.location_updated_at > now() + interval '1 minute');
 
 -- name: commit_without_waiting()!
 -- The transaction that follows does not wait for the disk. For positions only: the next one replaces a lost one.

@@ -141,6 +141,16 @@ async def test_an_offer_log_that_fails_does_not_stop_the_positions(city: City) -
     assert await city.postgres.fetchval(query) is not None
 
 
+async def test_a_saved_position_of_a_clock_that_ran_ahead_is_replaced(city: City) -> None:
+    await city.online("d1")
+    await city.postgres.execute(
+        "UPDATE driver_details SET current_location = point(1, 1),"
+        " location_updated_at = now() + interval '1 hour' WHERE user_id = 'd1'"
+    )
+    await city.parts.positions.take("d1", [(40.0, -73.0, None)])
+    assert await city.parts.positions.save() == 1
+
+
 async def test_a_lost_driver_is_forgotten_only_once_the_change_is_done(city: City) -> None:
     await city.online("d1", "d2", zone=HEALTHY)
     present = keys_of(HEALTHY).present
