@@ -1,5 +1,5 @@
 -- Purpose: puts a trip read from Postgres into the live state, unless that is as new, and makes its bond to its driver
---   right in any case.
+--   and its place among the waves right in any case.
 -- Atomic because: version, hash and the driver's side of the bond are compared and written together; a settle in
 --   between must not be undone by an older row.
 -- KEYS[1] trip
@@ -54,8 +54,6 @@ if is_newer then
       -- It came back to waiting: its time begins anew.
       redis.call('HSET', trip, 'round', 0, 'waiting_since', whole(now_ms))
       redis.call('ZADD', waves, whole(now_ms), trip_id)
-    else
-      redis.call('ZADD', waves, 'NX', whole(now_ms), trip_id)
     end
   end
 end
@@ -64,8 +62,11 @@ if is_waiting and barred_count > 0 then
   redis.call('EXPIRE', barred, BARRED_S)
 end
 
--- Who has the trip is what the hash says by now, be it from this row or from a newer settle.
+-- Who has the trip, or whether it waits, is what the hash says by now, be it from this row or from a newer settle.
 local state = redis.call('HMGET', trip, 'current_status', 'driver_id')
+if state[1] == 'pending' then
+  redis.call('ZADD', waves, 'NX', whole(now_ms), trip_id)  -- without one it would wait for ever
+end
 local is_active = state[1] == 'accepted' or state[1] == 'arrived' or state[1] == 'ongoing'
 local holder_id = is_active and state[2] or ''
 if former_id ~= '' and former_id ~= holder_id and redis.call('HGET', former, 'trip_id') == trip_id then

@@ -18,7 +18,7 @@
 -- ARGV[5] time until the next look in ms, where nobody could be found
 -- ARGV[6] most open offers a driver may hold
 -- ARGV[7] oldest fix that counts, in ms before now
--- ARGV[8] longest time a trip waits for a driver, in ms
+-- ARGV[8] longest time a trip waits for a driver, in ms; what lies further ahead is of a clock that stepped back, and over
 -- ARGV[9] 1 where drivers who let it pass may be asked again
 -- ARGV[10] the trip as JSON, for the frames
 -- ARGV[11] vehicle type that is asked for
@@ -33,7 +33,7 @@ local waves, present, channel, geo = KEYS[6], KEYS[7], KEYS[8], KEYS[9]
 local trip_id, round, size, answer_ms, again_ms = ARGV[1], ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4]), tonumber(ARGV[5])
 local max_open_offers, fix_age_ms, max_wait_ms = tonumber(ARGV[6]), tonumber(ARGV[7]), tonumber(ARGV[8])
 local ask_again, trip_json, vehicle_type = ARGV[9] == '1', ARGV[10], ARGV[11]
-local FIRST_CANDIDATE, FIRST_PAIR = 10, 12
+local OFFERS, FIRST_CANDIDATE, FIRST_PAIR = 3, 10, 12
 
 local state = redis.call('HMGET', trip, 'current_status', 'round', 'wave', 'waiting_since')
 if state[1] ~= 'pending' then
@@ -43,12 +43,27 @@ end
 if (state[2] or '0') ~= round or redis.call('EXISTS', claim) == 1 then
   return { 'moved', now_ms, 0, 0, {}, {} }
 end
-local since = tonumber(state[4] or now_ms)
+local latest_ms = now_ms + max_wait_ms
+
+-- Of the offers of the trip, or of a driver's inbox: where they stand in KEYS.
+local function count_open(k)
+  return redis.call('ZCOUNT', KEYS[k], '(' .. whole(now_ms), whole(latest_ms))
+end
+
+local function drop_ended(k)
+  redis.call('ZREMRANGEBYSCORE', KEYS[k], '-inf', whole(now_ms))
+  redis.call('ZREMRANGEBYSCORE', KEYS[k], '(' .. whole(latest_ms), '+inf')
+end
+
+local since = math.min(tonumber(state[4] or now_ms), now_ms)
 local wave = tonumber(state[3] or '0') + 1
 local expired = redis.call('ZRANGEBYSCORE', offers, '-inf', whole(now_ms))
-local open = redis.call('ZCOUNT', offers, '(' .. whole(now_ms), '+inf')
+for _, driver_id in ipairs(redis.call('ZRANGEBYSCORE', offers, '(' .. whole(latest_ms), '+inf')) do
+  expired[#expired + 1] = driver_id
+end
+local open = count_open(OFFERS)
 if open == 0 and now_ms - since >= max_wait_ms then
-  redis.call('ZREMRANGEBYSCORE', offers, '-inf', whole(now_ms))
+  drop_ended(OFFERS)
   return { 'exhausted', now_ms, wave - 1, 0, {}, expired }
 end
 
@@ -67,13 +82,14 @@ for k = FIRST_CANDIDATE, #KEYS, 2 do
   local i = FIRST_PAIR + (k - FIRST_CANDIDATE)
   local driver_id = ARGV[i]
   local who = redis.call('HMGET', KEYS[k], 'is_online', 'availability_status', 'trip_id', 'fix_ms', 'vehicle_type')
+  local offered_until_ms = tonumber(redis.call('ZSCORE', offers, driver_id) or 0)
   local obstacle = first_obstacle({
     is_online = who[1], availability_status = who[2], trip_id = who[3], fix_ms = who[4], vehicle_type = who[5],
     presence_ends_ms = tonumber(redis.call('ZSCORE', present, 'driver:' .. driver_id) or 0),
     is_barred = redis.call('SISMEMBER', barred, driver_id) == 1,
     has_passed = let_pass[driver_id] or redis.call('SISMEMBER', passed, driver_id) == 1,
-    offered_until_ms = tonumber(redis.call('ZSCORE', offers, driver_id) or 0),
-    open_offers = redis.call('ZCOUNT', KEYS[k + 1], '(' .. whole(now_ms), '+inf'),
+    offered_until_ms = offered_until_ms > latest_ms and 0 or offered_until_ms,
+    open_offers = count_open(k + 1),
   }, filters)
   if not obstacle then
     chosen[#chosen + 1] = { driver_id, k + 1, ARGV[i + 1] }
@@ -82,7 +98,7 @@ for k = FIRST_CANDIDATE, #KEYS, 2 do
   end
 end
 
-redis.call('ZREMRANGEBYSCORE', offers, '-inf', whole(now_ms))
+drop_ended(OFFERS)
 for _, driver_id in ipairs(expired) do
   redis.call('SADD', passed, driver_id)
   redis.call('EXPIRE', passed, 3600)
@@ -97,7 +113,7 @@ local names = {}
 for _, choice in ipairs(chosen) do
   local driver_id, inbox, distance_m = choice[1], KEYS[choice[2]], choice[3]
   redis.call('ZADD', offers, whole(deadline), driver_id)
-  redis.call('ZREMRANGEBYSCORE', inbox, '-inf', whole(now_ms))
+  drop_ended(choice[2])
   redis.call('ZADD', inbox, whole(deadline), trip_id)
   redis.call('PEXPIRE', inbox, answer_ms + 1000, 'GT')
   if redis.call('PTTL', inbox) < 0 then

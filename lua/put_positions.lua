@@ -36,6 +36,7 @@ for k = FIRST_DRIVER, #KEYS, 1 + limits do
     remaining = record_admission(k + 1, FIRST_PAIR, remaining, k + limits)
     local driver_id, lat, lng = ARGV[g], ARGV[g + 1], ARGV[g + 2]
     local who = redis.call('HMGET', KEYS[k], 'is_online', 'availability_status', 'trip_id', 'vehicle_type', 'fix_ms')
+    local known_ms = tonumber(who[5]) or 0
     code, detail = 'taken', who[3] or ''
     if not who[1] then
       code = 'unknown'
@@ -43,8 +44,9 @@ for k = FIRST_DRIVER, #KEYS, 1 + limits do
       code = 'offline'
     elseif who[4] ~= vehicle_type then
       code, detail = 'other_vehicle', who[4]
-    elseif who[5] and (tonumber(who[5]) > fix_ms or tonumber(who[5]) == fix_ms and ARGV[g + 3] ~= '') then
-      code = 'late'  -- of several that are measured now, the last stands
+    elseif known_ms <= now_ms and (known_ms > fix_ms or known_ms == fix_ms and ARGV[g + 3] ~= '') then
+      -- Of several that are measured now, the last stands; one that lies ahead is of a clock that stepped back.
+      code = 'late'
     else
       redis.call('HSET', KEYS[k], 'lat', lat, 'lng', lng, 'fix_ms', whole(fix_ms))
       redis.call('ZADD', seen, whole(fix_ms), driver_id)

@@ -17,6 +17,7 @@ from dispatcher.live.keys import keys_of
 from dispatcher.live.presence import PresenceScripts
 from dispatcher.live.state import StateScripts
 from dispatcher.service.availability import AvailabilityService
+from dispatcher.service.clock_watch import ClockWatch
 from dispatcher.service.commands.availability import DriverCameBack, DriverElsewhere
 from dispatcher.service.commands.transition import OK
 from dispatcher.service.presence_outages import PresenceOutages
@@ -32,8 +33,8 @@ _PAGE_ROWS: Final = 1_000
 class AbsentDrivers:
     """Looks after one zone. Any server may; an absent user is handed to one of them at a time.
 
-    Nobody is judged after an outage that this server or another one has seen, until all is told again
-    and the grace has passed.
+    Nobody is judged after an outage that this server or another one has seen, or a leap of Redis' clock,
+    until all is told again and the grace has passed.
     """
 
     def __init__(
@@ -64,6 +65,8 @@ class AbsentDrivers:
         self._outages = outages
         self._notices = notices
         self._epoch: str | None = None
+        # Whoever is connected has that much left of their life, at least.
+        self._clock = ClockWatch(tolerance_ms=ttl_s * 1000 // _LOOKS_PER_LIFE)
         self._node = node
         self._life_ms = ttl_s * 1000
         self._grace_ms = int(grace_s * 1000)
@@ -98,9 +101,15 @@ class AbsentDrivers:
     async def _release_absent(self) -> None:
         zone = self._zone.name
         expected = self._epoch if self._outages.can_judge(zone) else ""
-        epoch, addresses = await self._presence.sweep_absent(
-            self._keys, grace_ms=self._grace_ms, epoch=expected or ""
-        )
+        latest_ms = self._clock.latest_ms()
+        epoch, now_ms, addresses = await self._presence.sweep_absent(
+            self._keys, grace_ms=self._grace_ms, epoch=expected or "", latest_ms=latest_ms,
+            life_ms=self._life_ms,
+        )  # fmt: skip
+        self._clock.saw(now_ms)
+        if latest_ms and now_ms > latest_ms:
+            log.warning("Redis' clock has leapt", zone=zone, by_ms=now_ms - latest_ms)
+            self._outages.began(zone)
         if epoch != self._epoch:
             if self._epoch is not None:
                 self._outages.began(zone)  # the zone was loaded anew, or is about to be

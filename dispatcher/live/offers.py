@@ -12,6 +12,8 @@ from dispatcher.live.pipeline import Pipeline
 
 #: A server that dies while it runs a wave delays that wave by this much.
 _WAVE_AGAIN_MS: Final = 2_000
+#: No deadline of a wave is longer (dispatcher/zones_file.py).
+_LONGEST_WAIT_MS: Final = 600_000
 
 
 class DueWaves(NamedTuple):
@@ -66,7 +68,7 @@ class OfferScripts:
     async def claim_waves(self, keys: Keys, *, max_trips: int = 100) -> DueWaves:
         """The trips whose next wave is due, each handed to one server at a time."""
         now_ms, next_ms, due = await self._pipeline.run(
-            "claim_waves", (keys.waves,), (max_trips, _WAVE_AGAIN_MS)
+            "claim_waves", (keys.waves,), (max_trips, _WAVE_AGAIN_MS, _LONGEST_WAIT_MS)
         )
         return DueWaves(now_ms, next_ms or None, due)
 

@@ -37,9 +37,10 @@ class TouchResult(IntEnum):
 
 
 class Swept(NamedTuple):
-    """The epoch of the zone, empty where it is cold, and addresses of absent users."""
+    """The epoch of the zone, empty where it is cold, Redis' time in ms, and absent users' addresses."""
 
     epoch: str
+    now_ms: int
     addresses: list[str]
 
 
@@ -91,14 +92,24 @@ class PresenceScripts:
         return added
 
     async def sweep_absent(
-        self, keys: Keys, *, grace_ms: int, epoch: str, max_users: int = 200
+        self,
+        keys: Keys,
+        *,
+        grace_ms: int,
+        epoch: str,
+        latest_ms: int,
+        life_ms: int,
+        max_users: int = 200,
     ) -> Swept:
         """Users who have been gone for longer than the grace period; none where the zone was loaded
-        in another epoch than `epoch`, the text of an earlier sweep."""
-        known, addresses = await self._pipeline.run(
-            "sweep_absent", (keys.present, keys.epoch), (grace_ms, _SWEEP_AGAIN_MS, max_users, epoch)
+        in another epoch than `epoch`, the text of an earlier sweep, or where Redis' clock shows a later
+        time than `latest_ms`. No presence lasts for longer than `life_ms` from now on."""
+        known, now_ms, addresses = await self._pipeline.run(
+            "sweep_absent",
+            (keys.present, keys.epoch),
+            (grace_ms, _SWEEP_AGAIN_MS, max_users, epoch, latest_ms, life_ms),
         )
-        return Swept(known, addresses)
+        return Swept(known, now_ms, addresses)
 
     async def connections_of(self, keys: Keys, address: str) -> tuple[int | None, list[OpenConnection]]:
         """The end of a user's presence (ms; None: no presence), and their connections."""

@@ -202,6 +202,8 @@ class StateScripts:
         Kept is what Postgres does not know: limits, presence, refusals, drivers who declined, the
         stream, and the list of attempts for the sweeper. Returns the drivers' last fixes.
         """
+        # First, so that a settle whose trip or driver stays has its place in them, too.
+        await self._pipeline.command("UNLINK", keys.seen, keys.waves)
         fixes: dict[str, Fix] = {}
         drivers = keys.driver("")
         dropped = tuple(keys.prefix + kind for kind in _DERIVED)
@@ -216,7 +218,6 @@ class StateScripts:
                     fixes[name.removeprefix(drivers)] = Fix(float(lat), float(lng), int(fix_ms))
             if names:
                 await self._pipeline.command("UNLINK", *names)
-        await self._pipeline.command("UNLINK", keys.seen, keys.waves)
         return fixes
 
     async def last_heard_ms(self, keys: Keys) -> int | None:

@@ -35,7 +35,8 @@ SELECT user_id
  WHERE zone = :zone AND is_online AND user_id = ANY (:driver_ids::text[]);
 
 -- name: save_positions(ids, lats, lngs, ats)!
--- Saves the last position of several drivers. An older position never replaces a newer one.
+-- Saves the last position of several drivers. An older position never replaces a newer one; one that lies ahead is of
+-- a clock that was set back since.
 UPDATE driver_details d
    SET current_location = point(n.lng, n.lat), location_updated_at = LEAST(n.at, now())
   FROM unnest(:ids::text[], :lats::float8[], :lngs::float8[], :ats::timestamptz[]) AS n (id, lat, lng, at)

@@ -66,6 +66,15 @@ async def test_a_clock_that_runs_ahead_shuts_nobody_out(zone: Zone) -> None:
     assert await put(zone, ("d1", 50.2, 8.6, START_MS + 3_600_000)) == [("taken", "")]
 
 
+async def test_a_clock_that_steps_back_shuts_no_fix_out(zone: Zone) -> None:
+    await zone.driver("d1")
+    await put(zone, ("d1", 50.1, 8.6, START_MS))
+    await zone.advance(-3_600_000)
+    assert await put(zone, ("d1", 50.2, 8.6, START_MS)) == [("taken", "")]
+    assert (await zone.hash(zone.keys.driver("d1")))["fix_ms"] == str(zone.now_ms)
+    assert await put(zone, ("d1", 1.0, 2.0, zone.now_ms - 1)) == [("late", "")]
+
+
 async def test_a_stale_fix_puts_nobody_on_offer(zone: Zone) -> None:
     await zone.driver("d1")
     assert await put(zone, ("d1", 50.1, 8.6, START_MS - FIX_AGE_MS)) == [("taken", "")]

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from dispatcher.live.presence import Touch, TouchResult
+from dispatcher.live.presence import Swept, Touch, TouchResult
 from tests.harness.lua_zone import Zone
 
 GRACE_MS, LIFE_MS = 1_000, 60_000
@@ -14,7 +14,14 @@ GRACE_MS, LIFE_MS = 1_000, 60_000
 
 async def swept(zone: Zone, grace_ms: int) -> list[str]:
     epoch = await zone.redis.get(zone.keys.epoch)
-    return (await zone.presence.sweep_absent(zone.keys, grace_ms=grace_ms, epoch=epoch)).addresses
+    return (await sweep(zone, epoch, grace_ms)).addresses
+
+
+async def sweep(zone: Zone, epoch: str, grace_ms: int = 0, latest_ms: int | None = None) -> Swept:
+    return await zone.presence.sweep_absent(
+        zone.keys, grace_ms=grace_ms, epoch=epoch, life_ms=LIFE_MS,
+        latest_ms=zone.now_ms if latest_ms is None else latest_ms,
+    )  # fmt: skip
 
 
 async def test_who_has_no_presence_gets_one_that_ends(zone: Zone) -> None:
@@ -72,10 +79,25 @@ async def test_nobody_is_handed_out_in_another_epoch(zone: Zone) -> None:
     before = await zone.dump()
     epoch = await zone.redis.get(zone.keys.epoch)
     for other in ("", "1 0 another"):
-        found = await zone.presence.sweep_absent(zone.keys, grace_ms=0, epoch=other)
-        assert found == (epoch, [])
+        assert await sweep(zone, other) == (epoch, zone.now_ms, [])
     await zone.redis.delete(zone.keys.epoch)
     for cold in ("", epoch):
-        assert await zone.presence.sweep_absent(zone.keys, grace_ms=0, epoch=cold) == ("", [])
+        assert await sweep(zone, cold) == ("", zone.now_ms, [])
     await zone.redis.set(zone.keys.epoch, epoch)
     assert await zone.dump() == before
+
+
+async def test_nobody_is_handed_out_by_a_clock_that_has_leapt(zone: Zone) -> None:
+    await zone.redis.zadd(zone.keys.present, {"driver:d1": zone.now_ms + LIFE_MS})
+    epoch, latest_ms = await zone.redis.get(zone.keys.epoch), zone.now_ms + 1_000
+    await zone.advance(3_600_000)
+    assert await sweep(zone, epoch, latest_ms=latest_ms) == (epoch, zone.now_ms, [])
+    assert await swept(zone, GRACE_MS) == ["driver:d1"]
+
+
+async def test_who_is_gone_is_handed_out_after_the_clock_stepped_back(zone: Zone) -> None:
+    await zone.redis.zadd(zone.keys.present, {"driver:d1": zone.now_ms + LIFE_MS})
+    await zone.advance(-3_600_000)
+    assert await swept(zone, GRACE_MS) == []
+    await zone.advance(LIFE_MS + GRACE_MS)
+    assert await swept(zone, GRACE_MS) == ["driver:d1"]

@@ -46,6 +46,18 @@ async def test_a_pending_trip_without_a_wave_is_due_now(zone: Zone) -> None:
     assert await zone.redis.zscore(zone.keys.waves, "z_1") == START_MS
 
 
+async def test_a_trip_that_lost_its_wave_gets_one_though_it_is_as_new(zone: Zone) -> None:
+    await zone.state.load_trip(zone.keys, make_trip())
+    await zone.redis.delete(zone.keys.waves)
+    assert not await zone.state.load_trip(zone.keys, make_trip())
+    assert await zone.redis.zscore(zone.keys.waves, "z_1") == START_MS
+    # Somebody was faster than Postgres' row.
+    taken = make_trip(version=1, current_status=Status.ACCEPTED, driver_id="d1")
+    await zone.state.load_trip(zone.keys, taken)
+    assert not await zone.state.load_trip(zone.keys, make_trip())
+    assert await zone.redis.zcard(zone.keys.waves) == 0
+
+
 async def test_a_trip_that_came_back_to_life_does_not_expire(zone: Zone) -> None:
     done = make_trip(version=1, current_status=Status.CANCELLED)
     await zone.state.load_trip(zone.keys, done)

@@ -161,8 +161,9 @@ class Walk:
         keys = self.keys
         await self.settler.withdraw_offers(keys, "d1", [self.trip_id])
         assert await self.presence.drop_presence(keys, "driver:d1", "c1") == 0
-        epoch = (await self.presence.sweep_absent(keys, grace_ms=0, epoch="")).epoch
-        swept = await self.presence.sweep_absent(keys, grace_ms=0, epoch=epoch)
+        look = {"grace_ms": 0, "latest_ms": 2**53, "life_ms": 60_000}
+        epoch = (await self.presence.sweep_absent(keys, epoch="", **look)).epoch
+        swept = await self.presence.sweep_absent(keys, epoch=epoch, **look)
         assert swept.addresses == ["driver:d1"]
         assert await self.presence.forget_absent(keys, "driver:d2") is False
         assert await self.claims.sweep_claims(keys) == []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from collections.abc import AsyncIterator
 from datetime import timedelta
 from typing import Any
@@ -16,6 +17,7 @@ from dispatcher.core.errors import StoreUnavailable
 from dispatcher.core.zones import Zone, Zones
 from dispatcher.jobs.flush import Flush
 from dispatcher.live.keys import keys_of
+from dispatcher.service.clock_watch import ClockWatch
 from dispatcher.service.commands.availability import DriverCameBack
 from dispatcher.service.offer_log import OfferLog
 from tests.harness.services import City, open_city
@@ -160,6 +162,16 @@ async def test_a_clock_that_ran_ahead_does_not_block_later_positions(city: City)
     assert (lat, at <= await city.postgres.fetchval("SELECT now()")) == (40.4, True)
 
 
+async def test_a_saved_position_of_a_clock_that_ran_ahead_is_replaced(city: City) -> None:
+    await city.online("d1")
+    await city.postgres.execute(
+        "UPDATE driver_details SET current_location = point(1, 1),"
+        " location_updated_at = now() + interval '1 hour' WHERE user_id = 'd1'"
+    )
+    await city.parts.positions.take("d1", [(40.0, -73.0, None)])
+    assert await city.parts.positions.save() == 1
+
+
 async def test_a_lost_driver_is_forgotten_only_once_the_change_is_done(city: City) -> None:
     await city.online("d1", "d2", zone=HEALTHY)
     present = keys_of(HEALTHY).present
@@ -181,12 +193,37 @@ async def test_who_came_back_before_the_commit_of_their_absence_stays(city: City
     # Handed out, and back before the change is claimed.
     epoch = await city.redis("GET", keys_of(HEALTHY).epoch)
     scripts = city.parts.live.presence
-    swept = await scripts.sweep_absent(keys_of(HEALTHY), grace_ms=0, epoch=epoch)
+    swept = await scripts.sweep_absent(
+        keys_of(HEALTHY), grace_ms=0, epoch=epoch, latest_ms=2**53, life_ms=2_000
+    )
     assert swept.addresses == ["driver:d1"]
     await city.parts.presence.register("c1", Actor("d1", Role.DRIVER), None, "")
     with pytest.raises(DriverCameBack):
         await city.parts.availability.take_offline(zone, "d1")
     assert await is_online(city, "d1")
+
+
+async def test_nobody_is_lost_because_the_clock_of_redis_leapt(
+    city: City, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By Redis' clock more time has passed than by the server's own."""
+    await city.online("d1", zone=HEALTHY)
+    await presence_flush_job(city.parts).run()
+    async with asyncio.timeout(5):
+        while not city.parts.outages.can_judge(HEALTHY):
+            await asyncio.sleep(0.01)
+    job = absent_drivers_job(city.parts, HEALTHY)
+    stopped = time.monotonic()
+    monkeypatch.setattr(job, "_clock", ClockWatch(tolerance_ms=100, clock=lambda: stopped))
+    await job.run()
+    await forget_presence(city, "d1", HEALTHY)
+    await asyncio.sleep(0.2)
+    await job.run()
+    assert await is_online(city, "d1")
+    assert HEALTHY in city.parts.outages.unreached, "all connections are told again first"
+    monkeypatch.undo()
+    await sweep(city, HEALTHY)
+    assert not await is_online(city, "d1")
 
 
 async def test_who_has_no_presence_is_released_after_ttl_and_grace(city: City) -> None:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from typing import Any
 
 import pytest
 
 from dispatcher.core.zones import Zone, Zones
 from dispatcher.live.keys import keys_of
+from dispatcher.live.pipeline import Pipeline
+from dispatcher.live.settle import Settler
 from dispatcher.live.state import Fix
 from tests.harness.services import City, code_of, driver, open_city, rider
 from tests.service.failover import StaleReplica
@@ -210,3 +213,31 @@ async def test_a_trip_that_ended_does_not_begin_again_with_the_events_that_were_
     snapshot = await city.parts.snapshots.of(driver("d1"))
     assert (snapshot["trip"], snapshot["driver"]["trip_id"]) == (None, None)
     assert (await city.act(driver("d1"), "accept", await city.trip())).status == 200
+
+
+async def test_a_trip_that_is_created_while_its_zone_is_dropped_keeps_its_wave(
+    city: City, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its settle comes after the keys were looked for, and before the zone's waves are dropped."""
+    is_settling, goes_on = asyncio.Event(), asyncio.Event()
+    settle, scan = Settler.settle, Pipeline.scan
+
+    async def settle_late(*args: Any) -> bool:
+        is_settling.set()
+        await goes_on.wait()
+        return await settle(*args)
+
+    async def scan_and_settle(pipeline: Pipeline, key: str, prefix: str) -> AsyncIterator[list[str]]:
+        async for page in scan(pipeline, key, prefix):
+            yield page
+        goes_on.set()
+        await asyncio.wait([creation])
+
+    monkeypatch.setattr(Settler, "settle", settle_late)
+    creation = asyncio.create_task(city.trip())
+    await is_settling.wait()
+    await city.redis("FLUSHDB")
+    monkeypatch.setattr(Pipeline, "scan", scan_and_settle)
+    await city.parts.rehydration.warm("default")
+    trip = await creation
+    assert (await city.parts.live.offers.claim_waves(city.keys(trip))).trip_ids == [trip]
