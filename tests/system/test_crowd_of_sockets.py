@@ -29,7 +29,7 @@ async def test_heartbeats_are_cheap(serve: Serve) -> None:
             "DISPATCHER_MAX_CONNECTIONS_PER_IP": str(2 * SOCKETS),
             # Long pauses, so that background jobs hardly have a word with Postgres.
             "DISPATCHER_POSITION_FLUSH_S": "60",
-            "DISPATCHER_PRESENCE_TTL_S": "8",
+            "DISPATCHER_PRESENCE_TTL_S": "20",
             "DISPATCHER_PRESENCE_GRACE_S": "600",
             "DISPATCHER_DRAIN_S": "0.5",
         }
