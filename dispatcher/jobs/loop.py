@@ -11,7 +11,7 @@ from typing import Final, Protocol
 
 import structlog
 
-from dispatcher.core.errors import StoreUnavailable
+from dispatcher.core.errors import OutcomeUnknown, StoreUnavailable
 
 log = structlog.get_logger("dispatcher.jobs")
 
@@ -35,7 +35,7 @@ class Job(Protocol):
     async def run(self) -> float | None:
         """Does what is due. Returns the rest until the next run in s; None for the usual one.
 
-        Raises StoreUnavailable where an engine is away: the job is put off.
+        Raises StoreUnavailable or OutcomeUnknown where an engine is away: the job is put off.
         """
 
 
@@ -92,7 +92,7 @@ class JobLoop:
     async def _run_once(self) -> float | None:
         try:
             return await self._job.run()
-        except StoreUnavailable as error:
+        except (StoreUnavailable, OutcomeUnknown) as error:
             log.warning("job is put off", job=self._job.name, reason=str(error))
         except Exception:
             log.exception("job failed", job=self._job.name)

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
-from redis.asyncio import Redis, RedisCluster
+from redis.asyncio import BlockingConnectionPool, Redis, RedisCluster
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 
 _CONNECT_TIMEOUT_S = 2
 #: Of what redis-py itself asks, the handshake included; `protocol` has the pipeline's own.
 _REPLY_TIMEOUT_S = 5.0
+#: Scripts share one; the others are for questions about the server itself, which each zone asks.
+_MAX_CONNECTIONS = 64
 
 
 def connect(url: str, *, cluster: bool) -> Any:
@@ -24,4 +26,8 @@ def connect(url: str, *, cluster: bool) -> Any:
     }
     if cluster:
         return RedisCluster.from_url(url, **options)
-    return Redis.from_url(url, max_connections=256, **options)
+    # Who finds none free waits for one: a server of many zones asks for all of them at once.
+    pool = BlockingConnectionPool.from_url(
+        url, max_connections=_MAX_CONNECTIONS, timeout=_REPLY_TIMEOUT_S, **options
+    )
+    return Redis.from_pool(pool)

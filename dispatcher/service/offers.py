@@ -8,7 +8,7 @@ from typing import Final
 import orjson
 import structlog
 
-from dispatcher.core.errors import StoreUnavailable
+from dispatcher.core.errors import OutcomeUnknown, StoreUnavailable
 from dispatcher.core.trips import Trip
 from dispatcher.core.zones import Zone, Zones
 from dispatcher.live.keys import keys_of
@@ -54,7 +54,7 @@ class Offers:
     async def run_due(self, zone_name: str) -> int | None:
         """Runs the waves that are due in a zone; returns ms until the next one is, or None.
 
-        Raises StoreUnavailable. The failure of one wave does not hold up the others.
+        Raises StoreUnavailable, OutcomeUnknown. The failure of one wave does not hold up the others.
         """
         zone = self._zones.get(zone_name)
         assert zone is not None
@@ -64,7 +64,7 @@ class Offers:
             *(self._run(zone, trip_id) for trip_id in due.trip_ids), return_exceptions=True
         )
         for trip_id, error in zip(due.trip_ids, ran, strict=True):
-            if isinstance(error, StoreUnavailable):
+            if isinstance(error, StoreUnavailable | OutcomeUnknown):
                 raise error
             if error is not None:
                 log.error("wave failed", trip_id=trip_id, exc_info=error)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
+from dispatcher.live.client import connect
 from dispatcher.live.keys import keys_of
 from dispatcher.live.limits import LimitScripts
 from dispatcher.live.pipeline import Pipeline
@@ -35,6 +36,14 @@ async def test_an_unknown_script_is_loaded_and_only_its_call_is_sent_again(
     left = sorted(a.limit.remaining for a in admissions if a.limit)
     assert left == [93, 94, 95, 96, 97, 98], "each was counted exactly once"
     assert await client.llen(keys.limit("general", "d1")) == 7
+
+
+async def test_more_zones_ask_at_once_than_there_are_connections(redis_url: str) -> None:
+    client = connect(redis_url, cluster=False)
+    pipeline = Pipeline(client)
+    run_ids = await asyncio.gather(*(pipeline.run_id(f"zone-{i}") for i in range(300)))
+    assert len(set(run_ids)) == 1
+    await client.aclose()
 
 
 async def test_a_whole_batch_after_a_restart(client: Any) -> None:

@@ -10,12 +10,15 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
+import structlog.testing
 
 from dispatcher.composition import absent_drivers_job, job_loops, presence_flush_job
 from dispatcher.core.actors import Actor, Role
-from dispatcher.core.errors import StoreUnavailable
+from dispatcher.core.errors import OutcomeUnknown, StoreUnavailable
 from dispatcher.core.zones import Zone, Zones
 from dispatcher.jobs.flush import Flush
+from dispatcher.jobs.loop import JobLoop
+from dispatcher.jobs.waves import Waves
 from dispatcher.live.keys import keys_of
 from dispatcher.service.clock_watch import ClockWatch
 from dispatcher.service.commands.availability import DriverCameBack
@@ -170,6 +173,27 @@ async def test_a_saved_position_of_a_clock_that_ran_ahead_is_replaced(city: City
     )
     await city.parts.positions.take("d1", [(40.0, -73.0, None)])
     assert await city.parts.positions.save() == 1
+
+
+async def test_an_engine_that_is_away_is_no_fault_of_ours(
+    city: City, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A trip expires while Postgres stops answering: nobody has to be woken by an error."""
+
+    async def lose_answer(*_: Any) -> None:
+        raise OutcomeUnknown("postgres")
+
+    trip = await city.trip(zone=HEALTHY)
+    await city.redis("HSET", keys_of(HEALTHY).trip(trip), "waiting_since", 1)
+    monkeypatch.setattr(city.parts.coordinator, "execute", lose_answer)
+    with structlog.testing.capture_logs() as lines:
+        loop = JobLoop(Waves(city.parts.offers, HEALTHY))
+        loop.start()
+        async with asyncio.timeout(5):
+            while not lines:
+                await asyncio.sleep(0.01)
+        await loop.stop()
+    assert {(line["event"], line["log_level"]) for line in lines} == {("job is put off", "warning")}
 
 
 async def test_a_lost_driver_is_forgotten_only_once_the_change_is_done(city: City) -> None:
