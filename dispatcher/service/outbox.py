@@ -33,8 +33,8 @@ log = structlog.get_logger("dispatcher.outbox")
 
 #: Events that are looked at after a load at most: as many as the stream keeps.
 _MAX_EVENTS: Final = 100_000
-#: A sweeper that dies leaves its attempts to another one after this long.
-_SWEPT_WITHIN_MS: Final = 10_000
+#: Within this, attempts are swept also where there are a thousand, and where their sweeper dies.
+_SWEPT_WITHIN_MS: Final = 60_000
 #: How far back the last event of a zone is looked for: each time ten times as far, up to a day.
 _FIRST_LOOK_MS: Final = 60_000
 _LOOK_FURTHER: Final = 10

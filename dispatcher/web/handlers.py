@@ -69,7 +69,7 @@ class Handlers:
         self._readiness = readiness
         self._metrics = metrics
         self._vehicle_types = vehicle_types
-        self._description = openapi.render()
+        self._description = openapi.render(vehicle_types)
         self._page = api_page.render()
         self._console = ConsolePages(tile_url)
         self._map = {"tile_url": tile_url, "attribution": tile_attribution}

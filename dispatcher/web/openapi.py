@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Collection, Mapping
 from importlib.metadata import version
 from typing import Any, Final
 
@@ -64,12 +65,15 @@ def codes_of(endpoint: Endpoint) -> list[str]:
     return codes
 
 
-def describe() -> dict[str, Any]:
-    """The description as a document."""
+def describe(vehicle_types: Collection[str]) -> dict[str, Any]:
+    """The description as a document, with the vehicle types that are set."""
     models = dict.fromkeys(m for e in ENDPOINTS for m in (*e.body, *((e.query,) if e.query else ())))
     _, schemas = models_json_schema(
         [(m, "validation") for m in models], ref_template=_SCHEMAS + "{model}"
     )
+    for schema in schemas["$defs"].values():
+        for part in _texts(schema.get("properties", {}).get("vehicle_type", {})):
+            part["enum"] = [*vehicle_types]
     paths: dict[str, Any] = {}
     for endpoint in ENDPOINTS:
         paths.setdefault(endpoint.path, {})[endpoint.method.lower()] = _operation(endpoint)
@@ -127,17 +131,13 @@ def _operation(endpoint: Endpoint) -> dict[str, Any]:
 
 def _parameters(endpoint: Endpoint) -> list[dict[str, Any]]:
     text = {"type": "string"}
-    asked = {
-        name: schema
+    in_path = re.findall(r"{(\w+)}", endpoint.path)
+    found: list[dict[str, Any]] = [
+        parameter | {"in": "path" if parameter["name"] in in_path else "query"}
         for model in (endpoint.path_parts, endpoint.query)
         if model is not None
-        for name, schema in _properties(model).items()
-    }
-    found: list[dict[str, Any]] = [
-        {"name": name, "in": "path", "required": True, "schema": asked.pop(name)}
-        for name in re.findall(r"{(\w+)}", endpoint.path)
+        for parameter in _parameters_of(model)
     ]
-    found += [{"name": name, "in": "query", "schema": schema} for name, schema in asked.items()]
     if endpoint.is_change:
         found.append(
             {
@@ -152,9 +152,29 @@ def _parameters(endpoint: Endpoint) -> list[dict[str, Any]]:
     return found
 
 
-def _properties(model: type[BaseModel]) -> dict[str, Any]:
-    found: dict[str, Any] = model.model_json_schema().get("properties", {})
-    return found
+def _parameters_of(model: type[BaseModel]) -> list[dict[str, Any]]:
+    schema = model.model_json_schema()
+    definitions, required = schema.get("$defs", {}), schema.get("required", ())
+    return [
+        {"name": name, "required": name in required, "schema": _with_definitions(part, definitions)}
+        for name, part in schema.get("properties", {}).items()
+    ]
+
+
+def _texts(part: dict[str, Any]) -> list[dict[str, Any]]:
+    """What says that a property is text, in its schema or in one of several that it may have."""
+    return [each for each in (part, *part.get("anyOf", ())) if each.get("type") == "string"]
+
+
+def _with_definitions(part: Any, definitions: Mapping[str, Any]) -> Any:
+    """A part of a schema with what it refers to in its place: a parameter stands by itself."""
+    if isinstance(part, list):
+        return [_with_definitions(each, definitions) for each in part]
+    if not isinstance(part, dict):
+        return part
+    if reference := part.get("$ref"):
+        return definitions[reference.rpartition("/")[2]]
+    return {name: _with_definitions(each, definitions) for name, each in part.items()}
 
 
 def _responses(endpoint: Endpoint) -> dict[str, Any]:
@@ -179,6 +199,6 @@ def _responses(endpoint: Endpoint) -> dict[str, Any]:
     return responses
 
 
-def render() -> bytes:
+def render(vehicle_types: Collection[str]) -> bytes:
     """The description as JSON."""
-    return orjson.dumps(describe())
+    return orjson.dumps(describe(vehicle_types))
