@@ -11,11 +11,12 @@ from aiohttp.typedefs import Handler
 
 from dispatcher.web.boundary import Boundary, PublicHandler
 from dispatcher.web.endpoints import ENDPOINTS, Endpoint
-from dispatcher.web.fastpath import POST_HANDLERS
+from dispatcher.web.fastpath import DIRECT_HANDLERS
 from dispatcher.web.handlers import Handlers
 from dispatcher.web.json_object import MAX_BODY
 
 #: As aiohttp names the route of any address that no other route answers.
+_WEBSOCKET: Final = "/ws"
 _UNKNOWN_ADDRESS: Final = "/{rest}"
 
 
@@ -49,8 +50,12 @@ def build_application(
         # Else another method would be asked of a trip that has this address for its id.
         app.router.add_route(hdrs.METH_ANY, path, unknown_address)
     app.router.add_route("*", _UNKNOWN_ADDRESS.replace("}", r":[\s\S]*}"), unknown_address)
-    # Of changes, since questions ask aiohttp's router for the parts of their path.
-    app[POST_HANDLERS] = {r.path: r.handler for r in routes if r.method == "POST" and "{" not in r.path}
+    # Of changes and of sockets, since questions ask aiohttp's router for the parts of their path.
+    app[DIRECT_HANDLERS] = {
+        (route.method, route.path): route.handler
+        for route in routes
+        if route.path == _WEBSOCKET or (route.method == hdrs.METH_POST and "{" not in route.path)
+    }
     return app
 
 

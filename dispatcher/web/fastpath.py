@@ -18,7 +18,7 @@ from __future__ import annotations
 import asyncio
 import sys
 import time
-from collections.abc import Coroutine
+from collections.abc import Awaitable, Coroutine
 from email.utils import formatdate
 from functools import lru_cache
 from http import HTTPStatus
@@ -44,8 +44,8 @@ _STATUS_LINES: Final = {s.value: f"HTTP/1.1 {s.value} {s.phrase}\r\n" for s in H
 #: Their head is another one: aiohttp's own response knows how.
 _WITHOUT_BODY: Final = frozenset({204, 304})
 
-#: Handlers of POST by raw path, for the routes whose path is fixed: aiohttp's router takes longer.
-POST_HANDLERS: Final = web.AppKey("post_handlers", dict[str, Handler])
+#: Handlers by method and raw path, for routes whose path is fixed: aiohttp's router takes longer.
+DIRECT_HANDLERS: Final = web.AppKey("direct_handlers", dict[tuple[str, str], Handler])
 
 
 def make_runner(
@@ -203,31 +203,40 @@ class _Server(web.Server):
         )
 
 
+async def _refuse_encoding() -> web.StreamResponse:
+    """Whoever decodes less or more of a body than another sees another request (RFC 9112, 6.1)."""
+    response = _problem("malformed_request", "Of transfer encodings, only chunked is known.")
+    response.keep_alive = False
+    return cast(web.StreamResponse, response)
+
+
 class _Runner(web.AppRunner):
     door: Door | None = None
 
     async def _make_server(self) -> web.Server:
         made = await super()._make_server()
-        post_handlers, by_router = self.app[POST_HANDLERS], made.request_handler
+        direct_handlers, by_router = self.app[DIRECT_HANDLERS], made.request_handler
 
-        async def handle(request: web.Request) -> web.StreamResponse:
+        # No coroutine of its own: most calls need none, and an idle WebSocket would hold it.
+        def handle(request: web.Request) -> Awaitable[web.StreamResponse]:
             connection = cast(_Connection, request._protocol)
             allowance = connection.allowance
             allowance.left -= 1
             if allowance.left < 1 or connection.is_watched or connection._messages:
-                refused = await connection.check_call(request)
-                if refused is not None:
-                    return cast(web.StreamResponse, refused)
+                return handle_checked(connection, request)
+            return dispatch(request)
+
+        async def handle_checked(connection: _Connection, request: web.Request) -> web.StreamResponse:
+            refused = await connection.check_call(request)
+            return cast(web.StreamResponse, refused) if refused is not None else await dispatch(request)
+
+        def dispatch(request: web.Request) -> Awaitable[web.StreamResponse]:
             if request._message.chunked and _is_encoded(request):
-                # Whoever decodes less or more of it than another sees another request (RFC 9112, 6.1).
-                response = _problem("malformed_request", "Of transfer encodings, only chunked is known.")
-                response.keep_alive = False
-                return cast(web.StreamResponse, response)
-            if request.method == hdrs.METH_POST and hdrs.EXPECT not in request.headers:
-                handler = post_handlers.get(request.raw_path)
-                if handler is not None:
-                    return await handler(request)
-            return await by_router(request)
+                return _refuse_encoding()
+            handler = direct_handlers.get((request.method, request.raw_path))
+            if handler is not None and hdrs.EXPECT not in request.headers:
+                return handler(request)
+            return by_router(request)
 
         return _Server(
             cast(Any, handle),

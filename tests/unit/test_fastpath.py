@@ -22,7 +22,7 @@ from aiohttp.base_protocol import BaseProtocol
 from aiohttp.http import StreamWriter
 
 from dispatcher.web import fastpath
-from dispatcher.web.fastpath import POST_HANDLERS, body_at_hand, make_runner
+from dispatcher.web.fastpath import DIRECT_HANDLERS, body_at_hand, make_runner
 from dispatcher.web.responses import HttpResponse
 
 #: The minor version of aiohttp that all of this was tested with.
@@ -61,7 +61,7 @@ async def server() -> AsyncIterator[Server]:
     app = web.Application()
     app.router.add_post("/fixed", served.handle)
     app.router.add_get("/ws", served.socket)
-    app[POST_HANDLERS] = {"/fixed": served.handle}
+    app[DIRECT_HANDLERS] = {("POST", "/fixed"): served.handle}
     runner = make_runner(app)
     await runner.setup()
     await web.TCPSite(runner, "127.0.0.1", 0).start()

@@ -23,7 +23,7 @@ from aiohttp.base_protocol import BaseProtocol
 from aiohttp.http import RawRequestMessage, WebSocketReader, WebSocketWriter
 
 from dispatcher.core.errors import StoreUnavailable
-from dispatcher.web.fastpath import POST_HANDLERS, make_runner
+from dispatcher.web.fastpath import DIRECT_HANDLERS, make_runner
 from dispatcher.web.protocol import CloseCode
 from dispatcher.web.upgraded_connection import MaskedFrames, UpgradableConnection
 from dispatcher.web.websocket_connection import WebSocketConnection
@@ -291,7 +291,7 @@ async def test_a_message_is_taken_once_and_a_declined_upgrade_is_answered() -> N
 
     app = web.Application()
     app.router.add_get("/ws", handle)
-    app[POST_HANDLERS] = {}
+    app[DIRECT_HANDLERS] = {}
     runner = make_runner(app)
     await runner.setup()
     await web.TCPSite(runner, "127.0.0.1", 0).start()
