@@ -177,6 +177,19 @@ def _web_application(
     metrics.gauge("dispatcher_sockets", "Open WebSockets.", lambda: len(sockets))
     metrics.counter("dispatcher_commits", "Batches sent.", lambda: commits.batches)
     metrics.counter("dispatcher_changes", "Changes in them.", lambda: commits.changes)
+    matching = parts.matched_rounds
+    metrics.counter("dispatcher_match_rounds", "Rounds of matching.", lambda: matching.rounds)
+    metrics.counter(
+        "dispatcher_match_planning_seconds", "Time planning them took.", lambda: matching.planning_s
+    )
+    metrics.counter(
+        "dispatcher_match_failures", "Rounds that failed: the nearest were asked.",
+        lambda: matching.failures,
+    )  # fmt: skip
+    metrics.counter(
+        "dispatcher_routing_fallbacks", "Routing tables that came late or were nonsense.",
+        lambda: matching.routing.fallbacks,
+    )  # fmt: skip
 
     handlers = Handlers(
         zones=parts.zones,

@@ -25,6 +25,7 @@ from dispatcher.live.claims import ClaimScripts
 from dispatcher.live.client import connect
 from dispatcher.live.keys import keys_of
 from dispatcher.live.limits import LimitScripts
+from dispatcher.live.matching import MatchScripts
 from dispatcher.live.offers import OfferScripts
 from dispatcher.live.pipeline import Pipeline
 from dispatcher.live.positions import PositionScripts
@@ -32,11 +33,13 @@ from dispatcher.live.presence import PresenceScripts
 from dispatcher.live.pubsub import Publisher
 from dispatcher.live.settle import Settler
 from dispatcher.live.state import StateScripts
+from dispatcher.routing.osrm import OsrmRouting
 from dispatcher.service.availability import AvailabilityService
 from dispatcher.service.commands.command import SideEffects
 from dispatcher.service.coordinator import Coordinator
 from dispatcher.service.customer_tracking import CustomerTracking
 from dispatcher.service.driver_directory import DriverDirectory
+from dispatcher.service.matched_rounds import MatchedRounds
 from dispatcher.service.offer_log import OfferLog
 from dispatcher.service.offers import Offers
 from dispatcher.service.outbox import Outbox
@@ -60,6 +63,7 @@ class LiveWing:
     settler: Settler
     state: StateScripts
     offers: OfferScripts
+    matching: MatchScripts
     positions: PositionScripts
     presence: PresenceScripts
     limits: LimitScripts
@@ -90,6 +94,7 @@ class Services:
     stranded_trips: StrandedTrips
     reads: Reads
     offers: Offers
+    matched_rounds: MatchedRounds
     presence: Presence
     outages: PresenceOutages
     snapshots: Snapshots
@@ -109,15 +114,10 @@ async def open_live(settings: Settings) -> AsyncIterator[LiveWing]:
         settler = Settler(pipeline, fix_age_s=settings.fix_max_age_s)
         stack.callback(settler.close)
         yield LiveWing(
-            pipeline,
-            ClaimScripts(pipeline),
-            settler,
-            StateScripts(pipeline),
-            OfferScripts(pipeline),
-            PositionScripts(pipeline),
-            PresenceScripts(pipeline),
+            pipeline, ClaimScripts(pipeline), settler, StateScripts(pipeline), OfferScripts(pipeline),
+            MatchScripts(pipeline), PositionScripts(pipeline), PresenceScripts(pipeline),
             LimitScripts(pipeline),
-        )
+        )  # fmt: skip
 
 
 @contextlib.asynccontextmanager
@@ -196,6 +196,9 @@ async def services(settings: Settings, zones: Zones) -> AsyncIterator[Services]:
             limits=limits,
             customer_may_end_after_s=settings.customer_may_end_after_s,
         )
+        routing = OsrmRouting()
+        stack.push_async_callback(routing.close)
+        matched_rounds = MatchedRounds(zones, live.matching, routing, fix_age_s=settings.fix_max_age_s)
         offers = Offers(
             zones=zones,
             scripts=live.offers,
@@ -203,6 +206,7 @@ async def services(settings: Settings, zones: Zones) -> AsyncIterator[Services]:
             rehydration=rehydration,
             coordinator=coordinator,
             offer_log=effects.offer_log,
+            matched_rounds=matched_rounds,
             fix_age_s=settings.fix_max_age_s,
         )
         reads = Reads(
@@ -231,7 +235,8 @@ async def services(settings: Settings, zones: Zones) -> AsyncIterator[Services]:
         await asyncio.gather(*(rehydration.warm(zone) for zone in zones.names()))
         yield Services(
             settings, zones, live, ledger, rehydration, coordinator, limits, positions,
-            availability, stranded_trips, reads, offers, presence, outages, snapshots, effects,
+            availability, stranded_trips, reads, offers, matched_rounds, presence, outages, snapshots,
+            effects,
         )  # fmt: skip
 
 

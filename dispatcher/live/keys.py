@@ -22,6 +22,8 @@ class Keys:
         self.presence_look = prefix + "presence-look"
         self.vehicles = prefix + "vehicles"
         self.waves = prefix + "waves"
+        self.matching = prefix + "matching"
+        self.turned_down = prefix + "turned-down"
         self.events = prefix + "events"
         self.ready = prefix + "ready"
         self.push = prefix + "push"

@@ -15,6 +15,8 @@ from dispatcher.matching.score import Floats, Scores
 
 #: Beside the matched driver: asked in their place should they be gone by then, and shown in the audit.
 _NEXT_NEAREST: Final = 3
+#: Roads tell near drivers apart; who is further away is told apart well enough without.
+_ROUTED: Final = 8
 
 
 def plan_round(
@@ -49,6 +51,20 @@ def plan_round(
     return RoundPlan(len(trips), int(allowed.any(axis=0).sum()), orders)
 
 
+def near_pairs(
+    trips: Sequence[WaitingTrip], drivers: Sequence[NearbyDriver]
+) -> list[tuple[WaitingTrip, list[NearbyDriver]]]:
+    """For each trip the nearest drivers in its reach: those whose ways by road are worth a question."""
+    if not trips or not drivers:
+        return []
+    distance_m = distances_m(trips, drivers)
+    allowed = _allowed(trips, drivers, distance_m)
+    return [
+        (trip, [drivers[j] for j in _nearest(distance_m[i], allowed[i])[:_ROUTED]])
+        for i, trip in enumerate(trips)
+    ]
+
+
 def _allowed(trips: Sequence[WaitingTrip], drivers: Sequence[NearbyDriver], distance_m: Floats) -> Flags:
     """Which pairs may be: in reach, of the trip's vehicle type, and not excluded."""
     kinds = {kind: number for number, kind in enumerate({d.vehicle_type for d in drivers})}
@@ -66,6 +82,11 @@ def _allowed(trips: Sequence[WaitingTrip], drivers: Sequence[NearbyDriver], dist
 
 def _next_nearest(distance_m: Floats, allowed: Flags, matched: int) -> list[int]:
     """The columns of the nearest drivers beside the matched one."""
-    others = np.flatnonzero(allowed)
-    others = others[others != matched]
-    return [int(j) for j in others[np.argsort(distance_m[others], kind="stable")[:_NEXT_NEAREST]]]
+    return [j for j in _nearest(distance_m, allowed) if j != matched][:_NEXT_NEAREST]
+
+
+def _nearest(distance_m: Floats, allowed: Flags) -> list[int]:
+    """The columns of the nearest drivers, the nearest first; as many as anybody here asks for."""
+    columns = np.flatnonzero(allowed)
+    nearest = columns[np.argsort(distance_m[columns], kind="stable")]
+    return [int(j) for j in nearest[: max(_ROUTED, _NEXT_NEAREST + 1)]]

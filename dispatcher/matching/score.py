@@ -46,11 +46,7 @@ class Scores:
         weights = rules.weights
         self._way_s = distance_m * (3.6 / rules.speed_kmh)
         if ways:
-            trip_at = {trip.trip_id: i for i, trip in enumerate(trips)}
-            driver_at = {driver.driver_id: j for j, driver in enumerate(drivers)}
-            for (trip_id, driver_id), way_s in ways.items():
-                if trip_id in trip_at and driver_id in driver_at:
-                    self._way_s[trip_at[trip_id], driver_at[driver_id]] = way_s
+            _take_roads(self._way_s, trips, drivers, ways)
         waited_s = np.array([max(0, now_ms - trip.waiting_since_ms) / 1000 for trip in trips])
         self._waiting_s = -weights.waiting * waited_s
         self._idle_s = -weights.idle * np.array([_idle_s(driver, now_ms) for driver in drivers])
@@ -73,6 +69,27 @@ class Scores:
             turned_down_s=float(self._turned_down_s[driver]),
             open_offers_s=float(self._open_offers_s[driver]),
         )
+
+
+def _take_roads(
+    way_s: Floats, trips: Sequence[WaitingTrip], drivers: Sequence[NearbyDriver], ways: Ways
+) -> None:
+    """Puts the ways by road where they are known.
+
+    The others are made longer by the usual detour: a pair must not win because nobody asked about it.
+    """
+    trip_at = {trip.trip_id: i for i, trip in enumerate(trips)}
+    driver_at = {driver.driver_id: j for j, driver in enumerate(drivers)}
+    known = [
+        (trip_at[trip_id], driver_at[driver_id], by_road_s)
+        for (trip_id, driver_id), by_road_s in ways.items()
+        if trip_id in trip_at and driver_id in driver_at
+    ]
+    detours = [by_road_s / way_s[i, j] for i, j, by_road_s in known if way_s[i, j] > 0]
+    if detours:
+        way_s *= float(np.median(detours))
+    for i, j, by_road_s in known:
+        way_s[i, j] = by_road_s
 
 
 def _idle_s(driver: NearbyDriver, now_ms: int) -> float:

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from dispatcher.core.zones import Matching, Wave, Weights
 from dispatcher.matching.looks import LOOK_AGAIN_MS, LOOK_FURTHER_MS, longest_wait_ms, look
 from dispatcher.matching.model import NearbyDriver, RoundPlan, WaitingTrip
-from dispatcher.matching.planner import plan_round
+from dispatcher.matching.planner import near_pairs, plan_round
 from dispatcher.matching.reach import distances_m
 from dispatcher.matching.scarcity import Scarcity, enough_around
 
@@ -171,9 +171,25 @@ def test_waiting_decides_between_trips_that_want_the_same_driver() -> None:
 
 def test_the_way_by_road_stands_where_it_is_known() -> None:
     drivers = [driver("d1", 50 + STEP), driver("d2", 50 + 2 * STEP)]
-    found = plan([trip("z_1")], drivers, ways={("z_1", "d1"): 900.0, ("z_1", "gone"): 1.0})
-    (order,) = found.orders.values()
-    assert [(r.driver_id, round(r.score.way_s)) for r in order] == [("d2", 36), ("d1", 900)]
+    ways = {("z_1", "d1"): 900.0, ("z_1", "d2"): 100.0, ("z_1", "gone"): 1.0}
+    (order,) = plan([trip("z_1")], drivers, ways=ways).orders.values()
+    assert [(r.driver_id, r.score.way_s) for r in order] == [("d2", 100), ("d1", 900)]
+
+
+def test_a_way_that_was_not_asked_for_is_taken_to_be_a_detour_like_the_others() -> None:
+    drivers = [driver("d1", 50 + STEP), driver("d2", 50 + 2 * STEP)]
+    straight_s = plan([trip("z_1")], drivers[1:]).orders["z_1"][0].score.way_s
+    (order,) = plan([trip("z_1")], drivers, ways={("z_1", "d1"): straight_s}).orders.values()
+    assert [r.driver_id for r in order] == ["d1", "d2"], "twice the straight way, for both"
+    assert order[1].score.way_s == pytest.approx(2 * straight_s, rel=1e-3)
+
+
+def test_ways_are_asked_for_where_they_may_matter() -> None:
+    near = [driver(f"d{i}", 50 + i * STEP) for i in range(9)]
+    others = [driver("far", 51), driver("van", 50, vehicle_type="van"), driver("barred", 50)]
+    (pair,) = near_pairs([trip("z_1", excluded=frozenset({"barred"}))], [*others, *near[::-1]])
+    assert [d.driver_id for d in pair[1]] == [f"d{i}" for i in range(8)]
+    assert near_pairs([], near) == near_pairs([trip("z_1")], []) == []
 
 
 WAVES = (Wave(3, 1_000, 10), Wave(5, 2_000, 20))
