@@ -5,15 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import numpy as np
-import numpy.typing as npt
 from scipy.optimize import linear_sum_assignment
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-from dispatcher.matching.score import Floats
-
-Flags = npt.NDArray[np.bool_]
-Indexes = npt.NDArray[np.intp]
+from dispatcher.matching.score import Flags, Floats, Indexes
 
 
 def assign(cost: Floats, allowed: Flags) -> Iterator[tuple[int, int]]:

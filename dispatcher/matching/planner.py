@@ -8,10 +8,10 @@ from typing import Final
 import numpy as np
 
 from dispatcher.core.zones import Matching
-from dispatcher.matching.assignment import Flags, assign
+from dispatcher.matching.assignment import assign
 from dispatcher.matching.model import NearbyDriver, RankedDriver, RoundPlan, WaitingTrip, Ways
 from dispatcher.matching.reach import distances_m
-from dispatcher.matching.score import Floats, Scores
+from dispatcher.matching.score import Flags, Floats, Indexes, Scores
 
 #: Beside the matched driver: asked in their place should they be gone by then, and shown in the audit.
 _NEXT_NEAREST: Final = 3
@@ -41,13 +41,19 @@ def plan_round(
     distance_m = distances_m(trips, free)
     allowed = _allowed(trips, free, distance_m)
     scores = Scores(trips, free, distance_m, rules, now_ms=now_ms, ways=ways or {})
-    orders = {
-        trips[row].trip_id: [
-            RankedDriver(free[j].driver_id, float(distance_m[row, j]), scores.of(row, j))
-            for j in (column, *_next_nearest(distance_m[row], allowed[row], column))
-        ]
+    near = _nearest(np.where(allowed, distance_m, np.inf), _NEXT_NEAREST + 1)
+    pairs = [
+        (row, j)
         for row, column in assign(scores.total_s, allowed)
-    }
+        for j in (column, *[j for j in near[row] if j != column][:_NEXT_NEAREST])
+    ]
+    rows, columns = np.array(pairs, dtype=np.intp).reshape(-1, 2).T
+    orders: dict[str, list[RankedDriver]] = {}
+    for row, column, distance, score in zip(
+        rows, columns, distance_m[rows, columns].tolist(), scores.of(rows, columns), strict=True
+    ):
+        ranked = RankedDriver(free[column].driver_id, distance, score)
+        orders.setdefault(trips[row].trip_id, []).append(ranked)
     return RoundPlan(len(trips), int(allowed.any(axis=0).sum()), orders)
 
 
@@ -59,10 +65,8 @@ def near_pairs(
         return []
     distance_m = distances_m(trips, drivers)
     allowed = _allowed(trips, drivers, distance_m)
-    return [
-        (trip, [drivers[j] for j in _nearest(distance_m[i], allowed[i])[:_ROUTED]])
-        for i, trip in enumerate(trips)
-    ]
+    near = _nearest(np.where(allowed, distance_m, np.inf), _ROUTED)
+    return [(trip, [drivers[j] for j in near[i]]) for i, trip in enumerate(trips)]
 
 
 def _allowed(trips: Sequence[WaitingTrip], drivers: Sequence[NearbyDriver], distance_m: Floats) -> Flags:
@@ -80,13 +84,12 @@ def _allowed(trips: Sequence[WaitingTrip], drivers: Sequence[NearbyDriver], dist
     return allowed
 
 
-def _next_nearest(distance_m: Floats, allowed: Flags, matched: int) -> list[int]:
-    """The columns of the nearest drivers beside the matched one."""
-    return [j for j in _nearest(distance_m, allowed) if j != matched][:_NEXT_NEAREST]
-
-
-def _nearest(distance_m: Floats, allowed: Flags) -> list[int]:
-    """The columns of the nearest drivers, the nearest first; as many as anybody here asks for."""
-    columns = np.flatnonzero(allowed)
-    nearest = columns[np.argsort(distance_m[columns], kind="stable")]
-    return [int(j) for j in nearest[: max(_ROUTED, _NEXT_NEAREST + 1)]]
+def _nearest(distance_m: Floats, most: int) -> list[list[int]]:
+    """For each row the columns of its nearest drivers, the nearest first; what is infinite is left out."""
+    count = min(most, distance_m.shape[1])
+    columns: Indexes = np.argpartition(distance_m, count - 1, axis=1)[:, :count]
+    of_columns = np.take_along_axis(distance_m, columns, axis=1)
+    order = np.argsort(of_columns, axis=1, kind="stable")
+    columns = np.take_along_axis(columns, order, axis=1)
+    found = np.isfinite(np.take_along_axis(of_columns, order, axis=1))
+    return [row[is_near].tolist() for row, is_near in zip(columns, found, strict=True)]

@@ -25,11 +25,18 @@ def distances_m(trips: Sequence[WaitingTrip], drivers: Sequence[NearbyDriver]) -
 def chords_m(points: Floats, others: Floats) -> Floats:
     """Metres from each point to each other one, of the unit sphere.
 
-    Along the chord, which is shorter than the great circle by 2 mm at 12 km, and takes one product of
-    matrices instead of four functions of angles a pair.
+    Along the chord, which is shorter than the great circle by 2 mm at 12 km, and takes three products
+    instead of four functions of angles a pair.
     """
-    chord_squared = np.maximum(0.0, 2.0 - 2.0 * (points @ others.T))
-    distances: Floats = _EARTH_RADIUS_M * np.sqrt(chord_squared)
+    # Not as a product of matrices: its library would start threads for this, which cost more.
+    cosines: Floats = points[:, 0, None] * others[None, :, 0]
+    for axis in (1, 2):
+        cosines += points[:, axis, None] * others[None, :, axis]
+    np.multiply(cosines, -2.0, out=cosines)
+    cosines += 2.0
+    np.maximum(cosines, 0.0, out=cosines)
+    distances: Floats = np.sqrt(cosines, out=cosines)
+    distances *= _EARTH_RADIUS_M
     return distances
 
 

@@ -24,6 +24,8 @@ from dispatcher.core.zones import Matching
 from dispatcher.matching.model import NearbyDriver, Score, WaitingTrip, Ways
 
 Floats = npt.NDArray[np.float64]
+Flags = npt.NDArray[np.bool_]
+Indexes = npt.NDArray[np.intp]
 
 #: What is known of a driver's morning says little of this hour, and nobody is to be shut out for good.
 _MAX_IDLE_S: Final = 1_800.0
@@ -57,18 +59,21 @@ class Scores:
             [driver.open_offers for driver in drivers], dtype=float
         )
         of_driver = self._idle_s + self._turned_down_s + self._open_offers_s
-        self.total_s: Floats = self._way_s + self._waiting_s[:, None] + of_driver[None, :]
+        self.total_s: Floats = self._way_s + self._waiting_s[:, None]
+        self.total_s += of_driver[None, :]
 
-    def of(self, trip: int, driver: int) -> Score:
-        """The score of one pair, by row and column, with its parts."""
-        return Score(
-            total_s=float(self.total_s[trip, driver]),
-            way_s=float(self._way_s[trip, driver]),
-            waiting_s=float(self._waiting_s[trip]),
-            idle_s=float(self._idle_s[driver]),
-            turned_down_s=float(self._turned_down_s[driver]),
-            open_offers_s=float(self._open_offers_s[driver]),
+    def of(self, rows: Indexes, columns: Indexes) -> list[Score]:
+        """The scores of some pairs with their parts, in the order of the indexes."""
+        parts = zip(
+            self.total_s[rows, columns].tolist(),
+            self._way_s[rows, columns].tolist(),
+            self._waiting_s[rows].tolist(),
+            self._idle_s[columns].tolist(),
+            self._turned_down_s[columns].tolist(),
+            self._open_offers_s[columns].tolist(),
+            strict=True,
         )
+        return [Score(*of_pair) for of_pair in parts]
 
 
 def _take_roads(
