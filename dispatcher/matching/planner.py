@@ -85,7 +85,7 @@ def _allowed(trips: Sequence[WaitingTrip], drivers: Sequence[NearbyDriver], dist
 
 
 def _nearest(distance_m: Floats, most: int) -> list[list[int]]:
-    """For each row the columns of its nearest drivers, the nearest first; what is infinite is left out."""
+    """For each row the columns of its nearest drivers, the nearest first; without those at infinity."""
     count = min(most, distance_m.shape[1])
     columns: Indexes = np.argpartition(distance_m, count - 1, axis=1)[:, :count]
     of_columns = np.take_along_axis(distance_m, columns, axis=1)

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Final, Protocol
 
+import orjson
 import structlog
 
 from dispatcher.core.errors import StoreUnavailable
@@ -52,6 +53,15 @@ class MatchedTrip:
     trip: Trip
     round_number: int
     order: Sequence[RankedDriver]
+
+    def scores(self) -> dict[str, str]:
+        """For each driver, as JSON: their score and its parts, and those of the others of the order."""
+        return {
+            asked.driver_id: orjson.dumps(
+                asked.score.to_json() | {"next": [r.to_json() for r in self.order if r is not asked]}
+            ).decode()
+            for asked in self.order
+        }
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 import orjson
@@ -105,7 +105,7 @@ class Offers:
         await self._offer(
             zone, matched.trip, matched.round_number,
             [Candidate(ranked.driver_id, ranked.distance_m) for ranked in matched.order],
-            again_ms=zone.matching.every_ms,
+            again_ms=zone.matching.every_ms, scores=matched.scores(),
             fence=fence, head_start_ms=round(zone.matching.head_start_s * 1000),
         )  # fmt: skip
 
@@ -117,6 +117,7 @@ class Offers:
         candidates: Sequence[Candidate],
         *,
         again_ms: int,
+        scores: Mapping[str, str] | None = None,
         **of_round: Any,
     ) -> WaveResult:
         step = look(zone.waves, round_number)
@@ -130,9 +131,12 @@ class Offers:
         self._offer_log.record(trip.id, result.expired, OfferOutcome.EXPIRED, result.now_ms)
         distances = dict(candidates)
         self._offer_log.add_offers(
-            OfferRow(trip.id, driver, result.wave, distances[driver], result.now_ms, result.deadline_ms)
+            OfferRow(
+                trip.id, driver, result.wave, distances[driver], result.now_ms, result.deadline_ms,
+                (scores or {}).get(driver),
+            )
             for driver in result.offered
-        )
+        )  # fmt: skip
         if result.code is WaveCode.EXHAUSTED:
             answer = await self._coordinator.execute(expire_trip(self._zones, trip.id))
             log.info("trip expired", trip_id=trip.id, waves=result.wave, status=answer.status)

@@ -134,7 +134,8 @@ class Handlers:
     # --- admins
 
     async def timeline(self, _: Actor, path: requests.TripPath) -> dict[str, Any]:
-        return {"trip_id": path.id, "events": await self._reads.timeline(path.id)}
+        events = await self._reads.timeline(path.id)
+        return {"trip_id": path.id, "events": events, "offers": await self._reads.offers(path.id)}
 
     async def abandoned(self, _: Actor, query: requests.AbandonedQuery) -> dict[str, Any]:
         return {"trips": await self._reads.abandoned(query.zone, query.older_than_s)}

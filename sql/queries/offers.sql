@@ -1,8 +1,8 @@
--- name: save_offers(trips, drivers, waves, distances, offered, deadlines)!
+-- name: save_offers(trips, drivers, waves, distances, offered, deadlines, scores)!
 -- Saves offers that were sent to drivers.
-INSERT INTO trip_offers (trip_id, driver_id, wave, distance_m, offered_at, deadline)
+INSERT INTO trip_offers (trip_id, driver_id, wave, distance_m, offered_at, deadline, score)
 SELECT * FROM unnest(:trips::text[], :drivers::text[], :waves::int[], :distances::float8[],
-                     :offered::timestamptz[], :deadlines::timestamptz[])
+                     :offered::timestamptz[], :deadlines::timestamptz[], :scores::jsonb[])
 ON CONFLICT (trip_id, driver_id, wave) DO NOTHING;
 
 -- name: save_outcomes(trips, drivers, outcomes, ats)!
@@ -25,3 +25,8 @@ UPDATE trip_offers o
                       THEN 'accepted' ELSE 'expired' END,
        outcome_at = o.deadline
  WHERE o.outcome = 'open' AND o.deadline < now() - interval '1 minute';
+
+-- name: offers_of_trip(trip_id)
+-- Who was asked for a trip, in the order of asking, and what came of it.
+SELECT driver_id, wave, distance_m, offered_at, deadline, outcome, outcome_at, score FROM trip_offers
+ WHERE trip_id = :trip_id ORDER BY offered_at, distance_m, driver_id;

@@ -12,6 +12,7 @@ from structlog.testing import capture_logs
 
 from dispatcher.core.zones import Matching, Wave, Zone, Zones
 from dispatcher.live.offers import DueWaves
+from dispatcher.matching.model import Score
 from dispatcher.service import matched_rounds
 from dispatcher.service.matched_rounds import MatchedRound
 from tests.harness.services import City, driver, open_city
@@ -82,6 +83,13 @@ async def test_after_the_head_start_the_wave_goes_on_to_the_next_nearest(city: C
     await city.parts.effects.offer_log.save(city.parts.ledger.database)
     rows = await city.postgres.fetch("SELECT driver_id, wave FROM trip_offers ORDER BY driver_id")
     assert [tuple(row) for row in rows] == [("d1", 1), ("d2", 1)], "it is one wave"
+    matched, other = await city.parts.reads.offers(trip)
+    assert (matched["driver_id"], other["score"]) == ("d1", None)
+    score = matched["score"]
+    parts = [score[name] for name in Score._fields[1:]]
+    assert score["total_s"] == pytest.approx(sum(parts), abs=0.5)
+    assert score["way_s"] == pytest.approx(matched["distance_m"] * 3.6 / 22, abs=0.1)
+    assert [n["driver_id"] for n in score["next"]] == ["d2", "d3"]
 
 
 async def test_a_declined_head_start_is_decided_on_again(city: City) -> None:
