@@ -12,6 +12,8 @@ from dispatcher.live.pipeline import Pipeline
 
 #: A server that dies while it runs a wave delays that wave by this much.
 WAVE_AGAIN_MS: Final = 2_000
+#: Trips handed to one server at once.
+MAX_TRIPS: Final = 100
 
 
 class DueWaves(NamedTuple):
@@ -68,7 +70,7 @@ class OfferScripts:
         self._pipeline = pipeline
 
     async def claim_waves(
-        self, keys: Keys, *, max_trips: int = 500, again_ms: int = WAVE_AGAIN_MS
+        self, keys: Keys, *, max_trips: int = MAX_TRIPS, again_ms: int = WAVE_AGAIN_MS
     ) -> DueWaves:
         """The trips whose next wave is due, each handed to one server at a time.
 

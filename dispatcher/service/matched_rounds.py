@@ -17,13 +17,15 @@ from dispatcher.core.trips import Trip
 from dispatcher.core.zones import Zone, Zones
 from dispatcher.live.keys import Keys, keys_of
 from dispatcher.live.matching import MatchScripts, TripInWaiting
-from dispatcher.live.offers import WAVE_AGAIN_MS, DueWaves
+from dispatcher.live.offers import MAX_TRIPS, WAVE_AGAIN_MS, DueWaves
 from dispatcher.matching.looks import look
 from dispatcher.matching.model import NearbyDriver, RankedDriver, RoundPlan, WaitingTrip, Ways
 from dispatcher.matching.scarcity import Scarcity, enough_around
 
 log = structlog.get_logger("dispatcher.matching")
 
+#: Trips of a round at most: more than a zone has waiting for drivers who are there at all.
+_MOST_TRIPS: Final = 500
 #: Drivers looked at in a round at most, the nearest to the middle of the trips.
 _MOST_DRIVERS: Final = 5_000
 #: About what a degree of latitude is in m; a little less, so that no circle is too small.
@@ -103,6 +105,10 @@ class MatchedRounds:
     def again_ms(self, zone: Zone) -> int:
         """After what time trips that this server claimed are due again, should it fail."""
         return min(WAVE_AGAIN_MS, zone.matching.every_ms) if self._matches(zone) else WAVE_AGAIN_MS
+
+    def max_trips(self, zone: Zone) -> int:
+        """How many trips this server claims at once: a round is about all that wait."""
+        return _MOST_TRIPS if self._matches(zone) else MAX_TRIPS
 
     def applies(self, zone: Zone, due: DueWaves) -> bool:
         """Whether what is due in the zone goes through a round."""

@@ -60,11 +60,14 @@ class Offers:
         """
         zone = self._zones.get(zone_name)
         assert zone is not None
-        due = await self._scripts.claim_waves(keys_of(zone_name), again_ms=self._rounds.again_ms(zone))
+        rounds = self._rounds
+        due = await self._scripts.claim_waves(
+            keys_of(zone_name), max_trips=rounds.max_trips(zone), again_ms=rounds.again_ms(zone)
+        )
         going_on: Sequence[str] = due.trip_ids
         planned = MatchedRound()
-        if self._rounds.applies(zone, due):
-            planned = await self._rounds.begin(zone, due)
+        if rounds.applies(zone, due):
+            planned = await rounds.begin(zone, due)
             going_on = planned.going_on
         waves = {trip_id: self._run(zone, trip_id) for trip_id in going_on} | {
             matched.trip.id: self._run_matched(zone, matched, planned.fence)
