@@ -136,6 +136,9 @@ def _parse_zone(name: str, entry: Any, folder: Path) -> Zone:
         first = error.errors()[0]
         field = ".".join(str(part) for part in first["loc"])
         raise ValueError(f"{field}: {first['msg'].removeprefix('Value error, ')}") from None
+    if checked.routing_url and checked.routing_deadline_s >= checked.match_every_s:
+        # The next round would void the offers of each one before they are made.
+        raise ValueError("routing_deadline_s: must be less than match_every_s")
     waves: tuple[Wave, ...] = DEFAULT_WAVES
     if checked.waves is not None:
         waves = tuple(Wave(wave.size, wave.radius_m, wave.deadline_s) for wave in checked.waves)

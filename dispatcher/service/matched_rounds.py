@@ -25,7 +25,7 @@ from dispatcher.matching.scarcity import Scarcity, enough_around
 log = structlog.get_logger("dispatcher.matching")
 
 #: Trips of a round at most: more than a zone has waiting for drivers who are there at all.
-_MOST_TRIPS: Final = 500
+_MOST_TRIPS: Final = 2_000
 #: Drivers looked at in a round at most, the nearest to the middle of the trips.
 _MOST_DRIVERS: Final = 5_000
 #: About what a degree of latitude is in m; a little less, so that no circle is too small.
