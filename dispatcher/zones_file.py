@@ -68,7 +68,7 @@ class _ZoneEntry(BaseModel):
     limits: dict[_LimitClass, RateSetting] = {}
     dispatch: Dispatch = Matching().dispatch
     match_every_s: Annotated[float, Field(ge=0.5, le=60)] = Matching().every_s
-    match_head_start_s: Annotated[float, Field(ge=0, le=60)] = Matching().head_start_s
+    match_head_start_s: Annotated[float, Field(gt=0, le=60)] = Matching().head_start_s
     match_speed_kmh: Annotated[float, Field(gt=0, le=300)] = Matching().speed_kmh
     match_weights: _WeightsEntry = _WeightsEntry()
     routing_url: Annotated[str, Field(pattern=r"^https?://[^/\s]+")] | None = None

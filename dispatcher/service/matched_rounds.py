@@ -13,7 +13,7 @@ import orjson
 import structlog
 
 from dispatcher.core.errors import StoreUnavailable
-from dispatcher.core.trips import Trip
+from dispatcher.core.trips import Status, Trip
 from dispatcher.core.zones import Zone, Zones
 from dispatcher.live.keys import Keys, keys_of
 from dispatcher.live.matching import MatchScripts, TripInWaiting
@@ -125,10 +125,8 @@ class MatchedRounds:
         the next round. Raises StoreUnavailable."""
         keys = keys_of(zone.name)
         found = dict(zip(due.trip_ids, await self._scripts.waiting(keys, due.trip_ids), strict=True))
-        going_on = [
-            trip_id for trip_id, trip in found.items() if trip.open_offers or not trip.hash_.get("id")
-        ]
-        looking = {trip_id: trip for trip_id, trip in found.items() if trip_id not in set(going_on)}
+        looking = {trip_id: trip for trip_id, trip in found.items() if _looks_for_a_driver(trip)}
+        going_on = [trip_id for trip_id in found if trip_id not in looking]
         if zone.matching.dispatch == "auto":
             at_once = await self._with_enough_around(zone, keys, looking)
             going_on += at_once
@@ -218,6 +216,10 @@ class MatchedRounds:
 def solver_is_installed() -> bool:
     """Whether the extra `matching` is there."""
     return importlib.util.find_spec("scipy") is not None
+
+
+def _looks_for_a_driver(trip: TripInWaiting) -> bool:
+    return trip.hash_.get("current_status") == Status.PENDING and not trip.open_offers
 
 
 def _plan_round(

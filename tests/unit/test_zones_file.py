@@ -78,6 +78,7 @@ def test_settings_of_a_zone(tmp_path: Path) -> None:
         ("[zones.b]\nmatch_weights = { waiting = nan }\n", "line 1", "match_weights.waiting"),
         ("[zones.b]\nmatch_weights = { beauty = 1 }\n", "line 1", "match_weights.beauty"),
         ("[zones.b]\nmatch_every_s = 0\n", "line 1", "match_every_s"),
+        ("[zones.b]\nmatch_head_start_s = 0\n", "line 1", "match_head_start_s"),
         ("[zones.b]\nrouting_url = 'osrm'\n", "line 1", "routing_url"),
         ("[zones.b]\nrouting_url = 'http://osrm'\nrouting_deadline_s = 3\n", "line 1", "match_every_s"),
         ("[zones\n", "line 1", "]"),
