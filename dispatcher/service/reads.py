@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from typing import Any, Final
 
+import orjson
+
 from dispatcher.core.actors import Actor, Role
 from dispatcher.core.drivers import AvailabilityStatus
 from dispatcher.core.errors import Refusal
@@ -64,6 +66,22 @@ class Reads:
         if not rows:
             raise Refusal("trip_not_found")
         return [{**row, "created_at": iso(millis(row["created_at"]))} for row in rows]
+
+    async def offers(self, trip_id: str) -> list[dict[str, Any]]:
+        """Who was asked for a trip, in that order, and what came of it.
+
+        `score` says why a round of matching asked them: see dispatcher/matching/score.py.
+        """
+        rows = await self._database.rows("offers_of_trip", trip_id=trip_id, driver_id=None)
+        times = ("offered_at", "deadline", "outcome_at")
+        return [
+            {
+                **row,
+                **{name: iso(millis(row[name])) if row[name] else None for name in times},
+                "score": orjson.loads(row["score"]) if row["score"] else None,
+            }
+            for row in rows
+        ]
 
     async def abandoned(self, zone: str | None, older_than_s: int) -> list[dict[str, Any]]:
         """Trips that were taken longer ago than that and have not started, oldest first."""

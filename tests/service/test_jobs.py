@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from dispatcher.composition import absent_drivers_job, job_loops, presence_flush_job
+from dispatcher.background import absent_drivers_job, job_loops, presence_flush_job
 from dispatcher.core.actors import Actor, Role
 from dispatcher.core.errors import StoreUnavailable
 from dispatcher.core.zones import Zone, Zones
