@@ -73,15 +73,7 @@ class Reads:
         `score` says why a round of matching asked them: see dispatcher/matching/score.py.
         """
         rows = await self._database.rows("offers_of_trip", trip_id=trip_id, driver_id=None)
-        times = ("offered_at", "deadline", "outcome_at")
-        return [
-            {
-                **row,
-                **{name: iso(millis(row[name])) if row[name] else None for name in times},
-                "score": orjson.loads(row["score"]) if row["score"] else None,
-            }
-            for row in rows
-        ]
+        return [offer_from_row(row) for row in rows]
 
     async def abandoned(self, zone: str | None, older_than_s: int) -> list[dict[str, Any]]:
         """Trips that were taken longer ago than that and have not started, oldest first."""
@@ -129,6 +121,12 @@ class Reads:
             {**trip_from_row(row).to_json(), "distance_m": round(row["distance_m"], 1)} for row in rows
         ]
         return sorted(found, key=lambda trip: trip["distance_m"])
+
+
+def offer_from_row(row: Any) -> dict[str, Any]:
+    """An offer as Postgres has it: its times in RFC 3339, its score (None: no round made it) decoded."""
+    times = {name: iso(millis(row[name])) for name in ("offered_at", "deadline", "outcome_at")}
+    return {**row, **times, "score": orjson.loads(row["score"]) if row["score"] else None}
 
 
 def _box_around(lat: float, lng: float) -> dict[str, float]:

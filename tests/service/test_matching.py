@@ -90,6 +90,8 @@ async def test_after_the_head_start_the_wave_goes_on_to_the_next_nearest(city: C
     assert score["total_s"] == pytest.approx(sum(parts), abs=0.5)
     assert score["way_s"] == pytest.approx(matched["distance_m"] * 3.6 / 22, abs=0.1)
     assert [n["driver_id"] for n in score["next"]] == ["d2", "d3"]
+    page = await city.parts.operator_reads.trip_offers(trip, None, 9)
+    assert [offer["score"] for offer in page["offers"]] == [score, None]
 
 
 async def test_a_declined_head_start_is_decided_on_again(city: City) -> None:
