@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-PACKAGES = ("aiohttp", "uvloop", "redis", "hiredis", "asyncpg", "orjson", "PyJWT", "limits")
+PACKAGES = ("aiohttp", "uvloop", "redis", "hiredis", "asyncpg", "orjson", "PyJWT", "limits", "scipy")
 
 
 def processor() -> str:

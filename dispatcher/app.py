@@ -12,7 +12,8 @@ from typing import Final
 import structlog
 from aiohttp import web
 
-from dispatcher.composition import Services, drift_watch_job, job_loops, services
+from dispatcher.background import drift_watch_job, job_loops
+from dispatcher.composition import Services, services
 from dispatcher.config import Settings, SettingsError
 from dispatcher.core.errors import StoreUnavailable
 from dispatcher.core.stop_signal import StopSignal
@@ -22,7 +23,6 @@ from dispatcher.live.zone_view import ZoneViewScripts
 from dispatcher.observe.metrics import Metrics
 from dispatcher.observe.worker_metrics import WRITE_INTERVAL_S, WorkerPlace
 from dispatcher.service.hub import Hub
-from dispatcher.service.operator_reads import OperatorReads
 from dispatcher.service.readiness import Readiness
 from dispatcher.service.zone_views import ZoneViews
 from dispatcher.web.application import build_application
@@ -195,18 +195,6 @@ def _zone_views(parts: Services, readiness: Readiness) -> ZoneViews:
     )
 
 
-def _operator_reads(parts: Services) -> OperatorReads:
-    return OperatorReads(
-        zones=parts.zones,
-        database=parts.ledger.database,
-        state=parts.live.state,
-        offers=parts.live.offers,
-        presence=parts.live.presence,
-        views=ZoneViewScripts(parts.live.pipeline),
-        fix_age_s=parts.settings.fix_max_age_s,
-    )
-
-
 def _websocket_endpoint(
     parts: Services, authenticator: Authenticator, hub: Hub, views: ZoneViews
 ) -> WebSocketEndpoint:
@@ -265,6 +253,19 @@ def _handlers_and_boundary(
     metrics.gauge("dispatcher_zone_viewers", "Sockets that watch a zone.", views.viewers)
     metrics.counter("dispatcher_commits", "Batches sent.", lambda: commits.batches)
     metrics.counter("dispatcher_changes", "Changes in them.", lambda: commits.changes)
+    matching = parts.matched_rounds
+    metrics.counter("dispatcher_match_rounds", "Rounds of matching.", lambda: matching.rounds)
+    metrics.counter(
+        "dispatcher_match_planning_seconds", "Time planning them took.", lambda: matching.planning_s
+    )
+    metrics.counter(
+        "dispatcher_match_failures", "Rounds that failed: the nearest were asked.",
+        lambda: matching.failures,
+    )  # fmt: skip
+    metrics.counter(
+        "dispatcher_routing_fallbacks", "Routing tables that came late or were nonsense.",
+        lambda: matching.routing.fallbacks,
+    )  # fmt: skip
 
     handlers = Handlers(
         zones=parts.zones,
@@ -274,7 +275,7 @@ def _handlers_and_boundary(
         stranded_trips=parts.stranded_trips,
         reads=parts.reads,
         explanation=parts.explanation,
-        operator_reads=_operator_reads(parts),
+        operator_reads=parts.operator_reads,
         readiness=readiness.check,
         metrics=metrics,
         vehicle_types=parts.settings.vehicle_types,

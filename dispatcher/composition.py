@@ -10,16 +10,10 @@ from dataclasses import dataclass
 
 from dispatcher.config import Settings
 from dispatcher.core.zones import Zones
-from dispatcher.jobs.absent_drivers import AbsentDrivers
-from dispatcher.jobs.cleanup import Cleanup
-from dispatcher.jobs.drift_watch import DriftWatch
-from dispatcher.jobs.flush import Flush
-from dispatcher.jobs.loop import JobLoop
-from dispatcher.jobs.presence_flush import PresenceFlush
-from dispatcher.jobs.reconcile import Reconcile
-from dispatcher.jobs.waves import Waves
 from dispatcher.live.keys import keys_of
 from dispatcher.live.pubsub import Publisher
+from dispatcher.live.zone_view import ZoneViewScripts
+from dispatcher.routing.osrm import OsrmRouting
 from dispatcher.service.availability import AvailabilityService
 from dispatcher.service.commands.command import SideEffects
 from dispatcher.service.coordinator import Coordinator
@@ -29,8 +23,10 @@ from dispatcher.service.drift_looks import Looks
 from dispatcher.service.driver_directory import DriverDirectory
 from dispatcher.service.explanation import Explanation
 from dispatcher.service.live_drivers import LiveDrivers
+from dispatcher.service.matched_rounds import MatchedRounds
 from dispatcher.service.offer_log import OfferLog
 from dispatcher.service.offers import Offers
+from dispatcher.service.operator_reads import OperatorReads
 from dispatcher.service.outbox import Outbox
 from dispatcher.service.positions import Positions
 from dispatcher.service.presence import Presence
@@ -59,8 +55,10 @@ class Services:
     availability: AvailabilityService
     stranded_trips: StrandedTrips
     reads: Reads
+    operator_reads: OperatorReads
     explanation: Explanation
     offers: Offers
+    matched_rounds: MatchedRounds
     presence: Presence
     outages: PresenceOutages
     snapshots: Snapshots
@@ -129,6 +127,9 @@ async def services(settings: Settings, zones: Zones) -> AsyncIterator[Services]:
             limits=limits,
             customer_may_end_after_s=settings.customer_may_end_after_s,
         )
+        routing = OsrmRouting()
+        stack.push_async_callback(routing.close)
+        matched_rounds = MatchedRounds(zones, live.matching, routing, fix_age_s=settings.fix_max_age_s)
         offers = Offers(
             zones=zones,
             scripts=live.offers,
@@ -136,6 +137,7 @@ async def services(settings: Settings, zones: Zones) -> AsyncIterator[Services]:
             rehydration=rehydration,
             coordinator=coordinator,
             offer_log=effects.offer_log,
+            matched_rounds=matched_rounds,
             fix_age_s=settings.fix_max_age_s,
         )
         reads = Reads(
@@ -144,6 +146,15 @@ async def services(settings: Settings, zones: Zones) -> AsyncIterator[Services]:
             drivers=drivers,
             offers=live.offers,
             positions=live.positions,
+        )
+        operator_reads = OperatorReads(
+            zones=zones,
+            database=database,
+            state=live.state,
+            offers=live.offers,
+            presence=live.presence,
+            views=ZoneViewScripts(live.pipeline),
+            fix_age_s=settings.fix_max_age_s,
         )
         explanation = Explanation(
             zones=zones,
@@ -164,31 +175,9 @@ async def services(settings: Settings, zones: Zones) -> AsyncIterator[Services]:
         await asyncio.gather(*(rehydration.warm(zone) for zone in zones.names()))
         yield Services(
             settings, zones, live, ledger, rehydration, coordinator, limits, positions,
-            availability, stranded_trips, reads, explanation, offers, presence, outages,
-            snapshots, effects,
+            availability, stranded_trips, reads, operator_reads, explanation, offers, matched_rounds,
+            presence, outages, snapshots, effects,
         )  # fmt: skip
-
-
-def job_loops(parts: Services) -> list[JobLoop]:
-    """The background jobs of one server process; most are one a zone, so that each goes on alone."""
-    settings = parts.settings
-    loops = [
-        JobLoop(
-            Flush(
-                positions=parts.positions,
-                offer_log=parts.effects.offer_log,
-                database=parts.ledger.database,
-                interval_s=settings.position_flush_s,
-            )
-        ),
-        JobLoop(Cleanup(parts.ledger.database, interval_s=settings.cleanup_interval_s)),
-        JobLoop(presence_flush_job(parts)),
-    ]
-    for zone in parts.zones.names():
-        waves = JobLoop(Waves(parts.offers, zone))
-        parts.effects.wakeups.subscribe(zone, waves.wake)
-        loops += (waves, JobLoop(reconcile_job(parts, zone)), JobLoop(absent_drivers_job(parts, zone)))
-    return loops
 
 
 def drift_check(settings: Settings, live: LiveWing, ledger: LedgerWing) -> DriftCheck:
@@ -201,52 +190,3 @@ def drift_check(settings: Settings, live: LiveWing, ledger: LedgerWing) -> Drift
         presence_ttl_s=settings.presence_ttl_s,
     )
     return DriftCheck(scripts=live.comparison, database=ledger.database, looks=looks)
-
-
-def drift_watch_job(parts: Services) -> DriftWatch:
-    """The job that compares the zones with Postgres, one after the other."""
-    return DriftWatch(
-        check=drift_check(parts.settings, parts.live, parts.ledger),
-        scripts=parts.live.comparison,
-        zones=parts.zones.names(),
-        node=parts.presence.node,
-        interval_s=parts.settings.drift_interval_s,
-    )
-
-
-def presence_flush_job(parts: Services) -> PresenceFlush:
-    """The job that tells of this server's connections."""
-    interval_s = min(10.0, parts.settings.presence_ttl_s / 6)
-    return PresenceFlush(parts.presence, parts.outages, parts.ledger.notices, interval_s=interval_s)
-
-
-def reconcile_job(parts: Services, zone: str) -> Reconcile:
-    """The job that puts right what servers left behind in a zone."""
-    return Reconcile(
-        zone=zone,
-        claims=parts.live.claims,
-        positions=parts.live.positions,
-        rehydration=parts.rehydration,
-        fix_age_s=parts.settings.fix_max_age_s,
-        interval_s=parts.settings.sweep_interval_s,
-    )
-
-
-def absent_drivers_job(parts: Services, name: str) -> AbsentDrivers:
-    """The job that takes the absent drivers of a zone offline."""
-    zone = parts.zones.get(name)
-    assert zone is not None
-    return AbsentDrivers(
-        zone=zone,
-        presence=parts.live.presence,
-        state=parts.live.state,
-        rehydration=parts.rehydration,
-        database=parts.ledger.database,
-        availability=parts.availability,
-        outages=parts.outages,
-        notices=parts.ledger.notices,
-        node=parts.presence.node,
-        ttl_s=parts.settings.presence_ttl_s,
-        grace_s=parts.settings.presence_grace_s,
-        interval_s=parts.settings.sweep_interval_s,
-    )

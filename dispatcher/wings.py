@@ -16,6 +16,7 @@ from dispatcher.live.client import connect
 from dispatcher.live.comparison import ComparisonScripts
 from dispatcher.live.inspection import InspectionScripts
 from dispatcher.live.limits import LimitScripts
+from dispatcher.live.matching import MatchScripts
 from dispatcher.live.offers import OfferScripts
 from dispatcher.live.pipeline import Pipeline
 from dispatcher.live.positions import PositionScripts
@@ -33,6 +34,7 @@ class LiveWing:
     settler: Settler
     state: StateScripts
     offers: OfferScripts
+    matching: MatchScripts
     positions: PositionScripts
     presence: PresenceScripts
     limits: LimitScripts
@@ -67,6 +69,7 @@ async def open_live(settings: Settings) -> AsyncIterator[LiveWing]:
             settler,
             StateScripts(pipeline),
             OfferScripts(pipeline),
+            MatchScripts(pipeline),
             PositionScripts(pipeline),
             PresenceScripts(pipeline),
             LimitScripts(pipeline),

@@ -6,6 +6,13 @@ accept_policy = "offered"             # or open
 offers_per_driver = 2
 waves = [{ size = 3, radius_m = 1500, deadline_s = 12 }, …]
 limits = { trip_accept = "20/60" }
+dispatch = "auto"                     # nearest, matched or auto
+match_every_s = 3
+match_head_start_s = 5
+match_speed_kmh = 22
+match_weights = { waiting = 0.1, idle = 0.02, turned_down_s = 20, open_offer_s = 60 }
+routing_url = "http://osrm:5000"      # speaks OSRM's table API
+routing_deadline_s = 0.5
 """
 
 from __future__ import annotations
@@ -22,7 +29,7 @@ from shapely.errors import ShapelyError
 from shapely.geometry import shape
 
 from dispatcher.config import RateSetting, SettingsError
-from dispatcher.core.zones import DEFAULT_WAVES, ZONE, Wave, Zone, Zones
+from dispatcher.core.zones import DEFAULT_WAVES, ZONE, Dispatch, Matching, Wave, Weights, Zone, Zones
 
 #: The classes whose limits a zone may set: those that are counted for each user.
 _LimitClass = Literal["trip_accept", "trip_cancel", "location_update", "general"]
@@ -38,6 +45,19 @@ class _WaveEntry(BaseModel):
     deadline_s: Annotated[float, Field(gt=0, le=600)]
 
 
+#: No second of way costs more than a day; what is not finite is refused with it.
+_Weight = Annotated[float, Field(ge=0, le=86_400)]
+
+
+class _WeightsEntry(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    waiting: _Weight = Weights().waiting
+    idle: _Weight = Weights().idle
+    turned_down_s: _Weight = Weights().turned_down_s
+    open_offer_s: _Weight = Weights().open_offer_s
+
+
 class _ZoneEntry(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
@@ -46,6 +66,25 @@ class _ZoneEntry(BaseModel):
     offers_per_driver: Annotated[int, Field(ge=1, le=50)] = 3
     waves: Annotated[list[_WaveEntry], Field(min_length=1, max_length=20)] | None = None
     limits: dict[_LimitClass, RateSetting] = {}
+    dispatch: Dispatch = Matching().dispatch
+    match_every_s: Annotated[float, Field(ge=0.5, le=60)] = Matching().every_s
+    match_head_start_s: Annotated[float, Field(gt=0, le=60)] = Matching().head_start_s
+    match_speed_kmh: Annotated[float, Field(gt=0, le=300)] = Matching().speed_kmh
+    match_weights: _WeightsEntry = _WeightsEntry()
+    routing_url: Annotated[str, Field(pattern=r"^https?://[^/\s]+")] | None = None
+    routing_deadline_s: Annotated[float, Field(gt=0, le=10)] = Matching().routing_deadline_s
+
+    def matching(self) -> Matching:
+        """The entry's settings of dispatch."""
+        return Matching(
+            dispatch=self.dispatch,
+            every_s=self.match_every_s,
+            head_start_s=self.match_head_start_s,
+            speed_kmh=self.match_speed_kmh,
+            weights=Weights(**self.match_weights.model_dump()),
+            routing_url=self.routing_url,
+            routing_deadline_s=self.routing_deadline_s,
+        )
 
 
 class Area:
@@ -102,6 +141,9 @@ def _parse_zone(name: str, entry: Any, folder: Path) -> Zone:
         first = error.errors()[0]
         field = ".".join(str(part) for part in first["loc"])
         raise ValueError(f"{field}: {first['msg'].removeprefix('Value error, ')}") from None
+    if checked.routing_url and checked.routing_deadline_s >= checked.match_every_s:
+        # The next round would void the offers of each one before they are made.
+        raise ValueError("routing_deadline_s: must be less than match_every_s")
     waves: tuple[Wave, ...] = DEFAULT_WAVES
     if checked.waves is not None:
         waves = tuple(Wave(wave.size, wave.radius_m, wave.deadline_s) for wave in checked.waves)
@@ -110,6 +152,7 @@ def _parse_zone(name: str, entry: Any, folder: Path) -> Zone:
         accept_policy=checked.accept_policy,
         waves=waves,
         offers_per_driver=checked.offers_per_driver,
+        matching=checked.matching(),
         limits={
             limit_class: (rate.limit, rate.window_s) for limit_class, rate in checked.limits.items()
         },

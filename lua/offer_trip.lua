@@ -1,4 +1,4 @@
--- Purpose: runs one wave of a trip: shows it to the nearest drivers who may have it, until a deadline.
+-- Purpose: runs one wave of a trip: shows it to the first drivers who may have it, until a deadline.
 -- Atomic because: the filters and the offers are one decision; a driver who is taken, leaves or declines in between
 --   must not get an offer, and no driver more than their share.
 -- KEYS[1] trip
@@ -10,19 +10,24 @@
 -- KEYS[7] users of the zone by the end of their presence
 -- KEYS[8] push channel of the zone
 -- KEYS[9] geo set of the vehicle type
--- KEYS[10...] for each candidate, nearest first: driver, then inbox
+-- KEYS[10] matching of the zone
+-- KEYS[11] offers in a row that drivers turned down
+-- KEYS[12...] for each candidate, in the order of asking: driver, then inbox
 -- ARGV[1] trip id
 -- ARGV[2] round this wave was planned for: how often drivers were looked for before
 -- ARGV[3] most drivers who may hold an offer of this trip
 -- ARGV[4] time to answer, in ms
--- ARGV[5] time until the next look in ms, where nobody could be found
+-- ARGV[5] time until the next look in ms, where nobody could be found, unless a round of matching planned this: the
+--   trip then takes part in the next one
 -- ARGV[6] most open offers a driver may hold
 -- ARGV[7] oldest fix that counts, in ms before now
 -- ARGV[8] longest time a trip waits for a driver, in ms; what lies further ahead is of a clock that stepped back, and over
 -- ARGV[9] 1 where drivers who let it pass may be asked again
 -- ARGV[10] the trip as JSON, for the frames
 -- ARGV[11] vehicle type that is asked for
--- ARGV[12...] pairs: driver id, distance in m
+-- ARGV[12] fence of the round of matching that planned this, or empty
+-- ARGV[13] head start in ms: the first driver alone is asked, and the wave goes on after it; 0: the whole wave is asked
+-- ARGV[14...] pairs: driver id, distance in m
 -- RETURNS {code, now in ms, wave, deadline in ms, drivers offered to, drivers whose offer has expired}
 --   code is offered, nobody (found), exhausted (its time is over), or moved (not this wave's turn any more)
 --- @include "clock"
@@ -30,17 +35,20 @@
 --- @include "candidates"
 local trip, claim, offers, barred, passed = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
 local waves, present, channel, geo = KEYS[6], KEYS[7], KEYS[8], KEYS[9]
+local matching, turned_down = KEYS[10], KEYS[11]
 local trip_id, round, size, answer_ms, again_ms = ARGV[1], ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4]), tonumber(ARGV[5])
 local max_open_offers, fix_age_ms, max_wait_ms = tonumber(ARGV[6]), tonumber(ARGV[7]), tonumber(ARGV[8])
 local ask_again, trip_json, vehicle_type = ARGV[9] == '1', ARGV[10], ARGV[11]
-local OFFERS, FIRST_CANDIDATE, FIRST_PAIR = 3, 10, 12
+local fence, head_start_ms = ARGV[12], tonumber(ARGV[13])
+local OFFERS, FIRST_CANDIDATE, FIRST_PAIR = 3, 12, 14
 
 local state = redis.call('HMGET', trip, 'current_status', 'round', 'wave', 'waiting_since')
 if state[1] ~= 'pending' then
   redis.call('ZREM', waves, trip_id)
   return { 'moved', now_ms, 0, 0, {}, {} }
 end
-if (state[2] or '0') ~= round or redis.call('EXISTS', claim) == 1 then
+local planned = fence ~= '' and redis.call('HMGET', matching, 'fence', 'next_ms') or {}
+if (state[2] or '0') ~= round or redis.call('EXISTS', claim) == 1 or fence ~= '' and planned[1] ~= fence then
   return { 'moved', now_ms, 0, 0, {}, {} }
 end
 local latest_ms = now_ms + max_wait_ms
@@ -67,6 +75,13 @@ if open == 0 and now_ms - since >= max_wait_ms then
   return { 'exhausted', now_ms, wave - 1, 0, {}, expired }
 end
 
+local is_head_start = head_start_ms > 0
+if is_head_start then
+  if open > 0 then
+    return { 'moved', now_ms, 0, 0, {}, {} }
+  end
+  size = 1
+end
 local let_pass = {}
 for _, driver_id in ipairs(expired) do
   let_pass[driver_id] = true
@@ -101,14 +116,19 @@ end
 drop_ended(OFFERS)
 for _, driver_id in ipairs(expired) do
   redis.call('SADD', passed, driver_id)
+  redis.call('HINCRBY', turned_down, driver_id, 1)
   redis.call('EXPIRE', passed, 3600)
 end
-redis.call('HSET', trip, 'round', tonumber(round) + 1, 'waiting_since', whole(since))
+is_head_start = is_head_start and #chosen > 0
+-- After a head start the same wave goes on: it is still the same round.
+redis.call('HSET', trip, 'round', tonumber(round) + (is_head_start and 0 or 1), 'waiting_since', whole(since))
 if #chosen == 0 then
-  redis.call('ZADD', waves, whole(now_ms + again_ms), trip_id)
+  redis.call('ZADD', waves, planned[2] or whole(now_ms + again_ms), trip_id)
   return { 'nobody', now_ms, wave - 1, 0, {}, expired }
 end
-redis.call('HSET', trip, 'wave', wave)
+if not is_head_start then
+  redis.call('HSET', trip, 'wave', wave)
+end
 local names = {}
 for _, choice in ipairs(chosen) do
   local driver_id, inbox, distance_m = choice[1], KEYS[choice[2]], choice[3]
@@ -124,5 +144,5 @@ for _, choice in ipairs(chosen) do
     .. ',"expires_in_ms":' .. answer_ms .. '}]]')
   names[#names + 1] = driver_id
 end
-redis.call('ZADD', waves, whole(deadline), trip_id)
+redis.call('ZADD', waves, whole(is_head_start and math.min(deadline, now_ms + head_start_ms) or deadline), trip_id)
 return { 'offered', now_ms, wave, deadline, names, expired }

@@ -6,7 +6,8 @@
 -- KEYS[3] stream of events
 -- KEYS[4] push channel of the zone
 -- KEYS[5] trips by the time of their next wave
--- KEYS[6...] for each change, none of which shares its trip or driver with another: trip, driver, claim on the
+-- KEYS[6] offers in a row that drivers turned down
+-- KEYS[7...] for each change, none of which shares its trip or driver with another: trip, driver, claim on the
 --   trip, claim on the driver, idempotency record, geo set of the driver's vehicle type, offers of the trip, drivers
 --   barred from these, the driver's inbox, then the inboxes of the drivers who hold one. Any key of the zone stands for
 --   what there is not.
@@ -30,18 +31,20 @@
 --- @include "clock"
 --- @include "eligibility"
 local claims, seen, events, channel, waves = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
+local turned_down = KEYS[6]
 local fix_age_ms = tonumber(ARGV[1])
-local FIRST_KEY, FIRST_RECORD = 6, 2
+local FIRST_KEY, FIRST_RECORD = 7, 2
 local KEYS_EACH, ARGS_EACH = 9, 4
 local EVENTS_KEPT = 100000
 local BARRED_S = 86400
 
 -- Done for all changes in one call each.
-local gone, stopped, told = {}, {}, {}
+local gone, stopped, told, forgiven = {}, {}, {}, {}
 local held, owners, entries = {}, {}, {}
 
 local function update_driver(driver, geo, change, is_newer)
-  local vehicle_type = redis.call('HGET', driver, 'vehicle_type')
+  local before = redis.call('HMGET', driver, 'vehicle_type', 'is_online', 'availability_status', 'trip_id')
+  local vehicle_type = before[1]
   if change.driver then
     local version = redis.call('HGET', driver, 'version')
     if not version or tonumber(version) < change.driver.version then
@@ -54,6 +57,9 @@ local function update_driver(driver, geo, change, is_newer)
   end
   local who = redis.call('HMGET', driver, 'is_online', 'availability_status', 'trip_id', 'lat', 'lng', 'fix_ms',
     'vehicle_type')
+  if is_free(who[1], who[2], who[3]) and not is_free(before[2], before[3], before[4]) then
+    redis.call('HSET', driver, 'free_since', whole(now_ms))
+  end
   -- With another vehicle the driver leaves the old one's geo set here, and joins the new one's with the next fix.
   local is_same_vehicle = not vehicle_type or vehicle_type == who[7]
   if is_free(who[1], who[2], who[3]) and is_same_vehicle and is_fresh(who[6], fix_age_ms) then
@@ -63,6 +69,7 @@ local function update_driver(driver, geo, change, is_newer)
     redis.call('ZREM', geo, change.driver_id)
     if who[1] ~= '1' then
       redis.call('ZREM', seen, change.driver_id)
+      forgiven[#forgiven + 1] = change.driver_id
     end
     if is_gone(who[1], who[3]) then
       redis.call('EXPIRE', driver, GONE_S)
@@ -125,9 +132,11 @@ local function settle(k, change, answer, event, messages)
       for i = first_inbox, last_inbox do
         redis.call('ZREM', KEYS[i], change.trip_id)
       end
-      if redis.call('ZREM', offers, change.barred_driver) == 1
-          and redis.call('ZCOUNT', offers, whole(now_ms), '+inf') == 0 then
-        redis.call('ZADD', waves, 'XX', whole(now_ms), change.trip_id)
+      if redis.call('ZREM', offers, change.barred_driver) == 1 then
+        redis.call('HINCRBY', turned_down, change.barred_driver, 1)
+        if redis.call('ZCOUNT', offers, whole(now_ms), '+inf') == 0 then
+          redis.call('ZADD', waves, 'XX', whole(now_ms), change.trip_id)
+        end
       end
     end
   end
@@ -135,6 +144,7 @@ local function settle(k, change, answer, event, messages)
   if change.driver_id and is_newer and change.effect == 'take' then
     redis.call('HSET', driver, 'trip_id', change.trip_id)
     redis.call('ZREM', geo, change.driver_id)
+    forgiven[#forgiven + 1] = change.driver_id
     others = withdraw_offers(inbox, change)
   elseif change.driver_id and not update_driver(driver, geo, change, is_newer) then
     others = withdraw_offers(inbox, change)
@@ -165,6 +175,9 @@ for a = FIRST_RECORD, #ARGV, ARGS_EACH do
 end
 if #stopped > 0 then
   redis.call('ZREM', waves, unpack(stopped))
+end
+if #forgiven > 0 then
+  redis.call('HDEL', turned_down, unpack(forgiven))
 end
 if #told > 0 then
   redis.call('SPUBLISH', channel, '[' .. table.concat(told, ',') .. ']')

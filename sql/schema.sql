@@ -113,7 +113,7 @@ CREATE TABLE trip_events (
 );
 COMMENT ON TABLE trip_events IS 'One row per version of a trip, from its creation on. Replayed in order, the rows give its state.';
 
-CREATE INDEX trip_events_created ON trip_events USING brin (created_at);
+CREATE INDEX trip_events_created ON trip_events USING brin (created_at) WITH (autosummarize = on);
 
 CREATE TABLE idempotency_keys (
     id                  bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
@@ -147,9 +147,12 @@ CREATE TABLE trip_offers (
     outcome    text NOT NULL DEFAULT 'open' CHECK (outcome IN
         ('open', 'accepted', 'declined', 'expired', 'withdrawn')),
     outcome_at timestamptz,
+    score      jsonb,
     PRIMARY KEY (trip_id, driver_id, wave)
 );
 COMMENT ON TABLE trip_offers IS 'One row per offer. Wave 0: the driver declined without having been offered the trip.';
+COMMENT ON COLUMN trip_offers.score IS
+    'Of an offer that a round of matching made: the score in seconds of way, its parts, and the next three drivers.';
 
 CREATE INDEX trip_offers_driver ON trip_offers (driver_id, offered_at);
 CREATE INDEX trip_offers_open ON trip_offers (deadline) WHERE outcome = 'open';

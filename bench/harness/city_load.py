@@ -188,3 +188,11 @@ class CityLoad:
         await self.city.close()
         await self.session.close()
         return self.city.stats.answered, self.city.stats.mismatches
+
+
+class ScarceCityLoad(CityLoad):
+    """A city whose customers ask wherever they are, whether a driver is free near them or not."""
+
+    def _pickup(self) -> Position:
+        _, lat, lng = next(self.pickups)
+        return lat, lng

@@ -29,6 +29,51 @@ DEFAULT_WAVES: Final = (
 )  # fmt: skip
 
 
+#: How a zone chooses whom to ask first: see `Matching`.
+Dispatch = Literal["nearest", "matched", "auto"]
+
+
+@dataclass(frozen=True, slots=True)
+class Weights:
+    """What counts beside the way to a pickup, as seconds of way: see dispatcher/matching/score.py."""
+
+    #: Seconds that each second of waiting earns the trip: little, since whoever serves the longest wait
+    #: first sends drivers far, and has fewer of them for everybody else.
+    waiting: float = 0.1
+    #: Seconds that each second without a trip earns the driver.
+    idle: float = 0.02
+    #: Seconds for each offer in a row that the driver declined or let pass: it may happen again.
+    turned_down_s: float = 20.0
+    #: Seconds for each offer that the driver may still take instead.
+    open_offer_s: float = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class Matching:
+    """Whom a zone asks first.
+
+    `nearest` asks the drivers next to each pickup, trip by trip. `matched` assigns all waiting trips to
+    all free drivers together, every `every_s`; the driver so found is asked `head_start_s` before the
+    rest of the wave. `auto` is matched while drivers are scarce, and nearest otherwise.
+    """
+
+    dispatch: Dispatch = "auto"
+    every_s: float = 3.0
+    #: About what a driver needs to look at the phone and decide.
+    head_start_s: float = 5.0
+    #: A car in a city, over the great circle.
+    speed_kmh: float = 22.0
+    weights: Weights = field(default_factory=Weights)
+    #: A routing engine that speaks OSRM's table API; None: the great circle tells the way.
+    routing_url: str | None = None
+    routing_deadline_s: float = 0.5
+
+    @property
+    def every_ms(self) -> int:
+        """The time between two rounds, in ms."""
+        return round(self.every_s * 1000)
+
+
 @dataclass(frozen=True, slots=True)
 class Zone:
     """A zone's settings. `area` is a prepared polygon in degrees (x = lng, y = lat), if any."""
@@ -37,6 +82,7 @@ class Zone:
     accept_policy: Literal["open", "offered"] = "open"
     waves: tuple[Wave, ...] = DEFAULT_WAVES
     offers_per_driver: int = 3
+    matching: Matching = field(default_factory=Matching)
     limits: dict[str, tuple[int, int]] = field(default_factory=dict)
     area: Any = None
 

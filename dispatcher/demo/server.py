@@ -21,7 +21,7 @@ from shapely.geometry import shape
 
 from dispatcher.config import ENV_PREFIX, Settings, SettingsError
 from dispatcher.core.limits import Rate
-from dispatcher.core.zones import DEFAULT_WAVES, Wave
+from dispatcher.core.zones import DEFAULT_WAVES, Matching, Wave
 from dispatcher.embedded.engines import development_secret
 
 #: The first start creates a database, which takes long on a slow disk.
@@ -32,6 +32,8 @@ _USUAL_PORT: Final = 8080
 _READY_LINE_BYTES: Final = 1 << 20
 #: Wave deadlines shrink with the city's speed, but an app on a busy machine needs a second to answer.
 _MIN_DEADLINE_FACTOR: Final = 0.1
+#: The zones file takes no shorter rounds of matching.
+_MIN_ROUND_S: Final = 0.5
 #: Short, so that the demo sees absent drivers being taken offline.
 PRESENCE_S: Final = 15
 GRACE_S: Final = 5
@@ -148,8 +150,12 @@ def _scaled_rate(rate: Rate, speed: float) -> Rate:
 
 def scaled_waves(speed: float) -> list[Wave]:
     """The default wave plan, with deadlines (s) shortened for a city at `speed` times real time."""
-    factor = min(1.0, max(1 / speed, _MIN_DEADLINE_FACTOR))
+    factor = _deadline_factor(speed)
     return [Wave(wave.size, wave.radius_m, wave.deadline_s * factor) for wave in DEFAULT_WAVES]
+
+
+def _deadline_factor(speed: float) -> float:
+    return min(1.0, max(1 / speed, _MIN_DEADLINE_FACTOR))
 
 
 def merged_outline(file: Path) -> str:
@@ -159,13 +165,21 @@ def merged_outline(file: Path) -> str:
 
 
 def scaled_zones(speed: float, area: str = "") -> str:
-    """The text of a zones file with those waves; `area` is a GeoJSON file beside it."""
+    """The text of a zones file with those waves, and with rounds of matching as much shorter.
+
+    `area` is a GeoJSON file beside it.
+    """
     lines = [
         f"  {{ size = {w.size}, radius_m = {w.radius_m}, deadline_s = {w.deadline_s:.3f} }},"
         for w in scaled_waves(speed)
     ]
     outline = [f'area = "{area}"'] if area else []
-    return "\n".join(["[zones.default]", *outline, "waves = [", *lines, "]", ""])
+    usual, factor = Matching(), _deadline_factor(speed)
+    rounds = [
+        f"match_every_s = {max(_MIN_ROUND_S, usual.every_s * factor):.3f}",
+        f"match_head_start_s = {usual.head_start_s * factor:.3f}",
+    ]
+    return "\n".join(["[zones.default]", *outline, "waves = [", *lines, "]", *rounds, ""])
 
 
 async def _wait_ready(process: asyncio.subprocess.Process, log: Path) -> Any:

@@ -13,7 +13,8 @@ _PASSES = {"yes": True, "no": False, "-": None}
 
 
 class FilterView(NamedTuple):
-    """What one filter of a wave says of a driver; `passes` is None where it could not be asked."""
+    """What one filter of a wave says of a driver; `passes` is None where it could not be asked, or
+    decides later."""
 
     name: str
     passes: bool | None

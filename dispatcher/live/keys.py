@@ -23,6 +23,8 @@ class Keys:
         self.drift_look = prefix + "drift-look"
         self.vehicles = prefix + "vehicles"
         self.waves = prefix + "waves"
+        self.matching = prefix + "matching"
+        self.turned_down = prefix + "turned-down"
         self.events = prefix + "events"
         self.ready = prefix + "ready"
         self.push = prefix + "push"

@@ -11,17 +11,23 @@ from dispatcher.live.keys import Keys
 from dispatcher.live.pipeline import Pipeline
 
 #: A server that dies while it runs a wave delays that wave by this much.
-_WAVE_AGAIN_MS: Final = 2_000
+WAVE_AGAIN_MS: Final = 2_000
 #: No deadline of a wave is longer (dispatcher/zones_file.py).
 _LONGEST_WAIT_MS: Final = 600_000
+#: Trips handed to one server at once.
+MAX_TRIPS: Final = 100
 
 
 class DueWaves(NamedTuple):
-    """Trips whose wave is due, and when the next one is (None: none is waiting). Times in ms."""
+    """Trips whose wave is due, and when the next one is (None: none is waiting). Times in ms.
+
+    `is_scarce`: there are fewer drivers than trips, so that `auto` matches them.
+    """
 
     now_ms: int
     next_ms: int | None
     trip_ids: list[str]
+    is_scarce: bool
 
 
 class WaveCode(StrEnum):
@@ -65,12 +71,17 @@ class OfferScripts:
     def __init__(self, pipeline: Pipeline) -> None:
         self._pipeline = pipeline
 
-    async def claim_waves(self, keys: Keys, *, max_trips: int = 100) -> DueWaves:
-        """The trips whose next wave is due, each handed to one server at a time."""
-        now_ms, next_ms, due = await self._pipeline.run(
-            "claim_waves", (keys.waves,), (max_trips, _WAVE_AGAIN_MS, _LONGEST_WAIT_MS)
+    async def claim_waves(
+        self, keys: Keys, *, max_trips: int = MAX_TRIPS, again_ms: int = WAVE_AGAIN_MS
+    ) -> DueWaves:
+        """The trips whose next wave is due, each handed to one server at a time.
+
+        Should that server fail, they are due again after `again_ms`.
+        """
+        now_ms, next_ms, due, is_scarce = await self._pipeline.run(
+            "claim_waves", (keys.waves, keys.matching), (max_trips, again_ms, _LONGEST_WAIT_MS)
         )
-        return DueWaves(now_ms, next_ms or None, due)
+        return DueWaves(now_ms, next_ms or None, due, is_scarce == 1)
 
     async def offer_trip(
         self,
@@ -87,16 +98,23 @@ class OfferScripts:
         fix_age_ms: int,
         max_wait_ms: int,
         ask_again: bool,
+        fence: int | None = None,
+        head_start_ms: int = 0,
     ) -> WaveResult:
-        """Runs one wave over the candidates, nearest first."""
+        """Runs one wave over the candidates, in the order of asking.
+
+        `fence` is that of the round of matching that planned it. With a head start the first candidate
+        alone is asked, and the same wave goes on after it.
+        """
         names = [
             keys.trip(trip.id), keys.trip_claim(trip.id), keys.offers(trip.id),
             keys.barred(trip.id), keys.passed(trip.id), keys.waves, keys.present, keys.push,
-            keys.geo(trip.vehicle_type),
+            keys.geo(trip.vehicle_type), keys.matching, keys.turned_down,
         ]  # fmt: skip
         args: list[Any] = [
             trip.id, round_number, size, answer_ms, again_ms, max_open_offers, fix_age_ms,
             max_wait_ms, int(ask_again), trip_json, trip.vehicle_type,
+            "" if fence is None else fence, head_start_ms,
         ]  # fmt: skip
         for driver_id, distance_m in candidates:
             names += (keys.driver(driver_id), keys.inbox(driver_id))

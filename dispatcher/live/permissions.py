@@ -26,7 +26,8 @@ return refused
 KEYED_COMMANDS: Final[dict[str, tuple[str, ...]]] = {
     "DEL": (), "EXISTS": (), "EXPIRE": ("1",), "GEOADD": ("1", "1", "m"),
     "GEOSEARCH": ("FROMLONLAT", "1", "1", "BYRADIUS", "1", "m", "ASC"), "GET": (), "HGET": ("f",),
-    "HGETALL": (), "HMGET": ("f",), "HSET": ("f", "v"), "LINDEX": ("0",), "LLEN": (), "LPOP": (),
+    "HDEL": ("f",), "HGETALL": (),
+    "HINCRBY": ("f", "1"), "HMGET": ("f",), "HSET": ("f", "v"), "LINDEX": ("0",), "LLEN": (), "LPOP": (),
     "LREM": ("1", "v"), "MGET": (), "PERSIST": (), "PEXPIRE": ("1",), "PTTL": (), "RPOP": (),
     "RPUSH": ("v",), "SADD": ("m",), "SET": ("v",), "SISMEMBER": ("m",), "SMEMBERS": (), "UNLINK": (),
     "XADD": ("*", "f", "v"), "XRANGE": ("-", "+"), "XREVRANGE": ("+", "-"), "ZADD": ("1", "m"),
@@ -99,6 +100,7 @@ def _every_key(keys: Keys) -> list[str]:
     """One key of each kind; the ids are a placeholder."""
     return [
         keys.epoch, keys.loading, keys.claims, keys.seen, keys.present, keys.vehicles, keys.waves,
+        keys.matching, keys.turned_down,
         keys.events, keys.ready, keys.trip(_ID), keys.driver(_ID), keys.trip_claim(_ID),
         keys.driver_claim(_ID), keys.geo(_ID), keys.offers(_ID), keys.inbox(_ID), keys.barred(_ID),
         keys.passed(_ID), keys.raced(_ID), keys.limit(_ID, _ID),

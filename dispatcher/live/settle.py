@@ -185,7 +185,7 @@ class Settler:
         before (nothing was done), or the text of an error; or, where the driver held offers of other
         trips and is not free any more, a list of the number and those trips.
         """
-        names: list[str] = [keys.claims, keys.seen, keys.events, keys.push, keys.waves]
+        names: list[str] = [keys.claims, keys.seen, keys.events, keys.push, keys.waves, keys.turned_down]
         args: list[Any] = [self._fix_age_ms]
         for attempt, settlement, answer in changes:
             trip_id, driver_id = attempt.trip_id, settlement.driver_id

@@ -107,7 +107,11 @@ def _verdict(
     if trip.current_status is Status.PENDING:
         refusing = [view for view in filters if view.passes is False]
         if not refusing:
-            text = "the next wave would offer the trip to this driver"
+            text = (
+                "the next round of matching may choose this driver"
+                if any(view.name == "round_of_matching" for view in filters)
+                else "the next wave would offer the trip to this driver"
+            )
             return {"codes": ["would_be_offered"], "text": text}
         text = "no offer now: " + "; ".join(view.saw for view in refusing)
         return {"codes": [view.name for view in refusing], "text": text}

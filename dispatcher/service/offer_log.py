@@ -21,7 +21,8 @@ class OfferOutcome(StrEnum):
 
 
 class OfferRow(NamedTuple):
-    """One trip shown to one driver; times in ms since the epoch."""
+    """One trip shown to one driver; times in ms since the epoch. `score` is JSON: why a round of
+    matching asked this driver."""
 
     trip_id: str
     driver_id: str
@@ -29,6 +30,7 @@ class OfferRow(NamedTuple):
     distance_m: float
     offered_ms: int
     deadline_ms: int
+    score: str | None = None
 
 
 class OutcomeRow(NamedTuple):
@@ -89,6 +91,7 @@ async def _save_offers(database: Database, offers: Sequence[OfferRow]) -> None:
         distances=[offer.distance_m for offer in offers],
         offered=[moment(offer.offered_ms) for offer in offers],
         deadlines=[moment(offer.deadline_ms) for offer in offers],
+        scores=[offer.score for offer in offers],
     )
 
 

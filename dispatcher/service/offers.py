@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Final
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
 
 import orjson
 import structlog
@@ -12,18 +13,17 @@ from dispatcher.core.errors import OutcomeUnknown, StoreUnavailable
 from dispatcher.core.trips import Trip
 from dispatcher.core.zones import Zone, Zones
 from dispatcher.live.keys import keys_of
-from dispatcher.live.offers import OfferScripts, WaveCode, WaveResult
+from dispatcher.live.offers import Candidate, OfferScripts, WaveCode, WaveResult
 from dispatcher.live.state import StateScripts
+from dispatcher.matching.looks import longest_wait_ms, look
 from dispatcher.service.commands.actions import expire_trip
 from dispatcher.service.coordinator import Coordinator
+from dispatcher.service.matched_rounds import MatchedRound, MatchedRounds, MatchedTrip
 from dispatcher.service.offer_log import OfferLog, OfferOutcome, OfferRow
 from dispatcher.service.rehydration import Rehydration
 
 log = structlog.get_logger("dispatcher.offers")
 
-#: Where nobody could be found, the next wave reaches further at once; the widest looks again after this.
-_LOOK_FURTHER_MS: Final = 10
-_LOOK_AGAIN_MS: Final = 1_000
 #: Candidates looked at for each offer of a wave: many of the nearest are busy or have declined.
 CANDIDATES_PER_OFFER: Final = 6
 MORE_CANDIDATES: Final = 10
@@ -41,6 +41,7 @@ class Offers:
         rehydration: Rehydration,
         coordinator: Coordinator,
         offer_log: OfferLog,
+        matched_rounds: MatchedRounds,
         fix_age_s: int,
     ) -> None:
         self._zones = zones
@@ -49,6 +50,7 @@ class Offers:
         self._rehydration = rehydration
         self._coordinator = coordinator
         self._offer_log = offer_log
+        self._rounds = matched_rounds
         self._fix_age_ms = fix_age_s * 1000
 
     async def run_due(self, zone_name: str) -> int | None:
@@ -58,12 +60,22 @@ class Offers:
         """
         zone = self._zones.get(zone_name)
         assert zone is not None
-        due = await self._scripts.claim_waves(keys_of(zone_name))
-        # Together: a wave is three round trips, and in a row they held a zone to some 60 trips a second.
-        ran = await asyncio.gather(
-            *(self._run(zone, trip_id) for trip_id in due.trip_ids), return_exceptions=True
+        rounds = self._rounds
+        due = await self._scripts.claim_waves(
+            keys_of(zone_name), max_trips=rounds.max_trips(zone), again_ms=rounds.again_ms(zone)
         )
-        for trip_id, error in zip(due.trip_ids, ran, strict=True):
+        going_on: Sequence[str] = due.trip_ids
+        planned = MatchedRound()
+        if rounds.applies(zone, due):
+            planned = await rounds.begin(zone, due)
+            going_on = planned.going_on
+        waves = {trip_id: self._run(zone, trip_id) for trip_id in going_on} | {
+            matched.trip.id: self._run_matched(zone, matched, planned.fence)
+            for matched in planned.matched
+        }
+        # Together: a wave is three round trips, and in a row they held a zone to some 60 trips a second.
+        ran = await asyncio.gather(*waves.values(), return_exceptions=True)
+        for trip_id, error in zip(waves, ran, strict=True):
             if isinstance(error, StoreUnavailable | OutcomeUnknown):
                 raise error
             if error is not None:
@@ -79,29 +91,56 @@ class Offers:
             if await self._rehydration.reload_trip(keys, trip_id) is None:
                 await self._scripts.forget_wave(keys, trip_id)
             return
-        result = await self._offer(zone, Trip.from_hash(hash_), int(hash_.get("round") or 0))
-        if result.code is WaveCode.EXHAUSTED:
-            answer = await self._coordinator.execute(expire_trip(self._zones, trip_id))
-            log.info("trip expired", trip_id=trip_id, waves=result.wave, status=answer.status)
-
-    async def _offer(self, zone: Zone, trip: Trip, round_number: int) -> WaveResult:
-        keys, last = keys_of(zone.name), len(zone.waves) - 1
-        wave, is_widest = zone.waves[min(round_number, last)], round_number >= last
+        step = look(zone.waves, int(hash_.get("round") or 0))
+        trip = Trip.from_hash(hash_)
         candidates = await self._scripts.nearest(
-            keys, trip, radius_m=wave.radius_m,
-            max_drivers=wave.size * CANDIDATES_PER_OFFER + MORE_CANDIDATES,
+            keys, trip, radius_m=step.wave.radius_m,
+            max_drivers=step.wave.size * CANDIDATES_PER_OFFER + MORE_CANDIDATES,
         )  # fmt: skip
+        result = await self._offer(
+            zone, trip, int(hash_.get("round") or 0), candidates, again_ms=step.again_ms
+        )
+        if result.code is WaveCode.NOBODY and step.is_widest:
+            await self._rounds.found_nobody(zone, trip_id, result.now_ms)
+
+    async def _run_matched(self, zone: Zone, matched: MatchedTrip, fence: int) -> None:
+        """Offers a trip to the driver whom a round has matched; one without waits for the next round."""
+        await self._offer(
+            zone, matched.trip, matched.round_number,
+            [Candidate(ranked.driver_id, ranked.distance_m) for ranked in matched.order],
+            again_ms=zone.matching.every_ms, scores=matched.scores(),
+            fence=fence, head_start_ms=round(zone.matching.head_start_s * 1000),
+        )  # fmt: skip
+
+    async def _offer(
+        self,
+        zone: Zone,
+        trip: Trip,
+        round_number: int,
+        candidates: Sequence[Candidate],
+        *,
+        again_ms: int,
+        scores: Mapping[str, str] | None = None,
+        **of_round: Any,
+    ) -> WaveResult:
+        step = look(zone.waves, round_number)
         result = await self._scripts.offer_trip(
-            keys, trip, orjson.dumps(trip.to_json()).decode(), candidates,
-            round_number=round_number, size=wave.size, answer_ms=int(wave.deadline_s * 1000),
-            again_ms=_LOOK_AGAIN_MS if is_widest else _LOOK_FURTHER_MS,
+            keys_of(zone.name), trip, orjson.dumps(trip.to_json()).decode(), candidates,
+            round_number=round_number, size=step.wave.size,
+            answer_ms=int(step.wave.deadline_s * 1000), again_ms=again_ms,
             max_open_offers=zone.offers_per_driver, fix_age_ms=self._fix_age_ms,
-            max_wait_ms=int(sum(w.deadline_s for w in zone.waves) * 1000), ask_again=is_widest,
+            max_wait_ms=longest_wait_ms(zone.waves), ask_again=step.is_widest, **of_round,
         )  # fmt: skip
         self._offer_log.record(trip.id, result.expired, OfferOutcome.EXPIRED, result.now_ms)
         distances = dict(candidates)
         self._offer_log.add_offers(
-            OfferRow(trip.id, driver, result.wave, distances[driver], result.now_ms, result.deadline_ms)
+            OfferRow(
+                trip.id, driver, result.wave, distances[driver], result.now_ms, result.deadline_ms,
+                (scores or {}).get(driver),
+            )
             for driver in result.offered
-        )
+        )  # fmt: skip
+        if result.code is WaveCode.EXHAUSTED:
+            answer = await self._coordinator.execute(expire_trip(self._zones, trip.id))
+            log.info("trip expired", trip_id=trip.id, waves=result.wave, status=answer.status)
         return result

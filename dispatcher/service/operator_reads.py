@@ -19,6 +19,7 @@ from dispatcher.live.presence import PresenceScripts
 from dispatcher.live.state import Fix, StateScripts
 from dispatcher.live.zone_view import ZoneViewScripts
 from dispatcher.service.commands.actions import zone_of_trip
+from dispatcher.service.reads import offer_from_row
 
 #: How far back the latest trips are looked for: the first reach that fills a page is enough.
 _REACHES: Final = (timedelta(minutes=10), timedelta(hours=2), timedelta(days=1), timedelta(days=60))
@@ -122,7 +123,8 @@ class OperatorReads:
         }
 
     async def trip_offers(self, trip_id: str, after: str | None, limit: int) -> dict[str, Any]:
-        """A page of a trip's offers, wave by wave. Raises Refusal trip_not_found.
+        """A page of a trip's offers, wave by wave; `score` is as in a timeline. Raises Refusal
+        trip_not_found.
 
         Offers and their outcomes reach Postgres within some seconds of their time.
         """
@@ -138,7 +140,7 @@ class OperatorReads:
         if not rows and await self._database.trip(trip_id) is None:
             raise Refusal("trip_not_found")
         last = f"{rows[-1]['wave']}~{rows[-1]['driver_id']}" if len(rows) == limit else None
-        return {"trip_id": trip_id, "offers": [_offer(row) for row in rows], "next": last}
+        return {"trip_id": trip_id, "offers": [offer_from_row(row) for row in rows], "next": last}
 
     async def driver_offers(self, driver_id: str, after: str | None, limit: int) -> dict[str, Any]:
         """A page of the offers that a driver got, the latest first."""
@@ -150,7 +152,7 @@ class OperatorReads:
         last = Place.of(rows[-1]["offered_at"], rows[-1]["trip_id"]) if len(rows) == limit else None
         return {
             "driver_id": driver_id,
-            "offers": [_offer(row) for row in rows],
+            "offers": [offer_from_row(row) for row in rows],
             "next": str(last) if last else None,
         }
 
@@ -229,8 +231,3 @@ class OperatorReads:
             "enough_offers": offers >= most_offers,
         }
         return [code for code, holds in found.items() if holds]
-
-
-def _offer(row: Any) -> dict[str, Any]:
-    times = {name: iso(millis(row[name])) for name in ("offered_at", "deadline", "outcome_at")}
-    return {**row, **times}

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from typing import Any, Final
 
+import orjson
+
 from dispatcher.core.actors import Actor, Role
 from dispatcher.core.drivers import AvailabilityStatus
 from dispatcher.core.errors import Refusal
@@ -65,6 +67,14 @@ class Reads:
             raise Refusal("trip_not_found")
         return [{**row, "created_at": iso(millis(row["created_at"]))} for row in rows]
 
+    async def offers(self, trip_id: str) -> list[dict[str, Any]]:
+        """Who was asked for a trip, in that order, and what came of it.
+
+        `score` says why a round of matching asked them: see dispatcher/matching/score.py.
+        """
+        rows = await self._database.rows("offers_of_trip", trip_id=trip_id, driver_id=None)
+        return [offer_from_row(row) for row in rows]
+
     async def abandoned(self, zone: str | None, older_than_s: int) -> list[dict[str, Any]]:
         """Trips that were taken longer ago than that and have not started, oldest first."""
         rows = await self._database.rows(
@@ -111,6 +121,12 @@ class Reads:
             {**trip_from_row(row).to_json(), "distance_m": round(row["distance_m"], 1)} for row in rows
         ]
         return sorted(found, key=lambda trip: trip["distance_m"])
+
+
+def offer_from_row(row: Any) -> dict[str, Any]:
+    """An offer as Postgres has it: its times in RFC 3339, its score (None: no round made it) decoded."""
+    times = {name: iso(millis(row[name])) for name in ("offered_at", "deadline", "outcome_at")}
+    return {**row, **times, "score": orjson.loads(row["score"]) if row["score"] else None}
 
 
 def _box_around(lat: float, lng: float) -> dict[str, float]:

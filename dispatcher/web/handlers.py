@@ -180,7 +180,8 @@ class Handlers:
         return await self._operator_reads.driver_offers(query.driver_id, query.after, query.limit)
 
     async def timeline(self, _: Actor, path: query_parameters.TripPath) -> dict[str, Any]:
-        return {"trip_id": path.id, "events": await self._reads.timeline(path.id)}
+        events = await self._reads.timeline(path.id)
+        return {"trip_id": path.id, "events": events, "offers": await self._reads.offers(path.id)}
 
     async def abandoned(self, _: Actor, query: query_parameters.AbandonedQuery) -> dict[str, Any]:
         return {"trips": await self._reads.abandoned(query.zone, query.older_than_s)}

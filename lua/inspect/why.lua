@@ -10,7 +10,7 @@
 -- ARGV[4] candidates that are looked at beyond those
 -- ARGV[5...] the zone's waves, as pairs: most drivers who may hold an offer, radius in m
 -- RETURNS a row a filter, in the order in which they are asked: {filter, yes (it lets the driver through), no, or - (it
---   cannot be asked), what it saw}. The last row is {verdict, the filters that say no or would_be_offered, a sentence}
+--   cannot be asked, or decides later: round_of_matching, where the trip takes part in one), what it saw}. The last row is {verdict, the filters that say no or would_be_offered, a sentence}
 --- @copy "clock"
 -- Redis' own clock: one clock for all servers of a zone.
 local clock = redis.call('TIME')
@@ -130,6 +130,14 @@ tell('trip_unclaimed', redis.call('EXISTS', prefix .. 'claim:trip:' .. trip_id) 
   redis.call('EXISTS', prefix .. 'claim:trip:' .. trip_id) == 1 and 'somebody is changing the trip right now'
   or 'nobody is changing the trip right now')
 
+-- A trip that a round has decided on, or put off, is due with the next round.
+local next_round_ms = tonumber(redis.call('HGET', prefix .. 'matching', 'next_ms') or 0)
+local is_in_round = next_round_ms > now_ms
+  and tonumber(redis.call('ZSCORE', prefix .. 'waves', trip_id) or 0) == next_round_ms
+if is_in_round then
+  tell('round_of_matching', nil, 'the round of matching in ' .. seconds(next_round_ms - now_ms) .. ' chooses who is asked first')
+end
+
 local offers, barred, passed = prefix .. 'offers:' .. trip_id, prefix .. 'barred:' .. trip_id, prefix .. 'passed:' .. trip_id
 local geo = prefix .. 'geo:' .. (vehicle_type or '')
 local let_pass = {}
@@ -238,7 +246,8 @@ end
 tell('place_left', open + ahead < size, string.format('%d of %d offers are out, %d go to nearer drivers', open, size, ahead))
 
 if #refusing == 0 then
-  rows[#rows + 1] = { 'verdict', 'would_be_offered', 'the next wave would offer the trip to this driver' }
+  rows[#rows + 1] = { 'verdict', 'would_be_offered', is_in_round and 'the next round of matching may choose this driver'
+    or 'the next wave would offer the trip to this driver' }
 else
   rows[#rows + 1] = { 'verdict', table.concat(refusing, ' '), 'no offer: ' .. table.concat(refusing, ', ') }
 end

@@ -24,6 +24,7 @@ from dispatcher.live.claims import Attempt, ClaimScripts, Resolved
 from dispatcher.live.hashes import driver_fields
 from dispatcher.live.keys import keys_of
 from dispatcher.live.limits import LimitScripts
+from dispatcher.live.matching import MatchScripts
 from dispatcher.live.offers import OfferScripts
 from dispatcher.live.pipeline import Pipeline
 from dispatcher.live.positions import PositionScripts
@@ -72,6 +73,7 @@ class Zone:
         self.settler = Settler(self.pipeline, fix_age_s=FIX_AGE_MS // 1000)
         self.state = StateScripts(self.pipeline)
         self.offers = OfferScripts(self.pipeline)
+        self.matching = MatchScripts(self.pipeline)
         self.positions = PositionScripts(self.pipeline)
         self.presence = PresenceScripts(self.pipeline)
         self.limits = LimitScripts(self.pipeline)

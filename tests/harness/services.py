@@ -11,7 +11,8 @@ from typing import Any
 import asyncpg
 import orjson
 
-from dispatcher.composition import Services, reconcile_job, services
+from dispatcher.background import reconcile_job
+from dispatcher.composition import Services, services
 from dispatcher.config import load_settings
 from dispatcher.core.actors import Actor, Role
 from dispatcher.core.callers import Caller

@@ -171,6 +171,20 @@ async def test_nearer_drivers_take_the_places(zone: LiveZone) -> None:
     assert await _refusing(zone) == {}
 
 
+async def test_a_trip_that_waits_for_a_round_of_matching(zone: LiveZone) -> None:
+    await zone.trip()
+    await _near(zone)
+    await zone.redis.zadd(zone.keys.waves, {"z_1": zone.now_ms})
+    assert "round_of_matching" not in await _why(zone), "it is due with its wave"
+    await zone.matching.begin_round(zone.keys, ["z_1"], every_ms=3_000)
+    await zone.advance(1_000)
+    row = (await _why(zone))["round_of_matching"]
+    assert (row.passes, row.saw) == (None, "the round of matching in 2.0 s chooses who is asked first")
+    assert await _refusing(zone) == {}, "it decides, and keeps nobody"
+    await zone.advance(2_000)
+    assert "round_of_matching" not in await _why(zone)
+
+
 async def test_a_trip_that_is_taken_or_being_taken(zone: LiveZone) -> None:
     await zone.trip(current_status="accepted", driver_id="d2")
     await _near(zone)

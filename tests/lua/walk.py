@@ -21,6 +21,7 @@ from dispatcher.live.claims import Attempt, ClaimScripts
 from dispatcher.live.comparison import ComparisonScripts
 from dispatcher.live.keys import Keys
 from dispatcher.live.limits import LimitScripts
+from dispatcher.live.matching import MatchScripts
 from dispatcher.live.offers import OfferScripts
 from dispatcher.live.pipeline import Pipeline
 from dispatcher.live.positions import DriverFix, FixCode, FixResult, PositionScripts
@@ -44,6 +45,7 @@ class Walk:
         self.state = StateScripts(pipeline)
         self.offers = OfferScripts(pipeline)
         self.comparison = ComparisonScripts(pipeline)
+        self.matching = MatchScripts(pipeline)
         self.positions = PositionScripts(pipeline)
         self.presence = PresenceScripts(pipeline)
         self.limits = LimitScripts(pipeline)
@@ -93,6 +95,11 @@ class Walk:
         assert await self.presence.touch_presence(keys, touches) == [TouchResult.HERE] * 2
         assert await self.presence.expect_present(keys, ["driver:d1"], life_ms=60_000) == 0
         assert (await self.offers.claim_waves(keys)).trip_ids == [trip.id]
+        assert (await self.matching.begin_round(keys, [trip.id], every_ms=3_000)).fence == 1
+        (waiting,) = await self.matching.waiting(keys, [trip.id], max_wait_ms=60_000)
+        assert (waiting.hash_["id"], waiting.open_offers) == (trip.id, 0)
+        drivers = await self.matching.nearby(keys, ["d1", "d2"], max_wait_ms=60_000)
+        assert [d.driver_id for d in drivers] == ["d1", "d2"]
         near = await self.offers.nearest(keys, trip, radius_m=5_000, max_drivers=10)
         assert [candidate.driver_id for candidate in near] == ["d1", "d2"]
         wave = await self.offers.offer_trip(

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import structlog.testing
 
-from dispatcher.composition import absent_drivers_job, job_loops, presence_flush_job
+from dispatcher.background import absent_drivers_job, job_loops, presence_flush_job
 from dispatcher.core.actors import Actor, Role
 from dispatcher.core.errors import OutcomeUnknown, StoreUnavailable
 from dispatcher.core.zones import Zone, Zones

@@ -10,7 +10,7 @@ from typing import Any
 import orjson
 import pytest
 
-from dispatcher.composition import absent_drivers_job, presence_flush_job
+from dispatcher.background import absent_drivers_job, presence_flush_job
 from dispatcher.core.errors import Refusal, StoreUnavailable
 from dispatcher.core.zones import Zone, Zones
 from dispatcher.jobs.waves import Waves

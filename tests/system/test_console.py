@@ -157,6 +157,11 @@ async def apps(server: Server) -> AsyncIterator[Apps]:
         yield Apps(server, session)
 
 
+#: As a round of matching keeps it with an offer.
+_SCORE = """{"total_s": 57.5, "way_s": 60.0, "waiting_s": -2.5, "idle_s": 0.0, "turned_down_s": 0.0,
+    "open_offers_s": 0.0, "next": [{"driver_id": "d-2", "total_s": 80.0}]}"""
+
+
 async def test_a_trip_on_screen_from_its_creation_to_its_end(
     server: Server, apps: Apps, open_screen: Any, database_url: str
 ) -> None:
@@ -178,10 +183,18 @@ async def test_a_trip_on_screen_from_its_creation_to_its_end(
 
     # Its page holds what Postgres holds, row by row, once outcomes are written down.
     await _all_outcomes(database_url, trip)
+    connection = await asyncpg.connect(database_url)
+    await connection.execute(
+        "UPDATE trip_offers SET score = $2 WHERE trip_id = $1 AND driver_id = 'd-1'", trip, _SCORE
+    )
     await screen.row(trip).locator("a").click()
     await expect(screen.page.locator(".history li[data-kind=event]")).to_have_count(5)
     await expect(screen.page.locator("tr[data-offer]")).to_have_count(3)
-    connection = await asyncpg.connect(database_url)
+    score = screen.page.locator("tr[data-offer*=' d-1 '] td[title]")
+    await expect(score).to_have_text("57.5 s")
+    await expect(score).to_have_attribute(
+        "title", "way 60.0 s, the trip's waiting -2.5 s; next: d-2 80.0 s"
+    )
     events = await connection.fetch(
         "SELECT version, event FROM trip_events WHERE trip_id = $1 ORDER BY version", trip
     )

@@ -28,9 +28,10 @@ from dispatcher.demo.app_socket import AppSocket
 from dispatcher.demo.car import Car, distance_m
 from dispatcher.demo.invariants import Finding, check_invariants
 from dispatcher.demo.pickups import BUNDLED_PICKUPS, read_pickups
-from dispatcher.demo.server import Server, scaled_waves
+from dispatcher.demo.server import Server, scaled_waves, scaled_zones
 from dispatcher.demo.stats import Stats, percentile
 from dispatcher.demo.view import View
+from dispatcher.zones_file import load_zones
 from tests.harness.servers import wait_for_end
 
 _CITY = ["--limit", "60", "--drivers", "60", "--speed", "600"]
@@ -359,6 +360,15 @@ def test_cars_and_percentiles() -> None:
 def test_waves_are_faster_but_answerable() -> None:
     assert scaled_waves(1) == scaled_waves(0.5)
     assert scaled_waves(60)[0].deadline_s == pytest.approx(scaled_waves(1)[0].deadline_s / 10)
+
+
+def test_rounds_of_matching_are_faster_too(tmp_path: Path) -> None:
+    file = tmp_path / "zones.toml"
+    for speed, every_s, head_start_s in ((1, 3.0, 5.0), (2, 1.5, 2.5), (600, 0.5, 0.5)):
+        file.write_text(scaled_zones(speed))
+        zone = load_zones(file).get("default")
+        assert zone is not None
+        assert (zone.matching.every_s, zone.matching.head_start_s) == (every_s, head_start_s)
 
 
 def test_a_replay_is_the_same_answer() -> None:

@@ -111,6 +111,9 @@ class Notes:
         self.calls.append(("timeline", trip_id))
         return [{"version": 0}]
 
+    async def offers(self, trip_id: str) -> list[dict[str, Any]]:
+        return [{"driver_id": "d1", "score": {"total_s": 12.5}}]
+
     async def abandoned(self, zone: str | None, older_than_s: int) -> list[dict[str, Any]]:
         self.calls.append(("abandoned", (zone, older_than_s)))
         return []

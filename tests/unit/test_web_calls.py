@@ -89,7 +89,8 @@ async def test_questions(client: Client) -> None:
         "trips": [{"id": TRIP, "distance_m": 12.5}]
     }
     await client.send("GET", "/api/driver/ride/pending", DRIVER)
-    await client.send("GET", f"/api/admin/ride/{TRIP}/timeline", ADMIN)
+    timeline = (await client.send("GET", f"/api/admin/ride/{TRIP}/timeline", ADMIN))[2]
+    assert set(timeline) == {"trip_id", "events", "offers"}
     await client.send("GET", "/api/admin/rides/abandoned?older_than_s=60", ADMIN)
     await client.send("GET", "/api/admin/rides/abandoned?zone=nyc", ADMIN)
     await client.send("GET", "/api/admin/zones/nyc/statistics", ADMIN)

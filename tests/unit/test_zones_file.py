@@ -9,6 +9,7 @@ import pytest
 
 import dispatcher
 from dispatcher.config import SettingsError
+from dispatcher.core.zones import Matching, Weights
 from dispatcher.zones_file import load_zones
 
 EXAMPLE = Path(dispatcher.__file__).parent / "zones" / "new-york.toml"
@@ -72,6 +73,14 @@ def test_settings_of_a_zone(tmp_path: Path) -> None:
         ("[zones.b]\naccept_policy = 'closed'\n", "line 1", "accept_policy"),
         ("[zones.b]\nlimits = { trip_accept = 'many' }\n", "line 1", "10/60"),
         ("[zones.b]\narea = 'far.geojson'\n", "line 1", "leaves the Earth"),
+        ("[zones.b]\ndispatch = 'fairest'\n", "line 1", "dispatch"),
+        ("[zones.b]\nmatch_weights = { idle = -1 }\n", "line 1", "match_weights.idle"),
+        ("[zones.b]\nmatch_weights = { waiting = nan }\n", "line 1", "match_weights.waiting"),
+        ("[zones.b]\nmatch_weights = { beauty = 1 }\n", "line 1", "match_weights.beauty"),
+        ("[zones.b]\nmatch_every_s = 0\n", "line 1", "match_every_s"),
+        ("[zones.b]\nmatch_head_start_s = 0\n", "line 1", "match_head_start_s"),
+        ("[zones.b]\nrouting_url = 'osrm'\n", "line 1", "routing_url"),
+        ("[zones.b]\nrouting_url = 'http://osrm'\nrouting_deadline_s = 3\n", "line 1", "match_every_s"),
         ("[zones\n", "line 1", "]"),
         ("", "zones.toml", "no [zones.NAME]"),
     ],
@@ -98,3 +107,21 @@ def test_a_limit_that_a_zone_turns_off_stays_off(tmp_path: Path) -> None:
     zone = load_zones(path).get("a")
     assert zone is not None
     assert zone.limits == {"trip_accept": (0, 1), "general": (5, 60)}
+
+
+def test_how_a_zone_dispatches(tmp_path: Path) -> None:
+    path = tmp_path / "zones.toml"
+    path.write_text(
+        "[zones.a]\ndispatch = 'matched'\nmatch_every_s = 2\nmatch_head_start_s = 4\n"
+        "match_speed_kmh = 30\nmatch_weights = { idle = 0.5 }\nrouting_url = 'http://osrm:5000'\n"
+        "routing_deadline_s = 0.2\n"
+    )
+    zones = load_zones(path)
+    zone, usual = zones.get("a"), zones.get("default")
+    assert zone is not None
+    assert usual is not None
+    assert zone.matching == Matching(
+        "matched", 2, 4, 30, Weights(idle=0.5), "http://osrm:5000", routing_deadline_s=0.2
+    )
+    assert usual.matching == Matching(), "auto, unless the file says otherwise"
+    assert usual.matching.dispatch == "auto"

@@ -2,12 +2,12 @@
 
 import { askAssign, askCancel, askEnd, askForceOffline } from "./actions.js";
 import { h } from "./dom.js";
-import { lapse, metres, momentOf, shortId, since, span, timeOf } from "./format.js";
+import { lapse, metres, momentOf, seconds, shortId, since, span, timeOf } from "./format.js";
 import { glyph } from "./glyphs.js";
 import { faultText } from "./notices.js";
 import { historyOf } from "./history.js";
 import { Why } from "./why.js";
-import { DRIVER_STATES, OBSTACLES, OUTCOMES, TRIP_STATES } from "./words.js";
+import { DRIVER_STATES, OBSTACLES, OUTCOMES, TRIP_STATES, scoreText } from "./words.js";
 
 /** Offers reach Postgres some seconds late: after a change they are read once more. */
 const OFFERS_LATE_MS = 4500;
@@ -147,11 +147,13 @@ export class TripPage extends Page {
 
   #offers(offers) {
     if (!offers.length) return section("Offers", h("p", { class: "faint" }, "None yet. Offers are written down within some seconds."));
+    const isScored = offers.some((offer) => offer.score);
     const rows = offers.map((offer) => h("tr", { data: { offer: `${offer.wave} ${offer.driver_id} ${offer.outcome}` } },
       h("td", {}, String(offer.wave)), h("td", {}, driverLink(offer.driver_id)), h("td", { class: "number" }, metres(offer.distance_m)),
+      isScored && h("td", { class: "number", title: scoreText(offer.score) }, offer.score ? seconds(offer.score.total_s) : ""),
       h("td", {}, OUTCOMES[offer.outcome]), h("td", { class: "number" }, offer.outcome_at ? `after ${lapse(offer.offered_at, offer.outcome_at)}` : "")));
     return section(`Offers (${offers.length})`, h("div", { class: "scroll" }, h("table", {},
-      h("thead", {}, h("tr", {}, ["Wave", "Driver", "Away", "Outcome", ""].map((name) => h("th", { scope: "col" }, name)))),
+      h("thead", {}, h("tr", {}, ["Wave", "Driver", "Away", ...(isScored ? ["Score"] : []), "Outcome", ""].map((name) => h("th", { scope: "col" }, name)))),
       h("tbody", {}, rows))));
   }
 }

@@ -65,6 +65,22 @@ export function eventTitle(event) {
   return EVENTS[event.event] ?? event.event;
 }
 
+const SCORE_PARTS = {
+  way_s: "way",
+  waiting_s: "the trip's waiting",
+  idle_s: "the driver's time without a trip",
+  turned_down_s: "offers turned down",
+  open_offers_s: "other open offers",
+};
+
+/** What a score is made of, and the drivers who came next; null where no round of matching asked. */
+export function scoreText(score) {
+  if (!score) return null;
+  const parts = Object.entries(SCORE_PARTS).filter(([name]) => score[name]).map(([name, text]) => `${text} ${score[name].toFixed(1)} s`);
+  const next = score.next.map((other) => `${other.driver_id} ${other.total_s.toFixed(1)} s`);
+  return [parts.join(", "), next.length ? `next: ${next.join(", ")}` : ""].filter(Boolean).join("; ");
+}
+
 /** Sentences for refusals that speak to the driver, as an operator needs them. */
 const REFUSALS = {
   driver_not_online: "The driver is not online in the trip's zone.",

@@ -1,0 +1,278 @@
+"""Rounds of matching: all trips of a zone that look for a driver are decided on together."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib.util
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Final, Protocol
+
+import orjson
+import structlog
+
+from dispatcher.core.errors import StoreUnavailable
+from dispatcher.core.trips import Status, Trip
+from dispatcher.core.zones import Zone, Zones
+from dispatcher.live.keys import Keys, keys_of
+from dispatcher.live.matching import MatchScripts, TripInWaiting
+from dispatcher.live.offers import MAX_TRIPS, WAVE_AGAIN_MS, DueWaves
+from dispatcher.matching.looks import longest_wait_ms, look
+from dispatcher.matching.model import NearbyDriver, RankedDriver, RoundPlan, WaitingTrip, Ways
+from dispatcher.matching.scarcity import Scarcity, enough_around
+
+log = structlog.get_logger("dispatcher.matching")
+
+#: Trips of a round at most: more than a zone has waiting for drivers who are there at all.
+_MOST_TRIPS: Final = 2_000
+#: Drivers looked at in a round at most, the nearest to the middle of the trips.
+_MOST_DRIVERS: Final = 5_000
+#: About what a degree of latitude is in m; a little less, so that no circle is too small.
+_METRES_PER_DEGREE: Final = 111_000.0
+
+
+class Routing(Protocol):
+    """A routing engine."""
+
+    #: How many questions it did not answer, or not in time.
+    fallbacks: int
+
+    async def ways(
+        self,
+        url: str,
+        pairs: Sequence[tuple[WaitingTrip, Sequence[NearbyDriver]]],
+        *,
+        deadline_s: float,
+    ) -> Ways:
+        """Seconds from driver to pickup by (trip, driver), as far as they are known in time."""
+
+
+@dataclass(frozen=True, slots=True)
+class MatchedTrip:
+    """A trip of a round: its hash's round number, and whom it asks, the matched driver first."""
+
+    trip: Trip
+    round_number: int
+    order: Sequence[RankedDriver]
+
+    def scores(self) -> dict[str, str]:
+        """For each driver, as JSON: their score and its parts, and those of the others of the order."""
+        return {
+            asked.driver_id: orjson.dumps(
+                asked.score.to_json() | {"next": [r.to_json() for r in self.order if r is not asked]}
+            ).decode()
+            for asked in self.order
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class MatchedRound:
+    """What is to be done with the trips that were due.
+
+    `going_on` are to run their wave as ever: its head start is over, or there are drivers enough around.
+    `matched` belong to the round of this `fence`; those whose order is empty have no driver in it.
+    """
+
+    going_on: Sequence[str] = ()
+    fence: int = 0
+    matched: Sequence[MatchedTrip] = field(default_factory=list)
+
+
+class MatchedRounds:
+    """Plans the rounds of all zones of one server. One server at a time runs a zone's round."""
+
+    def __init__(self, zones: Zones, scripts: MatchScripts, routing: Routing, *, fix_age_s: int) -> None:
+        self._scripts = scripts
+        self.routing = routing
+        self._fix_age_ms = fix_age_s * 1000
+        self._scarcity = {
+            name: Scarcity(zone.matching.every_ms)
+            for name in zones.names()
+            if (zone := zones.get(name)) is not None and zone.matching.dispatch != "nearest"
+        }
+        self.rounds = 0
+        self.planning_s = 0.0
+        self.failures = 0
+        if self._scarcity and not solver_is_installed():
+            for name in self._scarcity:
+                log.warning(
+                    "matching is not installed: the zone asks the nearest drivers first",
+                    zone=name, install="redis-trip-dispatcher[matching]",
+                )  # fmt: skip
+            self._scarcity = {}
+
+    def again_ms(self, zone: Zone) -> int:
+        """After what time trips that this server claimed are due again, should it fail."""
+        return min(WAVE_AGAIN_MS, zone.matching.every_ms) if self._matches(zone) else WAVE_AGAIN_MS
+
+    def max_trips(self, zone: Zone) -> int:
+        """How many trips this server claims at once: a round is about all that wait."""
+        return _MOST_TRIPS if self._matches(zone) else MAX_TRIPS
+
+    def applies(self, zone: Zone, due: DueWaves) -> bool:
+        """Whether what is due in the zone goes through a round."""
+        is_asked = zone.matching.dispatch == "matched" or due.is_scarce
+        return bool(due.trip_ids) and is_asked and self._matches(zone)
+
+    async def found_nobody(self, zone: Zone, trip_id: str, now_ms: int) -> None:
+        """A trip's widest look found no driver: if that is not the only one, rounds begin."""
+        if zone.matching.dispatch == "auto" and self._matches(zone):
+            await self._keep_scarce(zone, self._scarcity[zone.name].found_nobody(trip_id, now_ms))
+
+    async def begin(self, zone: Zone, due: DueWaves) -> MatchedRound:
+        """Says what is to be done with the trips that are due. Those of which nothing is said wait for
+        the next round. Raises StoreUnavailable."""
+        keys = keys_of(zone.name)
+        known = await self._scripts.waiting(keys, due.trip_ids, max_wait_ms=longest_wait_ms(zone.waves))
+        found = dict(zip(due.trip_ids, known, strict=True))
+        looking = {trip_id: trip for trip_id, trip in found.items() if _looks_for_a_driver(trip)}
+        going_on = [trip_id for trip_id in found if trip_id not in looking]
+        if zone.matching.dispatch == "auto":
+            at_once = await self._with_enough_around(zone, keys, looking)
+            going_on += at_once
+            for trip_id in at_once:
+                del looking[trip_id]
+        if not looking:
+            return MatchedRound(going_on)
+        start = await self._scripts.begin_round(keys, list(looking), every_ms=zone.matching.every_ms)
+        if not start.fence:
+            return MatchedRound(going_on)
+        try:
+            matched = await self._plan(zone, keys, looking, start.now_ms)
+        except StoreUnavailable:
+            raise
+        except Exception:
+            self.failures += 1
+            log.exception("round of matching failed: the nearest are asked", zone=zone.name)
+            return MatchedRound([*going_on, *looking])
+        return MatchedRound(going_on, start.fence, matched)
+
+    async def _with_enough_around(
+        self, zone: Zone, keys: Keys, looking: dict[str, TripInWaiting]
+    ) -> list[str]:
+        """New trips that have more free drivers in reach than there are trips."""
+        fresh = [trip for trip in looking.values() if not int(trip.hash_.get("round") or 0)]
+        if not fresh:
+            return []
+        enough = enough_around(await self._scripts.count_waiting(keys))
+        reach_m = max(wave.radius_m for wave in zone.waves)
+        trips = [Trip.from_hash(found.hash_) for found in fresh]
+        around = await asyncio.gather(
+            *(
+                self._scripts.around(
+                    keys, trip.vehicle_type, (trip.pickup_lat, trip.pickup_lng),
+                    radius_m=reach_m, most=enough,
+                )
+                for trip in trips
+            )
+        )  # fmt: skip
+        return [trip.id for trip, drivers in zip(trips, around, strict=True) if len(drivers) >= enough]
+
+    async def _plan(
+        self, zone: Zone, keys: Keys, looking: dict[str, TripInWaiting], now_ms: int
+    ) -> list[MatchedTrip]:
+        trips = [_waiting_trip(zone, found, now_ms) for found in looking.values()]
+        drivers = await self._drivers_around(zone, keys, trips)
+        ways: Ways = {}
+        if zone.matching.routing_url:
+            pairs = await asyncio.to_thread(_near_pairs, trips, drivers)
+            ways = await self.routing.ways(
+                zone.matching.routing_url, pairs, deadline_s=zone.matching.routing_deadline_s
+            )
+        began = time.perf_counter()
+        plan = await asyncio.to_thread(
+            _plan_round, trips, drivers, zone,
+            now_ms=now_ms, fix_age_ms=self._fix_age_ms, ways=ways,
+        )  # fmt: skip
+        self.rounds += 1
+        self.planning_s += time.perf_counter() - began
+        await self._keep_scarce(
+            zone, self._scarcity[zone.name].saw_round(plan.waiting, plan.in_reach, now_ms)
+        )
+        return [
+            MatchedTrip(Trip.from_hash(found.hash_), _round_number(found), plan.orders.get(trip_id, ()))
+            for trip_id, found in looking.items()
+        ]
+
+    async def _drivers_around(
+        self, zone: Zone, keys: Keys, trips: Sequence[WaitingTrip]
+    ) -> list[NearbyDriver]:
+        """The free drivers that any of the trips can reach, and some more."""
+        names: list[str] = []
+        for vehicle_type in {trip.vehicle_type for trip in trips}:
+            of_type = [trip for trip in trips if trip.vehicle_type == vehicle_type]
+            place, radius_m = _circle(of_type)
+            names += await self._scripts.around(
+                keys, vehicle_type, place, radius_m=radius_m, most=_MOST_DRIVERS
+            )
+        return await self._scripts.nearby(keys, names, max_wait_ms=longest_wait_ms(zone.waves))
+
+    async def _keep_scarce(self, zone: Zone, until_ms: int | None) -> None:
+        if until_ms is not None and zone.matching.dispatch == "auto":
+            await self._scripts.keep_scarce(keys_of(zone.name), until_ms)
+
+    def _matches(self, zone: Zone) -> bool:
+        return zone.name in self._scarcity
+
+
+def solver_is_installed() -> bool:
+    """Whether the extra `matching` is there."""
+    return importlib.util.find_spec("scipy") is not None
+
+
+def _looks_for_a_driver(trip: TripInWaiting) -> bool:
+    return trip.hash_.get("current_status") == Status.PENDING and not trip.open_offers
+
+
+def _plan_round(
+    trips: Sequence[WaitingTrip],
+    drivers: Sequence[NearbyDriver],
+    zone: Zone,
+    *,
+    now_ms: int,
+    fix_age_ms: int,
+    ways: Ways,
+) -> RoundPlan:
+    # In the round's thread: it takes half a second once, and a zone without scarcity never needs it.
+    from dispatcher.matching.planner import plan_round  # noqa: PLC0415
+
+    return plan_round(
+        trips, drivers, zone.matching,
+        now_ms=now_ms, fix_age_ms=fix_age_ms, max_open_offers=zone.offers_per_driver, ways=ways,
+    )  # fmt: skip
+
+
+def _near_pairs(
+    trips: Sequence[WaitingTrip], drivers: Sequence[NearbyDriver]
+) -> list[tuple[WaitingTrip, list[NearbyDriver]]]:
+    from dispatcher.matching.planner import near_pairs  # noqa: PLC0415 - as above
+
+    return near_pairs(trips, drivers)
+
+
+def _round_number(found: TripInWaiting) -> int:
+    return int(found.hash_.get("round") or 0)
+
+
+def _waiting_trip(zone: Zone, found: TripInWaiting, now_ms: int) -> WaitingTrip:
+    trip = Trip.from_hash(found.hash_)
+    step = look(zone.waves, _round_number(found))
+    return WaitingTrip(
+        trip_id=trip.id,
+        lat=trip.pickup_lat,
+        lng=trip.pickup_lng,
+        vehicle_type=trip.vehicle_type,
+        waiting_since_ms=int(found.hash_.get("waiting_since") or now_ms),
+        reach_m=step.wave.radius_m,
+        excluded=found.barred if step.is_widest else found.barred | found.passed,
+    )
+
+
+def _circle(trips: Sequence[WaitingTrip]) -> tuple[tuple[float, float], float]:
+    """A circle (middle in degrees, radius in m) that holds all that the trips can reach."""
+    south, north = min(trip.lat for trip in trips), max(trip.lat for trip in trips)
+    west, east = min(trip.lng for trip in trips), max(trip.lng for trip in trips)
+    across_m = _METRES_PER_DEGREE * ((north - south) + (east - west))
+    middle = ((south + north) / 2, (west + east) / 2)
+    return middle, max(trip.reach_m for trip in trips) + across_m

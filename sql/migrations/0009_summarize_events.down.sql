@@ -1,0 +1,1 @@
+ALTER INDEX trip_events_created RESET (autosummarize);

@@ -1,0 +1,253 @@
+"""Rounds of matching on real engines: who is asked first, that a zone has one round, and what stops none."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib.util
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+from structlog.testing import capture_logs
+
+from dispatcher.core.zones import Matching, Wave, Zone, Zones
+from dispatcher.live.offers import DueWaves
+from dispatcher.matching.model import Score
+from dispatcher.service import matched_rounds
+from dispatcher.service.matched_rounds import MatchedRound
+from tests.harness.services import City, driver, open_city
+
+WAVES = (Wave(2, 1_500, 5), Wave(3, 6_000, 5), Wave(3, 6_000, 60))
+EVERY_S = 0.5
+#: About 111 m of latitude.
+STEP = 0.001
+
+
+def zones(dispatch: Any = "matched", **more: Any) -> Zones:
+    usual = {"every_s": EVERY_S, "head_start_s": 0.3}
+    return Zones([Zone("default", waves=WAVES, matching=Matching(dispatch, **{**usual, **more}))])
+
+
+def at(steps: float) -> tuple[float, float]:
+    return 40.75 + steps * STEP, -73.98
+
+
+@pytest.fixture
+async def city(redis_url: str, database_url: str) -> AsyncIterator[City]:
+    async with open_city(redis_url, database_url, zones=zones()) as opened:
+        yield opened
+
+
+async def waits(city: City, *places: float) -> list[str]:
+    return [await city.trip(pickup=at(steps)) for steps in places]
+
+
+async def drivers(city: City, **places: float) -> None:
+    for name, steps in places.items():
+        await city.online(name, location=at(steps))
+        await city.parts.presence.register(f"c-{name}", driver(name), None, "")
+
+
+async def offered(city: City, trip_id: str) -> set[str]:
+    return set(await city.redis("ZRANGE", city.keys().offers(trip_id), 0, -1))
+
+
+async def run_until_offered(city: City, *trips: str, drivers: int = 1) -> None:
+    """Runs what is due until each of the trips is on offer to so many drivers."""
+    async with asyncio.timeout(10):
+        while True:
+            wait_ms = await city.parts.offers.run_due("default")
+            if all([len(await offered(city, trip)) >= drivers for trip in trips]):
+                return
+            await asyncio.sleep(max(0.005, min(wait_ms or 20, 20) / 1000))
+
+
+async def test_trips_are_decided_on_together(city: City) -> None:
+    """d1 is nearest to both trips; only d1 reaches the second."""
+    first, second = await waits(city, 0, -12)
+    await drivers(city, d1=-1, d2=9)
+    await run_until_offered(city, first, second)
+    assert (await offered(city, first), await offered(city, second)) == ({"d2"}, {"d1"})
+    assert city.parts.matched_rounds.rounds == 1
+    answer = await city.act(driver("d2"), "accept", first)
+    assert answer.status == 200
+
+
+async def test_after_the_head_start_the_wave_goes_on_to_the_next_nearest(city: City) -> None:
+    (trip,) = await waits(city, 0)
+    await drivers(city, d1=1, d2=2, d3=3)
+    await run_until_offered(city, trip)
+    assert await offered(city, trip) == {"d1"}
+    await run_until_offered(city, trip, drivers=2)
+    assert await offered(city, trip) == {"d1", "d2"}
+    await city.parts.effects.offer_log.save(city.parts.ledger.database)
+    rows = await city.postgres.fetch("SELECT driver_id, wave FROM trip_offers ORDER BY driver_id")
+    assert [tuple(row) for row in rows] == [("d1", 1), ("d2", 1)], "it is one wave"
+    matched, other = await city.parts.reads.offers(trip)
+    assert (matched["driver_id"], other["score"]) == ("d1", None)
+    score = matched["score"]
+    parts = [score[name] for name in Score._fields[1:]]
+    assert score["total_s"] == pytest.approx(sum(parts), abs=0.5)
+    assert score["way_s"] == pytest.approx(matched["distance_m"] * 3.6 / 22, abs=0.1)
+    assert [n["driver_id"] for n in score["next"]] == ["d2", "d3"]
+    page = await city.parts.operator_reads.trip_offers(trip, None, 9)
+    assert [offer["score"] for offer in page["offers"]] == [score, None]
+
+
+async def test_a_declined_head_start_is_decided_on_again(city: City) -> None:
+    (trip,) = await waits(city, 0)
+    await drivers(city, d1=1, d2=2)
+    await run_until_offered(city, trip)
+    assert (await city.act(driver("d1"), "decline", trip)).status == 200
+    await run_until_offered(city, trip)
+    assert await offered(city, trip) == {"d2"}
+    assert city.parts.matched_rounds.rounds == 2
+
+
+async def test_a_trip_without_a_driver_waits_for_the_next_round_and_expires_in_the_end(
+    redis_url: str, database_url: str
+) -> None:
+    short = Zone("default", waves=(Wave(1, 1_500, 0.2),), matching=Matching("matched", every_s=0.5))
+    async with open_city(redis_url, database_url, zones=Zones([short])) as city:
+        (trip,) = await waits(city, 0)
+        async with asyncio.timeout(10):
+            while (await city.row(trip))["current_status"] == "pending":
+                await city.parts.offers.run_due("default")
+                await asyncio.sleep(0.02)
+        assert (await city.row(trip))["current_status"] == "expired"
+
+
+async def test_two_servers_never_run_a_zones_round_at_once(redis_url: str, database_url: str) -> None:
+    async with (
+        open_city(redis_url, database_url, zones=zones()) as one,
+        open_city(redis_url, database_url, zones=zones()) as other,
+    ):
+        trips = await waits(one, *range(8))
+        await drivers(one, **{f"d{i}": i + 0.5 for i in range(8)})
+        async with asyncio.timeout(20):
+            while not all([await offered(one, trip) for trip in trips]):
+                await asyncio.gather(*(c.parts.offers.run_due("default") for c in (one, other) * 3))
+        first = [await offered(one, trip) for trip in trips]
+        assert sorted(first, key=str) == sorted(({f"d{i}"} for i in range(8)), key=str)
+        assert one.parts.matched_rounds.rounds + other.parts.matched_rounds.rounds == 1
+
+
+async def test_a_round_that_dies_half_way_costs_a_trip_one_round(
+    redis_url: str, database_url: str
+) -> None:
+    async with (
+        open_city(redis_url, database_url, zones=zones()) as dying,
+        open_city(redis_url, database_url, zones=zones()) as other,
+    ):
+        trips = await waits(dying, 0, 5)
+        await drivers(dying, d1=1, d2=6)
+        rounds = dying.parts.matched_rounds
+        zone = dying.parts.zones.get("default")
+        assert zone is not None
+        due = await dying.parts.live.offers.claim_waves(dying.keys(), again_ms=rounds.again_ms(zone))
+        planned = await rounds.begin(zone, due)
+        assert len(planned.matched) == 2, "and here it dies"
+        waves = await other.redis("ZRANGE", other.keys().waves, 0, -1, "WITHSCORES")
+        assert all(int(score) - due.now_ms <= 2 * EVERY_S * 1000 for score in waves[1::2])
+        await run_until_offered(other, *trips)
+        # What the dead server was about to offer is void, should it only have been slow.
+        late = [await offered(other, trip) for trip in trips]
+        for matched in planned.matched:
+            await dying.parts.offers._run_matched(zone, matched, planned.fence)
+        assert [await offered(other, trip) for trip in trips] == late
+
+
+async def test_where_drivers_are_plenty_nobody_waits_for_a_round(
+    redis_url: str, database_url: str
+) -> None:
+    async with open_city(redis_url, database_url, zones=zones("auto")) as city:
+        await drivers(city, d1=1, d2=2, d3=3)
+        (trip,) = await waits(city, 0)
+        await city.parts.offers.run_due("default")
+        assert await offered(city, trip) == {"d1", "d2"}, "a whole wave, at the first look"
+        # One trip without a driver does not make others wait, either.
+        (lonely,) = await waits(city, 500)
+        for _ in range(4):
+            await city.parts.offers.run_due("default")
+            await asyncio.sleep(0.012)
+        (other,) = await waits(city, 0)
+        await city.parts.offers.run_due("default")
+        assert await offered(city, lonely) == set()
+        assert len(await offered(city, other)) == 2
+        assert city.parts.matched_rounds.rounds == 0
+
+
+async def test_auto_matches_once_two_trips_find_nobody(redis_url: str, database_url: str) -> None:
+    async with open_city(redis_url, database_url, zones=zones("auto", every_s=2)) as city:
+        old, new = await waits(city, 0, 9)
+        async with asyncio.timeout(20):
+            while not (city.parts.matched_rounds.rounds and await are_due_together(city)):
+                await city.parts.offers.run_due("default")
+                await asyncio.sleep(0.01)
+        await drivers(city, d1=9.5)
+        await run_until_offered(city, new)
+        assert await offered(city, old) == set(), "the nearer trip has the driver, not the older one"
+        assert city.parts.matched_rounds.rounds >= 1
+        # A new trip with drivers enough around it does not wait for the next round.
+        await drivers(city, **{f"e{i}": 300 + i for i in range(9)})
+        (easy,) = await waits(city, 300)
+        rounds = city.parts.matched_rounds.rounds
+        await city.redis("HSET", city.keys().matching, "next_ms", await in_a_while_ms(city))
+        await city.parts.offers.run_due("default")
+        assert len(await offered(city, easy)) == 2
+        assert city.parts.matched_rounds.rounds == rounds
+
+
+async def are_due_together(city: City) -> bool:
+    waves = await city.redis("ZRANGE", city.keys().waves, 0, -1, "WITHSCORES")
+    return len(set(waves[1::2])) == 1
+
+
+async def in_a_while_ms(city: City) -> int:
+    seconds, _ = await city.redis("TIME")
+    return int(seconds) * 1000 + 1_900
+
+
+async def test_without_the_library_a_zone_says_so_and_asks_the_nearest(
+    redis_url: str, database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with capture_logs() as logs:
+        async with open_city(redis_url, database_url, zones=zones()) as city:
+            await drivers(city, d1=1, d2=2, d3=3)
+            (trip,) = await waits(city, 0)
+            await city.parts.offers.run_due("default")
+            assert await offered(city, trip) == {"d1", "d2"}
+    said = [line for line in logs if "matching is not installed" in line["event"]]
+    assert [(line["zone"], line["log_level"]) for line in said] == [("default", "warning")]
+
+
+async def test_a_round_that_fails_asks_the_nearest(city: City, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(matched_rounds, "_plan_round", fail)
+    await drivers(city, d1=1, d2=2, d3=3)
+    (trip,) = await waits(city, 0)
+    await city.parts.offers.run_due("default")
+    assert await offered(city, trip) == {"d1", "d2"}
+    assert city.parts.matched_rounds.failures == 1
+
+
+async def test_a_routing_engine_that_is_away_delays_nobody(redis_url: str, database_url: str) -> None:
+    away = zones(routing_url="http://127.0.0.1:1", routing_deadline_s=0.2)
+    async with open_city(redis_url, database_url, zones=away) as city:
+        await drivers(city, d1=1)
+        (trip,) = await waits(city, 0)
+        await city.parts.offers.run_due("default")
+        assert await offered(city, trip) == {"d1"}
+        assert city.parts.matched_rounds.routing.fallbacks == 1
+
+
+async def test_nothing_due_is_no_round(city: City) -> None:
+    zone = city.parts.zones.get("default")
+    assert zone is not None
+    due = DueWaves(0, None, [], is_scarce=True)
+    assert not city.parts.matched_rounds.applies(zone, due)
+    unknown = DueWaves(0, None, ["default_gone"], is_scarce=True)
+    assert await city.parts.matched_rounds.begin(zone, unknown) == MatchedRound(["default_gone"])

@@ -1,0 +1,217 @@
+"""A round of matching: whom it may choose, and that it chooses the cheapest plan.."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dispatcher.core.zones import Matching, Wave, Weights
+from dispatcher.matching.looks import LOOK_AGAIN_MS, LOOK_FURTHER_MS, longest_wait_ms, look
+from dispatcher.matching.model import NearbyDriver, RoundPlan, WaitingTrip
+from dispatcher.matching.planner import near_pairs, plan_round
+from dispatcher.matching.reach import distances_m
+from dispatcher.matching.scarcity import Scarcity, enough_around
+
+NOW_MS = 1_795_000_000_000
+FIX_AGE_MS = 60_000
+MAX_OPEN = 3
+#: About 111 m of latitude.
+STEP = 0.001
+PLAIN = Matching(weights=Weights(waiting=0, idle=0, turned_down_s=0, open_offer_s=0))
+
+
+def trip(name: str, lat: float = 50.0, lng: float = 8.0, **more: Any) -> WaitingTrip:
+    usual = {"vehicle_type": "car", "waiting_since_ms": NOW_MS, "reach_m": 6_000.0}
+    return WaitingTrip(name, lat, lng, **{**usual, **more})
+
+
+def driver(name: str, lat: float = 50.0, lng: float = 8.0, **more: Any) -> NearbyDriver:
+    usual = {"vehicle_type": "car", "fix_ms": NOW_MS, "present_until_ms": NOW_MS + 1}
+    return NearbyDriver(name, lat, lng, **{**usual, **more})
+
+
+def plan(
+    trips: list[WaitingTrip], drivers: list[NearbyDriver], rules: Matching = PLAIN, **more: Any
+) -> RoundPlan:
+    return plan_round(
+        trips, drivers, rules, now_ms=NOW_MS, fix_age_ms=FIX_AGE_MS, max_open_offers=MAX_OPEN, **more
+    )
+
+
+def matched(found: RoundPlan) -> dict[str, str]:
+    return {trip_id: order[0].driver_id for trip_id, order in found.orders.items()}
+
+
+PLACES = st.integers(-60, 60).map(lambda steps: steps * STEP)
+NAMES = [f"d{i}" for i in range(8)]
+TRIPS = st.lists(
+    st.builds(
+        trip,
+        st.just(""),
+        PLACES.map(lambda d: 50 + d),
+        PLACES.map(lambda d: 8 + d),
+        vehicle_type=st.sampled_from(["car", "van", "bike"]),
+        waiting_since_ms=st.integers(NOW_MS - 180_000, NOW_MS + 5),
+        reach_m=st.sampled_from([500.0, 1_500.0, 6_000.0]),
+        excluded=st.frozensets(st.sampled_from(NAMES), max_size=3),
+    ),
+    max_size=7,
+).map(lambda trips: [replace(t, trip_id=f"z_{i}") for i, t in enumerate(trips)])
+DRIVERS = st.lists(
+    st.builds(
+        driver,
+        st.just(""),
+        PLACES.map(lambda d: 50 + d),
+        PLACES.map(lambda d: 8 + d),
+        vehicle_type=st.sampled_from(["car", "van"]),
+        fix_ms=st.sampled_from([NOW_MS, NOW_MS - FIX_AGE_MS, NOW_MS - FIX_AGE_MS + 1]),
+        present_until_ms=st.sampled_from([0, NOW_MS, NOW_MS + 1]),
+        is_online=st.sampled_from([True, True, False]),
+        availability_status=st.sampled_from(["available", "available", "unavailable"]),
+        trip_id=st.sampled_from(["", "", "z_9"]),
+        open_offers=st.integers(0, MAX_OPEN),
+        turned_down=st.integers(0, 9),
+        free_since_ms=st.none() | st.integers(NOW_MS - 10_000_000, NOW_MS + 5),
+    ),
+    max_size=len(NAMES),
+).map(lambda drivers: [replace(d, driver_id=NAMES[i]) for i, d in enumerate(drivers)])
+
+
+@settings(deadline=None)
+@given(TRIPS, DRIVERS)
+def test_nobody_is_matched_who_may_not_be(trips: list[WaitingTrip], drivers: list[NearbyDriver]) -> None:
+    found = plan(trips, drivers, Matching())
+    drivers_by_name = {d.driver_id: d for d in drivers}
+    trips_by_name = {t.trip_id: t for t in trips}
+    first = list(matched(found).values())
+    assert len(first) == len(set(first)), "nobody is matched twice"
+    assert found.waiting == len(trips)
+    for trip_id, order in found.orders.items():
+        asked = trips_by_name[trip_id]
+        names = [ranked.driver_id for ranked in order]
+        assert 1 <= len(names) == len(set(names)) <= 4
+        assert [r.distance_m for r in order[1:]] == sorted(r.distance_m for r in order[1:])
+        for ranked in order:
+            who = drivers_by_name[ranked.driver_id]
+            assert ranked.distance_m <= asked.reach_m
+            assert ranked.distance_m == pytest.approx(float(distances_m([asked], [who])[0, 0]))
+            assert ranked.driver_id not in asked.excluded
+            assert who.vehicle_type == asked.vehicle_type
+            assert who.is_online
+            assert who.availability_status == "available"
+            assert not who.trip_id
+            assert who.fix_ms > NOW_MS - FIX_AGE_MS
+            assert who.present_until_ms > NOW_MS
+            assert who.open_offers < MAX_OPEN
+            assert ranked.score.total_s == pytest.approx(sum(ranked.score[1:]), abs=1e-6)
+
+
+@settings(deadline=None)
+@given(TRIPS.filter(lambda t: len(t) <= 4), DRIVERS.filter(lambda d: len(d) <= 4))
+def test_the_plan_is_the_cheapest_of_those_with_most_trips(
+    trips: list[WaitingTrip], drivers: list[NearbyDriver]
+) -> None:
+    rules = Matching()
+    costs = {}
+    for asked, who in itertools.product(trips, drivers):
+        alone = plan([asked], [who], rules).orders.get(asked.trip_id)
+        if alone:
+            costs[asked.trip_id, who.driver_id] = alone[0].score.total_s
+    best = (0, 0.0)
+    for choice in itertools.product([None, *(d.driver_id for d in drivers)], repeat=len(trips)):
+        pairs = [(t.trip_id, d) for t, d in zip(trips, choice, strict=True) if d is not None]
+        names = [d for _, d in pairs]
+        if len(names) == len(set(names)) and all(pair in costs for pair in pairs):
+            best = min(best, (-len(pairs), math.fsum(costs[pair] for pair in pairs)))
+    orders = plan(trips, drivers, rules).orders.values()
+    assert -len(orders) == best[0]
+    assert math.fsum(order[0].score.total_s for order in orders) == pytest.approx(best[1], abs=1e-6)
+
+
+def test_trips_are_decided_on_together_and_not_in_the_order_they_came() -> None:
+    """The first trip's nearest driver is the only one whom the second trip reaches."""
+    trips = [trip("z_1", 50.0), trip("z_2", 50 - 20 * STEP, reach_m=2_500)]
+    drivers = [driver("d1", 50 - STEP), driver("d2", 50 + 3 * STEP)]
+    assert matched(plan(trips, drivers)) == {"z_1": "d2", "z_2": "d1"}
+
+
+def test_a_trip_without_a_driver_waits() -> None:
+    found = plan([trip("z_1"), trip("z_2")], [driver("d1")])
+    assert (len(found.orders), found.waiting, found.in_reach) == (1, 2, 1)
+
+
+@pytest.mark.parametrize(
+    ("weights", "first", "second"),
+    [
+        (Weights(0, 1, 0, 0), {}, {"free_since_ms": NOW_MS - 300_000}),
+        (Weights(0, 0, 60, 0), {"turned_down": 2}, {}),
+        (Weights(0, 0, 0, 60), {"open_offers": 1}, {}),
+    ],
+)
+def test_what_a_driver_has_done_outweighs_a_little_way(
+    weights: Weights, first: dict[str, Any], second: dict[str, Any]
+) -> None:
+    drivers = [driver("d1", 50 + STEP, **first), driver("d2", 50 + 2 * STEP, **second)]
+    assert matched(plan([trip("z_1")], drivers)) == {"z_1": "d1"}
+    assert matched(plan([trip("z_1")], drivers, Matching(weights=weights))) == {"z_1": "d2"}
+
+
+def test_waiting_decides_between_trips_that_want_the_same_driver() -> None:
+    trips = [trip("z_1", 50 + STEP), trip("z_2", 50 + 2 * STEP, waiting_since_ms=NOW_MS - 170_000)]
+    assert matched(plan(trips, [driver("d1")])) == {"z_1": "d1"}
+    patient = Matching(weights=Weights(waiting=0.5))
+    assert matched(plan(trips, [driver("d1")], patient)) == {"z_2": "d1"}
+
+
+def test_the_way_by_road_stands_where_it_is_known() -> None:
+    drivers = [driver("d1", 50 + STEP), driver("d2", 50 + 2 * STEP)]
+    ways = {("z_1", "d1"): 900.0, ("z_1", "d2"): 100.0, ("z_1", "gone"): 1.0}
+    (order,) = plan([trip("z_1")], drivers, ways=ways).orders.values()
+    assert [(r.driver_id, r.score.way_s) for r in order] == [("d2", 100), ("d1", 900)]
+
+
+def test_a_way_that_was_not_asked_for_is_taken_to_be_a_detour_like_the_others() -> None:
+    drivers = [driver("d1", 50 + STEP), driver("d2", 50 + 2 * STEP)]
+    straight_s = plan([trip("z_1")], drivers[1:]).orders["z_1"][0].score.way_s
+    (order,) = plan([trip("z_1")], drivers, ways={("z_1", "d1"): straight_s}).orders.values()
+    assert [r.driver_id for r in order] == ["d1", "d2"], "twice the straight way, for both"
+    assert order[1].score.way_s == pytest.approx(2 * straight_s, rel=1e-3)
+
+
+def test_ways_are_asked_for_where_they_may_matter() -> None:
+    near = [driver(f"d{i}", 50 + i * STEP) for i in range(9)]
+    others = [driver("far", 51), driver("van", 50, vehicle_type="van"), driver("barred", 50)]
+    (pair,) = near_pairs([trip("z_1", excluded=frozenset({"barred"}))], [*others, *near[::-1]])
+    assert [d.driver_id for d in pair[1]] == [f"d{i}" for i in range(8)]
+    assert near_pairs([], near) == near_pairs([trip("z_1")], []) == []
+
+
+WAVES = (Wave(3, 1_000, 10), Wave(5, 2_000, 20))
+
+
+def test_each_look_reaches_further_and_the_widest_again() -> None:
+    assert look(WAVES, 0) == (WAVES[0], False, LOOK_FURTHER_MS)
+    assert look(WAVES, 1) == look(WAVES, 9) == (WAVES[1], True, LOOK_AGAIN_MS)
+    assert longest_wait_ms(WAVES) == 30_000
+
+
+def test_drivers_are_scarce_when_two_trips_find_nobody() -> None:
+    scarcity = Scarcity(3_000)
+    assert scarcity.found_nobody("z_1", 0) is None
+    assert scarcity.found_nobody("z_1", 1_000) is None, "one trip gains nothing by being matched"
+    assert scarcity.found_nobody("z_2", 4_500) is None, "the first has long found somebody"
+    assert scarcity.found_nobody("z_1", 5_000) == 20_000
+
+
+def test_matching_goes_on_for_as_long_as_drivers_are_scarce() -> None:
+    scarcity = Scarcity(3_000)
+    assert scarcity.saw_round(10, 15, 1_000) == 16_000
+    assert scarcity.saw_round(10, 16, 1_000) is None
+    assert scarcity.saw_round(1, 0, 1_000) is None
+    assert enough_around(1) == 3
