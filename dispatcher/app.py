@@ -287,6 +287,7 @@ def _handlers_and_boundary(
         client_ip=ClientIp(parts.settings.trusted_proxies),
         limits=parts.limits,
         metrics=metrics,
+        deadline_s=parts.settings.request_deadline_s,
         idempotency_required=parts.settings.idempotency_required,
         on_driver_call=parts.presence.seen_over_http,
     )

@@ -177,7 +177,7 @@ class Settings(BaseSettings):
         5.0, ge=0.1, le=30, description="how long a commit may take before its outcome is unknown"
     )
     request_deadline_s: float = Field(
-        8.0, ge=0.1, le=60, description="how long a change may take in all before it is answered `503`"
+        8.0, ge=0.1, le=60, description="how long a call may take in all before it is answered `503`"
     )
     commit_batch: int = Field(64, ge=1, le=2_000, description="changes in one commit at most")
     database_pool: int = Field(

@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Final
+from collections.abc import Awaitable
+from typing import Final, TypeVar
+
+from dispatcher.core.errors import StoreUnavailable
+
+T = TypeVar("T")
 
 #: A deadline is noticed after this part of the allowed time at most.
 _TICKS: Final = 32
@@ -54,6 +59,21 @@ class Deadlines:
             self._is_ticking = True
             loop.call_later(self._allowed_s / _TICKS, self._tick, loop)
         return deadline
+
+    async def keep(self, work: Awaitable[T]) -> T:
+        """Does a request's work within its time. Raises StoreUnavailable once that is over."""
+        deadline = self.begin()
+        try:
+            result = await work
+        except asyncio.CancelledError:
+            if self.end(deadline) and deadline.expired():
+                raise StoreUnavailable("the request's time is over") from None
+            raise
+        except BaseException:
+            self.end(deadline)
+            raise
+        self.end(deadline)
+        return result
 
     def end(self, deadline: Deadline) -> bool:
         """The request has ended. False where its task was cancelled by somebody else, too."""

@@ -25,6 +25,7 @@ from dispatcher.core.limits import LimitClass
 from dispatcher.core.trips import Trip
 from dispatcher.observe.metrics import Metrics
 from dispatcher.service.answers import Answer, refusal_answer
+from dispatcher.service.deadlines import Deadlines
 from dispatcher.service.rate_limits import RateLimits
 from dispatcher.web.auth import Authenticator, require_role
 from dispatcher.web.client_ip import ClientIp
@@ -72,6 +73,7 @@ class Boundary:
         client_ip: ClientIp,
         limits: RateLimits,
         metrics: Metrics,
+        deadline_s: float,
         idempotency_required: bool = False,
         on_driver_call: OnDriverCall | None = None,
     ) -> None:
@@ -79,6 +81,8 @@ class Boundary:
         self._client_ip = client_ip
         self._limits = limits
         self._metrics = metrics
+        #: Of questions and positions; the coordinator keeps that of changes.
+        self._deadlines = Deadlines(deadline_s)
         self._idempotency_required = idempotency_required
         self._on_driver_call = on_driver_call
         self._id_prefix = os.urandom(_ID_PREFIX_BYTES).hex()
@@ -100,7 +104,8 @@ class Boundary:
                 body = data if model is None else parse_model(model, data)
                 if takes_key:
                     key = read_key(request.headers, actor, path, data, required=key_required)
-                answer = await handler(Caller(actor, key, ip), body)
+                answering = handler(Caller(actor, key, ip), body)
+                answer = await (answering if takes_key else self._deadlines.keep(answering))
             except Refusal as refusal:
                 return await self._refuse(refusal, actor, ip)
             return answer_response(answer)
@@ -113,13 +118,8 @@ class Boundary:
         assert role is not None
         assert model is not None
 
-        async def respond(request: web.Request) -> HttpResponse:
-            actor, ip = None, self._client_ip(request)
-            try:
-                actor = self._identify(request, ip)
-                limit = await self._limits.count(LimitClass.GENERAL, actor, ip)
-            except Refusal as refusal:
-                return await self._refuse(refusal, actor, ip)
+        async def answer(request: web.Request, actor: Actor, ip: str | None) -> HttpResponse:
+            limit = await self._limits.count(LimitClass.GENERAL, actor, ip)
             try:
                 require_role(actor, role)
                 parameters = parse_model(model, {**request.query, **request.match_info})
@@ -129,6 +129,14 @@ class Boundary:
             if isinstance(found, Trip):
                 return trip_response(request, found, limit)
             return json_response(found, limit)
+
+        async def respond(request: web.Request) -> HttpResponse:
+            actor, ip = None, self._client_ip(request)
+            try:
+                actor = self._identify(request, ip)
+                return await self._deadlines.keep(answer(request, actor, ip))
+            except Refusal as refusal:
+                return await self._refuse(refusal, actor, ip)
 
         return self._observed(endpoint.path, respond)
 

@@ -210,6 +210,7 @@ def boundary_of(settings: Settings, notes: Notes, metrics: Metrics, seen: list[A
         client_ip=ClientIp(settings.trusted_proxies),
         limits=limits,
         metrics=metrics,
+        deadline_s=settings.request_deadline_s,
         idempotency_required=settings.idempotency_required,
         on_driver_call=lambda *call: seen.append(call),
     )

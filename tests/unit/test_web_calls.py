@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 
 import orjson
@@ -22,6 +23,7 @@ from tests.unit.http_harness import (
     TRIP,
     Client,
     check_problem,
+    open_client,
 )
 
 
@@ -134,3 +136,18 @@ async def test_etags(client: Client) -> None:
     status, headers, problem = await client.send("GET", path, CUSTOMER)
     check_problem(status, headers, problem)
     assert headers["RateLimit"].startswith('"general"')
+
+
+async def test_questions_and_positions_have_a_deadline_as_changes_do() -> None:
+    async def hang(*_: object) -> None:
+        await asyncio.Event().wait()
+
+    async for client in open_client(request_deadline_s=1.0, commit_timeout_s=0.5):
+        client.notes.pending_near = client.notes.report = hang  # type: ignore[method-assign]
+        asked = (
+            client.send("GET", "/api/driver/ride/pending", DRIVER),
+            client.send("POST", LOCATION, DRIVER, {"lat": 1, "lng": 2}),
+        )
+        for status, headers, problem in await asyncio.wait_for(asyncio.gather(*asked), 5):
+            assert (status, problem["response_code"]) == (503, "service_unavailable")
+            assert headers["Retry-After"]
