@@ -142,9 +142,12 @@ class _Pulse:
 
     async def watch(self) -> None:
         """Return once the worker has been silent for too long."""
+        loop = asyncio.get_running_loop()
         while self._left > 0:
+            began_s = loop.time()
             await asyncio.sleep(BEAT_INTERVAL_S)
-            self._left -= 1
+            if loop.time() - began_s < 2 * BEAT_INTERVAL_S:  # else this process stood still itself
+                self._left -= 1
 
 
 def _worker_environment(settings: Settings, port: int) -> dict[str, str]:
