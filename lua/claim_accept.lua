@@ -34,17 +34,21 @@ local trip, driver, trip_claim, driver_claim, offers = KEYS[4], KEYS[5], KEYS[6]
 local raced = KEYS[9]
 local expected, driver_id, policy = ARGV[7], ARGV[8], ARGV[9]
 local FIRST_LIMIT, FIRST_RATE = 10, 10
-local RACED_S = 3600
+local RACED_S, RACED_KEPT = 3600, 100
 
 local at_once = begin_claim(FIRST_LIMIT, FIRST_RATE)
 if at_once then
   return at_once
 end
 
--- Somebody was faster. By how much is kept for a while, for the driver who asks.
+-- Somebody was faster. By how much is kept for a while, for the driver who asks; of a crowd, the first ones are enough.
 local function refuse_late(version, status)
-  if redis.call('ZADD', raced, 'NX', whole(now_ms), driver_id) == 1 then
-    redis.call('EXPIRE', raced, RACED_S)
+  local known = redis.call('ZCARD', raced)
+  if known < RACED_KEPT then
+    redis.call('ZADD', raced, 'NX', whole(now_ms), driver_id)
+    if known == 0 then
+      redis.call('EXPIRE', raced, RACED_S)
+    end
   end
   return refuse('trip_already_assigned', version, status, true)
 end

@@ -108,7 +108,7 @@ class GuardedConnection(TimedConnection):
         elif self._payload_parser is not None:
             self._take_frames(data)
         else:
-            super().data_received(data)
+            self._take_calls(data)
 
     def _take_frames(self, data: bytes) -> None:
         frames, rest = self._payload_parser.feed_some(data, _FRAMES_A_TURN)

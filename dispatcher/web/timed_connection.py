@@ -49,11 +49,14 @@ class TimedConnection(UpgradableConnection):
         self._phase: tuple[int, Phase | None] = (0, Phase.HEAD)
         self._phase_since_s = self._loop.time()
 
-    def data_received(self, data: bytes) -> None:
+    def _take_calls(self, data: bytes) -> None:
+        """Takes what has arrived before an upgrade. One step for all floors: each call passes it."""
         before = self._request_count
-        super().data_received(data)
+        web.RequestHandler.data_received(self, data)
         if self._request_count == before and self._waiter is not None:
             self._head_begun = before
+        if self._upgraded:
+            self._shed_message()
 
     def is_answering(self) -> bool:
         """Whether a call is being answered."""

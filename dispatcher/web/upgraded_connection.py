@@ -114,9 +114,9 @@ class UpgradableConnection(web.RequestHandler):
 
     __slots__ = ()
 
-    def data_received(self, data: bytes) -> None:
-        super().data_received(data)
-        if self._upgraded and self._payload_parser is None and self._messages:
+    def _shed_message(self) -> None:
+        """What asked for the upgrade is held until its request is made, and no longer."""
+        if self._payload_parser is None and self._messages:
             message, payload = self._messages[-1]
             if isinstance(message, RawRequestMessage):
                 self._messages[-1] = cast(Any, (_MessageOnce(message), payload))
