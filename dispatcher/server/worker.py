@@ -12,7 +12,7 @@ from dispatcher.config import load_settings
 from dispatcher.core.stop_signal import StopSignal
 from dispatcher.observe import logs
 from dispatcher.observe.worker_metrics import WorkerPlace
-from dispatcher.server.process import bind_socket, run_app, run_until_signal
+from dispatcher.server.process import bind_socket, import_app, run_app, run_until_signal
 
 #: What a worker writes on standard output, for its supervisor.
 READY: Final = b"ready\n"
@@ -32,6 +32,7 @@ def run_worker(place: WorkerPlace) -> None:
     logs.configure(settings, worker=place.number)
     os.set_blocking(1, False)
     threading.Thread(target=_exit_with_supervisor, daemon=True).start()
+    import_app()  # before the first beat: nothing else holds the event loop up for so long
     sock = bind_socket(settings.host, settings.port, shared=True)
 
     async def serve(stop: StopSignal) -> None:
