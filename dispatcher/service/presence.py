@@ -29,6 +29,8 @@ _MAX_BATCH: Final = 50
 _MAX_USER_AGENT: Final = 200
 #: A change of availability waits for its presence no longer, in s.
 _MAX_FOLLOW_S: Final = 1.0
+#: While an engine is away, new connections are told together, this far apart.
+_REST_AFTER_FAILURE_S: Final = 1.0
 
 
 class FlushReport(NamedTuple):
@@ -113,7 +115,10 @@ class Presence:
         await asyncio.sleep(0)
         while self._new:
             new, self._new = self._new, {}
-            await self._tell(self._untold(new.values()))
+            report = await self._tell(self._untold(new.values()))
+            if report.failed_zones or not report.is_placed:
+                # Else each call of an outage would bring one more question, and one more log line.
+                await asyncio.sleep(_REST_AFTER_FAILURE_S)
 
     async def remove(self, connection: Connection) -> None:
         """A socket was closed; the user's other connections stay."""
