@@ -18,6 +18,7 @@ import orjson
 import structlog
 
 from dispatcher.core.actors import Actor, Role
+from dispatcher.core.errors import StoreUnavailable
 from dispatcher.core.times import millis, moment, now_ms
 from dispatcher.core.transitions import TRANSITIONS, DriverEffect, Event, Transition
 from dispatcher.core.trips import DEFAULT_VEHICLE_TYPE, Status, Trip
@@ -142,7 +143,15 @@ class Outbox:
         """When the last event of a zone was committed, within what a consumer can remember."""
         now, back_ms = now_ms(), _FIRST_LOOK_MS
         while back_ms <= _LOOK_BACK_MS:
-            if rows := await self._events_since(keys, now - back_ms, max_rows=1):
+            try:
+                rows = await self._events_since(keys, now - back_ms, max_rows=1)
+            except StoreUnavailable as error:
+                if back_ms == _FIRST_LOOK_MS:
+                    raise
+                # A quiet zone among busy ones does not stay cold because looking back takes long.
+                log.warning("older events not looked for", zone=keys.zone, reason=str(error))
+                return None
+            if rows:
                 return millis(rows[0]["created_at"])
             back_ms *= _LOOK_FURTHER
         return None

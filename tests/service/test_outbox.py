@@ -256,3 +256,23 @@ async def test_an_emptied_redis_tells_what_was_committed_long_before_it_is_loade
     await city.redis("FLUSHDB")
     await city.parts.rehydration.warm("default")
     assert ("accepted", trip, 1) in await city.events()
+
+
+async def test_a_zone_is_loaded_though_older_events_take_too_long_to_look_for(
+    city: City, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A quiet zone, whose Redis was emptied, in a large database."""
+    looks, since = 0, Outbox._events_since
+
+    async def slow(*args: Any, **more: Any) -> list[Any]:
+        nonlocal looks
+        looks += 1
+        if looks > 1:
+            raise StoreUnavailable("timeout")
+        return await since(*args, **more)
+
+    monkeypatch.setattr(Outbox, "_events_since", slow)
+    await city.redis("FLUSHDB")
+    await city.parts.rehydration.warm("default")
+    assert looks == 2
+    assert await city.parts.live.state.read_epoch(city.keys()) is not None
