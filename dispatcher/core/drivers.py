@@ -27,6 +27,11 @@ class Hindrance(StrEnum):
     STALE_POSITION = "stale_position"
 
 
+def is_free(*, is_online: bool, availability_status: str, trip_id: str | None) -> bool:
+    """Whether a driver may be offered a trip at all, as `lua/lib/eligibility.lua` says."""
+    return is_online and availability_status == AvailabilityStatus.AVAILABLE and not trip_id
+
+
 @dataclass(frozen=True, slots=True)
 class Driver:
     """A driver as Redis and Postgres hold them. `version` is -1 for one who was never online."""

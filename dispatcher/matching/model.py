@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from dispatcher.core.drivers import AvailabilityStatus
+from dispatcher.core.drivers import AvailabilityStatus, is_free
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,9 +47,11 @@ class NearbyDriver:
     def may_be_offered(self, now_ms: int, *, fix_age_ms: int, max_open_offers: int) -> bool:
         """What lua/offer_trip.lua asks of a driver, whatever the trip. The script decides again."""
         return (
-            self.is_online
-            and self.availability_status == AvailabilityStatus.AVAILABLE
-            and not self.trip_id
+            is_free(
+                is_online=self.is_online,
+                availability_status=self.availability_status,
+                trip_id=self.trip_id,
+            )
             and self.fix_ms > now_ms - fix_age_ms
             and self.present_until_ms > now_ms
             and self.open_offers < max_open_offers

@@ -7,7 +7,7 @@ from enum import StrEnum
 from typing import Final, NamedTuple
 
 from dispatcher.core.actors import Role, address_of
-from dispatcher.core.drivers import AvailabilityStatus, Driver
+from dispatcher.core.drivers import Driver, is_free
 from dispatcher.core.trips import FINAL, Status, Trip
 from dispatcher.ledger.database import Database, answer_from_row, driver_from_row, trip_from_row
 from dispatcher.live.comparison import ComparisonScripts
@@ -112,20 +112,20 @@ class Looks:
         own = hash_.get("vehicle_type", "")
         if others := sorted(inside - {own}):
             return f"is in the geo set {others[0]}, and drives {own or 'nothing'}"
-        is_free = (
-            hash_.get("is_online") == "1"
-            and hash_.get("availability_status") == AvailabilityStatus.AVAILABLE
-            and not hash_.get("trip_id")
+        may_be_offered = is_free(
+            is_online=hash_.get("is_online") == "1",
+            availability_status=hash_.get("availability_status", ""),
+            trip_id=hash_.get("trip_id"),
         )
         fix_ms = int(hash_.get("fix_ms") or 0)
         age_ms = now_ms - fix_ms
-        if inside and not is_free:
+        if inside and not may_be_offered:
             return f"is in the geo set {own}, and may not be offered a trip"
         if inside and age_ms > self._fix_age_ms + _SWEPT_AFTER_MS:
             return f"is in the geo set {own}, with a fix of {fix_ms} that nobody swept"
         # With another vehicle or state, the next fix brings them there.
         has_moved = fix_ms <= int(hash_.get("updated_at") or 0)
-        if is_free and not inside and not has_moved and age_ms < self._fix_age_ms:
+        if may_be_offered and not inside and not has_moved and age_ms < self._fix_age_ms:
             return f"is in no geo set, and may be offered a trip (fix of {fix_ms})"
         return ""
 
