@@ -57,9 +57,11 @@ class RedisProtocol(asyncio.Protocol):
 
 
 def has_socket(connection: Any) -> bool:
-    """Whether the connection can be read by a RedisProtocol: one of fakeredis has no socket,
-    though newer ones have something that stands for its transport."""
-    return isinstance(getattr(connection._writer, "transport", None), asyncio.BaseTransport)
+    """Whether the connection can be read by a RedisProtocol: one of fakeredis has no socket.
+
+    Asked by what is needed of a transport: those of uvloop are no asyncio.BaseTransport.
+    """
+    return hasattr(getattr(connection._writer, "transport", None), "set_protocol")
 
 
 class Call(NamedTuple):

@@ -18,6 +18,7 @@ import fakeredis
 import hiredis
 import pytest
 import redis
+import uvloop
 from redis.exceptions import ResponseError
 
 import dispatcher.live
@@ -83,6 +84,25 @@ async def test_a_connection_of_fakeredis_has_no_socket() -> None:
     assert fake._writer is not None
     assert not has_socket(fake)
     await client.aclose()
+
+
+def test_a_connection_under_uvloop_has_one(redis_url: str) -> None:
+    """Servers run on uvloop, whose transports are of no class of asyncio's."""
+
+    async def look() -> bool:
+        client = connect(redis_url, cluster=False)
+        try:
+            pool = client.connection_pool
+            taken = await pool.get_connection()
+            try:
+                return has_socket(taken)
+            finally:
+                await pool.release(taken)
+        finally:
+            await client.aclose()
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        assert runner.run(look())
 
 
 async def test_a_connection_comes_after_its_handshake(client: Any, connection: Any) -> None:
