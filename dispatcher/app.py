@@ -93,7 +93,6 @@ async def run(
         )
         subscriber = Subscriber(
             str(settings.redis_url),
-            cluster=settings.redis_cluster,
             zones=zones.names(),
             deliver=hub.deliver,
             resync=hub.resync,
