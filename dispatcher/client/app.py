@@ -21,7 +21,7 @@ class AppClient:
     """One user's client, to be used with `async with`.
 
     `url` is the server's, `token` a bearer token or what gives one (see `Token`). A session that is
-    given is not closed.
+    given is not closed. `http` sends calls once.
     """
 
     def __init__(
@@ -36,8 +36,8 @@ class AppClient:
         self._own_session = None if session else aiohttp.ClientSession(timeout=timeout)
         used = session or self._own_session
         assert used is not None
-        self._http = HttpCalls(used, url, token)
-        self._channel = Channel(self._http)
+        self.http = HttpCalls(used, url, token)
+        self._channel = Channel(self.http)
         self._retries = retries or Retries()
 
     async def __aenter__(self) -> Self:
@@ -73,7 +73,7 @@ class AppClient:
             nonlocal by_socket
             socket = self._channel.socket
             if not by_socket or socket is None:
-                return await self._http.send(intent)
+                return await self.http.send(intent)
             try:
                 return await socket.ask(intent)
             except CONNECTION_ERRORS:
@@ -88,7 +88,7 @@ class AppClient:
 
     async def ask(self, path: str, **parameters: Any) -> dict[str, Any]:
         """Asks a question over HTTP until it is answered. Raises ApiError, NoAnswer."""
-        reply = await self._retries.until_answered(lambda: self._http.get(path, **parameters))
+        reply = await self._retries.until_answered(lambda: self.http.get(path, **parameters))
         return reply.result()
 
 

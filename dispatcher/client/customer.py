@@ -68,7 +68,7 @@ class CustomerClient(AppClient):
 
     async def _change(self, intent: Intent) -> Trip:
         trip = Trip.model_validate((await self.change(intent))["trip"])
-        self._take(trip)
+        self.take(trip)
         return trip
 
     async def ride(self, trip_id: str) -> Trip:
@@ -91,7 +91,7 @@ class CustomerClient(AppClient):
                 yield event
                 async for each in self._changes_since(event):
                     yield each
-            elif not isinstance(event, TripChanged) or self._take(event.trip):
+            elif not isinstance(event, TripChanged) or self.take(event.trip):
                 yield event
 
     async def _changes_since(self, welcome: Welcome) -> AsyncIterator[Event]:
@@ -99,7 +99,7 @@ class CustomerClient(AppClient):
         live = told.trips if isinstance(told, CustomerSnapshot) else ()
         missing = set(self.trips) - {trip.id for trip in live}
         for trip in live:
-            if self._take(trip):
+            if self.take(trip):
                 yield TripChanged(event="", trip=trip)
         for trip_id in missing:
             try:
@@ -107,10 +107,11 @@ class CustomerClient(AppClient):
             except TripNotFound:
                 self.trips.pop(trip_id, None)
                 continue
-            if self._take(ended):
+            if self.take(ended):
                 yield TripChanged(event="", trip=ended)
 
-    def _take(self, trip: Trip) -> bool:
+    def take(self, trip: Trip) -> bool:
+        """Takes a trip as it was told, also by another way; False where as new a one is known."""
         if not self._known.take(trip):
             return False
         if trip.current_status in FINAL:

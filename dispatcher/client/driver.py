@@ -115,7 +115,7 @@ class DriverClient(AppClient):
                 await socket.send({"type": "location", **body})
             return
         reply = await self._retries.until_answered(
-            lambda: self._http.post(_LOCATION, body), deadline_s=_POSITION_S
+            lambda: self.http.post(_LOCATION, body), deadline_s=_POSITION_S
         )
         reply.result()
 

@@ -14,6 +14,8 @@ from dispatcher.client.replies import Intent, Reply
 Token = str | Callable[[], Awaitable[str]]
 
 _JSON: Final = "application/json"
+#: How long a server may take to answer a close frame, in s: there is nothing more to hear from it.
+_CLOSE_S: Final = 1.0
 
 
 class UnreadableAnswer(ConnectionError):
@@ -68,7 +70,10 @@ class HttpCalls:
     async def open_websocket(self) -> aiohttp.ClientWebSocketResponse:
         """Opens a WebSocket, once."""
         return await self._session.ws_connect(
-            self._url + "/ws", headers=await self.authorization(), compress=0
+            self._url + "/ws",
+            headers=await self.authorization(),
+            compress=0,
+            timeout=aiohttp.ClientWSTimeout(ws_close=_CLOSE_S),
         )
 
 

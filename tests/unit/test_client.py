@@ -7,8 +7,10 @@ import random
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
+import aiohttp
 import orjson
 import pytest
+import uvloop
 from aiohttp import WSMsgType, web
 
 from dispatcher.client import (
@@ -16,9 +18,11 @@ from dispatcher.client import (
     CustomerClient,
     DriverClient,
     FrameRefused,
+    HttpCalls,
     NoAnswer,
     Offer,
     Retries,
+    Socket,
     TripChanged,
     Welcome,
     problems,
@@ -395,6 +399,53 @@ async def test_a_customer_hears_how_a_trip_ended_while_away(server: Server) -> N
             if len(heard) == 2:
                 break
     assert heard == [("accepted", ["default_1"]), ("completed", [])]
+
+
+async def _abort_a_socket() -> tuple[int | None, int | None]:
+    """Opens a WebSocket, aborts it, and returns the close codes that server and app see."""
+    server_saw: asyncio.Future[int | None] = asyncio.get_running_loop().create_future()
+
+    async def serve(request: web.Request) -> web.WebSocketResponse:
+        websocket = web.WebSocketResponse()
+        await websocket.prepare(request)
+        await websocket.send_json(welcome())
+        async for message in websocket:
+            assert message.type is WSMsgType.TEXT
+        server_saw.set_result(websocket.close_code)
+        return websocket
+
+    application = web.Application()
+    application.router.add_get("/ws", serve)
+    listener = web.AppRunner(application)
+    await listener.setup()
+    await web.TCPSite(listener, "127.0.0.1", 0).start()
+    async with aiohttp.ClientSession() as session:
+        url = f"http://127.0.0.1:{listener.addresses[0][1]}"
+        socket = await Socket.open(HttpCalls(session, url, "token"))
+        async for frame in socket.frames():
+            assert frame["type"] == "welcome"
+            request = asyncio.create_task(socket.request({"type": "trip_action"}))
+            await asyncio.sleep(0)
+            socket.abort()
+        with pytest.raises(ConnectionError):
+            await request
+        socket.abort()  # a second time, it does nothing
+        codes = await server_saw, socket.close_code
+    await listener.cleanup()
+    return codes
+
+
+@pytest.mark.parametrize("new_loop", [asyncio.new_event_loop, uvloop.new_event_loop])
+async def test_an_aborted_socket_ends_without_a_close_frame(
+    new_loop: Callable[[], asyncio.AbstractEventLoop],
+) -> None:
+    """With what aiohttp and both event loops offer publicly; the demo loses connections this way, too."""
+
+    def run() -> tuple[int | None, int | None]:
+        with asyncio.Runner(loop_factory=new_loop) as loop:
+            return loop.run(asyncio.wait_for(_abort_a_socket(), 10))
+
+    assert await asyncio.to_thread(run) == (1006, 1006)
 
 
 def test_rests_grow_and_differ() -> None:
