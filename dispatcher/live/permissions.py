@@ -32,7 +32,7 @@ KEYED_COMMANDS: Final[dict[str, tuple[str, ...]]] = {
     "RPUSH": ("v",), "SADD": ("m",), "SET": ("v",), "SISMEMBER": ("m",), "SMEMBERS": (), "UNLINK": (),
     "XADD": ("*", "f", "v"), "XRANGE": ("-", "+"), "XREVRANGE": ("+", "-"), "ZADD": ("1", "m"),
     "ZCARD": (), "ZCOUNT": ("0", "1"), "ZRANGE": ("0", "1"), "ZRANGEBYSCORE": ("0", "1"),
-    "ZREM": ("m",), "ZREMRANGEBYSCORE": ("0", "1"), "ZSCAN": ("0",), "ZSCORE": ("m",),
+    "ZMSCORE": ("m",), "ZREM": ("m",), "ZREMRANGEBYSCORE": ("0", "1"), "ZSCAN": ("0",), "ZSCORE": ("m",),
 }  # fmt: skip
 #: Those on a channel.
 CHANNEL_COMMANDS: Final = {"SPUBLISH": ("message",), "SSUBSCRIBE": ()}

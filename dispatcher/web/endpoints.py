@@ -49,8 +49,17 @@ ENDPOINTS: Final = (
         (*_TRIP_CHANGE_CODES, "invalid_trip_status", "driver_not_absent"),
     ),
     Endpoint(
+        "GET", "/api/customer/rides", "rides", "The own live trips, the newest first, in pages",
+        Role.CUSTOMER, query=query_parameters.RidesQuery,
+    ),
+    Endpoint(
         "GET", "/api/customer/ride/{id}", "customer_trip", "An own trip",
         Role.CUSTOMER, codes=("trip_not_found",), path_parts=query_parameters.TripPath,
+    ),
+    Endpoint(
+        "GET", "/api/driver/state", "driver_state",
+        "The own state: active trip, open offers, and what keeps offers away",
+        Role.DRIVER, path_parts=query_parameters.NoParameters,
     ),
     Endpoint(
         "GET", "/api/driver/ride/pending", "pending",
@@ -137,8 +146,14 @@ ENDPOINTS: Final = (
         Role.ADMIN, query=query_parameters.AbandonedQuery,
     ),
     Endpoint(
-        "GET", "/api/admin/zones/{zone}/statistics", "statistics", "Live trips of a zone by state",
+        "GET", "/api/admin/zones/{zone}/statistics", "statistics",
+        "Live trips and online drivers of a zone by state",
         Role.ADMIN, path_parts=query_parameters.ZonePath,
+    ),
+    Endpoint(
+        "GET", "/api/admin/zones/{zone}/pending", "zone_pending",
+        "Pending trips of a zone with their waves, the longest waiting first, in pages",
+        Role.ADMIN, query=query_parameters.ZonePendingQuery,
     ),
     Endpoint(
         "GET", "/api/admin/why", "why", "What keeps a driver from a trip, filter by filter",
