@@ -42,6 +42,15 @@ def example(of: dict[str, Any]) -> ConfigDict:
     return ConfigDict(json_schema_extra={"examples": [of]})
 
 
+def absent(description: str) -> Any:
+    """A field that may be missing. Its default is of no interest to anybody."""
+    return Field(None, description=description, json_schema_extra=_without_default)
+
+
+def _without_default(schema: dict[str, Any]) -> None:
+    schema.pop("default", None)
+
+
 # --- what answers are made of
 
 TRIP: Final[dict[str, Any]] = {
@@ -255,8 +264,8 @@ class Problem(BaseModel):
     detail: str
     response_code: str = Field(json_schema_extra={"enum": list(PROBLEMS)})
     message: str = Field(description="The same as `detail`")
-    retry_after: int = Field(0, description="Seconds after which to try again", ge=0)
-    version: int = Field(0, description="The trip's current version")
-    current_status: Status = Field(Status.PENDING, description="The trip's current state")
-    field: str = Field("", description="The field of the request that is wrong")
-    limit_class: str = Field("", description="The limit that is used up")
+    retry_after: int = absent("Seconds after which to try again")
+    version: int = absent("The trip's current version")
+    current_status: Status = absent("The trip's current state")
+    field: str = absent("The field of the request that is wrong")
+    limit_class: str = absent("The limit that is used up")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Final
 
@@ -192,5 +193,23 @@ ENDPOINTS: Final = (
         path_parts=query_parameters.FilePath, codes=("not_found",),
     ),
     Endpoint("GET", "/openapi.json", "openapi", "This description", media_type="application/json"),
+    Endpoint(
+        "GET", "/asyncapi.json", "asyncapi", "The description of the WebSocket",
+        media_type="application/json",
+    ),
     Endpoint("GET", "/docs", "docs", "This description as a page", media_type="text/html"),
+    Endpoint(
+        "GET", "/docs/{file}", "docs_file", "What that page is made of",
+        path_parts=query_parameters.FilePath, codes=("not_found",),
+    ),
 )  # fmt: skip
+
+#: Endpoints that a setting may hide, by its word for them.
+_PAGES: Final = {
+    "metrics": ("metrics",), "openapi": ("openapi", "asyncapi"), "docs": ("docs", "docs_file"),
+}  # fmt: skip
+
+
+def hidden_endpoints(public_pages: Collection[str]) -> set[str]:
+    """The names of the endpoints that are not shown where only these pages are public."""
+    return {name for page, names in _PAGES.items() if page not in public_pages for name in names}

@@ -26,7 +26,8 @@ from dispatcher.service.operator_reads import OperatorReads
 from dispatcher.service.positions import Positions
 from dispatcher.service.reads import Reads
 from dispatcher.service.stranded_trips import StrandedTrips
-from dispatcher.web import api_page, openapi, query_parameters, requests
+from dispatcher.web import asyncapi, openapi, query_parameters, requests
+from dispatcher.web.api_page import ApiPage
 from dispatcher.web.console_pages import ConsolePages
 from dispatcher.web.responses import HttpResponse, answer_response, content_response, json_response
 
@@ -34,8 +35,6 @@ from dispatcher.web.responses import HttpResponse, answer_response, content_resp
 Readiness = Callable[[], Awaitable[tuple[bool, dict[str, Any]]]]
 
 _METRICS_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
-#: The page of the API runs no script and loads nothing.
-_PAGE_POLICY: Final = "default-src 'none'; style-src 'unsafe-inline'"
 
 
 class Handlers:
@@ -69,8 +68,9 @@ class Handlers:
         self._readiness = readiness
         self._metrics = metrics
         self._vehicle_types = vehicle_types
-        self._description = openapi.render(vehicle_types)
-        self._page = api_page.render()
+        self._openapi = openapi.render(vehicle_types)
+        self._asyncapi = asyncapi.render()
+        self._api_page = ApiPage(self._openapi, self._asyncapi)
         self._console = ConsolePages(tile_url)
         self._map = {"tile_url": tile_url, "attribution": tile_attribution}
 
@@ -208,11 +208,16 @@ class Handlers:
         return content_response(await self._metrics.render(), _METRICS_TYPE)
 
     async def openapi(self, _: web.Request) -> HttpResponse:
-        return content_response(self._description, "application/json")
+        return content_response(self._openapi, "application/json")
 
-    async def docs(self, _: web.Request) -> HttpResponse:
-        policy = {"Content-Security-Policy": _PAGE_POLICY}
-        return content_response(self._page, "text/html; charset=utf-8", **policy)
+    async def asyncapi(self, _: web.Request) -> HttpResponse:
+        return content_response(self._asyncapi, "application/json")
+
+    async def docs(self, request: web.Request) -> HttpResponse:
+        return self._api_page.page(request)
+
+    async def docs_file(self, request: web.Request) -> HttpResponse:
+        return self._api_page.file(request, request.match_info["file"])
 
     # --- operators
 
