@@ -34,12 +34,13 @@ Version = Annotated[int, Field(ge=0, description="0 at first; each change adds o
 class Body(BaseModel):
     """What all answers have in common: every field is there, and there is no other."""
 
-    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
+    # Built when it is first asked for: a server starts without its description.
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True, defer_build=True)
 
 
 def example(of: dict[str, Any]) -> ConfigDict:
     """The configuration of a model that has this example."""
-    return ConfigDict(json_schema_extra={"examples": [of]})
+    return ConfigDict(json_schema_extra={"examples": [of]}, defer_build=True)
 
 
 def absent(description: str) -> Any:
@@ -256,7 +257,7 @@ class Ready(Body):
 class Problem(BaseModel):
     """Any answer of 400 and above (RFC 9457). Apps switch on `response_code`."""
 
-    model_config = ConfigDict(strict=True, extra="allow", frozen=True)
+    model_config = ConfigDict(strict=True, extra="allow", frozen=True, defer_build=True)
 
     type: str = Field(description="`urn:dispatcher:problem:` and the code")
     title: str

@@ -26,8 +26,8 @@ from dispatcher.service.operator_reads import OperatorReads
 from dispatcher.service.positions import Positions
 from dispatcher.service.reads import Reads
 from dispatcher.service.stranded_trips import StrandedTrips
-from dispatcher.web import asyncapi, openapi, query_parameters, requests
-from dispatcher.web.api_page import ApiPage
+from dispatcher.web import query_parameters, requests
+from dispatcher.web.api_page import ApiPageOnDemand
 from dispatcher.web.console_pages import ConsolePages
 from dispatcher.web.responses import HttpResponse, answer_response, content_response, json_response
 
@@ -68,9 +68,7 @@ class Handlers:
         self._readiness = readiness
         self._metrics = metrics
         self._vehicle_types = vehicle_types
-        self._openapi = openapi.render(vehicle_types)
-        self._asyncapi = asyncapi.render()
-        self._api_page = ApiPage(self._openapi, self._asyncapi)
+        self._api_page = ApiPageOnDemand(vehicle_types)
         self._console = ConsolePages(tile_url)
         self._map = {"tile_url": tile_url, "attribution": tile_attribution}
 
@@ -208,16 +206,16 @@ class Handlers:
         return content_response(await self._metrics.render(), _METRICS_TYPE)
 
     async def openapi(self, _: web.Request) -> HttpResponse:
-        return content_response(self._openapi, "application/json")
+        return content_response((await self._api_page.get()).openapi, "application/json")
 
     async def asyncapi(self, _: web.Request) -> HttpResponse:
-        return content_response(self._asyncapi, "application/json")
+        return content_response((await self._api_page.get()).asyncapi, "application/json")
 
     async def docs(self, request: web.Request) -> HttpResponse:
-        return self._api_page.page(request)
+        return (await self._api_page.get()).page(request)
 
     async def docs_file(self, request: web.Request) -> HttpResponse:
-        return self._api_page.file(request, request.match_info["file"])
+        return (await self._api_page.get()).file(request, request.match_info["file"])
 
     # --- operators
 
