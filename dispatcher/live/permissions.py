@@ -26,8 +26,8 @@ return refused
 KEYED_COMMANDS: Final[dict[str, tuple[str, ...]]] = {
     "DEL": (), "EXISTS": (), "EXPIRE": ("1",), "GEOADD": ("1", "1", "m"),
     "GEOSEARCH": ("FROMLONLAT", "1", "1", "BYRADIUS", "1", "m", "ASC"), "GET": (), "HGET": ("f",),
-    "HDEL": ("f",), "HGETALL": (),
-    "HINCRBY": ("f", "1"), "HMGET": ("f",), "HSET": ("f", "v"), "LINDEX": ("0",), "LLEN": (), "LPOP": (),
+    "HDEL": ("f",), "HGETALL": (), "HINCRBY": ("f", "1"), "HMGET": ("f",), "HSET": ("f", "v"),
+    "LINDEX": ("0",), "LLEN": (), "LPOP": (), "LPUSH": ("v",),
     "LREM": ("1", "v"), "MGET": (), "PERSIST": (), "PEXPIRE": ("1",), "PTTL": (), "RPOP": (),
     "RPUSH": ("v",), "SADD": ("m",), "SET": ("v",), "SISMEMBER": ("m",), "SMEMBERS": (), "UNLINK": (),
     "XADD": ("*", "f", "v"), "XRANGE": ("-", "+"), "XREVRANGE": ("+", "-"), "ZADD": ("1", "m"),

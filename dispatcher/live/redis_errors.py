@@ -38,6 +38,9 @@ UNAVAILABLE_CODES = (
     "READONLY",
     "TRYAGAIN",
 )
+#: A slot that is on its way from node to node is asked for again (TRYAGAIN); these last for longer.
+_NO_HELP_ERRORS = tuple(error for error in UNAVAILABLE_ERRORS if error is not TryAgainError)
+_NO_HELP_CODES = tuple(code for code in UNAVAILABLE_CODES if code != "TRYAGAIN")
 
 
 def is_unknown_script(error: Exception) -> bool:
@@ -48,6 +51,11 @@ def is_unknown_script(error: Exception) -> bool:
 def is_demoted(error: Exception) -> bool:
     """Whether the node is no primary any more."""
     return isinstance(error, _DEMOTED_ERRORS) or str(error).startswith(_DEMOTED_CODES)
+
+
+def is_no_help(error: Exception) -> bool:
+    """Whether the server answers, and cannot do what it is asked, whatever that is."""
+    return isinstance(error, _NO_HELP_ERRORS) or str(error).startswith(_NO_HELP_CODES)
 
 
 def error_of(error: Exception) -> Exception:
