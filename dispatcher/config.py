@@ -93,6 +93,10 @@ class Settings(BaseSettings):
         description="Redis 7.2+ or Valkey 8+, one, by Sentinel or a cluster (docs/redis.md); "
         "unset: an embedded Valkey below the data directory",
     )
+    redis_timeout_s: float = Field(
+        0.75, ge=0.05, le=30,
+        description="a Redis that is silent for so long is away: Postgres decides until it is back",
+    )  # fmt: skip
     database_url: str | None = Field(
         None,
         pattern=r"^postgres(ql)?://",

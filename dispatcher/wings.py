@@ -55,7 +55,9 @@ async def open_live(settings: Settings) -> AsyncIterator[LiveWing]:
     """Connects to Redis, and lets go of it once everything was sent."""
     assert settings.redis_url is not None
     async with contextlib.AsyncExitStack() as stack:
-        pipeline = await stack.enter_async_context(open_pipeline(settings.redis_url))
+        pipeline = await stack.enter_async_context(
+            open_pipeline(settings.redis_url, timeout_s=settings.redis_timeout_s, breaks=True)
+        )
         settler = Settler(pipeline, fix_age_s=settings.fix_max_age_s)
         stack.callback(settler.close)
         yield LiveWing(

@@ -34,6 +34,9 @@ OFFER: Final[dict[str, Any]] = {
     "deadline": "2026-03-01T08:30:15.000Z", "outcome": "accepted",
     "outcome_at": "2026-03-01T08:30:07.412Z", "score": None,
 }  # fmt: skip
+_WAITING_TRIP: Final[dict[str, Any]] = {
+    **NEW_TRIP, "wave": 1, "next_wave_at": "2026-03-01T08:30:15.000Z", "offered_to": ["driver-1"],
+}  # fmt: skip
 _TRIP_OFFER: Final = {"driver_id": "driver-1", **OFFER}
 
 
@@ -214,6 +217,8 @@ class ZoneList(Body):
 class WaitingTrip(Trip):
     """A pending trip with its last wave of offers (0: none yet; null: Redis does not have the trip)."""
 
+    model_config = example(_WAITING_TRIP)
+
     wave: int | None
     next_wave_at: Moment | None
     offered_to: list[UserId]
@@ -224,13 +229,7 @@ class PageOfWaitingTrips(Body):
 
     model_config = example(
         {
-            "zone": "default", "next": None,
-            "trips": [
-                {
-                    **NEW_TRIP, "wave": 1, "next_wave_at": "2026-03-01T08:30:15.000Z",
-                    "offered_to": ["driver-1"],
-                }
-            ],
+            "zone": "default", "next": None, "trips": [_WAITING_TRIP],
         }
     )  # fmt: skip
 
