@@ -158,13 +158,18 @@ class ValkeyCluster:
                 await node.until("master_link_status:up", "INFO", "replication")
 
     async def primary_of(self, zone: str) -> ValkeyNode:
-        """The node that holds a zone, as those that live see it."""
-        slot = slot_of(zone)
+        """The node that holds a zone, as the first one that lives sees it."""
         for node in self.nodes:
-            with contextlib.suppress(RedisError, OSError, TimeoutError):
-                for first, last, served, *_ in await node.ask("CLUSTER", "SLOTS"):
-                    if first <= slot <= last:
-                        return next(n for n in self.nodes if n.port == served[1])
+            if node.process.poll() is None:
+                return await self.owner_by(node, zone)
+        raise AssertionError(zone)
+
+    async def owner_by(self, witness: ValkeyNode, zone: str) -> ValkeyNode:
+        """The node that holds a zone, as another node sees it."""
+        slot = slot_of(zone)
+        for first, last, served, *_ in await witness.ask("CLUSTER", "SLOTS"):
+            if first <= slot <= last:
+                return next(node for node in self.nodes if node.port == served[1])
         raise AssertionError(zone)
 
     async def replica_of(self, primary: ValkeyNode) -> ValkeyNode:
