@@ -96,7 +96,8 @@ class Settings(BaseSettings):
     database_url: str | None = Field(
         None,
         pattern=r"^postgres(ql)?://",
-        description="Postgres 14+; unset: an embedded Postgres below the data directory",
+        description="Postgres 14+; of several hosts, by commas, the one that takes writes; "
+        "unset: an embedded one below the data directory",
     )
     data_dir: Path = Field(
         Path(".dispatcher"), description="where embedded engines and the development secret live"

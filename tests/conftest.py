@@ -19,6 +19,7 @@ import redis.asyncio
 
 from dispatcher.embedded.engines import Engines, EngineUrls, stop_left_behind
 from dispatcher.ledger import migrate
+from tests.harness.least_privilege import IS_ON, RESTRICTED, make_roles
 from tests.harness.servers import Serve, processes_of, wait_for_end
 from tests.harness.valkey_nodes import ValkeyCluster
 
@@ -111,6 +112,9 @@ async def template(engines: EngineUrls, admin: asyncpg.Connection) -> str:
     """Name of a migrated database that nobody is connected to."""
     await admin.execute(f"CREATE DATABASE {_TEMPLATE}")
     await migrate.up(_url_of(engines, _TEMPLATE))
+    await make_roles(_url_of(engines, _TEMPLATE))
+    if IS_ON:
+        await RESTRICTED.set_up(engines)
     return _TEMPLATE
 
 

@@ -32,7 +32,7 @@ KEYED_COMMANDS: Final[dict[str, tuple[str, ...]]] = {
     "RPUSH": ("v",), "SADD": ("m",), "SET": ("v",), "SISMEMBER": ("m",), "SMEMBERS": (), "UNLINK": (),
     "XADD": ("*", "f", "v"), "XRANGE": ("-", "+"), "XREVRANGE": ("+", "-"), "ZADD": ("1", "m"),
     "ZCARD": (), "ZCOUNT": ("0", "1"), "ZRANGE": ("0", "1"), "ZRANGEBYSCORE": ("0", "1"),
-    "ZREM": ("m",), "ZREMRANGEBYSCORE": ("0", "1"), "ZSCAN": ("0",), "ZSCORE": ("m",),
+    "ZMSCORE": ("m",), "ZREM": ("m",), "ZREMRANGEBYSCORE": ("0", "1"), "ZSCAN": ("0",), "ZSCORE": ("m",),
 }  # fmt: skip
 #: Those on a channel.
 CHANNEL_COMMANDS: Final = {"SPUBLISH": ("message",), "SSUBSCRIBE": ()}
@@ -45,6 +45,27 @@ OTHER_COMMANDS: Final[dict[str, tuple[str, ...]]] = {
 CLUSTER_COMMANDS: Final[dict[str, tuple[str, ...]]] = {
     "ASKING": (), "CLUSTER INFO": (), "CLUSTER SLOTS": (),
 }  # fmt: skip
+#: What the checks at start and the client itself run beside those.
+AT_START_COMMANDS: Final = ("EVAL", "SELECT")
+#: All keys of all zones, and their push channels.
+KEY_PATTERN: Final = "dsp:{*}:*"
+CHANNEL_PATTERN: Final = "dsp:{*}:push"
+
+
+def acl_rules() -> list[str]:
+    """The rules of an ACL user who may do what a server does, and nothing else; without a password."""
+    commands = [*KEYED_COMMANDS, *CHANNEL_COMMANDS, *OTHER_COMMANDS, *CLUSTER_COMMANDS]
+    commands += AT_START_COMMANDS
+    allowed = sorted(f"+{command.lower().replace(' ', '|')}" for command in commands)
+    return [
+        "on",
+        "resetkeys",
+        f"~{KEY_PATTERN}",
+        "resetchannels",
+        f"&{CHANNEL_PATTERN}",
+        "-@all",
+        *allowed,
+    ]
 
 
 class _Question(NamedTuple):
