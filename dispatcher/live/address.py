@@ -22,8 +22,8 @@ from dispatcher.live.tls import TlsContext
 
 _PORT: Final = 6379
 _SENTINEL_PORT: Final = 26379
-_CREDENTIALS: Final = ("username", "password", "client_name")
-_TLS: Final[tuple[str, ...]] = (
+CREDENTIALS: Final = ("username", "password", "client_name")
+TLS_OPTIONS: Final[tuple[str, ...]] = (
     "ssl_ca_certs",
     "ssl_ca_path",
     "ssl_certfile",
@@ -32,7 +32,7 @@ _TLS: Final[tuple[str, ...]] = (
     "ssl_cert_reqs",
     "ssl_check_hostname",
 )
-_SENTINEL: Final = ("sentinel_username", "sentinel_password")
+SENTINEL_OPTIONS: Final = ("sentinel_username", "sentinel_password")
 
 
 class Kind(StrEnum):
@@ -87,8 +87,8 @@ def parse_address(url: str) -> RedisAddress:
     _check_options(options, kind, is_tls=is_tls)
     if kind is Kind.CLUSTER and options.pop("db", 0):
         raise ValueError("a cluster has no database but 0")
-    own = {name: options.pop(name) for name in _SENTINEL if name in options}
-    tls = {name: options.pop(name) for name in _TLS if name in options}
+    own = {name: options.pop(name) for name in SENTINEL_OPTIONS if name in options}
+    tls = {name: options.pop(name) for name in TLS_OPTIONS if name in options}
     return RedisAddress(
         kind,
         hosts,
@@ -112,16 +112,16 @@ def _host(text: str, port: int, kind: Kind) -> tuple[str, int]:
 
 
 def _check_options(options: dict[str, Any], kind: Kind, *, is_tls: bool) -> None:
-    allowed = {"db", *_CREDENTIALS}
+    allowed = {"db", *CREDENTIALS}
     if "path" in options:
         allowed.add("path")
     if kind is Kind.SENTINEL:
-        allowed.update(_SENTINEL)
+        allowed.update(SENTINEL_OPTIONS)
     for name in options:
-        if name in _TLS and not is_tls:
+        if name in TLS_OPTIONS and not is_tls:
             raise ValueError(f"{name} needs rediss://, as it is for TLS")
-        if name not in allowed and name not in _TLS:
-            known = ", ".join(sorted(allowed | (set(_TLS) if is_tls else set())))
+        if name not in allowed and name not in TLS_OPTIONS:
+            known = ", ".join(sorted(allowed | (set(TLS_OPTIONS) if is_tls else set())))
             raise ValueError(f"does not take the option {name}; it takes {known}")
     if "ssl_keyfile" in options and "ssl_certfile" not in options:
         raise ValueError("ssl_keyfile needs ssl_certfile, whose key it is")

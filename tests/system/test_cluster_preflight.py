@@ -13,20 +13,18 @@ from dispatcher.live.deployment import open_pipeline
 from dispatcher.live.keys import keys_of
 from dispatcher.live.permissions import CLUSTER_COMMANDS
 from dispatcher.live.preflight import check_redis
+from tests.harness.least_privilege import acl_line
 from tests.harness.valkey_nodes import ValkeyCluster, free_ports, zones_on_each_node
 from tests.lua.walk import Walk
-from tests.system.test_permissions import COMMANDS
 
 ZONES = [zones[0] for zones in zones_on_each_node()]
 
 
 @pytest.fixture
 async def user_url(cluster: ValkeyCluster) -> AsyncIterator[str]:
-    """The URL of a user who may do what the documentation asks for, and no more."""
-    allowed = [f"+{command.lower().replace(' ', '|')}" for command in (*COMMANDS, *CLUSTER_COMMANDS)]
-    rules = ("on", ">a secret", "~dsp:*", "&dsp:*", *allowed)
+    """The URL of a user who may do what the shipped ACL file says, and no more."""
     for node in cluster.nodes:
-        await node.ask("ACL", "SETUSER", "app", *rules)
+        await node.ask("ACL", "SETUSER", "app", *acl_line()[2:], ">a secret")
     yield cluster.url.replace("://", "://app:a%20secret@")
     for node in cluster.nodes:
         if node.process.poll() is None:

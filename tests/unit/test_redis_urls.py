@@ -2,10 +2,20 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import pytest
 
 from dispatcher.config import load_settings
-from dispatcher.live.address import Kind, RedisAddress, parse_address
+from dispatcher.live.address import (
+    CREDENTIALS,
+    SENTINEL_OPTIONS,
+    TLS_OPTIONS,
+    Kind,
+    RedisAddress,
+    parse_address,
+)
 
 
 @pytest.mark.parametrize(
@@ -46,6 +56,15 @@ def test_what_a_url_says(url: str, address: RedisAddress) -> None:
     assert parse_address(url) == address
     assert load_settings(redis_url=url).has_redis_cluster == (address.kind is Kind.CLUSTER)
     assert "secret" not in repr(parse_address(url))
+
+
+def test_the_urls_of_the_page_are_read() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "redis.md").read_text()
+    urls = re.findall(r"[`'](?:DISPATCHER_REDIS_URL=')?((?:rediss?(?:\+\w+)?|unix)://[^`'…]+)[`']", page)
+    kinds = [parse_address(url).kind for url in urls]
+    assert set(kinds) == set(Kind)
+    options = set(re.findall(r"`(\w+)`", page.split("| option |")[1].split("\n\n")[0]))
+    assert {*TLS_OPTIONS, *SENTINEL_OPTIONS, *CREDENTIALS, "db"} <= options
 
 
 @pytest.mark.parametrize("scheme", ["rediss", "rediss+sentinel", "rediss+cluster"])
