@@ -16,6 +16,7 @@ from dispatcher.live.deployment import open_pipeline
 from dispatcher.live.inspection import InspectionScripts
 from dispatcher.live.limits import LimitScripts
 from dispatcher.live.matching import MatchScripts
+from dispatcher.live.mending import Mending
 from dispatcher.live.offers import OfferScripts
 from dispatcher.live.pipeline import Pipeline
 from dispatcher.live.positions import PositionScripts
@@ -39,6 +40,7 @@ class LiveWing:
     limits: LimitScripts
     inspection: InspectionScripts
     comparison: ComparisonScripts
+    mending: Mending
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +58,9 @@ async def open_live(settings: Settings) -> AsyncIterator[LiveWing]:
     assert settings.redis_url is not None
     async with contextlib.AsyncExitStack() as stack:
         pipeline = await stack.enter_async_context(open_pipeline(settings.redis_url))
+        mending = Mending(pipeline)
+        pipeline.on_corrupt = mending.suspect
+        stack.push_async_callback(mending.close)
         settler = Settler(pipeline, fix_age_s=settings.fix_max_age_s)
         stack.callback(settler.close)
         yield LiveWing(
@@ -70,6 +75,7 @@ async def open_live(settings: Settings) -> AsyncIterator[LiveWing]:
             LimitScripts(pipeline),
             InspectionScripts(pipeline),
             ComparisonScripts(pipeline),
+            mending,
         )
 
 

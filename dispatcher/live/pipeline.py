@@ -9,15 +9,15 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import re
-from collections.abc import AsyncIterator, Coroutine, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
 from typing import Any
 
 import structlog
 from redis.exceptions import RedisError, ResponseError
 
-from dispatcher.core.errors import ReplyLost, StoreUnavailable
+from dispatcher.core.errors import CorruptState, ReplyLost, StoreUnavailable
 from dispatcher.live.protocol import Call, CallProtocol, has_socket
-from dispatcher.live.redis_errors import error_of, is_demoted, is_unknown_script
+from dispatcher.live.redis_errors import UNREADABLE, error_of, is_demoted, is_unknown_script
 from dispatcher.live.scripts import LuaScripts
 
 log = structlog.get_logger("dispatcher.redis")
@@ -28,6 +28,7 @@ _MAX_BATCH = 512
 _MAX_IN_FLIGHT = 4
 # This many calls leave at once: Redis works on them while we take the next requests.
 _SEND_AT_ONCE = 16
+_SHOWN_KEYS = 12  # of a failed call, in the log
 _RUN_ID = re.compile(r"run_id:(\w+)")
 # Keys looked at by one SCAN: it keeps Redis busy for less than a millisecond.
 _SCAN_KEYS = 1_000
@@ -50,6 +51,8 @@ class Pipeline:
         #: Epochs of the zones. Another Redis than they were loaded into may answer on a new
         #: connection: they are dropped before it is asked anything.
         self.epochs: Sequence[str] = ()
+        #: Told of keys that a call stumbled over (live/mending.py).
+        self.on_corrupt: Callable[[Sequence[str]], None] = lambda names: None
         self._run_id = ""
 
     def run(self, script: str, keys: Sequence[str], args: Sequence[Any]) -> asyncio.Future[Any]:
@@ -197,10 +200,27 @@ class Pipeline:
                 return
             if self._connection is not None and is_demoted(reply):
                 self._connection.retire()  # the next batch connects anew
+            told = error_of(reply)
+            if isinstance(told, CorruptState):
+                told = self.corrupt(_keys_of_call(call.command), told)
             if not call.reply.done():
-                call.reply.set_exception(error_of(reply))
+                call.reply.set_exception(told)
         elif not call.reply.done():
             call.reply.set_result(reply)
+
+    def corrupt(self, names: Sequence[str], reason: Exception | str) -> CorruptState:
+        """What a caller is told where a key holds what it should not. Has these keys looked into."""
+        log.error("redis holds what it should not", keys=list(names[:_SHOWN_KEYS]), reason=str(reason))
+        self.on_corrupt(names)
+        return CorruptState(f"redis holds what it should not: {reason}")
+
+    @contextlib.contextmanager
+    def decoding(self, *names: str) -> Iterator[None]:
+        """What is read of these keys is decoded within. Raises CorruptState where it cannot be."""
+        try:
+            yield
+        except UNREADABLE as error:
+            raise self.corrupt(names, repr(error)) from error
 
     async def _load_and_repeat(self) -> None:
         error: Exception | None = None
@@ -255,6 +275,12 @@ class Pipeline:
         if self._connection is not None:
             connection, self._connection = self._connection, None
             await self._release(connection)
+
+
+def _keys_of_call(command: tuple[Any, ...]) -> list[str]:
+    if command[0] == "EVALSHA":
+        return [str(name) for name in command[3 : 3 + int(command[2])]]
+    return [str(name) for name in command[1:2]]
 
 
 def _run_id_of(info: Any) -> str:
