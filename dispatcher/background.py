@@ -66,6 +66,7 @@ def drift_watch_job(parts: Services) -> DriftWatch:
     return DriftWatch(
         check=drift_check(parts.settings, parts.live, parts.ledger),
         scripts=parts.live.comparison,
+        mending=parts.live.mending,
         zones=parts.zones.names(),
         authorities=parts.authorities,
         node=parts.presence.node,

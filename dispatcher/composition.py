@@ -229,4 +229,6 @@ def drift_check(settings: Settings, live: LiveWing, ledger: LedgerWing) -> Drift
         fix_age_s=settings.fix_max_age_s,
         presence_ttl_s=settings.presence_ttl_s,
     )
-    return DriftCheck(scripts=live.comparison, database=ledger.database, looks=looks)
+    return DriftCheck(
+        scripts=live.comparison, database=ledger.database, looks=looks, mending=live.mending
+    )

@@ -10,6 +10,7 @@ import structlog
 
 from dispatcher.live.comparison import ComparisonScripts
 from dispatcher.live.keys import keys_of
+from dispatcher.live.mending import Mending
 from dispatcher.service.authorities import Authorities
 from dispatcher.service.drift import DriftCheck, DriftKind
 
@@ -30,6 +31,7 @@ class DriftWatch:
         *,
         check: DriftCheck,
         scripts: ComparisonScripts,
+        mending: Mending,
         zones: Sequence[str],
         authorities: Authorities,
         node: str,
@@ -38,6 +40,7 @@ class DriftWatch:
         self.interval_s = interval_s / len(zones)
         self._check = check
         self._scripts = scripts
+        self._mending = mending
         self._zones = list(zones)
         self._authorities = authorities
         self._node = node
@@ -63,6 +66,8 @@ class DriftWatch:
             return
         counts: Counter[DriftKind] = Counter()
         async for drift in self._check.check(zone, every_key=False):
+            if drift.kind is DriftKind.VALUES:
+                await self._mending.mend([drift.subject])  # it cannot be right
             counts[drift.kind] += 1
             if counts.total() <= _NAMED:
                 log.warning(
@@ -70,4 +75,4 @@ class DriftWatch:
                 )
         self._found[zone] = counts
         if counts:
-            log.warning("zone drifts", zone=zone, **{kind.value: n for kind, n in counts.items()})
+            log.warning("zone drifts", zone=zone, things={kind.value: n for kind, n in counts.items()})

@@ -10,7 +10,7 @@ from typing import Any, Final
 import structlog
 from redis.exceptions import RedisError
 
-from dispatcher.core.errors import ReplyLost, StoreUnavailable
+from dispatcher.core.errors import CorruptState, ReplyLost, StoreUnavailable
 from dispatcher.live.pipeline import Pipeline
 from dispatcher.live.protocol import REPLY_TIMEOUT_S, Call
 from dispatcher.live.scripts import LuaScripts
@@ -259,6 +259,9 @@ class _Lane(Pipeline):
         if isinstance(reply, Exception) and self._cluster.redirect(self, call, reply):
             return
         super()._answer(call, reply)
+
+    def corrupt(self, names: Sequence[str], reason: Exception | str) -> CorruptState:
+        return self._cluster.corrupt(names, reason)
 
 
 def _key_of(call: Call) -> str:

@@ -14,12 +14,18 @@ from typing import Any
 import structlog
 from redis.exceptions import RedisError
 
-from dispatcher.core.errors import ReplyLost, StoreUnavailable
+from dispatcher.core.errors import CorruptState, ReplyLost, StoreUnavailable
 from dispatcher.core.zones import DEFAULT_ZONE
 from dispatcher.live.breaker import Breaker
+from dispatcher.live.corruption import CorruptionReports
 from dispatcher.live.keys import keys_of
 from dispatcher.live.protocol import REPLY_TIMEOUT_S, Call, CallProtocol, has_socket
-from dispatcher.live.redis_errors import error_of, is_demoted, is_no_help, is_unknown_script
+from dispatcher.live.redis_errors import (
+    error_of,
+    is_demoted,
+    is_no_help,
+    is_unknown_script,
+)
 from dispatcher.live.scripts import LuaScripts
 from dispatcher.live.zone_check import check_zones, run_id_of
 
@@ -37,7 +43,7 @@ _SCAN_KEYS = 1_000
 _PROBE_MS = 1_000
 
 
-class Pipeline:
+class Pipeline(CorruptionReports):
     """Gathers calls of one event loop. `run` calls a script, `command` anything else.
 
     A Redis that is silent for `timeout_s` is away. With `breaks`, one that is away or no help fails
@@ -52,6 +58,7 @@ class Pipeline:
         timeout_s: float = REPLY_TIMEOUT_S,
         breaks: bool = False,
     ) -> None:
+        super().__init__()
         self._redis = redis
         self._timeout_s = timeout_s
         self.breaker = Breaker(self._probe, timeout_s=timeout_s) if breaks else None
@@ -230,8 +237,11 @@ class Pipeline:
                 self._connection.retire()  # the next batch connects anew
             if is_no_help(reply):
                 self._trip(str(reply))
+            told = error_of(reply)
+            if isinstance(told, CorruptState):
+                told = self.corrupt(call.keys, told)
             if not call.reply.done():
-                call.reply.set_exception(error_of(reply))
+                call.reply.set_exception(told)
         elif not call.reply.done():
             call.reply.set_result(reply)
 

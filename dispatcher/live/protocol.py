@@ -74,6 +74,13 @@ class Call(NamedTuple):
     is_repeated: bool = False
     redirects: int = 0
 
+    @property
+    def keys(self) -> list[str]:
+        """The keys of a script; of any other command its first."""
+        if self.command[0] == "EVALSHA":
+            return [str(name) for name in self.command[3 : 3 + int(self.command[2])]]
+        return [str(name) for name in self.command[1:2]]
+
 
 class CallProtocol(RedisProtocol):
     """Calls go out in batches; each reply belongs to the oldest call that has none."""

@@ -91,20 +91,18 @@ class Offers:
 
     async def _run(self, zone: Zone, trip_id: str) -> None:
         keys = keys_of(zone.name)
-        hash_ = await self._state.read_hash(keys.trip(trip_id))
-        if not hash_.get("id"):
+        waiting = await self._state.read_waiting(keys, trip_id)
+        if waiting is None:
             if await self._rehydration.reload_trip(keys, trip_id) is None:
                 await self._scripts.forget_wave(keys, trip_id)
             return
-        step = look(zone.waves, int(hash_.get("round") or 0))
-        trip = Trip.from_hash(hash_)
+        trip, round_number = waiting
+        step = look(zone.waves, round_number)
         candidates = await self._scripts.nearest(
             keys, trip, radius_m=step.wave.radius_m,
             max_drivers=step.wave.size * CANDIDATES_PER_OFFER + MORE_CANDIDATES,
         )  # fmt: skip
-        result = await self._offer(
-            zone, trip, int(hash_.get("round") or 0), candidates, again_ms=step.again_ms
-        )
+        result = await self._offer(zone, trip, round_number, candidates, again_ms=step.again_ms)
         if result.code is WaveCode.NOBODY and step.is_widest:
             await self._rounds.found_nobody(zone, trip_id, result.now_ms)
 
