@@ -122,10 +122,12 @@ class Coordinator:
             await self._halt("after_claim")
             plan = command.plan(attempt, result)
             answer = self._keyed_answer(attempt, plan, result.now_ms)
+            await self._halt("before_commit")
             outcome = await self._commit(keys, attempt, plan.change, answer, deadline)
             if outcome.code is OutcomeCode.OK:
                 await self._halt("after_commit")
                 await self._settle(keys, attempt, plan, answer.stored if answer else None, deadline)
+                await self._halt("after_settle")
                 command.committed(result, plan, self._effects)
                 return Answer(plan.status, plan.body, result.limit)
             await self._release(keys, attempt)
@@ -266,6 +268,7 @@ class Coordinator:
             elsewhere = attempt._replace(trip_id="")
             other = Telling(keys_of(plan.other_zone), elsewhere, plan.other_settlement, answer)
             told.insert(0, other)
+        await self._halt("before_settle")
         await self._settles.settle(told)
 
     async def _replay(
