@@ -9,7 +9,7 @@ import orjson
 
 from dispatcher.core.errors import PROBLEMS
 from dispatcher.web.endpoints import ENDPOINTS
-from dispatcher.web.openapi import codes_of
+from dispatcher.web.refusal_codes import codes_of
 
 _STYLE: Final = (
     "body{font:16px/1.5 system-ui,sans-serif;margin:2rem auto;max-width:62rem;padding:0 1rem}"

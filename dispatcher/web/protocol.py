@@ -55,6 +55,7 @@ class ClientFrameType(StrEnum):
     HEARTBEAT = "heartbeat"
     LOCATION = "location"
     TRIP_ACTION = "trip_action"
+    AVAILABILITY = "availability"
     WATCH = "watch"
     UNWATCH = "unwatch"
 
