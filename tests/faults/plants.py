@@ -11,7 +11,23 @@ from typing import NamedTuple
 import asyncpg
 
 _ROOT = Path(__file__).resolve().parents[2]
-_COPIED = ("dispatcher", "lua", "sql")
+#: Python runs this first: modules that were changed are taken from here, all others from where they are, so that
+#: they need not be compiled anew.
+_INSTEAD = """
+import importlib.util, pathlib, sys
+
+HERE = pathlib.Path(__file__).parent
+
+class Changed:
+    @staticmethod
+    def find_spec(name, path=None, target=None):
+        file = HERE / f"{name.replace('.', '/')}.py"
+        return importlib.util.spec_from_file_location(name, file) if file.exists() else None
+
+sys.meta_path.insert(0, Changed)
+import dispatcher.resources
+dispatcher.resources.LUA_DIR, dispatcher.resources.SQL_DIR = HERE / "lua", HERE / "sql"
+"""
 
 
 class Edit(NamedTuple):
@@ -31,15 +47,15 @@ class Plant:
     edits: Sequence[Edit]
 
     def copy_to(self, directory: Path) -> None:
-        """Makes a copy of the product that has the bug."""
-        for name in _COPIED:
-            ignored = shutil.ignore_patterns("__pycache__", "console")
-            shutil.copytree(_ROOT / name, directory / name, ignore=ignored)
-        (directory / "dispatcher/web/console").symlink_to(_ROOT / "dispatcher/web/console")
+        """Makes what a server with `directory` in its PYTHONPATH runs: the product, and the bug in it."""
+        for name in ("lua", "sql"):
+            shutil.copytree(_ROOT / name, directory / name)
+        (directory / "sitecustomize.py").write_text(_INSTEAD)
         for edit in self.edits:
             file = directory / edit.file
-            before = file.read_text()
+            before = (file if file.exists() else _ROOT / edit.file).read_text()
             assert before.count(edit.text) == 1, f"{edit.file} has changed: {edit.text!r}"
+            file.parent.mkdir(parents=True, exist_ok=True)
             file.write_text(before.replace(edit.text, edit.instead))
 
     async def install(self, directory: Path, database_url: str) -> None:
