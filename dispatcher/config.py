@@ -232,9 +232,7 @@ class Settings(BaseSettings):
     log_format: Literal["json", "console"] = Field("json", description="form of the log lines")
     halt_at: Literal[
         "", "after_claim", "before_commit", "after_commit", "before_settle", "after_settle"
-    ] = Field(
-        "", description="test switch: a change stops for good at this point, to be killed there"
-    )
+    ] = Field("", description="test switch: a change stops for good at this point, to be killed there")
 
     @property
     def has_redis_cluster(self) -> bool:

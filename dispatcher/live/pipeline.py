@@ -118,6 +118,7 @@ class Pipeline:
             connection = await self._redis.connection_pool.get_connection()
             if has_socket(connection):
                 await self._mark_cold(connection)
+                self._connection = CallProtocol(connection, self._answer, self._batches_done)
         except (RedisError, OSError, TimeoutError) as error:
             if connection is not None:
                 await connection.disconnect(nowait=True)
@@ -127,9 +128,7 @@ class Pipeline:
             for call in waiting:
                 self._answer(call, StoreUnavailable("redis"))
             return
-        if has_socket(connection):
-            self._connection = CallProtocol(connection, self._answer, self._batches_done)
-        else:
+        if not has_socket(connection):
             self._sent_by_client = True
             await self._redis.connection_pool.release(connection)
 
