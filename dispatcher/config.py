@@ -234,9 +234,9 @@ class Settings(BaseSettings):
         "info", description="lowest level that is logged"
     )
     log_format: Literal["json", "console"] = Field("json", description="form of the log lines")
-    halt_at: Literal["", "after_claim", "after_commit"] = Field(
-        "", description="test switch: a change stops for good at this point, to be killed there"
-    )
+    halt_at: Literal[
+        "", "after_claim", "before_commit", "after_commit", "before_settle", "after_settle"
+    ] = Field("", description="test switch: a change stops for good at this point, to be killed there")
 
     @property
     def has_redis_cluster(self) -> bool:

@@ -149,6 +149,10 @@ class Pipeline(CorruptionReports):
                     self._run_id = await check_zones(
                         connection, lambda: self.epochs, self._scripts.texts["mark_cold"]
                     )
+                    self._connection = CallProtocol(
+                        connection, self._answer, self._batches_done, self._closed,
+                        timeout_s=self._timeout_s,
+                    )  # fmt: skip
         except (RedisError, OSError, TimeoutError) as error:
             if connection is not None:
                 await connection.disconnect(nowait=True)
@@ -159,11 +163,7 @@ class Pipeline(CorruptionReports):
             for call in waiting:
                 self._answer(call, StoreUnavailable("redis"))
             return
-        if has_socket(connection):
-            self._connection = CallProtocol(
-                connection, self._answer, self._batches_done, self._closed, timeout_s=self._timeout_s
-            )
-        else:
+        if not has_socket(connection):
             self._sent_by_client = True
             await self._redis.connection_pool.release(connection)
 

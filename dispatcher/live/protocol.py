@@ -1,7 +1,7 @@
 """Connections that redis-py opens and this package reads.
 
-This is the one module that touches private attributes of redis-py (`_writer` of a connection);
-tests/lua/test_protocol.py fails where the library changes them.
+This is the one module that touches private attributes of redis-py (`_writer` and `_reader` of a
+connection); tests/lua/test_protocol.py fails where the library changes them.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import hiredis
 import structlog
+from redis.exceptions import ConnectionError as NotConnected
 from redis.exceptions import ResponseError
 
 from dispatcher.core.errors import ReplyLost
@@ -32,8 +33,15 @@ class RedisProtocol(asyncio.Protocol):
     """
 
     def __init__(self, connection: Any) -> None:
+        """Raises redis.exceptions.ConnectionError where the connection has ended by now.
+
+        Redis may have ended it right after the handshake. redis-py's stream knows that, and nobody
+        would tell it to whoever reads in its place: they would wait for ever.
+        """
         self.connection = connection
         self.transport: asyncio.Transport = connection._writer.transport
+        if self.transport.is_closing() or connection._reader.at_eof():
+            raise NotConnected("ended after the handshake")
         self._stream_protocol = self.transport.get_protocol()
         self.transport.set_protocol(self)
         self.parser = hiredis.Reader(encoding="utf-8", replyError=ResponseError)

@@ -131,12 +131,14 @@ class Coordinator:
             await self._halt("after_claim")
             plan = command.plan(attempt, result)
             answer = self._keyed_answer(attempt, plan, result.now_ms)
+            await self._halt("before_commit")
             change = plan.change._replace(fence=authority.fence, is_fallback=authority.is_degraded)
             outcome = await self._commit(decider, keys, attempt, change, answer, deadline)
             if outcome.code is OutcomeCode.OK:
                 await self._halt("after_commit")
                 told = _tellings(keys, attempt, plan, answer.stored if answer else None)
                 await self._settle(decider, told, deadline)
+                await self._halt("after_settle")
                 command.committed(result, plan, self._effects)
                 return Answer(plan.status, plan.body, result.limit)
             await decider.release(keys, attempt)
@@ -237,6 +239,7 @@ class Coordinator:
     async def _settle(self, decider: Decider, told: list[Telling], deadline: Deadline) -> None:
         keys, attempt, *_ = told[0]
         try:
+            await self._halt("before_settle")
             await decider.tell(told)
         except asyncio.CancelledError:
             if not deadline.expired():

@@ -77,6 +77,20 @@ async def test_a_connection_has_the_writer_of_a_stream(connection: Any) -> None:
     assert has_socket(connection)
 
 
+async def test_a_connection_that_ended_after_the_handshake_is_refused(
+    client: Any, connection: Any
+) -> None:
+    """Nobody would tell whoever reads in redis-py's place that it has ended."""
+    await connection.send_command("CLIENT", "ID")
+    number = await connection.read_response()
+    await client.execute_command("CLIENT", "KILL", "ID", number)
+    async with asyncio.timeout(10):
+        while not connection._reader.at_eof():
+            await asyncio.sleep(0)
+    with pytest.raises(redis.exceptions.ConnectionError):
+        _Replies(connection)
+
+
 async def test_a_connection_of_fakeredis_has_no_socket() -> None:
     client = fakeredis.FakeAsyncRedis(server=fakeredis.FakeServer(version=(7,)))
     fake = await client.connection_pool.get_connection()
@@ -249,4 +263,4 @@ def test_no_other_module_touches_private_parts() -> None:
                 continue
             if node.attr not in of_named_tuples:
                 found.setdefault(path.stem, set()).add(node.attr)
-    assert found == {"protocol": {"_writer"}}
+    assert found == {"protocol": {"_writer", "_reader"}}
