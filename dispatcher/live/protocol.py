@@ -57,8 +57,9 @@ class RedisProtocol(asyncio.Protocol):
 
 
 def has_socket(connection: Any) -> bool:
-    """Whether the connection can be read by a RedisProtocol: one of fakeredis has no socket."""
-    return hasattr(connection._writer, "transport")
+    """Whether the connection can be read by a RedisProtocol: one of fakeredis has no socket,
+    though newer ones have something that stands for its transport."""
+    return isinstance(getattr(connection._writer, "transport", None), asyncio.BaseTransport)
 
 
 class Call(NamedTuple):
