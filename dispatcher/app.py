@@ -91,7 +91,6 @@ async def run(
         )
         subscriber = Subscriber(
             str(settings.redis_url),
-            cluster=settings.redis_cluster,
             zones=zones.names(),
             deliver=hub.deliver,
             resync=hub.resync,
@@ -204,6 +203,8 @@ def _websocket_endpoint(
             zones=parts.zones,
             coordinator=parts.coordinator,
             positions=parts.positions,
+            availability=parts.availability,
+            vehicle_types=settings.vehicle_types,
             limits=parts.limits,
             idempotency_required=settings.idempotency_required,
         ),
@@ -272,6 +273,7 @@ def _handlers_and_boundary(
         positions=parts.positions,
         stranded_trips=parts.stranded_trips,
         reads=parts.reads,
+        snapshots=parts.snapshots,
         explanation=parts.explanation,
         operator_reads=parts.operator_reads,
         readiness=readiness.check,

@@ -91,11 +91,17 @@ class Reads:
         return [{**row, "locked_at": iso(millis(row["locked_at"]))} for row in rows]
 
     async def zone_statistics(self, zone: str) -> dict[str, Any]:
-        """Live trips of a zone by state. Raises Refusal invalid_zone."""
+        """Live `trips` of a zone by state, and its `drivers`: those who are online, and of these who
+        has a trip, is free, or unavailable. Raises Refusal invalid_zone."""
         if self._zones.get(zone) is None:
             raise Refusal("invalid_zone")
         rows = await self._database.rows("zone_statistics", zone=zone)
-        return {"zone": zone, "trips": {row["current_status"]: row["trips"] for row in rows}}
+        drivers = await self._database.row("zone_driver_statistics", zone=zone)
+        return {
+            "zone": zone,
+            "trips": {row["current_status"]: row["trips"] for row in rows},
+            "drivers": dict(drivers),
+        }
 
     async def pending_near(self, actor: Actor, limit: int) -> list[dict[str, Any]]:
         """The pending trips that the driver may accept now, nearest first, each with `distance_m`.

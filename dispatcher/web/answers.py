@@ -225,31 +225,43 @@ class OneTrip(Body):
     trip: Trip
 
 
+class OpenOffer(Body):
+    """An offer that a driver may accept until its deadline."""
+
+    trip: Trip
+    deadline_ms: int
+    expires_in_ms: int
+
+
+class DriverState(Body):
+    """A driver as they are; `driver` is null for one who was never online. `keeps_offers_away` says what
+    does, of what they can see and change."""
+
+    model_config = example(
+        {"driver": DRIVER, "trip": None, "offers": [], "keeps_offers_away": ["no_position"]}
+    )
+
+    driver: Driver | None
+    trip: Trip | None
+    offers: list[OpenOffer]
+    keeps_offers_away: list[Obstacle]
+
+
+class CustomerRides(Body):
+    """A customer's trips that are not over, the newest first."""
+
+    model_config = example({"trips": [TRIP], "next": None})
+
+    trips: list[Trip]
+    next: str | None = Field(description="The `after` of the next page; null: this is the last")
+
+
 class PendingTrips(Body):
     """Trips that the driver may accept now, the nearest first."""
 
     model_config = example({"trips": [NEW_TRIP | {"distance_m": 412.7}]})
 
     trips: list[NearTrip]
-
-
-class Alive(Body):
-    """The process lives."""
-
-    model_config = example({"status": "ok"})
-
-    status: Literal["ok"]
-
-
-class Ready(Body):
-    """The server can decide."""
-
-    model_config = example({"status": "ready", "redis": "ok", "postgres": "ok", "stopping": False})
-
-    status: Literal["ready"]
-    redis: str
-    postgres: str
-    stopping: bool
 
 
 # --- refusals

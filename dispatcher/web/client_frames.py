@@ -66,6 +66,18 @@ class TripActionFrame(requests.TripAction):
     id: FrameId | None = absent("Is repeated in the answer")
 
 
+class AvailabilityFrame(requests.Availability):
+    """A driver's change of availability."""
+
+    model_config = example(
+        {"type": "availability", "is_online": True, "idempotency_key": "online-1", "id": 7}
+    )
+
+    type: Literal["availability"]
+    idempotency_key: str | None = absent("As the header over HTTP")
+    id: FrameId | None = absent("Is repeated in the answer")
+
+
 class CancelFrame(requests.Cancellation):
     """A customer or an admin cancels a trip."""
 

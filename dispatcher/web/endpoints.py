@@ -9,7 +9,14 @@ from typing import Final
 from pydantic import BaseModel
 
 from dispatcher.core.actors import Role
-from dispatcher.web import answers, operator_answers, operator_driver_answers, query_parameters, requests
+from dispatcher.web import (
+    answers,
+    health_answers,
+    operator_answers,
+    operator_driver_answers,
+    query_parameters,
+    requests,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,9 +63,18 @@ ENDPOINTS: Final = (
         answer=answers.TripCompleted,
     ),
     Endpoint(
+        "GET", "/api/customer/rides", "rides", "The own live trips, the newest first, in pages",
+        Role.CUSTOMER, query=query_parameters.RidesQuery, answer=answers.CustomerRides,
+    ),
+    Endpoint(
         "GET", "/api/customer/ride/{id}", "customer_trip", "An own trip",
         Role.CUSTOMER, codes=("trip_not_found",), path_parts=query_parameters.TripPath,
         answer=answers.OneTrip,
+    ),
+    Endpoint(
+        "GET", "/api/driver/state", "driver_state",
+        "The own state: active trip, open offers, and what keeps offers away",
+        Role.DRIVER, path_parts=query_parameters.NoParameters, answer=answers.DriverState,
     ),
     Endpoint(
         "GET", "/api/driver/ride/pending", "pending",
@@ -163,9 +179,16 @@ ENDPOINTS: Final = (
         answer=operator_answers.AbandonedTrips,
     ),
     Endpoint(
-        "GET", "/api/admin/zones/{zone}/statistics", "statistics", "Live trips of a zone by state",
+        "GET", "/api/admin/zones/{zone}/statistics", "statistics",
+        "Live trips and online drivers of a zone by state",
         Role.ADMIN, path_parts=query_parameters.ZonePath,
         answer=operator_answers.ZoneStatistics,
+    ),
+    Endpoint(
+        "GET", "/api/admin/zones/{zone}/pending", "zone_pending",
+        "Pending trips of a zone with their waves, the longest waiting first, in pages",
+        Role.ADMIN, query=query_parameters.ZonePendingQuery, codes=("invalid_zone",),
+        answer=operator_answers.PageOfWaitingTrips,
     ),
     Endpoint(
         "GET", "/api/admin/why", "why", "What keeps a driver from a trip, filter by filter",
@@ -178,10 +201,10 @@ ENDPOINTS: Final = (
         codes=("upgrade_required", "missing_token", "invalid_token", "token_expired",
                "origin_not_allowed", "rate_limit_exceeded", "service_unavailable"),
     ),
-    Endpoint("GET", "/healthz", "healthz", "200 while the process lives", answer=answers.Alive),
+    Endpoint("GET", "/healthz", "healthz", "200 while the process lives", answer=health_answers.Alive),
     Endpoint(
         "GET", "/readyz", "readyz", "200 while it can decide",
-        codes=("service_unavailable",), answer=answers.Ready,
+        codes=("service_unavailable",), answer=health_answers.Ready,
     ),
     Endpoint(
         "GET", "/metrics", "metrics", "Metrics in Prometheus' text format", media_type="text/plain"

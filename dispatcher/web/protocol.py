@@ -74,6 +74,7 @@ class ClientFrameType(StrEnum):
     HEARTBEAT = "heartbeat"
     LOCATION = "location"
     TRIP_ACTION = "trip_action"
+    AVAILABILITY = "availability"
     WATCH = "watch"
     UNWATCH = "unwatch"
 
@@ -191,6 +192,7 @@ CLIENT_FRAMES: Final[dict[ClientFrameType, tuple[type[BaseModel], ...]]] = {
     ClientFrameType.HEARTBEAT: (client_frames.HeartbeatFrame,),
     ClientFrameType.LOCATION: (client_frames.FixFrame, client_frames.FixesFrame),
     ClientFrameType.TRIP_ACTION: (client_frames.TripActionFrame, client_frames.CancelFrame),
+    ClientFrameType.AVAILABILITY: (client_frames.AvailabilityFrame,),
     ClientFrameType.WATCH: (client_frames.WatchFrame,),
     ClientFrameType.UNWATCH: (client_frames.UnwatchFrame,),
 }
@@ -202,7 +204,12 @@ SERVER_FRAMES: Final[dict[ServerFrameType, tuple[type[BaseModel], ...]]] = {
     ServerFrameType.DRIVER: (server_frames.DriverFrame,),
     ServerFrameType.DRIVER_LOCATION: (server_frames.DriverLocationFrame,),
     ServerFrameType.ZONE_VIEW: (server_frames.ZoneViewFrame,),
-    ServerFrameType.ACK: (server_frames.TripAck, server_frames.LocationAck, server_frames.Ack),
+    ServerFrameType.ACK: (
+        server_frames.TripAck,
+        server_frames.AvailabilityAck,
+        server_frames.LocationAck,
+        server_frames.Ack,
+    ),
     ServerFrameType.ERROR: (server_frames.ErrorFrame,),
 }
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from datetime import datetime
 from typing import Annotated, Any, Final, Literal, Self, TypeVar
 
@@ -109,6 +109,13 @@ class Place(_RequestBody):
     def lat_lng(self) -> tuple[float, float]:
         """The position as services take it: (lat, lng)."""
         return self.lat, self.lng
+
+
+def check_vehicle_type(vehicle_type: str | None, known: Collection[str]) -> None:
+    """Raises Refusal invalid_vehicle_type, which names those that there are."""
+    if vehicle_type is not None and vehicle_type not in known:
+        message = f"vehicle_type: must be one of {', '.join(known)}."
+        raise Refusal("invalid_vehicle_type", message, field="vehicle_type")
 
 
 class NewTrip(_RequestBody):

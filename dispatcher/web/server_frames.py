@@ -15,11 +15,13 @@ from dispatcher.web.answers import (
     DRIVER,
     NEW_TRIP,
     TRIP,
+    AvailabilityUpdated,
     Body,
     Driver,
     LocationUpdated,
     Metres,
     Moment,
+    OpenOffer,
     Position,
     Problem,
     Trip,
@@ -30,14 +32,6 @@ from dispatcher.web.answers import (
     example,
 )
 from dispatcher.web.client_frames import FrameId
-
-
-class OpenOffer(Body):
-    """An offer that a driver may accept until its deadline."""
-
-    trip: Trip
-    deadline_ms: int
-    expires_in_ms: int
 
 
 class DriverSnapshot(Body):
@@ -157,6 +151,18 @@ class TripAck(TripChanged, _Ack):
         {
             "type": "ack", "id": 3, "status": 200, "replayed": False,
             "response_code": "trip_accepted", "trip": TRIP,
+        }
+    )  # fmt: skip
+
+
+class AvailabilityAck(AvailabilityUpdated, _Ack):
+    """The answer to an `availability`."""
+
+    model_config = example(
+        {
+            "type": "ack", "id": 7, "status": 200, "replayed": False,
+            "response_code": "availability_updated", "driver": DRIVER, "released_trip": None,
+            "keeps_offers_away": ["no_position"],
         }
     )  # fmt: skip
 

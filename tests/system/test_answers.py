@@ -196,11 +196,17 @@ async def _walk(walker: Walker) -> None:
     for name, user in (("customer_trip", "c1"), ("driver_trip", "d1"), ("admin_trip", "a1")):
         assert (await ask(name, user, id=first))["trip"] == answer["trip"]
     assert (await ask("abandoned", "a1", older_than_s=0))["trips"]
-    assert (await ask("statistics", "a1", zone="city"))["trips"] == {"accepted": 1}
+    statistics = await ask("statistics", "a1", zone="city")
+    assert statistics["trips"] == {"accepted": 1}
+    assert statistics["drivers"]["on_trip"] == 1
+    assert (await ask("driver_state", "d1"))["trip"]["id"] == first
+    assert (await ask("driver_state", "nobody"))["driver"] is None
+    assert [trip["id"] for trip in (await ask("rides", "c1"))["trips"]] == [first]
     await step("d1", "cancel", first)
     await ask("assign", "a1", {"trip_request_id": first, "driver_id": "d2"})
     await ask("cancel", "c1", {"trip_request_id": first, "reason": "plans have changed"})
     second = await create()
+    assert (await ask("zone_pending", "a1", zone="city"))["trips"][0]["id"] == second
     await ask("admin_cancel", "a1", {"trip_request_id": second})
     third = await under_way("d1")
     await step("d1", "complete", third)

@@ -6,15 +6,14 @@ import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import pytest
 
 from dispatcher.core.actors import Actor, Role
-from dispatcher.core.zones import Zones
 from dispatcher.service.answers import Answer, RateLimited, refusal_answer
 from dispatcher.web import client_frames, requests, server_frames
-from dispatcher.web.frame_handlers import FrameHandlers
+from dispatcher.web.availability_change import read_availability
 from dispatcher.web.idempotency_key import key_of
 from dispatcher.web.protocol import (
     CLIENT_FRAMES,
@@ -35,11 +34,13 @@ from dispatcher.web.protocol import (
 )
 from tests.unit.http_harness import (
     ACTION,
+    AVAILABILITY,
     CANCEL,
     PLACE,
     TRIP,
     Notes,
     commands_as_notes,
+    frame_handlers_of,
     state,
 )
 
@@ -52,8 +53,7 @@ def _commands() -> Iterator[None]:
 
 async def test_frames_have_the_rules_of_http() -> None:
     notes = Notes()
-    service: Any = notes
-    frames = FrameHandlers(zones=Zones(), coordinator=service, positions=service, limits=service)
+    frames = frame_handlers_of(notes)
     driver, rider = Actor("d1", Role.DRIVER), Actor("c1", Role.CUSTOMER)
     body = {"action": "accept", "trip_request_id": TRIP, "version": 1}
     frame = {"type": "trip_action", "id": 7, "idempotency_key": "k", **body}
@@ -69,6 +69,14 @@ async def test_frames_have_the_rules_of_http() -> None:
     )
     await frames.location(driver, {"type": "location", "id": 1, **PLACE}, None)
     assert notes.calls[-1][1]["points"] == [(40.75, -73.98, None)]
+    change = {"is_online": True, "vehicle_type": "van", "location": PLACE}
+    await frames.availability(
+        driver, {"type": "availability", "id": 2, "idempotency_key": "k", **change}, "ip"
+    )
+    name, got = notes.calls[-1]
+    assert (name, got["is_online"], got["vehicle_type"]) == ("set_availability", True, "van")
+    assert got["location"] == (40.75, -73.98)
+    assert got["key"] == key_of("k", driver, AVAILABILITY, change, required=False)
     heard = len(notes.calls)
     for actor, call, bad, code in (
         (driver, frames.trip_action, {**frame, "version": -1}, "invalid_version"),
@@ -76,6 +84,16 @@ async def test_frames_have_the_rules_of_http() -> None:
         (rider, frames.trip_action, frame, "unknown_action"),
         (rider, frames.location, PLACE, "wrong_role"),
         (driver, frames.location, {"lat": 91, "lng": 0}, "invalid_location"),
+        (rider, frames.availability, {"type": "availability", "is_online": True}, "wrong_role"),
+        (driver, frames.availability, {"type": "availability", "id": 1}, "invalid_body"),
+        (driver, frames.availability, {"is_online": True, "online": 1}, "invalid_body"),
+        (driver, frames.availability, {"vehicle_type": "boat"}, "invalid_vehicle_type"),
+        (
+            driver,
+            frames.availability,
+            {"is_online": True, "idempotency_key": ""},
+            "invalid_idempotency_key",
+        ),
         (driver, frames.trip_action, {**frame, "verison": 1}, "invalid_body"),
         (driver, frames.location, {"type": "location", "points": [PLACE], **PLACE}, "invalid_body"),
         (driver, frames.location, {"type": "location", "id": 1, **PLACE, "heading": 1}, "invalid_body"),
@@ -84,11 +102,10 @@ async def test_frames_have_the_rules_of_http() -> None:
         assert json.loads(answer.body)["response_code"] == code
         assert answer.limit is not None
     assert len(notes.calls) == heard
-    required = FrameHandlers(
-        zones=Zones(), coordinator=service, positions=service, limits=service, idempotency_required=True
-    )
-    answer = await required.trip_action(driver, body, None)
-    assert json.loads(answer.body)["response_code"] == "missing_idempotency_key"
+    required = frame_handlers_of(notes, idempotency_required=True)
+    for call, asked in ((required.trip_action, body), (required.availability, change)):
+        answer = await call(driver, asked, None)
+        assert json.loads(answer.body)["response_code"] == "missing_idempotency_key"
 
 
 # --- the catalogue of frames, and the README's tables of them
@@ -115,6 +132,8 @@ def test_every_frame_of_a_client_is_documented() -> None:
     assert '{"type": "auth", "token": …}' in README
     fields = set(_code(documented["`trip_action`"]))
     assert fields == {*requests.TripAction.model_fields, "idempotency_key"} - {"reason"}
+    fields = set(_code(documented["`availability`"]))
+    assert fields == {*requests.Availability.model_fields, "idempotency_key"}
     fields = set(_code(documented["`location`"]))
     assert fields == {*requests.Fix.model_fields, *requests.Fixes.model_fields}
 
@@ -160,6 +179,9 @@ def test_what_a_client_may_send_is_read(name: ClientFrameType) -> None:
                 asked = read_trip_action(actor, frame, key_required=False)
                 assert (asked.action, asked.trip_id) == (sent["action"], sent["trip_request_id"])
                 assert (asked.key is not None) is ("idempotency_key" in sent)
+            case ClientFrameType.AVAILABILITY:
+                change, key = read_availability(driver, frame, key_required=False)
+                assert (change.is_online, key is not None) == (True, True)
             case ClientFrameType.WATCH:
                 assert read_watched_zone(admin, frame) == sent["zone"]
 
