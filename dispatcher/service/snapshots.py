@@ -80,7 +80,7 @@ class Snapshots:
         driver = replace(driver, trip_id=snapshot["trip"] and snapshot["trip"]["id"])
         fix_ms = await self._last_fix_ms(driver)
         fix_age_ms = None if fix_ms is None else now_ms() - fix_ms
-        return {**snapshot, "keeps_offers_away": driver.hindrances(fix_age_ms, self._fix_age_ms)}
+        return {**snapshot, "keeps_offers_away": driver.obstacles(fix_age_ms, self._fix_age_ms)}
 
     async def _last_fix_ms(self, driver: Driver) -> int | None:
         if self._authorities.of(driver.zone).is_degraded:

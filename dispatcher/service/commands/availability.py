@@ -121,7 +121,7 @@ class ChangeAvailability:
         fix_ms = None if self.changes_zone else claimed.fix_ms
         fix_ms = claimed.now_ms if self.brings_position else fix_ms
         fix_age_ms = None if fix_ms is None else claimed.now_ms - fix_ms
-        return driver_body(after, released, after.hindrances(fix_age_ms, self.max_fix_age_ms))
+        return driver_body(after, released, after.obstacles(fix_age_ms, self.max_fix_age_ms))
 
     def _driver_after(self, before: Driver, at_ms: int) -> Driver:
         is_online = before.is_online if self.is_online is None else self.is_online
