@@ -11,6 +11,7 @@ from dispatcher.jobs.loop import JobLoop
 from dispatcher.jobs.presence_flush import PresenceFlush
 from dispatcher.jobs.reconcile import Reconcile
 from dispatcher.jobs.waves import Waves
+from dispatcher.jobs.webhook_delivery import WebhookDelivery
 
 
 def job_loops(parts: Services) -> list[JobLoop]:
@@ -32,6 +33,7 @@ def job_loops(parts: Services) -> list[JobLoop]:
         waves = JobLoop(Waves(parts.offers, zone))
         parts.effects.wakeups.subscribe(zone, waves.wake)
         loops += (waves, JobLoop(reconcile_job(parts, zone)), JobLoop(absent_drivers_job(parts, zone)))
+        loops += (JobLoop(WebhookDelivery(each, zone)) for each in parts.webhook.deliveries)
     return loops
 
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from dispatcher.config import Settings
 from dispatcher.core.zones import Zones
+from dispatcher.live.deliveries import DeliveryScripts
 from dispatcher.live.keys import keys_of
 from dispatcher.live.pubsub import Publisher
 from dispatcher.live.zone_view import ZoneViewScripts
@@ -37,6 +38,8 @@ from dispatcher.service.rehydration import Rehydration
 from dispatcher.service.snapshots import Snapshots
 from dispatcher.service.stranded_trips import StrandedTrips
 from dispatcher.service.wave_wakeups import WaveWakeups
+from dispatcher.service.webhook import MAX_CALLS, Deliveries, Webhook
+from dispatcher.webhook.receiver import Receiver
 from dispatcher.wings import LedgerWing, LiveWing, open_ledger, open_live
 
 
@@ -59,6 +62,7 @@ class Services:
     explanation: Explanation
     offers: Offers
     matched_rounds: MatchedRounds
+    webhook: Webhook
     presence: Presence
     outages: PresenceOutages
     snapshots: Snapshots
@@ -130,6 +134,8 @@ async def services(settings: Settings, zones: Zones) -> AsyncIterator[Services]:
         routing = OsrmRouting()
         stack.push_async_callback(routing.close)
         matched_rounds = MatchedRounds(zones, live.matching, routing, fix_age_s=settings.fix_max_age_s)
+        webhook = _webhook(settings, live.deliveries)
+        stack.push_async_callback(webhook.close)
         offers = Offers(
             zones=zones,
             scripts=live.offers,
@@ -138,6 +144,7 @@ async def services(settings: Settings, zones: Zones) -> AsyncIterator[Services]:
             coordinator=coordinator,
             offer_log=effects.offer_log,
             matched_rounds=matched_rounds,
+            webhook=webhook,
             fix_age_s=settings.fix_max_age_s,
         )
         reads = Reads(
@@ -154,6 +161,7 @@ async def services(settings: Settings, zones: Zones) -> AsyncIterator[Services]:
             offers=live.offers,
             presence=live.presence,
             views=ZoneViewScripts(live.pipeline),
+            deliveries=live.deliveries,
             fix_age_s=settings.fix_max_age_s,
         )
         explanation = Explanation(
@@ -175,11 +183,29 @@ async def services(settings: Settings, zones: Zones) -> AsyncIterator[Services]:
         )
         live.pipeline.epochs = [keys_of(zone).epoch for zone in zones.names()]
         await asyncio.gather(*(rehydration.warm(zone) for zone in zones.names()))
+        await webhook.begin(zones.names())
         yield Services(
             settings, zones, live, ledger, rehydration, coordinator, limits, positions,
             availability, stranded_trips, reads, operator_reads, explanation, offers, matched_rounds,
-            presence, outages, snapshots, effects,
+            webhook, presence, outages, snapshots, effects,
         )  # fmt: skip
+
+
+def _webhook(settings: Settings, scripts: DeliveryScripts) -> Webhook:
+    secret = settings.webhook_secret.get_secret_value() if settings.webhook_secret else ""
+    return Webhook(
+        scripts,
+        [
+            Deliveries(
+                Receiver(url, secret, timeout_s=settings.webhook_timeout_s, max_calls=MAX_CALLS),
+                scripts,
+                timeout_s=settings.webhook_timeout_s,
+                first_rest_s=settings.webhook_retry_s,
+                max_attempts=settings.webhook_attempts,
+            )
+            for url in dict.fromkeys(settings.webhook_url)
+        ],
+    )
 
 
 def drift_check(settings: Settings, live: LiveWing, ledger: LedgerWing) -> DriftCheck:

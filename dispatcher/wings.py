@@ -14,6 +14,7 @@ from dispatcher.ledger.outage_notices import OutageNotices
 from dispatcher.live.claims import ClaimScripts
 from dispatcher.live.client import connect
 from dispatcher.live.comparison import ComparisonScripts
+from dispatcher.live.deliveries import DeliveryScripts
 from dispatcher.live.inspection import InspectionScripts
 from dispatcher.live.limits import LimitScripts
 from dispatcher.live.matching import MatchScripts
@@ -40,6 +41,7 @@ class LiveWing:
     limits: LimitScripts
     inspection: InspectionScripts
     comparison: ComparisonScripts
+    deliveries: DeliveryScripts
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +77,7 @@ async def open_live(settings: Settings) -> AsyncIterator[LiveWing]:
             LimitScripts(pipeline),
             InspectionScripts(pipeline),
             ComparisonScripts(pipeline),
+            DeliveryScripts(pipeline),
         )
 
 
