@@ -60,12 +60,20 @@ class Reads:
         return trip
 
     async def timeline(self, trip_id: str) -> list[dict[str, Any]]:
-        """The history of a trip, a row a version. Raises Refusal trip_not_found."""
+        """The history of a trip, a row a version; its payload is what replaying it needs. Raises Refusal
+        trip_not_found."""
         zone_of_trip(self._zones, trip_id)
         rows = await self._database.rows("timeline", trip_id=trip_id)
         if not rows:
             raise Refusal("trip_not_found")
-        return [{**row, "created_at": iso(millis(row["created_at"]))} for row in rows]
+        return [
+            {
+                **row,
+                "payload": orjson.loads(row["payload"]),
+                "created_at": iso(millis(row["created_at"])),
+            }
+            for row in rows
+        ]
 
     async def offers(self, trip_id: str) -> list[dict[str, Any]]:
         """Who was asked for a trip, in that order, and what came of it.

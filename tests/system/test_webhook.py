@@ -7,6 +7,7 @@ import asyncio
 import aiohttp
 
 from dispatcher.client import CustomerClient, DriverClient
+from dispatcher.web.operator_answers import DeadLetters
 from tests.harness.servers import Serve, make_token
 from tests.service.test_webhook import PLACE, SECRET, Receiver, open_receiver
 
@@ -45,6 +46,7 @@ async def test_a_sleeping_app_hears_of_its_offer(serve: Serve) -> None:
                     while not (letters := (await (await session.get(path)).json())["dead_letters"]):
                         await asyncio.sleep(0.05)
                 assert [letter["type"] for letter in letters] == ["trip.cancelled"]
+                DeadLetters.model_validate_json(await (await session.get(path)).read())
                 metrics = await (await session.get("/metrics")).text()
             assert "dispatcher_webhook_deliveries_total" in metrics
         async with asyncio.timeout(20):
