@@ -211,8 +211,15 @@ class ZoneList(Body):
     map: MapTiles
 
 
+_WAITING_TRIP: Final = {
+    **NEW_TRIP, "wave": 1, "next_wave_at": "2026-03-01T08:30:15.000Z", "offered_to": ["driver-1"],
+}  # fmt: skip
+
+
 class WaitingTrip(Trip):
     """A pending trip with its last wave of offers (0: none yet; null: Redis does not have the trip)."""
+
+    model_config = example(_WAITING_TRIP)
 
     wave: int | None
     next_wave_at: Moment | None
@@ -222,17 +229,7 @@ class WaitingTrip(Trip):
 class PageOfWaitingTrips(Body):
     """A zone's pending trips, those that have waited longest first."""
 
-    model_config = example(
-        {
-            "zone": "default", "next": None,
-            "trips": [
-                {
-                    **NEW_TRIP, "wave": 1, "next_wave_at": "2026-03-01T08:30:15.000Z",
-                    "offered_to": ["driver-1"],
-                }
-            ],
-        }
-    )  # fmt: skip
+    model_config = example({"zone": "default", "trips": [_WAITING_TRIP], "next": None})
 
     zone: str
     trips: list[WaitingTrip]
