@@ -33,7 +33,10 @@ def job_loops(parts: Services) -> list[JobLoop]:
         waves = JobLoop(Waves(parts.offers, zone))
         parts.effects.wakeups.subscribe(zone, waves.wake)
         loops += (waves, JobLoop(reconcile_job(parts, zone)), JobLoop(absent_drivers_job(parts, zone)))
-        loops += (JobLoop(WebhookDelivery(each, zone)) for each in parts.webhook.deliveries)
+        for deliveries in parts.webhook.deliveries:
+            delivering = JobLoop(WebhookDelivery(deliveries, zone))
+            deliveries.subscribe(zone, delivering.wake)
+            loops.append(delivering)
     return loops
 
 

@@ -30,8 +30,10 @@ class Rests(NamedTuple):
 
 
 class Claimed(NamedTuple):
-    """An entry to deliver: its id in the stream, the number of this attempt (1: the first), its text."""
+    """An entry to deliver: its stream and its id there, the number of this attempt (1: the first), and
+    its text."""
 
+    stream: str
     entry: str
     attempt: int
     text: str
@@ -76,19 +78,26 @@ class DeliveryScripts:
         except ResponseError as error:
             raise _error_of(error) from None
         return pending, [
-            Claimed(entry, attempt, _text_of(_as_dict(fields))) for entry, attempt, fields in rows
+            Claimed(stream, entry, attempt, _text_of(_as_dict(fields)))
+            for entry, attempt, fields in rows
         ]
 
-    async def next_deliveries(self, stream: str, group: str, max_entries: int) -> list[Claimed]:
-        """Entries that nobody has been handed, each to one server. Raises NoGroup."""
+    async def next_deliveries(
+        self, streams: Sequence[str], group: str, max_entries: int
+    ) -> list[Claimed]:
+        """Entries of these streams that nobody has been handed, each to one server: the first streams'
+        first. Raises NoGroup."""
+        found: list[Claimed] = []
         try:
             read = await self._pipeline.command(
-                "XREADGROUP", "GROUP", group, _CONSUMER, "COUNT", max_entries, "STREAMS", stream, ">"
-            )
+                "XREADGROUP", "GROUP", group, _CONSUMER, "COUNT", max(1, max_entries // len(streams)),
+                "STREAMS", *streams, *(">" for _ in streams),
+            )  # fmt: skip
         except ResponseError as error:
             raise _error_of(error) from None
-        entries = read[0][1] if read else ()
-        return [Claimed(entry, 1, _text_of(_as_dict(fields))) for entry, fields in entries]
+        for stream, entries in read or ():
+            found += [Claimed(stream, entry, 1, _text_of(_as_dict(f))) for entry, f in entries]
+        return found
 
     async def create_group(self, stream: str, group: str, *, from_now_on: bool) -> None:
         """Lets a receiver begin: with what comes from now on, or with all that is there."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Final
 
 import structlog
@@ -43,8 +43,8 @@ _MARGIN_MS: Final = 500
 _FAILURES_TO_PAUSE: Final = 5
 _FIRST_PAUSE_S: Final = 1.0
 _LONGEST_PAUSE_S: Final = 60.0
-#: How long it takes until a busy server looks again for what it may deliver.
-_BUSY_S: Final = 0.05
+#: How often a zone is looked at for what is due again.
+_OVERDUE_S: Final = 1.0
 
 OUTCOMES: Final = ("delivered", "failed", "late", "dead")
 
@@ -70,63 +70,95 @@ class Deliveries:
         self._max_attempts = max_attempts
         self._calls: set[asyncio.Task[None]] = set()
         self._reserved = 0
+        self._wakes: dict[str, Callable[[], None]] = {}
+        #: Zones that had more than there was room for.
+        self._wanting: set[str] = set()
+        #: Of each zone: when it was last looked at for what is due again, and how much waits there.
+        self._looked: dict[str, float] = {}
+        self._pending: dict[str, int] = {}
         self._failures = 0
         self._paused_until = 0.0
+
+    def subscribe(self, zone: str, wake: Callable[[], None]) -> None:
+        """`wake` is called when there is something to deliver in a zone, or room for it again."""
+        self._wakes[zone] = wake
+
+    def notify(self, zone: str) -> None:
+        """There is something to deliver in a zone."""
+        if (wake := self._wakes.get(zone)) is not None:
+            wake()
 
     async def begin(self, zone: str) -> None:
         """What happens in a zone from now on is told, unless an earlier server has begun. Raises
         StoreUnavailable."""
-        keys = keys_of(zone)
-        for stream in (keys.unheard, keys.events):
+        for stream in _streams(keys_of(zone)):
             await self._scripts.create_group(stream, self._group, from_now_on=True)
 
-    async def deliver_due(self, zone: str) -> float | None:
-        """Begins to deliver what is due in a zone, as far as there is room; returns when to look again,
-        in s (None: when it is usual). Raises StoreUnavailable."""
+    async def deliver_due(self, zone: str) -> None:
+        """Begins to deliver what is due in a zone, as far as there is room. Raises StoreUnavailable."""
         loop = asyncio.get_running_loop()
+        if self._paused_until > loop.time():
+            return
+        room = self._room()
+        if room <= 0:
+            self._wanting.add(zone)
+            return
         keys = keys_of(zone)
-        # An offer is over soon, so offers come first.
-        for stream in (keys.unheard, keys.events):
-            if self._paused_until > loop.time():
-                return None
-            room = self._room()
-            if room <= 0:
-                return _BUSY_S
-            self._reserved += room  # other zones look at the same time
-            try:
-                claimed = await self._claim(stream, room)
-            finally:
-                self._reserved -= room
-            for entry in claimed:
-                task = loop.create_task(self._deliver(keys, stream, entry))
-                self._calls.add(task)
-                task.add_done_callback(self._calls.discard)
-        return _BUSY_S if self._calls else None
-
-    async def _claim(self, stream: str, room: int) -> list[Claimed]:
-        """What is due again, and then what is new."""
-        group, scripts = self._group, self._scripts
+        self._reserved += room  # other zones look at the same time
         try:
-            pending, claimed = await scripts.claim_deliveries(
-                stream, group, max_entries=room, rests=self._rests, max_pending=_MAX_PENDING
-            )
-            room = min(room - len(claimed), _MAX_PENDING - pending)
-            if room > 0:
-                claimed += await scripts.next_deliveries(stream, group, room)
+            claimed = await self._claim(keys, room)
         except NoGroup:
             # Redis was emptied since this server has begun: all that is there is new.
-            await scripts.create_group(stream, group, from_now_on=False)
-            return []
+            for stream in _streams(keys):
+                await self._scripts.create_group(stream, self._group, from_now_on=False)
+            self._wanting.add(zone)
+            claimed = []
+        finally:
+            self._reserved -= room
+        if claimed:
+            self._wanting.add(zone)  # there may be more
+        for entry in claimed:
+            task = loop.create_task(self._deliver(keys, entry))
+            self._calls.add(task)
+            task.add_done_callback(self._ended)
+
+    async def _claim(self, keys: Keys, room: int) -> list[Claimed]:
+        """What is due again, now and then, and what is new."""
+        claimed: list[Claimed] = []
+        now = asyncio.get_running_loop().time()
+        if now - self._looked.get(keys.zone, 0.0) >= _OVERDUE_S:
+            self._looked[keys.zone] = now
+            pending = 0
+            for stream in _streams(keys):
+                waiting, overdue = await self._scripts.claim_deliveries(
+                    stream, self._group, max_entries=room - len(claimed), rests=self._rests,
+                    max_pending=_MAX_PENDING,
+                )  # fmt: skip
+                pending += waiting
+                claimed += overdue
+                if len(claimed) >= room:
+                    break
+            self._pending[keys.zone] = pending
+        room = min(room - len(claimed), _MAX_PENDING - self._pending.get(keys.zone, 0))
+        if room > 0:
+            claimed += await self._scripts.next_deliveries(_streams(keys), self._group, room)
         return claimed
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._calls.discard(task)
+        if self._wanting and len(self._calls) <= MAX_CALLS // 2:
+            wanting, self._wanting = self._wanting, set()
+            for zone in wanting:
+                self.notify(zone)
 
     def _room(self) -> int:
         # Whether a receiver is back is tried by one call.
         at_once = 1 if self._failures >= _FAILURES_TO_PAUSE else MAX_CALLS
         return at_once - len(self._calls) - self._reserved
 
-    async def _deliver(self, keys: Keys, stream: str, entry: Claimed) -> None:
+    async def _deliver(self, keys: Keys, entry: Claimed) -> None:
         try:
-            outcome = await self._attempt(keys, stream, entry)
+            outcome = await self._attempt(keys, entry.stream, entry)
             self.counts[outcome] += 1
         except StoreUnavailable as error:
             # It was not acknowledged, so it is tried again: the receiver knows it by its id.
@@ -193,6 +225,11 @@ class Deliveries:
         await self.receiver.close()
 
 
+def _streams(keys: Keys) -> tuple[str, str]:
+    """Where the entries are. An offer is over soon, so offers come first."""
+    return keys.unheard, keys.events
+
+
 class Webhook:
     """All receivers, and the offers that are queued for them."""
 
@@ -217,7 +254,9 @@ class Webhook:
             return
         try:
             entries = offer_entries(trip, wave, distances)
-            await self._scripts.queue_offers(keys_of(trip.zone), entries, HTTP)
+            if await self._scripts.queue_offers(keys_of(trip.zone), entries, HTTP):
+                for each in self.deliveries:
+                    each.notify(trip.zone)
         except StoreUnavailable as error:
             log.warning("offers are not queued", trip_id=trip.id, reason=str(error))
 

@@ -25,6 +25,14 @@ from tests.service.test_operator_reads import operator_reads
 
 SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
 FAST = {"webhook_secret": SECRET, "webhook_timeout_s": 0.3, "webhook_retry_s": 0.1}
+
+
+@pytest.fixture(autouse=True)
+def _looks_are_not_spared(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each look is also one for what is due again."""
+    monkeypatch.setattr("dispatcher.service.webhook._OVERDUE_S", 0.0)
+
+
 ZONES = Zones([Zone("default"), Zone("north")])
 
 
