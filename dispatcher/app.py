@@ -269,6 +269,8 @@ def _handlers_and_boundary(
         "dispatcher_routing_fallbacks", "Routing tables that came late or were nonsense.",
         lambda: matching.routing.fallbacks,
     )  # fmt: skip
+    told = parts.webhook.counts
+    metrics.labelled_counter("dispatcher_webhook_deliveries", "Webhook calls.", "outcome", told)
 
     handlers = Handlers(
         zones=parts.zones,

@@ -12,6 +12,7 @@ from dispatcher.jobs.loop import JobLoop
 from dispatcher.jobs.presence_flush import PresenceFlush
 from dispatcher.jobs.reconcile import Reconcile
 from dispatcher.jobs.waves import Waves
+from dispatcher.jobs.webhook_delivery import WebhookDelivery
 from dispatcher.service.event_tail import EventTail
 from dispatcher.service.ledger_offers import LedgerOffers
 
@@ -36,6 +37,10 @@ def job_loops(parts: Services) -> list[JobLoop]:
         waves = JobLoop(Waves(parts.offers, zone))
         parts.effects.wakeups.subscribe(zone, waves.wake)
         loops += (waves, JobLoop(reconcile_job(parts, zone)), JobLoop(absent_drivers_job(parts, zone)))
+        for deliveries in parts.webhook.deliveries:
+            delivering = JobLoop(WebhookDelivery(deliveries, zone))
+            deliveries.subscribe(zone, delivering.wake)
+            loops.append(delivering)
     return loops
 
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from dispatcher.config import Settings
 from dispatcher.core.zones import Zones
+from dispatcher.live.deliveries import DeliveryScripts
 from dispatcher.live.keys import keys_of
 from dispatcher.live.pubsub import Publisher
 from dispatcher.live.zone_view import ZoneViewScripts
@@ -45,6 +46,8 @@ from dispatcher.service.rehydration import Rehydration
 from dispatcher.service.snapshots import Snapshots
 from dispatcher.service.stranded_trips import StrandedTrips
 from dispatcher.service.wave_wakeups import WaveWakeups
+from dispatcher.service.webhook import MAX_CALLS, Deliveries, Webhook
+from dispatcher.webhook.receiver import Receiver
 from dispatcher.wings import LedgerWing, LiveWing, open_ledger, open_live
 
 
@@ -67,6 +70,7 @@ class Services:
     explanation: Explanation
     offers: Offers
     matched_rounds: MatchedRounds
+    webhook: Webhook
     presence: Presence
     outages: PresenceOutages
     snapshots: Snapshots
@@ -163,6 +167,8 @@ async def services(settings: Settings, zones: Zones) -> AsyncIterator[Services]:
         routing = OsrmRouting()
         stack.push_async_callback(routing.close)
         matched_rounds = MatchedRounds(zones, live.matching, routing, fix_age_s=settings.fix_max_age_s)
+        webhook = _webhook(settings, live.deliveries)
+        stack.push_async_callback(webhook.close)
         offers = Offers(
             zones=zones,
             scripts=live.offers,
@@ -172,6 +178,7 @@ async def services(settings: Settings, zones: Zones) -> AsyncIterator[Services]:
             offer_log=effects.offer_log,
             matched_rounds=matched_rounds,
             authorities=authorities,
+            webhook=webhook,
             fix_age_s=settings.fix_max_age_s,
         )
         reads = Reads(
@@ -189,6 +196,7 @@ async def services(settings: Settings, zones: Zones) -> AsyncIterator[Services]:
             offers=live.offers,
             presence=live.presence,
             views=ZoneViewScripts(live.pipeline),
+            deliveries=live.deliveries,
             fix_age_s=settings.fix_max_age_s,
         )
         explanation = Explanation(
@@ -213,11 +221,29 @@ async def services(settings: Settings, zones: Zones) -> AsyncIterator[Services]:
         # Zones whose Redis another server cannot reach are loaded once they are given back.
         mine = [zone for zone in zones.names() if not authorities.of(zone).is_degraded]
         await asyncio.gather(*(rehydration.warm(zone) for zone in mine))
+        await webhook.begin(mine)
         yield Services(
             settings, zones, live, ledger, rehydration, coordinator, limits, positions,
             availability, stranded_trips, reads, operator_reads, explanation, offers, matched_rounds,
-            presence, outages, snapshots, effects, authorities, hub, rows, outbox,
+            webhook, presence, outages, snapshots, effects, authorities, hub, rows, outbox,
         )  # fmt: skip
+
+
+def _webhook(settings: Settings, scripts: DeliveryScripts) -> Webhook:
+    secret = settings.webhook_secret.get_secret_value() if settings.webhook_secret else ""
+    return Webhook(
+        scripts,
+        [
+            Deliveries(
+                Receiver(url, secret, timeout_s=settings.webhook_timeout_s, max_calls=MAX_CALLS),
+                scripts,
+                timeout_s=settings.webhook_timeout_s,
+                first_rest_s=settings.webhook_retry_s,
+                max_attempts=settings.webhook_attempts,
+            )
+            for url in dict.fromkeys(settings.webhook_url)
+        ],
+    )
 
 
 def drift_check(settings: Settings, live: LiveWing, ledger: LedgerWing) -> DriftCheck:

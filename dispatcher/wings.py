@@ -12,6 +12,7 @@ from dispatcher.ledger.database import Database
 from dispatcher.ledger.outage_notices import OutageNotices
 from dispatcher.live.claims import ClaimScripts
 from dispatcher.live.comparison import ComparisonScripts
+from dispatcher.live.deliveries import DeliveryScripts
 from dispatcher.live.deployment import open_pipeline
 from dispatcher.live.inspection import InspectionScripts
 from dispatcher.live.limits import LimitScripts
@@ -41,6 +42,7 @@ class LiveWing:
     inspection: InspectionScripts
     comparison: ComparisonScripts
     mending: Mending
+    deliveries: DeliveryScripts
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +80,7 @@ async def open_live(settings: Settings) -> AsyncIterator[LiveWing]:
             InspectionScripts(pipeline),
             ComparisonScripts(pipeline),
             mending,
+            DeliveryScripts(pipeline),
         )
 
 

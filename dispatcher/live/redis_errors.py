@@ -77,7 +77,9 @@ def error_of(error: Exception) -> Exception:
     # redis-py cuts the code off where it has a class for it. Each future gets an exception of its own.
     if isinstance(error, StoreUnavailable):
         return type(error)(*error.args)
-    is_unavailable = isinstance(error, UNAVAILABLE_ERRORS) or str(error).startswith(UNAVAILABLE_CODES)
+    # BUSY is one of them, and BUSYGROUP is not.
+    code = str(error).partition(" ")[0]
+    is_unavailable = isinstance(error, UNAVAILABLE_ERRORS) or code in UNAVAILABLE_CODES
     if is_unavailable:
         return StoreUnavailable(str(error))
     if is_corrupt(str(error)):

@@ -22,6 +22,7 @@ from dispatcher.service.coordinator import Coordinator
 from dispatcher.service.matched_rounds import MatchedRound, MatchedRounds, MatchedTrip
 from dispatcher.service.offer_log import OfferLog, OfferOutcome, OfferRow
 from dispatcher.service.rehydration import Rehydration
+from dispatcher.service.webhook import Webhook
 
 log = structlog.get_logger("dispatcher.offers")
 
@@ -44,6 +45,7 @@ class Offers:
         offer_log: OfferLog,
         matched_rounds: MatchedRounds,
         authorities: Authorities,
+        webhook: Webhook,
         fix_age_s: int,
     ) -> None:
         self._zones = zones
@@ -54,6 +56,7 @@ class Offers:
         self._offer_log = offer_log
         self._rounds = matched_rounds
         self._authorities = authorities
+        self._webhook = webhook
         self._fix_age_ms = fix_age_s * 1000
 
     async def run_due(self, zone_name: str) -> int | None:
@@ -143,6 +146,7 @@ class Offers:
             )
             for driver in result.offered
         )  # fmt: skip
+        await self._webhook.offered(trip, result, distances)
         if result.code is WaveCode.EXHAUSTED:
             answer = await self._coordinator.execute(expire_trip(self._zones, trip.id))
             log.info("trip expired", trip_id=trip.id, waves=result.wave, status=answer.status)

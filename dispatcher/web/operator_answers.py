@@ -34,9 +34,6 @@ OFFER: Final[dict[str, Any]] = {
     "deadline": "2026-03-01T08:30:15.000Z", "outcome": "accepted",
     "outcome_at": "2026-03-01T08:30:07.412Z", "score": None,
 }  # fmt: skip
-_WAITING_TRIP: Final[dict[str, Any]] = {
-    **NEW_TRIP, "wave": 1, "next_wave_at": "2026-03-01T08:30:15.000Z", "offered_to": ["driver-1"],
-}  # fmt: skip
 _TRIP_OFFER: Final = {"driver_id": "driver-1", **OFFER}
 
 
@@ -214,6 +211,11 @@ class ZoneList(Body):
     map: MapTiles
 
 
+_WAITING_TRIP: Final = {
+    **NEW_TRIP, "wave": 1, "next_wave_at": "2026-03-01T08:30:15.000Z", "offered_to": ["driver-1"],
+}  # fmt: skip
+
+
 class WaitingTrip(Trip):
     """A pending trip with its last wave of offers (0: none yet; null: Redis does not have the trip)."""
 
@@ -227,14 +229,33 @@ class WaitingTrip(Trip):
 class PageOfWaitingTrips(Body):
     """A zone's pending trips, those that have waited longest first."""
 
-    model_config = example(
-        {
-            "zone": "default", "next": None, "trips": [_WAITING_TRIP],
-        }
-    )  # fmt: skip
+    model_config = example({"zone": "default", "trips": [_WAITING_TRIP], "next": None})
 
     zone: str
     trips: list[WaitingTrip]
+    next: Next
+
+
+class DeadLetter(Body):
+    """A message that a receiver of the webhook has not taken; `body` is what was sent."""
+
+    id: str
+    at: Moment
+    receiver: str
+    message_id: str
+    type: str
+    attempts: int
+    error: str
+    body: str
+
+
+class DeadLetters(Body):
+    """What receivers have not taken in a zone, the latest first."""
+
+    model_config = example({"zone": "default", "dead_letters": [], "next": None})
+
+    zone: str
+    dead_letters: list[DeadLetter]
     next: Next
 
 
