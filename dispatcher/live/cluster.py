@@ -18,8 +18,6 @@ from dispatcher.live.topology import Node, Topology
 
 log = structlog.get_logger("dispatcher.cluster")
 
-# A script's first key stands behind its digest and the number of its keys; any other command's is first.
-_SCRIPTS: Final = ("EVALSHA", "EVAL")
 #: What is asked of a node itself, whatever it holds.
 _KEYLESS: Final = ("ASKING", "INFO", "SCAN")
 #: A node without an address of its own is where it was asked.
@@ -63,7 +61,7 @@ class ClusterPipeline(Pipeline):
         self._assign()
 
     def put(self, call: Call) -> None:
-        node = self._topology.owner(_key_of(call))
+        node = self._topology.owner(call.key)
         if node is None:
             self._topology.suspect()
             if not call.reply.done():
@@ -233,7 +231,7 @@ class _Lane(Pipeline):
         moved: list[Call] = []
         stays: list[Call] = []
         for call in self._waiting:
-            is_here = call.command[0] in _KEYLESS or self._cluster.node_of(_key_of(call)) == self.node
+            is_here = call.command[0] in _KEYLESS or self._cluster.node_of(call.key) == self.node
             (stays if is_here else moved).append(call)
         self._waiting = stays
         return moved
@@ -262,11 +260,6 @@ class _Lane(Pipeline):
 
     def corrupt(self, names: Sequence[str], reason: Exception | str) -> CorruptState:
         return self._cluster.corrupt(names, reason)
-
-
-def _key_of(call: Call) -> str:
-    command = call.command
-    return str(command[3 if command[0] in _SCRIPTS else 1])
 
 
 def _unheard() -> asyncio.Future[Any]:

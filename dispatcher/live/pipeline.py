@@ -149,10 +149,8 @@ class Pipeline(CorruptionReports):
                     self._run_id = await check_zones(
                         connection, lambda: self.epochs, self._scripts.texts["mark_cold"]
                     )
-                    self._connection = CallProtocol(
-                        connection, self._answer, self._batches_done, self._closed,
-                        timeout_s=self._timeout_s,
-                    )  # fmt: skip
+                    ends = (self._answer, self._batches_done, self._closed)
+                    self._connection = CallProtocol(connection, *ends, timeout_s=self._timeout_s)
         except (RedisError, OSError, TimeoutError) as error:
             if connection is not None:
                 await connection.disconnect(nowait=True)
