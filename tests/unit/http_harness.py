@@ -138,6 +138,10 @@ class Notes:
         self.calls.append(("pending", (zone, after, limit)))
         return {"zone": zone, "trips": [], "next": None}
 
+    async def dead_letters(self, zone: str, after: str | None, limit: int) -> dict[str, Any]:
+        self.calls.append(("dead_letters", (zone, after, limit)))
+        return {"zone": zone, "dead_letters": [], "next": None}
+
     async def why(self, trip_id: str, driver_id: str) -> dict[str, Any]:
         self.calls.append(("why", (trip_id, driver_id)))
         return {"verdict": {"codes": ["would_be_offered"]}}
