@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import secrets
 from collections.abc import AsyncIterator
@@ -174,7 +173,7 @@ async def services(settings: Settings, zones: Zones) -> AsyncIterator[Services]:
             fix_age_s=settings.fix_max_age_s,
         )
         live.pipeline.epochs = [keys_of(zone).epoch for zone in zones.names()]
-        await asyncio.gather(*(rehydration.warm(zone) for zone in zones.names()))
+        await rehydration.warm_all(zones.names())
         yield Services(
             settings, zones, live, ledger, rehydration, coordinator, limits, positions,
             availability, stranded_trips, reads, operator_reads, explanation, offers, matched_rounds,
