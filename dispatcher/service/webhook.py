@@ -238,8 +238,13 @@ class Webhook:
         self.deliveries = list(deliveries)
 
     async def begin(self, zones: Iterable[str]) -> None:
-        """Lets every receiver begin. Raises StoreUnavailable."""
-        await asyncio.gather(*(each.begin(zone) for each in self.deliveries for zone in zones))
+        """Lets every receiver begin, later where a zone's Redis is away."""
+        begins = [each.begin(zone) for each in self.deliveries for zone in zones]
+        for error in await asyncio.gather(*begins, return_exceptions=True):
+            if isinstance(error, StoreUnavailable):
+                log.warning("webhook begins later", reason=str(error))
+            elif error is not None:
+                raise error
 
     def counts(self) -> dict[str, float]:
         """Attempts of all receivers by what came of them."""
