@@ -11,6 +11,7 @@ import structlog
 from redis.exceptions import RedisError
 
 from dispatcher.core.errors import CorruptState, ReplyLost, StoreUnavailable
+from dispatcher.core.stragglers import gather_soon
 from dispatcher.live.pipeline import Pipeline
 from dispatcher.live.protocol import REPLY_TIMEOUT_S, Call
 from dispatcher.live.scripts import LuaScripts
@@ -28,6 +29,8 @@ _REDIRECTION: Final = re.compile(
 _FAILING_OVER: Final = ("CLUSTERDOWN", "LOADING", "MASTERDOWN", "READONLY")
 #: Nodes that disagree about a slot send a call to each other; a failover settles that.
 _MAX_REDIRECTS: Final = 5
+#: How long a start waits for the scripts of all nodes, once one has them.
+_LOAD_S: Final = 1.0
 #: A node that is silent this long may have a successor already. Its calls may still be answered.
 _SILENT_S: Final = 0.5
 
@@ -84,14 +87,12 @@ class ClusterPipeline(Pipeline):
 
     async def load_scripts(self) -> None:
         """Makes every script known to every primary that answers. Raises where none does."""
-        nodes = list(self._topology.primaries())
-        ends = await asyncio.gather(
-            *(self._lane(node).load_scripts() for node in nodes), return_exceptions=True
-        )
+        loads = [self._lane(node).load_scripts() for node in self._topology.primaries()]
+        # Whoever lacks a script is given it later, so that one that hangs is not waited for.
+        ends = await gather_soon(loads, rest_s=_LOAD_S)
         errors = [end for end in ends if end is not None]
         for error in errors:
-            # Whatever lacks a script later is given it then.
-            if not isinstance(error, (RedisError, OSError, TimeoutError)) or len(errors) == len(nodes):
+            if not isinstance(error, (RedisError, OSError, TimeoutError)) or len(errors) == len(ends):
                 raise error
             log.warning("scripts not loaded into a node", error=str(error))
 

@@ -241,11 +241,15 @@ class Webhook:
 
     async def begin(self, zones: Iterable[str]) -> None:
         """Lets every receiver begin; a zone in trouble begins once it is out of it."""
-        for zone in zones:
-            try:
-                await asyncio.gather(*(each.begin(zone) for each in self.deliveries))
-            except Exception as error:  # whatever it is, it is this zone's
+        names = list(zones)
+        tries = (self._begin(zone) for zone in names)
+        for zone, error in zip(names, await asyncio.gather(*tries, return_exceptions=True), strict=True):
+            if error is not None:  # whatever it is, it is this zone's
                 log.warning("webhook begins later", zone=zone, reason=str(error))
+
+    async def _begin(self, zone: str) -> None:
+        for each in self.deliveries:
+            await each.begin(zone)
 
     def counts(self) -> dict[str, float]:
         """Attempts of all receivers by what came of them."""
