@@ -63,9 +63,13 @@ async def run(
     authenticator = Authenticator.from_settings(settings)
     zones = load_zones(settings.zones_file)
     async with _closed_in_time(services(settings, zones), stop) as parts:
-        hub = Hub()
+        hub = parts.hub
         readiness = Readiness(
-            zones=zones, state=parts.live.state, database=parts.ledger.database, stop=stop
+            zones=zones,
+            state=parts.live.state,
+            database=parts.ledger.database,
+            authorities=parts.authorities,
+            stop=stop,
         )
         metrics, door = Metrics(place), _door(settings)
         metrics.gauge("dispatcher_connections", "Open connections.", lambda: len(door))
@@ -265,6 +269,8 @@ def _handlers_and_boundary(
         "dispatcher_routing_fallbacks", "Routing tables that came late or were nonsense.",
         lambda: matching.routing.fallbacks,
     )  # fmt: skip
+    told = parts.webhook.counts
+    metrics.labelled_counter("dispatcher_webhook_deliveries", "Webhook calls.", "outcome", told)
 
     handlers = Handlers(
         zones=parts.zones,

@@ -12,6 +12,7 @@ from dispatcher.ledger.database import Database
 from dispatcher.ledger.outage_notices import OutageNotices
 from dispatcher.live.claims import ClaimScripts
 from dispatcher.live.comparison import ComparisonScripts
+from dispatcher.live.deliveries import DeliveryScripts
 from dispatcher.live.deployment import open_pipeline
 from dispatcher.live.inspection import InspectionScripts
 from dispatcher.live.limits import LimitScripts
@@ -41,6 +42,7 @@ class LiveWing:
     inspection: InspectionScripts
     comparison: ComparisonScripts
     mending: Mending
+    deliveries: DeliveryScripts
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +59,9 @@ async def open_live(settings: Settings) -> AsyncIterator[LiveWing]:
     """Connects to Redis, and lets go of it once everything was sent."""
     assert settings.redis_url is not None
     async with contextlib.AsyncExitStack() as stack:
-        pipeline = await stack.enter_async_context(open_pipeline(settings.redis_url))
+        pipeline = await stack.enter_async_context(
+            open_pipeline(settings.redis_url, timeout_s=settings.redis_timeout_s, breaks=True)
+        )
         mending = Mending(pipeline)
         pipeline.on_corrupt = mending.suspect
         stack.push_async_callback(mending.close)
@@ -76,6 +80,7 @@ async def open_live(settings: Settings) -> AsyncIterator[LiveWing]:
             InspectionScripts(pipeline),
             ComparisonScripts(pipeline),
             mending,
+            DeliveryScripts(pipeline),
         )
 
 

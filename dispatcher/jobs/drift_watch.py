@@ -11,6 +11,7 @@ import structlog
 from dispatcher.live.comparison import ComparisonScripts
 from dispatcher.live.keys import keys_of
 from dispatcher.live.mending import Mending
+from dispatcher.service.authorities import Authorities
 from dispatcher.service.drift import DriftCheck, DriftKind
 
 log = structlog.get_logger("dispatcher.drift")
@@ -32,6 +33,7 @@ class DriftWatch:
         scripts: ComparisonScripts,
         mending: Mending,
         zones: Sequence[str],
+        authorities: Authorities,
         node: str,
         interval_s: float,
     ) -> None:
@@ -40,6 +42,7 @@ class DriftWatch:
         self._scripts = scripts
         self._mending = mending
         self._zones = list(zones)
+        self._authorities = authorities
         self._node = node
         self._every_ms = int(interval_s * 900)  # below the interval, whose rests vary by a tenth
         self._turn = 0
@@ -56,6 +59,8 @@ class DriftWatch:
     async def run(self) -> None:
         zone = self._zones[self._turn % len(self._zones)]
         self._turn += 1
+        if self._authorities.of(zone).is_degraded:
+            return  # it differs, as it should
         if not await self._scripts.begin_look(keys_of(zone), self._node, every_ms=self._every_ms):
             self._found[zone] = Counter()
             return

@@ -65,6 +65,10 @@ class Attempt(NamedTuple):
     limits: Sequence[Limit] = ()
     resolved: frozenset[Resolved] = frozenset()
 
+    def resolve(self, what: Resolved) -> Attempt:
+        """The same attempt, knowing more."""
+        return self._replace(resolved=self.resolved | {what})
+
     @property
     def entry(self) -> str:
         """The member of the zone's `claims`: enough for a sweeper to look at the right rows."""

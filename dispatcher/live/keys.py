@@ -26,6 +26,8 @@ class Keys:
         self.matching = prefix + "matching"
         self.turned_down = prefix + "turned-down"
         self.events = prefix + "events"
+        self.unheard = prefix + "unheard"
+        self.dead_letters = prefix + "dead-letters"
         self.ready = prefix + "ready"
         self.push = prefix + "push"
 

@@ -46,6 +46,11 @@ class Fix(NamedTuple):
     lng: float
     at_ms: int
 
+    @classmethod
+    def of(cls, lat: float | None, lng: float | None, at_ms: int | None) -> Fix | None:
+        """A fix of what may not be known."""
+        return None if lat is None or lng is None or at_ms is None else cls(lat, lng, at_ms)
+
 
 class StateScripts:
     """What Redis holds of trips, drivers, answers and the zone itself. All raise StoreUnavailable."""
