@@ -40,7 +40,7 @@ from dispatcher.zones_file import load_zones
 
 log = structlog.get_logger("dispatcher")
 
-#: Seconds after the drain window by when the steps of a stop are given up (STOPPED_AFTER_WINDOW_S in all).
+#: When the steps of a stop are given up, in s after the window (STOPPED_AFTER_WINDOW_S for all).
 _ANSWERED_S: Final = 2.5
 _SAVED_S: Final = 3.0
 _CLOSED_S: Final = 3.2
