@@ -261,14 +261,13 @@ def _handlers_and_boundary(
     metrics.counter(
         "dispatcher_match_planning_seconds", "Time planning them took.", lambda: matching.planning_s
     )
-    metrics.counter(
-        "dispatcher_match_failures", "Rounds that failed: the nearest were asked.",
-        lambda: matching.failures,
-    )  # fmt: skip
+    metrics.counter("dispatcher_match_failures", "Rounds that failed.", lambda: matching.failures)
     metrics.counter(
         "dispatcher_routing_fallbacks", "Routing tables that came late or were nonsense.",
         lambda: matching.routing.fallbacks,
     )  # fmt: skip
+    mending = parts.live.mending
+    metrics.counter("dispatcher_values_dropped", "Corrupt values in Redis.", lambda: mending.dropped)
     told = parts.webhook.counts
     metrics.labelled_counter("dispatcher_webhook_deliveries", "Webhook calls.", "outcome", told)
 
