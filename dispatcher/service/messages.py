@@ -3,22 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, TypedDict
+from typing import Any
 
 import orjson
 
 from dispatcher.core.actors import Actor, Role, address_of
-from dispatcher.core.drivers import Driver, Hindrance
+from dispatcher.core.drivers import Driver
+from dispatcher.core.obstacles import Obstacle
 from dispatcher.core.times import iso
 from dispatcher.core.transitions import Event
 from dispatcher.core.trips import Trip
-
-
-class DriverFrame(TypedDict):
-    """An operator has changed the driver's availability: what it is from now on."""
-
-    type: str
-    driver: dict[str, Any]
 
 
 def event_payload(token: str, trip: Trip, **more: Any) -> str:
@@ -42,14 +36,14 @@ def trip_body(response_code: str, trip: orjson.Fragment) -> bytes:
     return orjson.dumps({"response_code": response_code, "trip": trip})
 
 
-def driver_body(driver: Driver, released: Trip | None, hindrances: Sequence[Hindrance]) -> bytes:
-    """The body of a change of availability; `hindrances` are what keeps offers away."""
+def driver_body(driver: Driver, released: Trip | None, obstacles: Sequence[Obstacle]) -> bytes:
+    """The body of a change of availability; `obstacles` are what keeps offers away."""
     return orjson.dumps(
         {
             "response_code": "availability_updated",
             "driver": driver.to_json(),
             "released_trip": released.to_json() if released else None,
-            "keeps_offers_away": hindrances,
+            "keeps_offers_away": obstacles,
         }
     )
 
@@ -96,6 +90,6 @@ def trip_messages(
 def driver_messages(driver: Driver, others: str) -> str:
     """`others`, a list of messages or empty, and one that tells a driver their new state: somebody
     else has changed it."""
-    frame: DriverFrame = {"type": "driver", "driver": driver.to_json()}
+    frame = {"type": "driver", "driver": driver.to_json()}
     message = orjson.dumps([[[address_of(Role.DRIVER, driver.user_id)], frame]]).decode()
     return f"{others[:-1]},{message[1:]}" if others else message

@@ -13,8 +13,9 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, WithJsonSc
 
 from dispatcher.core import trips
 from dispatcher.core.actors import USER_ID
-from dispatcher.core.drivers import AvailabilityStatus, Hindrance
+from dispatcher.core.drivers import AvailabilityStatus
 from dispatcher.core.errors import PROBLEMS
+from dispatcher.core.obstacles import Obstacle
 from dispatcher.core.trips import Status
 
 TripId = Annotated[str, StringConstraints(pattern=f"^{trips.TRIP_ID.pattern}$")]
@@ -34,12 +35,30 @@ Version = Annotated[int, Field(ge=0, description="0 at first; each change adds o
 class Body(BaseModel):
     """What all answers have in common: every field is there, and there is no other."""
 
-    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
+    # Built when it is first asked for: a server starts without its description.
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True, defer_build=True)
 
 
 def example(of: dict[str, Any]) -> ConfigDict:
-    """The configuration of a model that has this example."""
-    return ConfigDict(json_schema_extra={"examples": [of]})
+    """The configuration of a model that has this example.
+
+    A model that inherits it and asks for more fields has another example, or none.
+    """
+
+    def show(schema: dict[str, Any]) -> None:
+        if of.keys() >= set(schema.get("required", ())):
+            schema["examples"] = [of]
+
+    return ConfigDict(json_schema_extra=show, defer_build=True)
+
+
+def absent(description: str) -> Any:
+    """A field that may be missing. Its default is of no interest to anybody."""
+    return Field(None, description=description, json_schema_extra=_without_default)
+
+
+def _without_default(schema: dict[str, Any]) -> None:
+    schema.pop("default", None)
 
 
 # --- what answers are made of
@@ -200,7 +219,7 @@ class AvailabilityUpdated(Body):
     response_code: Literal["availability_updated"]
     driver: Driver
     released_trip: Trip | None
-    keeps_offers_away: list[Hindrance]
+    keeps_offers_away: list[Obstacle]
 
 
 # --- questions
@@ -214,6 +233,37 @@ class OneTrip(Body):
     trip: Trip
 
 
+class OpenOffer(Body):
+    """An offer that a driver may accept until its deadline."""
+
+    trip: Trip
+    deadline_ms: int
+    expires_in_ms: int
+
+
+class DriverState(Body):
+    """A driver as they are; `driver` is null for one who was never online. `keeps_offers_away` says what
+    does, of what they can see and change."""
+
+    model_config = example(
+        {"driver": DRIVER, "trip": None, "offers": [], "keeps_offers_away": ["no_position"]}
+    )
+
+    driver: Driver | None
+    trip: Trip | None
+    offers: list[OpenOffer]
+    keeps_offers_away: list[Obstacle]
+
+
+class CustomerRides(Body):
+    """A customer's trips that are not over, the newest first."""
+
+    model_config = example({"trips": [TRIP], "next": None})
+
+    trips: list[Trip]
+    next: str | None = Field(description="The `after` of the next page; null: this is the last")
+
+
 class PendingTrips(Body):
     """Trips that the driver may accept now, the nearest first."""
 
@@ -222,32 +272,13 @@ class PendingTrips(Body):
     trips: list[NearTrip]
 
 
-class Alive(Body):
-    """The process lives."""
-
-    model_config = example({"status": "ok"})
-
-    status: Literal["ok"]
-
-
-class Ready(Body):
-    """The server can decide."""
-
-    model_config = example({"status": "ready", "redis": "ok", "postgres": "ok", "stopping": False})
-
-    status: Literal["ready"]
-    redis: str
-    postgres: str
-    stopping: bool
-
-
 # --- refusals
 
 
 class Problem(BaseModel):
     """Any answer of 400 and above (RFC 9457). Apps switch on `response_code`."""
 
-    model_config = ConfigDict(strict=True, extra="allow", frozen=True)
+    model_config = ConfigDict(strict=True, extra="allow", frozen=True, defer_build=True)
 
     type: str = Field(description="`urn:dispatcher:problem:` and the code")
     title: str
@@ -255,8 +286,8 @@ class Problem(BaseModel):
     detail: str
     response_code: str = Field(json_schema_extra={"enum": list(PROBLEMS)})
     message: str = Field(description="The same as `detail`")
-    retry_after: int = Field(0, description="Seconds after which to try again", ge=0)
-    version: int = Field(0, description="The trip's current version")
-    current_status: Status = Field(Status.PENDING, description="The trip's current state")
-    field: str = Field("", description="The field of the request that is wrong")
-    limit_class: str = Field("", description="The limit that is used up")
+    retry_after: int = absent("Seconds after which to try again")
+    version: int = absent("The trip's current version")
+    current_status: Status = absent("The trip's current state")
+    field: str = absent("The field of the request that is wrong")
+    limit_class: str = absent("The limit that is used up")

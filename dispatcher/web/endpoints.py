@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Final
 
 from pydantic import BaseModel
 
 from dispatcher.core.actors import Role
-from dispatcher.web import answers, operator_answers, operator_driver_answers, query_parameters, requests
+from dispatcher.web import (
+    answers,
+    health_answers,
+    operator_answers,
+    operator_driver_answers,
+    query_parameters,
+    requests,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +64,7 @@ ENDPOINTS: Final = (
     ),
     Endpoint(
         "GET", "/api/customer/rides", "rides", "The own live trips, the newest first, in pages",
-        Role.CUSTOMER, query=query_parameters.RidesQuery,
+        Role.CUSTOMER, query=query_parameters.RidesQuery, answer=answers.CustomerRides,
     ),
     Endpoint(
         "GET", "/api/customer/ride/{id}", "customer_trip", "An own trip",
@@ -66,7 +74,7 @@ ENDPOINTS: Final = (
     Endpoint(
         "GET", "/api/driver/state", "driver_state",
         "The own state: active trip, open offers, and what keeps offers away",
-        Role.DRIVER, path_parts=query_parameters.NoParameters,
+        Role.DRIVER, path_parts=query_parameters.NoParameters, answer=answers.DriverState,
     ),
     Endpoint(
         "GET", "/api/driver/ride/pending", "pending",
@@ -179,7 +187,14 @@ ENDPOINTS: Final = (
     Endpoint(
         "GET", "/api/admin/zones/{zone}/pending", "zone_pending",
         "Pending trips of a zone with their waves, the longest waiting first, in pages",
-        Role.ADMIN, query=query_parameters.ZonePendingQuery,
+        Role.ADMIN, query=query_parameters.ZonePendingQuery, codes=("invalid_zone",),
+        answer=operator_answers.PageOfWaitingTrips,
+    ),
+    Endpoint(
+        "GET", "/api/admin/zones/{zone}/dead-letters", "dead_letters",
+        "What receivers of the webhook have not taken, the latest first, in pages",
+        Role.ADMIN, query=query_parameters.DeadLettersQuery, codes=("invalid_zone",),
+        answer=operator_answers.DeadLetters,
     ),
     Endpoint(
         "GET", "/api/admin/why", "why", "What keeps a driver from a trip, filter by filter",
@@ -192,10 +207,10 @@ ENDPOINTS: Final = (
         codes=("upgrade_required", "missing_token", "invalid_token", "token_expired",
                "origin_not_allowed", "rate_limit_exceeded", "service_unavailable"),
     ),
-    Endpoint("GET", "/healthz", "healthz", "200 while the process lives", answer=answers.Alive),
+    Endpoint("GET", "/healthz", "healthz", "200 while the process lives", answer=health_answers.Alive),
     Endpoint(
         "GET", "/readyz", "readyz", "200 while it can decide",
-        codes=("service_unavailable",), answer=answers.Ready,
+        codes=("service_unavailable",), answer=health_answers.Ready,
     ),
     Endpoint(
         "GET", "/metrics", "metrics", "Metrics in Prometheus' text format", media_type="text/plain"
@@ -207,5 +222,23 @@ ENDPOINTS: Final = (
         path_parts=query_parameters.FilePath, codes=("not_found",),
     ),
     Endpoint("GET", "/openapi.json", "openapi", "This description", media_type="application/json"),
+    Endpoint(
+        "GET", "/asyncapi.json", "asyncapi", "The description of the WebSocket",
+        media_type="application/json",
+    ),
     Endpoint("GET", "/docs", "docs", "This description as a page", media_type="text/html"),
+    Endpoint(
+        "GET", "/docs/{file}", "docs_file", "What that page is made of",
+        path_parts=query_parameters.FilePath, codes=("not_found",),
+    ),
 )  # fmt: skip
+
+#: Endpoints that a setting may hide, by its word for them.
+_PAGES: Final = {
+    "metrics": ("metrics",), "openapi": ("openapi", "asyncapi"), "docs": ("docs", "docs_file"),
+}  # fmt: skip
+
+
+def hidden_endpoints(public_pages: Collection[str]) -> set[str]:
+    """The names of the endpoints that are not shown where only these pages are public."""
+    return {name for page, names in _PAGES.items() if page not in public_pages for name in names}

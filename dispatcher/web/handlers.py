@@ -27,7 +27,8 @@ from dispatcher.service.positions import Positions
 from dispatcher.service.reads import Reads
 from dispatcher.service.snapshots import Snapshots
 from dispatcher.service.stranded_trips import StrandedTrips
-from dispatcher.web import api_page, openapi, query_parameters, requests
+from dispatcher.web import query_parameters, requests
+from dispatcher.web.api_page import ApiPageOnDemand
 from dispatcher.web.availability_change import AvailabilityChange
 from dispatcher.web.console_pages import ConsolePages
 from dispatcher.web.responses import HttpResponse, answer_response, content_response, json_response
@@ -36,8 +37,6 @@ from dispatcher.web.responses import HttpResponse, answer_response, content_resp
 Readiness = Callable[[], Awaitable[tuple[bool, dict[str, Any]]]]
 
 _METRICS_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
-#: The page of the API runs no script and loads nothing.
-_PAGE_POLICY: Final = "default-src 'none'; style-src 'unsafe-inline'"
 
 
 class Handlers:
@@ -74,8 +73,7 @@ class Handlers:
         self._readiness = readiness
         self._metrics = metrics
         self._vehicle_types = vehicle_types
-        self._description = openapi.render(vehicle_types)
-        self._page = api_page.render()
+        self._api_page = ApiPageOnDemand(vehicle_types)
         self._console = ConsolePages(tile_url)
         self._map = {"tile_url": tile_url, "attribution": tile_attribution}
 
@@ -162,6 +160,9 @@ class Handlers:
     async def zone_pending(self, _: Actor, query: query_parameters.ZonePendingQuery) -> dict[str, Any]:
         return await self._operator_reads.pending(query.zone, query.after, query.limit)
 
+    async def dead_letters(self, _: Actor, query: query_parameters.DeadLettersQuery) -> dict[str, Any]:
+        return await self._operator_reads.dead_letters(query.zone, query.after, query.limit)
+
     async def trip_offers(self, _: Actor, query: query_parameters.TripOffersQuery) -> dict[str, Any]:
         return await self._operator_reads.trip_offers(query.id, query.after, query.limit)
 
@@ -198,7 +199,7 @@ class Handlers:
     async def readyz(self, _: web.Request) -> HttpResponse:
         is_ready, details = await self._readiness()
         if is_ready:
-            return json_response({"status": "ready", **details})
+            return json_response(details)
         fields = {**details, "status": 503, "state": details.get("status")}
         return answer_response(refusal_answer(Refusal("service_unavailable", **fields)))
 
@@ -206,11 +207,16 @@ class Handlers:
         return content_response(await self._metrics.render(), _METRICS_TYPE)
 
     async def openapi(self, _: web.Request) -> HttpResponse:
-        return content_response(self._description, "application/json")
+        return content_response((await self._api_page.get()).openapi, "application/json")
 
-    async def docs(self, _: web.Request) -> HttpResponse:
-        policy = {"Content-Security-Policy": _PAGE_POLICY}
-        return content_response(self._page, "text/html; charset=utf-8", **policy)
+    async def asyncapi(self, _: web.Request) -> HttpResponse:
+        return content_response((await self._api_page.get()).asyncapi, "application/json")
+
+    async def docs(self, request: web.Request) -> HttpResponse:
+        return (await self._api_page.get()).page(request)
+
+    async def docs_file(self, request: web.Request) -> HttpResponse:
+        return (await self._api_page.get()).file(request, request.match_info["file"])
 
     # --- operators
 

@@ -9,7 +9,18 @@ from pydantic import Field
 from dispatcher.core.actors import Role
 from dispatcher.core.transitions import Event
 from dispatcher.core.trips import Status
-from dispatcher.web.answers import TRIP, Body, Metres, Moment, Trip, TripId, UserId, Version, example
+from dispatcher.web.answers import (
+    NEW_TRIP,
+    TRIP,
+    Body,
+    Metres,
+    Moment,
+    Trip,
+    TripId,
+    UserId,
+    Version,
+    example,
+)
 
 Next = Annotated[str | None, Field(description="The `after` of the next page; null: this is the last")]
 Outcome = Literal["open", "accepted", "declined", "expired", "withdrawn"]
@@ -200,10 +211,73 @@ class ZoneList(Body):
     map: MapTiles
 
 
-class ZoneStatistics(Body):
-    """How many live trips a zone has, by state; a state without any is not named."""
+_WAITING_TRIP: Final = {
+    **NEW_TRIP, "wave": 1, "next_wave_at": "2026-03-01T08:30:15.000Z", "offered_to": ["driver-1"],
+}  # fmt: skip
 
-    model_config = example({"zone": "default", "trips": {"pending": 3, "ongoing": 12}})
+
+class WaitingTrip(Trip):
+    """A pending trip with its last wave of offers (0: none yet; null: Redis does not have the trip)."""
+
+    model_config = example(_WAITING_TRIP)
+
+    wave: int | None
+    next_wave_at: Moment | None
+    offered_to: list[UserId]
+
+
+class PageOfWaitingTrips(Body):
+    """A zone's pending trips, those that have waited longest first."""
+
+    model_config = example({"zone": "default", "trips": [_WAITING_TRIP], "next": None})
+
+    zone: str
+    trips: list[WaitingTrip]
+    next: Next
+
+
+class DeadLetter(Body):
+    """A message that a receiver of the webhook has not taken; `body` is what was sent."""
+
+    id: str
+    at: Moment
+    receiver: str
+    message_id: str
+    type: str
+    attempts: int
+    error: str
+    body: str
+
+
+class DeadLetters(Body):
+    """What receivers have not taken in a zone, the latest first."""
+
+    model_config = example({"zone": "default", "dead_letters": [], "next": None})
+
+    zone: str
+    dead_letters: list[DeadLetter]
+    next: Next
+
+
+class DriverStatistics(Body):
+    """Drivers of a zone who are online, and of these who has a trip, is free, or unavailable."""
+
+    online: int = Field(ge=0)
+    on_trip: int = Field(ge=0)
+    free: int = Field(ge=0)
+    unavailable: int = Field(ge=0)
+
+
+class ZoneStatistics(Body):
+    """How many live trips a zone has, by state (one without any is not named), and its drivers."""
+
+    model_config = example(
+        {
+            "zone": "default", "trips": {"pending": 3, "ongoing": 12},
+            "drivers": {"online": 30, "on_trip": 12, "free": 15, "unavailable": 3},
+        }
+    )  # fmt: skip
 
     zone: str
     trips: dict[str, int]
+    drivers: DriverStatistics

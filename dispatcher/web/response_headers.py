@@ -62,9 +62,10 @@ HEADERS: Final[Mapping[str, Mapping[str, Any]]] = {
 def header_names(endpoint: Endpoint, status: int) -> list[str]:
     """The headers that an answer of the endpoint with this status may have."""
     names = [*_REQUEST_ID]
-    if endpoint.role is not None:
+    # Other refusals have them as well, which would fill a page for each endpoint.
+    if endpoint.role is not None and (status < 400 or status == 429):
         names += _LIMIT
-    if endpoint.is_change:
+    if endpoint.is_change and (status < 400 or status == 409):
         names += _CHANGE
     if endpoint.answer is OneTrip and status in (200, 304):
         names += _TRIP

@@ -23,7 +23,6 @@ from redis.exceptions import ResponseError
 
 import dispatcher.live
 from dispatcher.core.errors import StoreUnavailable
-from dispatcher.live import protocol
 from dispatcher.live.client import connect
 from dispatcher.live.pipeline import Pipeline
 from dispatcher.live.protocol import Call, CallProtocol, RedisProtocol, has_socket
@@ -219,9 +218,8 @@ async def test_each_reply_belongs_to_the_oldest_call(connection: Any) -> None:
     assert answered == [(call, call.command[1]) for batch in batches for call in batch]
 
 
-async def test_a_redis_that_is_silent_is_away(client: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(protocol, "_REPLY_TIMEOUT_S", 0.05)
-    pipeline = Pipeline(client)
+async def test_a_redis_that_is_silent_is_away(client: Any) -> None:
+    pipeline = Pipeline(client, timeout_s=0.05)
     assert await pipeline.command("PING") == "PONG"
     with pytest.raises(StoreUnavailable):
         await asyncio.wait_for(pipeline.command("BLPOP", "nothing", 0), 5)

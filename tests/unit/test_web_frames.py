@@ -6,26 +6,31 @@ import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import get_type_hints
+from typing import Literal
 
 import pytest
 
 from dispatcher.core.actors import Actor, Role
 from dispatcher.service.answers import Answer, RateLimited, refusal_answer
-from dispatcher.web import requests
+from dispatcher.web import client_frames, requests, server_frames
+from dispatcher.web.availability_change import read_availability
 from dispatcher.web.idempotency_key import key_of
 from dispatcher.web.protocol import (
+    CLIENT_FRAMES,
+    CLOSE_REASONS,
     SERVER_FRAMES,
-    AckFrame,
     ClientFrameType,
     CloseCode,
-    ErrorFrame,
-    RateLimitField,
     ServerFrameType,
-    WelcomeFrame,
     encode_ack,
     encode_error,
     encode_welcome,
+    frame_id,
+    read_first_token,
+    read_frame,
+    read_positions,
+    read_trip_action,
+    read_watched_zone,
 )
 from tests.unit.http_harness import (
     ACTION,
@@ -137,22 +142,55 @@ def test_every_frame_of_the_server_is_documented() -> None:
     documented = _table("from the server")
     names = [name for first in documented for name in _code(first)]
     assert names == list(ServerFrameType) == list(SERVER_FRAMES)
-    fields = {name: set(SERVER_FRAMES[ServerFrameType(name)].__annotations__) for name in names}
+    fields = {name: set(SERVER_FRAMES[ServerFrameType(name)][0].model_fields) for name in names}
     assert set(_code(documented["`welcome`"])) == fields["welcome"] - {"type"}
     assert set(_code(documented["`offer`, `offer_withdrawn`"])) == fields["offer"] - {"type"}
     assert {"event", "trip"} == fields["trip"] - {"type"}
 
 
 def test_every_close_code_is_documented() -> None:
-    assert {int(code) for code in _table("close code | why")} == set(CloseCode)
+    documented = {int(code): reason for code, reason in _table("close code | why").items()}
+    assert documented == CLOSE_REASONS
+    assert set(CLOSE_REASONS) == set(CloseCode)
 
 
-def test_what_the_server_encodes_has_the_fields_of_the_catalogue() -> None:
-    welcome = json.loads(encode_welcome("c", 120, {}))
-    assert set(welcome) == set(WelcomeFrame.__annotations__)
-    ack = json.loads(encode_ack(7, Answer(200, b'{"response_code":"done"}')))
-    assert set(ack) == {*AckFrame.__annotations__, "response_code"}
+def test_every_frame_has_its_models() -> None:
+    assert list(CLIENT_FRAMES) == list(ClientFrameType)
+    for name, models in [*CLIENT_FRAMES.items(), *SERVER_FRAMES.items()]:
+        for model in models:
+            assert model.model_fields["type"].annotation == Literal[name.value]
+
+
+@pytest.mark.parametrize("name", CLIENT_FRAMES)
+def test_what_a_client_may_send_is_read(name: ClientFrameType) -> None:
+    """The examples of frames are frames, with every field that is read and no other."""
+    driver, customer, admin = (Actor("u1", role) for role in (Role.DRIVER, Role.CUSTOMER, Role.ADMIN))
+    for model in CLIENT_FRAMES[name]:
+        [sent] = model.model_json_schema()["examples"]
+        frame = read_frame(json.dumps(sent))
+        assert frame_id(frame) == sent.get("id")
+        match name:
+            case ClientFrameType.AUTH:
+                assert read_first_token(frame) == sent["token"]
+            case ClientFrameType.LOCATION:
+                assert len(read_positions(driver, frame)) == 1
+            case ClientFrameType.TRIP_ACTION:
+                actor = driver if model is client_frames.TripActionFrame else customer
+                asked = read_trip_action(actor, frame, key_required=False)
+                assert (asked.action, asked.trip_id) == (sent["action"], sent["trip_request_id"])
+                assert (asked.key is not None) is ("idempotency_key" in sent)
+            case ClientFrameType.AVAILABILITY:
+                change, key = read_availability(driver, frame, key_required=False)
+                assert (change.is_online, key is not None) == (True, True)
+            case ClientFrameType.WATCH:
+                assert read_watched_zone(admin, frame) == sent["zone"]
+
+
+def test_what_the_server_encodes_is_what_its_model_says() -> None:
+    server_frames.WelcomeFrame.model_validate_json(encode_welcome("c", 120, {}))
+    server_frames.Ack.model_validate_json(encode_ack(7, Answer(200, b'{"response_code":"heartbeat"}')))
     limited = RateLimited(state("general", 0))
-    error = json.loads(encode_error(None, refusal_answer(limited, limited.state)))
-    assert set(get_type_hints(ErrorFrame)) <= set(error)
-    assert set(error["rate_limit"]) == set(RateLimitField.__annotations__)
+    error = encode_error(None, refusal_answer(limited, limited.state))
+    told = server_frames.ErrorFrame.model_validate_json(error)
+    assert told.rate_limit.remaining == 0
+    assert set(json.loads(error)) <= set(server_frames.ErrorFrame.model_fields)
