@@ -31,6 +31,9 @@ from dispatcher.service.outbox import Outbox
 from dispatcher.service.positions import Positions
 from dispatcher.service.presence import Presence
 from dispatcher.service.presence_outages import PresenceOutages
+from dispatcher.service.queue_log import QueueLog
+from dispatcher.service.queue_looks import QueueLooks
+from dispatcher.service.queues import Queues
 from dispatcher.service.rate_limits import RateLimits
 from dispatcher.service.reads import Reads
 from dispatcher.service.rehydration import Rehydration
@@ -63,6 +66,8 @@ class Services:
     outages: PresenceOutages
     snapshots: Snapshots
     effects: SideEffects
+    queues: Queues
+    queue_log: QueueLog
 
 
 @contextlib.asynccontextmanager
@@ -76,7 +81,10 @@ async def services(settings: Settings, zones: Zones) -> AsyncIterator[Services]:
         database = ledger.database
         node = secrets.token_hex(6)
         outbox = Outbox(settler=live.settler, state=live.state, database=database)
-        rehydration = Rehydration(live.state, database, outbox, lease_ms=settings.claim_lease_ms)
+        queue_log = QueueLog(zones, database)
+        rehydration = Rehydration(
+            live.state, database, outbox, queue_log, lease_ms=settings.claim_lease_ms
+        )
         stack.push_async_callback(rehydration.close)
         limits = RateLimits(settings, live.limits)
         directory = DriverDirectory(database)
@@ -97,6 +105,13 @@ async def services(settings: Settings, zones: Zones) -> AsyncIterator[Services]:
             halt_at=settings.halt_at,
         )
         stack.push_async_callback(coordinator.close)
+        queues = Queues(
+            zones=zones,
+            scripts=live.queues,
+            matching=live.matching,
+            queue_log=queue_log,
+            fix_age_s=settings.fix_max_age_s,
+        )
         positions = Positions(
             scripts=live.positions,
             limit_scripts=live.limits,
@@ -106,6 +121,7 @@ async def services(settings: Settings, zones: Zones) -> AsyncIterator[Services]:
             limits=limits,
             tracking=CustomerTracking(state=live.state, publisher=Publisher(live.pipeline)),
             zones=zones,
+            queue_log=queue_log,
             fix_age_s=settings.fix_max_age_s,
         )
         presence = Presence(
@@ -138,6 +154,7 @@ async def services(settings: Settings, zones: Zones) -> AsyncIterator[Services]:
             coordinator=coordinator,
             offer_log=effects.offer_log,
             matched_rounds=matched_rounds,
+            queues=queues,
             fix_age_s=settings.fix_max_age_s,
         )
         reads = Reads(
@@ -154,6 +171,7 @@ async def services(settings: Settings, zones: Zones) -> AsyncIterator[Services]:
             offers=live.offers,
             presence=live.presence,
             views=ZoneViewScripts(live.pipeline),
+            queues=queues,
             fix_age_s=settings.fix_max_age_s,
         )
         explanation = Explanation(
@@ -170,13 +188,14 @@ async def services(settings: Settings, zones: Zones) -> AsyncIterator[Services]:
             offers=live.offers,
             database=database,
             drivers=drivers,
+            queues=queues,
         )
         live.pipeline.epochs = [keys_of(zone).epoch for zone in zones.names()]
         await asyncio.gather(*(rehydration.warm(zone) for zone in zones.names()))
         yield Services(
             settings, zones, live, ledger, rehydration, coordinator, limits, positions,
             availability, stranded_trips, reads, operator_reads, explanation, offers, matched_rounds,
-            presence, outages, snapshots, effects,
+            presence, outages, snapshots, effects, queues, queue_log,
         )  # fmt: skip
 
 
@@ -185,8 +204,14 @@ def drift_check(settings: Settings, live: LiveWing, ledger: LedgerWing) -> Drift
     looks = Looks(
         scripts=live.comparison,
         state=live.state,
+        queues=queue_looks(live, ledger),
         database=ledger.database,
         fix_age_s=settings.fix_max_age_s,
         presence_ttl_s=settings.presence_ttl_s,
     )
     return DriftCheck(scripts=live.comparison, database=ledger.database, looks=looks)
+
+
+def queue_looks(live: LiveWing, ledger: LedgerWing) -> QueueLooks:
+    """What compares places in queues."""
+    return QueueLooks(scripts=live.comparison, queues=live.queues, database=ledger.database)

@@ -21,6 +21,7 @@ from dispatcher.live.offers import OfferScripts
 from dispatcher.live.pipeline import Pipeline
 from dispatcher.live.positions import PositionScripts
 from dispatcher.live.presence import PresenceScripts
+from dispatcher.live.queues import QueueScripts
 from dispatcher.live.settle import Settler
 from dispatcher.live.state import StateScripts
 
@@ -40,6 +41,7 @@ class LiveWing:
     limits: LimitScripts
     inspection: InspectionScripts
     comparison: ComparisonScripts
+    queues: QueueScripts
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +77,7 @@ async def open_live(settings: Settings) -> AsyncIterator[LiveWing]:
             LimitScripts(pipeline),
             InspectionScripts(pipeline),
             ComparisonScripts(pipeline),
+            QueueScripts(pipeline),
         )
 
 

@@ -32,7 +32,7 @@ KEYED_COMMANDS: Final[dict[str, tuple[str, ...]]] = {
     "RPUSH": ("v",), "SADD": ("m",), "SET": ("v",), "SISMEMBER": ("m",), "SMEMBERS": (), "UNLINK": (),
     "XADD": ("*", "f", "v"), "XRANGE": ("-", "+"), "XREVRANGE": ("+", "-"), "ZADD": ("1", "m"),
     "ZCARD": (), "ZCOUNT": ("0", "1"), "ZRANGE": ("0", "1"), "ZRANGEBYSCORE": ("0", "1"),
-    "ZREM": ("m",), "ZREMRANGEBYSCORE": ("0", "1"), "ZSCAN": ("0",), "ZSCORE": ("m",),
+    "ZRANK": ("m",), "ZREM": ("m",), "ZREMRANGEBYSCORE": ("0", "1"), "ZSCAN": ("0",), "ZSCORE": ("m",),
 }  # fmt: skip
 #: Those on a channel.
 CHANNEL_COMMANDS: Final = {"SPUBLISH": ("message",), "SSUBSCRIBE": ()}
@@ -103,7 +103,7 @@ def _every_key(keys: Keys) -> list[str]:
         keys.matching, keys.turned_down,
         keys.events, keys.ready, keys.trip(_ID), keys.driver(_ID), keys.trip_claim(_ID),
         keys.driver_claim(_ID), keys.geo(_ID), keys.offers(_ID), keys.inbox(_ID), keys.barred(_ID),
-        keys.passed(_ID), keys.raced(_ID), keys.limit(_ID, _ID),
+        keys.passed(_ID), keys.raced(_ID), keys.queue(_ID, _ID), keys.queue_look, keys.limit(_ID, _ID),
         keys.idem(_ID, _ID, _ID), keys.presence(_ID, _ID), keys.connections(_ID),
     ]  # fmt: skip
 

@@ -13,6 +13,7 @@ from dispatcher.ledger import migrate
 from dispatcher.ledger.preflight import check_postgres
 from dispatcher.live.preflight import check_redis
 from dispatcher.service.outbox import Outbox
+from dispatcher.service.queue_log import QueueLog
 from dispatcher.service.rehydration import Rehydration
 from dispatcher.wings import LedgerWing, LiveWing, open_ledger, open_live
 from dispatcher.zones_file import load_zones
@@ -49,7 +50,10 @@ async def open_workbench(settings: Settings) -> AsyncIterator[Workbench]:
         )
     async with open_live(settings) as live, open_ledger(settings) as ledger:
         outbox = Outbox(settler=live.settler, state=live.state, database=ledger.database)
-        rehydration = Rehydration(live.state, ledger.database, outbox, lease_ms=settings.claim_lease_ms)
+        rehydration = Rehydration(
+            live.state, ledger.database, outbox, QueueLog(zones, ledger.database),
+            lease_ms=settings.claim_lease_ms,
+        )  # fmt: skip
         yield Workbench(settings, zones, live, ledger, rehydration)
         await rehydration.close()
 

@@ -21,6 +21,16 @@ class DriverFrame(TypedDict):
     driver: dict[str, Any]
 
 
+class QueueFrame(TypedDict):
+    """The driver's number in a queue has changed, or they have lost their place: then all is None
+    (lua/number_queue.lua). Only the newest is kept."""
+
+    type: str
+    queue: str | None
+    position: int | None
+    queued_at_ms: int | None
+
+
 def event_payload(token: str, trip: Trip, **more: Any) -> str:
     """The payload of a `trip_events` row: what replaying the history needs, and whose attempt."""
     payload: dict[str, Any] = {

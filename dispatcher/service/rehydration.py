@@ -26,6 +26,7 @@ from dispatcher.ledger.database import (
 from dispatcher.live.keys import Keys, keys_of
 from dispatcher.live.state import Epoch, Fix, StateScripts
 from dispatcher.service.outbox import Outbox
+from dispatcher.service.queue_log import QueueLog
 
 log = structlog.get_logger("dispatcher.rehydration")
 
@@ -41,9 +42,10 @@ class Rehydration:
     """Brings Redis up to what Postgres knows. All raise StoreUnavailable."""
 
     def __init__(
-        self, state: StateScripts, database: Database, outbox: Outbox, *, lease_ms: int
+        self, state: StateScripts, database: Database, outbox: Outbox, places: QueueLog, *, lease_ms: int
     ) -> None:
         self._state = state
+        self._queue_places = places
         self._database = database
         self._outbox = outbox
         self._lease_ms = lease_ms
@@ -148,11 +150,15 @@ class Rehydration:
     async def _load_drivers(self, keys: Keys, fixes: Mapping[str, Fix]) -> int:
         count = 0
         async for page in self._pages("online_drivers_of_zone", "user_id", keys):
-            drivers = [(driver_from_row(row), _fix(row)) for row in page]
             await asyncio.gather(
                 *(
-                    self._state.load_driver(keys, driver, fix=_newest(fix, fixes.get(driver.user_id)))
-                    for driver, fix in drivers
+                    self._state.load_driver(
+                        keys,
+                        driver_from_row(row),
+                        fix=_newest(_fix(row), fixes.get(row["user_id"])),
+                        place=self._queue_places.place(keys.zone, row),
+                    )
+                    for row in page
                 )
             )
             count += len(page)
@@ -253,7 +259,8 @@ class Rehydration:
             known = await self._state.read_driver(keys, driver_id)
         if driver.trip_id is not None:
             await self.reload_trip(keys, driver.trip_id)
-        await self._state.load_driver(keys, driver, fix=fix, former_vehicle=_vehicle(known))
+        place = None if known else await self._queue_places.saved_place(keys.zone, driver_id)
+        await self._state.load_driver(keys, driver, fix=fix, place=place, former_vehicle=_vehicle(known))
         return driver
 
     async def reload_answer(

@@ -13,6 +13,7 @@ from dispatcher.live.keys import Keys, keys_of
 from dispatcher.live.presence import PresenceScripts
 from dispatcher.live.state import StateScripts
 from dispatcher.service.drift import Drift, DriftCheck, DriftKind
+from dispatcher.service.queue_looks import QueueLooks
 from dispatcher.service.rehydration import Rehydration
 
 log = structlog.get_logger("dispatcher.repairs")
@@ -33,6 +34,7 @@ class Repairs:
         state: StateScripts,
         claims: ClaimScripts,
         presence: PresenceScripts,
+        queues: QueueLooks,
         database: Database,
         rehydration: Rehydration,
         presence_ttl_s: int,
@@ -42,6 +44,7 @@ class Repairs:
         self._state = state
         self._claims = claims
         self._presence = presence
+        self._queues = queues
         self._database = database
         self._rehydration = rehydration
         self._presence_ttl_ms = presence_ttl_s * 1000
@@ -62,6 +65,8 @@ class Repairs:
                     await self._load_driver_anew(keys, subject)
             case DriftKind.GEO:
                 await self._load_driver_anew(keys, subject)
+            case DriftKind.QUEUE:
+                await self._queues.repair(keys, subject)
             case DriftKind.OFFERS:
                 await self._repair_offers(keys, *subject.split(":", 1))
             case DriftKind.CLAIMS:

@@ -13,6 +13,7 @@ from dispatcher.live.keys import keys_of
 from dispatcher.live.offers import OfferScripts
 from dispatcher.live.state import StateScripts
 from dispatcher.service.live_drivers import LiveDrivers
+from dispatcher.service.queues import Queues
 
 _MAX_TRIPS: Final = 50
 
@@ -27,14 +28,16 @@ class Snapshots:
         offers: OfferScripts,
         database: Database,
         drivers: LiveDrivers,
+        queues: Queues,
     ) -> None:
+        self._queues = queues
         self._state = state
         self._offers = offers
         self._database = database
         self._drivers = drivers
 
     async def of(self, actor: Actor) -> dict[str, Any]:
-        """`driver`, `trip` and open `offers` of a driver; live `trips` of a customer.
+        """`driver`, `trip`, open `offers` and place in a `queue` of a driver; `trips` of a customer.
 
         Raises StoreUnavailable.
         """
@@ -50,7 +53,7 @@ class Snapshots:
     async def _of_driver(self, driver_id: str) -> dict[str, Any]:
         driver = await self._drivers.find(driver_id)
         if driver is None:
-            return {"driver": None, "trip": None, "offers": []}
+            return {"driver": None, "trip": None, "offers": [], "queue": None}
         trip = await self._trip_of(driver)
         if driver.trip_id and trip is None:
             # Redis has missed how that trip ended: Postgres knows.
@@ -62,6 +65,7 @@ class Snapshots:
             "driver": driver.to_json(),
             "trip": trip.to_json() if trip else None,
             "offers": await self._offers_of(driver),
+            "queue": await self._queues.place_of(driver),
         }
 
     async def _trip_of(self, driver: Driver) -> Trip | None:

@@ -16,7 +16,7 @@ from dispatcher.core.actors import Actor, Role
 from dispatcher.core.errors import Refusal
 from dispatcher.core.idempotency import IdempotencyKey
 from dispatcher.service.answers import Answer
-from dispatcher.service.messages import DriverFrame
+from dispatcher.service.messages import DriverFrame, QueueFrame
 from dispatcher.service.zone_picture import ZoneViewFrame
 from dispatcher.web import query_parameters, requests
 from dispatcher.web.idempotency_key import key_of
@@ -161,6 +161,7 @@ class ServerFrameType(StrEnum):
     TRIP = "trip"
     DRIVER = "driver"
     DRIVER_LOCATION = "driver_location"
+    QUEUE = "queue"
     ZONE_VIEW = "zone_view"
     ACK = "ack"
     ERROR = "error"
@@ -252,6 +253,7 @@ SERVER_FRAMES: Final[dict[ServerFrameType, type]] = {
     ServerFrameType.TRIP: TripFrame,
     ServerFrameType.DRIVER: DriverFrame,
     ServerFrameType.DRIVER_LOCATION: DriverLocationFrame,
+    ServerFrameType.QUEUE: QueueFrame,
     ServerFrameType.ZONE_VIEW: ZoneViewFrame,
     ServerFrameType.ACK: AckFrame,
     ServerFrameType.ERROR: ErrorFrame,

@@ -31,7 +31,7 @@ def operator_reads(parts: Services) -> OperatorReads:
     return OperatorReads(
         zones=parts.zones, database=parts.ledger.database, state=parts.live.state,
         offers=parts.live.offers, presence=parts.live.presence,
-        views=ZoneViewScripts(parts.live.pipeline), fix_age_s=FIX_AGE_S,
+        views=ZoneViewScripts(parts.live.pipeline), queues=parts.queues, fix_age_s=FIX_AGE_S,
     )  # fmt: skip
 
 

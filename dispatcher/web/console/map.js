@@ -78,6 +78,9 @@ export class CityMap {
       }).addTo(this.#zonesLayer);
       if (isWatched) bounds = layer.getBounds();
     }
+    for (const { name, outline } of zones.find((zone) => zone.name === watched)?.queues ?? []) {
+      L.geoJSON(outline, { className: "queue-area" }).bindTooltip(() => h("span", {}, `Queue ${name}`)).addTo(this.#zonesLayer);
+    }
     this.#mustFit = true;
     this.#outline = bounds;
     // Without outlines all is land.
