@@ -254,12 +254,8 @@ def _handlers_and_boundary(
     metrics.counter("dispatcher_commits", "Batches sent.", lambda: commits.batches)
     metrics.counter("dispatcher_changes", "Changes in them.", lambda: commits.changes)
     matching = parts.matched_rounds
-    metrics.labelled_gauge(
-        "dispatcher_queue_drivers",
-        "Drivers in each queue that this server numbered last.",
-        ("zone", "queue"),
-        parts.queues.counts,
-    )
+    parts.queues.tell(metrics)
+    parts.heat.tell(metrics)
     metrics.counter("dispatcher_match_rounds", "Rounds of matching.", lambda: matching.rounds)
     metrics.counter(
         "dispatcher_match_planning_seconds", "Time planning them took.", lambda: matching.planning_s
@@ -282,6 +278,7 @@ def _handlers_and_boundary(
         reads=parts.reads,
         explanation=parts.explanation,
         operator_reads=parts.operator_reads,
+        heat=parts.heat,
         readiness=readiness.check,
         metrics=metrics,
         vehicle_types=parts.settings.vehicle_types,

@@ -22,6 +22,7 @@ from dispatcher.service.drift import DriftCheck
 from dispatcher.service.drift_looks import Looks
 from dispatcher.service.driver_directory import DriverDirectory
 from dispatcher.service.explanation import Explanation
+from dispatcher.service.heat import HeatMaps
 from dispatcher.service.live_drivers import LiveDrivers
 from dispatcher.service.matched_rounds import MatchedRounds
 from dispatcher.service.offer_log import OfferLog
@@ -68,6 +69,7 @@ class Services:
     effects: SideEffects
     queues: Queues
     queue_log: QueueLog
+    heat: HeatMaps
 
 
 @contextlib.asynccontextmanager
@@ -180,6 +182,13 @@ async def services(settings: Settings, zones: Zones) -> AsyncIterator[Services]:
             database=database,
             fix_age_s=settings.fix_max_age_s,
         )
+        heat = HeatMaps(
+            zones=zones,
+            scripts=ZoneViewScripts(live.pipeline),
+            node=node,
+            fix_age_s=settings.fix_max_age_s,
+        )
+        stack.push_async_callback(heat.close)
         outages = PresenceOutages(
             zones.names(), ttl_s=settings.presence_ttl_s, grace_s=settings.presence_grace_s
         )
@@ -195,7 +204,7 @@ async def services(settings: Settings, zones: Zones) -> AsyncIterator[Services]:
         yield Services(
             settings, zones, live, ledger, rehydration, coordinator, limits, positions,
             availability, stranded_trips, reads, operator_reads, explanation, offers, matched_rounds,
-            presence, outages, snapshots, effects, queues, queue_log,
+            presence, outages, snapshots, effects, queues, queue_log, heat,
         )  # fmt: skip
 
 

@@ -62,6 +62,12 @@ local function count_open(k)
   return redis.call('ZCOUNT', KEYS[k], '(' .. whole(now_ms), whole(latest_ms))
 end
 
+-- Whether a driver, whose inbox is at this place in KEYS, holds an offer of a trip.
+local function is_open(k, id)
+  local until_ms = (id or '') ~= '' and tonumber(redis.call('ZSCORE', KEYS[k], id)) or 0
+  return until_ms > now_ms and until_ms <= latest_ms
+end
+
 local function drop_ended(k)
   redis.call('ZREMRANGEBYSCORE', KEYS[k], '-inf', whole(now_ms))
   redis.call('ZREMRANGEBYSCORE', KEYS[k], '(' .. whole(latest_ms), '+inf')
@@ -101,12 +107,12 @@ for k = FIRST_CANDIDATE, #KEYS, 2 do
   local i = FIRST_PAIR + (k - FIRST_CANDIDATE)
   local driver_id = ARGV[i]
   local who = redis.call('HMGET', KEYS[k], 'is_online', 'availability_status', 'trip_id', 'fix_ms', 'vehicle_type',
-    'queue', 'queue_until')
+    'queue', 'queue_until', 'queue_trip')
   filters.queue = k < FIRST_CANDIDATE + 2 * queued and queue or nil
   local offered_until_ms = tonumber(redis.call('ZSCORE', offers, driver_id) or 0)
   local obstacle = first_obstacle({
     is_online = who[1], availability_status = who[2], trip_id = who[3], fix_ms = who[4], vehicle_type = who[5],
-    queue = who[6], queue_until = who[7],
+    queue = who[6], queue_until = who[7], is_asked = filters.queue and is_open(k + 1, who[8]),
     presence_ends_ms = tonumber(redis.call('ZSCORE', present, 'driver:' .. driver_id) or 0),
     is_barred = redis.call('SISMEMBER', barred, driver_id) == 1,
     has_passed = let_pass[driver_id] or redis.call('SISMEMBER', passed, driver_id) == 1,
@@ -115,6 +121,9 @@ for k = FIRST_CANDIDATE, #KEYS, 2 do
   }, filters)
   if not obstacle then
     chosen[#chosen + 1] = { driver_id, k + 1, ARGV[i + 1] }
+    if filters.queue then
+      redis.call('HSET', KEYS[k], 'queue_trip', trip_id)
+    end
   elseif obstacle[3] then
     redis.call('ZREM', geo, driver_id)  -- whatever was lost that should have taken them out
   end

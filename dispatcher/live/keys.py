@@ -22,6 +22,7 @@ class Keys:
         self.presence_look = prefix + "presence-look"
         self.drift_look = prefix + "drift-look"
         self.queue_look = prefix + "queue-look"
+        self.heat_look = prefix + "heat-look"
         self.vehicles = prefix + "vehicles"
         self.waves = prefix + "waves"
         self.matching = prefix + "matching"

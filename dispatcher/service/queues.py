@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 from collections.abc import Sequence
 from typing import Any, Final, NamedTuple
 
@@ -19,6 +20,7 @@ from dispatcher.live.offers import Candidate
 from dispatcher.live.queues import QueueScripts
 from dispatcher.matching.looks import longest_wait_ms
 from dispatcher.matching.model import NearbyDriver
+from dispatcher.observe.metrics import Metrics
 from dispatcher.service.queue_log import QueueLog
 
 #: Of a queue so many from the front are looked at for a trip: more than are asked while it waits.
@@ -94,7 +96,7 @@ class Queues:
         names = await self._scripts.drivers(keys, queue.name, trip.vehicle_type, most=_MOST_ASKED)
         drivers = await self._matching.nearby(keys, names, max_wait_ms=longest_wait_ms(zone.waves))
         # The script decides again; but the front of a queue may be full of drivers who cannot be asked.
-        askable = [driver for driver in drivers if self._may_be_asked(zone, driver)]
+        askable = [driver for driver in drivers if self._may_be_asked(driver)]
         number = {name: i for i, name in enumerate(names, start=1)}
         return InLine(
             queue.name,
@@ -105,10 +107,11 @@ class Queues:
             [number[driver.driver_id] for driver in askable],
         )
 
-    def _may_be_asked(self, zone: Zone, driver: NearbyDriver) -> bool:
-        # Whose presence or fix has ended, the script knows by its own clock.
+    def _may_be_asked(self, driver: NearbyDriver) -> bool:
+        # Whose presence or fix has ended, the script knows by its own clock; and how many offers from
+        # elsewhere a driver holds does not matter here.
         return driver.may_be_offered(
-            driver.fix_ms, fix_age_ms=self._fix_age_ms, max_open_offers=zone.offers_per_driver
+            driver.fix_ms, fix_age_ms=self._fix_age_ms, max_open_offers=sys.maxsize
         )
 
     async def place_of(self, driver: Driver) -> dict[str, Any] | None:
@@ -133,6 +136,15 @@ class Queues:
         """Another server numbers the zone's queues: what this one saw before does not count any more."""
         for queue in zone.queues:
             self._standing.pop((zone.name, queue.name), None)
+
+    def tell(self, metrics: Metrics) -> None:
+        """What metrics say of it."""
+        metrics.labelled_gauge(
+            "dispatcher_queue_drivers",
+            "Drivers in each queue.",
+            ("zone", "queue"),
+            self.counts,
+        )
 
     def counts(self) -> dict[tuple[str, ...], float]:
         """How many stand in each queue, by zone and queue; 0 where another server counts them."""

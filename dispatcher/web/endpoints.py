@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
 from pydantic import BaseModel
@@ -23,6 +23,8 @@ class Endpoint:
     name: str
     summary: str
     role: Role | None = None
+    #: Another role that may ask as well.
+    also: Role | None = field(default=None, kw_only=True)
     body: tuple[type[BaseModel], ...] = ()
     query: type[BaseModel] | None = None
     is_change: bool = False
@@ -139,6 +141,10 @@ ENDPOINTS: Final = (
     Endpoint(
         "GET", "/api/admin/zones/{zone}/statistics", "statistics", "Live trips of a zone by state",
         Role.ADMIN, path_parts=query_parameters.ZonePath,
+    ),
+    Endpoint(
+        "GET", "/api/zones/{zone}/heat", "heat", "Where work is waiting, by H3 cell",
+        Role.DRIVER, also=Role.ADMIN, path_parts=query_parameters.ZonePath,
     ),
     Endpoint(
         "GET", "/api/admin/why", "why", "What keeps a driver from a trip, filter by filter",

@@ -70,7 +70,8 @@ end
 -- What stands between a driver near a pickup and an offer of its trip: a wave offers to whom no filter refuses, and an
 -- explanation shows what each filter says. Needs clock.lua, eligibility.lua and queues.lua. What the filters judge:
 --   driver: is_online, availability_status, trip_id, fix_ms, vehicle_type, queue, queue_until as in the hash;
---     presence_ends_ms (0: none); is_barred, has_passed; offered_until_ms (of this trip; 0: never); open_offers
+--     presence_ends_ms (0: none); is_barred, has_passed; offered_until_ms (of this trip; 0: never); open_offers; is_asked
+--     where a queue asks them for another trip just now
 --   wave: vehicle_type, fix_age_ms, max_open_offers; ask_again where drivers who let it pass may be asked again; queue
 --     (nil: none) where who is asked is asked for their place in it
 
@@ -85,10 +86,12 @@ local CANDIDATE_FILTERS = {
   { 'not_barred', function(driver) return not driver.is_barred end },
   { 'not_passed', function(driver, wave) return wave.ask_again or not driver.has_passed end },
   { 'not_on_offer', function(driver) return driver.offered_until_ms <= now_ms end },
-  { 'open_offers', function(driver, wave) return driver.open_offers < wave.max_open_offers end },
+  -- Offers from elsewhere cost nobody their turn in a queue, which asks for one trip at a time.
+  { 'open_offers', function(driver, wave) return wave.queue or driver.open_offers < wave.max_open_offers end },
   { 'in_queue', function(driver, wave)
     return not wave.queue or driver.queue == wave.queue and holds_place(driver.queue, driver.queue_until)
   end },
+  { 'not_asked_in_queue', function(driver, wave) return not (wave.queue and driver.is_asked) end },
 }
 
 -- The first filter that refuses a driver, or nil.
@@ -170,7 +173,8 @@ local filters = {
 
 local function candidate(id)
   local who = redis.call('HMGET', prefix .. 'driver:' .. id, 'is_online', 'availability_status', 'trip_id', 'fix_ms',
-    'vehicle_type', 'zone', 'lng', 'lat', 'queue', 'queue_until')
+    'vehicle_type', 'zone', 'lng', 'lat', 'queue', 'queue_until', 'queue_trip')
+  local inbox, asked_for = prefix .. 'inbox:' .. id, who[11] or ''
   return {
     is_online = who[1], availability_status = who[2], trip_id = who[3], fix_ms = who[4], vehicle_type = who[5],
     zone = who[6], lng = who[7], lat = who[8], queue = who[9], queue_until = who[10],
@@ -178,7 +182,8 @@ local function candidate(id)
     is_barred = redis.call('SISMEMBER', barred, id) == 1,
     has_passed = let_pass[id] or redis.call('SISMEMBER', passed, id) == 1,
     offered_until_ms = tonumber(redis.call('ZSCORE', offers, id) or 0),
-    open_offers = redis.call('ZCOUNT', prefix .. 'inbox:' .. id, '(' .. whole(now_ms), '+inf'),
+    open_offers = redis.call('ZCOUNT', inbox, '(' .. whole(now_ms), '+inf'),
+    is_asked = asked_for ~= '' and asked_for ~= trip_id and tonumber(redis.call('ZSCORE', inbox, asked_for) or 0) > now_ms,
   }
 end
 
@@ -233,8 +238,16 @@ local SAW = {
     end
     return string.format('not in the queue %s, whose %d drivers are asked first', queue, #line)
   end,
+  not_asked_in_queue = function(who)
+    return who.is_asked and 'is asked for another trip at the queue' or 'is asked for no other trip at a queue'
+  end,
 }
+local function first_obstacle_in_line(who)
+  filters.queue = stands_in_line(who) and queue or nil
+  return first_obstacle(who, filters)
+end
 local who = candidate(driver_id)
+filters.queue = stands_in_line(who) and queue or nil
 for _, filter in ipairs(CANDIDATE_FILTERS) do
   local passes = nil
   if vehicle_type or filter[1] ~= 'vehicle_type' then
@@ -264,10 +277,11 @@ if status then
       rank = i
       break
     end
-    if open + ahead < size and stands_in_line(other) and not first_obstacle(other, filters) then
+    if open + ahead < size and stands_in_line(other) and not first_obstacle_in_line(other) then
       ahead, is_counted[id] = ahead + 1, true
     end
   end
+  filters.queue = nil
   for i, id in ipairs(rank and {} or found) do
     if id == driver_id then
       rank = i

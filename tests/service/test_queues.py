@@ -120,6 +120,24 @@ async def test_a_queue_that_nobody_of_can_be_asked_does_not_hold_a_trip_up(city:
     assert await run_until_offered(city, other, drivers=2) == {"d1", "d2"}
 
 
+async def test_each_driver_is_asked_for_one_trip_of_the_queue_at_a_time(city: City) -> None:
+    await drivers(city, d1=1, d2=2)
+    seconds, _ = await city.redis("TIME")
+    for i in range(4):  # offers from elsewhere, more than a driver may hold
+        ends_ms = int(seconds) * 1000 + 30_000
+        await city.redis("ZADD", city.keys().inbox("d1"), ends_ms, f"default_other{i}")
+    first, second = [await city.trip(pickup=at(0), customer=f"c{i}") for i in range(2)]
+    for trip in (first, second):
+        await run_until_offered(city, trip, drivers=1)
+    saw = await city.parts.explanation.why(second, "d1")
+    assert (await offered(city, first), await offered(city, second)) == ({"d1"}, {"d2"})
+    refusing = [row["filter"] for row in saw["filters"] if row["passes"] is False]
+    assert refusing == ["not_asked_in_queue"]
+    assert (await city.act(driver("d1"), "decline", first)).status == 200
+    third = await city.trip(pickup=at(0), customer="c9")
+    assert await run_until_offered(city, third, drivers=1) == {"d1"}, "it is their turn again"
+
+
 async def test_a_place_is_lost_to_an_absence(redis_url: str, database_url: str) -> None:
     async with open_city(redis_url, database_url, zones=Zones([zone(absence_s=0.4)])) as city:
         await drivers(city, d1=2)

@@ -51,6 +51,11 @@ export class CityMap {
     addEventListener("visibilitychange", () => this.draw());
   }
 
+  /** Leaflet's map, for what lies below drivers and trips. */
+  get leaflet() {
+    return this.#map;
+  }
+
   setTheme(theme) {
     this.#theme = theme;
     this.#radius = 0;
