@@ -63,9 +63,13 @@ async def run(
     authenticator = Authenticator.from_settings(settings)
     zones = load_zones(settings.zones_file)
     async with _closed_in_time(services(settings, zones), stop) as parts:
-        hub = Hub()
+        hub = parts.hub
         readiness = Readiness(
-            zones=zones, state=parts.live.state, database=parts.ledger.database, stop=stop
+            zones=zones,
+            state=parts.live.state,
+            database=parts.ledger.database,
+            authorities=parts.authorities,
+            stop=stop,
         )
         metrics, door = Metrics(place), _door(settings)
         metrics.gauge("dispatcher_connections", "Open connections.", lambda: len(door))
@@ -252,21 +256,11 @@ def _handlers_and_boundary(
     metrics.gauge("dispatcher_zone_viewers", "Sockets that watch a zone.", views.viewers)
     metrics.counter("dispatcher_commits", "Batches sent.", lambda: commits.batches)
     metrics.counter("dispatcher_changes", "Changes in them.", lambda: commits.changes)
-    matching = parts.matched_rounds
+    parts.matched_rounds.tell(metrics)
     parts.queues.tell(metrics)
     parts.heat.tell(metrics)
-    metrics.counter("dispatcher_match_rounds", "Rounds of matching.", lambda: matching.rounds)
-    metrics.counter(
-        "dispatcher_match_planning_seconds", "Time planning them took.", lambda: matching.planning_s
-    )
-    metrics.counter(
-        "dispatcher_match_failures", "Rounds that failed: the nearest were asked.",
-        lambda: matching.failures,
-    )  # fmt: skip
-    metrics.counter(
-        "dispatcher_routing_fallbacks", "Routing tables that came late or were nonsense.",
-        lambda: matching.routing.fallbacks,
-    )  # fmt: skip
+    told = parts.webhook.counts
+    metrics.labelled_counter("dispatcher_webhook_deliveries", "Webhook calls.", "outcome", told)
 
     handlers = Handlers(
         zones=parts.zones,

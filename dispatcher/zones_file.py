@@ -32,7 +32,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from shapely.errors import ShapelyError
 from shapely.geometry import shape
 
-from dispatcher.config import RateSetting, SettingsError
+from dispatcher.config import SettingsError
 from dispatcher.core.zones import (
     DEFAULT_WAVES,
     ZONE,
@@ -44,6 +44,7 @@ from dispatcher.core.zones import (
     Zone,
     Zones,
 )
+from dispatcher.setting_types import RateSetting
 
 #: The classes whose limits a zone may set: those that are counted for each user.
 _LimitClass = Literal["trip_accept", "trip_cancel", "location_update", "general"]

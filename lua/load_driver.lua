@@ -23,8 +23,9 @@ local lat, lng, fix_ms = ARGV[3], ARGV[4], ARGV[5]
 local queue_name, queued_ms, absence_ms = ARGV[6], tonumber(ARGV[7]), tonumber(ARGV[8])
 local FIRST_FIELD = 9
 
-local known = redis.call('HMGET', driver, 'version', 'fix_ms')
-if known[1] and tonumber(known[1]) >= version then
+local known = redis.call('HMGET', driver, 'version', 'fix_ms', 'is_online')
+-- Half a hash is none, whatever its version: claims would ask for the driver again and again.
+if known[1] and known[3] and tonumber(known[1]) >= version then
   return 0
 end
 redis.call('HSET', driver, unpack(ARGV, FIRST_FIELD))

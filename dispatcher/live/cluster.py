@@ -10,9 +10,9 @@ from typing import Any, Final
 import structlog
 from redis.exceptions import RedisError
 
-from dispatcher.core.errors import ReplyLost, StoreUnavailable
+from dispatcher.core.errors import CorruptState, ReplyLost, StoreUnavailable
 from dispatcher.live.pipeline import Pipeline
-from dispatcher.live.protocol import Call
+from dispatcher.live.protocol import REPLY_TIMEOUT_S, Call
 from dispatcher.live.scripts import LuaScripts
 from dispatcher.live.topology import Node, Topology
 
@@ -37,10 +37,18 @@ _SILENT_S: Final = 0.5
 class ClusterPipeline(Pipeline):
     """The pipeline of a whole cluster: each call goes to the node that holds its key."""
 
-    def __init__(self, topology: Topology, scripts: LuaScripts | None = None) -> None:
+    def __init__(
+        self,
+        topology: Topology,
+        scripts: LuaScripts | None = None,
+        *,
+        timeout_s: float = REPLY_TIMEOUT_S,
+        breaks: bool = False,
+    ) -> None:
         self._topology = topology
         self._lanes: dict[Node, _Lane] = {}
         super().__init__(None, scripts)
+        self._timeout_s, self._breaks = timeout_s, breaks  # each node breaks alone
         self._watch: asyncio.TimerHandle | None = None
         topology.on_change = self._assign
 
@@ -89,6 +97,17 @@ class ClusterPipeline(Pipeline):
                 raise error
             log.warning("scripts not loaded into a node", error=str(error))
 
+    def is_left_alone(self, key: str) -> bool:
+        if self._topology.owner(key) is None:
+            self._topology.suspect()
+            return self._breaks
+        return self._lane_of(key).is_left_alone(key)
+
+    async def is_away(self, key: str) -> bool:
+        if self._topology.owner(key) is None:
+            return self.is_left_alone(key)
+        return await self._lane_of(key).is_away(key)
+
     def node_of(self, key: str) -> Node | None:
         """The node that is asked about `key`."""
         return self._topology.owner(key)
@@ -119,7 +138,10 @@ class ClusterPipeline(Pipeline):
     def _lane(self, node: Node) -> _Lane:
         lane = self._lanes.get(node)
         if lane is None:
-            lane = self._lanes[node] = _Lane(self, node, self._topology.connect(node), self._scripts)
+            lane = self._lanes[node] = _Lane(
+                self, node, self._topology.connect(node), self._scripts,
+                timeout_s=self._timeout_s, breaks=self._breaks,
+            )  # fmt: skip
             lane.epochs = [epoch for epoch in self._epochs if self._topology.owner(epoch) == node]
         return lane
 
@@ -160,8 +182,15 @@ class ClusterPipeline(Pipeline):
 class _Lane(Pipeline):
     """The pipeline of one node."""
 
-    def __init__(self, cluster: ClusterPipeline, node: Node, redis: Any, scripts: LuaScripts) -> None:
-        super().__init__(redis, scripts)
+    def __init__(
+        self,
+        cluster: ClusterPipeline,
+        node: Node,
+        redis: Any,
+        scripts: LuaScripts,
+        **breaking: Any,
+    ) -> None:
+        super().__init__(redis, scripts, **breaking)
         self.node = node
         self._cluster = cluster
         self._opening_since: float | None = None
@@ -230,6 +259,9 @@ class _Lane(Pipeline):
         if isinstance(reply, Exception) and self._cluster.redirect(self, call, reply):
             return
         super()._answer(call, reply)
+
+    def corrupt(self, names: Sequence[str], reason: Exception | str) -> CorruptState:
+        return self._cluster.corrupt(names, reason)
 
 
 def _key_of(call: Call) -> str:

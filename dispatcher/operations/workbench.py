@@ -12,6 +12,9 @@ from dispatcher.embedded.engines import running_database_url, running_redis_url
 from dispatcher.ledger import migrate
 from dispatcher.ledger.preflight import check_postgres
 from dispatcher.live.preflight import check_redis
+from dispatcher.service.authorities import Authorities
+from dispatcher.service.limit_seeds import LimitSeeds
+from dispatcher.service.local_limits import LocalLimits
 from dispatcher.service.outbox import Outbox
 from dispatcher.service.queue_log import QueueLog
 from dispatcher.service.rehydration import Rehydration
@@ -50,9 +53,14 @@ async def open_workbench(settings: Settings) -> AsyncIterator[Workbench]:
         )
     async with open_live(settings) as live, open_ledger(settings) as ledger:
         outbox = Outbox(settler=live.settler, state=live.state, database=ledger.database)
+        authorities = Authorities(
+            zones.names(), database=ledger.database, pipeline=live.pipeline, state=live.state, node=""
+        )
+        # It admits nothing, so there is nothing to seed.
+        seeds = LimitSeeds(LocalLimits(lambda: 1), live.limits, has_one_node=True)
         rehydration = Rehydration(
-            live.state, ledger.database, outbox, QueueLog(zones, ledger.database),
-            lease_ms=settings.claim_lease_ms,
+            live.state, ledger.database, outbox, authorities, seeds,
+            QueueLog(zones, ledger.database), lease_ms=settings.claim_lease_ms,
         )  # fmt: skip
         yield Workbench(settings, zones, live, ledger, rehydration)
         await rehydration.close()

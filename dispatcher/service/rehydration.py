@@ -12,6 +12,7 @@ from typing import Any, Final
 
 import structlog
 
+from dispatcher.core.authority import Authority
 from dispatcher.core.drivers import Driver
 from dispatcher.core.errors import StoreUnavailable
 from dispatcher.core.idempotency import IdempotencyKey, StoredAnswer
@@ -21,10 +22,13 @@ from dispatcher.ledger.database import (
     Database,
     answer_from_row,
     driver_from_row,
+    key_from_row,
     trip_from_row,
 )
 from dispatcher.live.keys import Keys, keys_of
 from dispatcher.live.state import Epoch, Fix, StateScripts
+from dispatcher.service.authorities import Authorities
+from dispatcher.service.limit_seeds import LimitSeeds
 from dispatcher.service.outbox import Outbox
 from dispatcher.service.queue_log import QueueLog
 
@@ -42,13 +46,19 @@ class Rehydration:
     """Brings Redis up to what Postgres knows. All raise StoreUnavailable."""
 
     def __init__(
-        self, state: StateScripts, database: Database, outbox: Outbox, places: QueueLog, *, lease_ms: int
+        self,
+        state: StateScripts,
+        database: Database,
+        outbox: Outbox,
+        authorities: Authorities,
+        limit_seeds: LimitSeeds,
+        queue_log: QueueLog,
+        *,
+        lease_ms: int,
     ) -> None:
-        self._state = state
-        self._queue_places = places
-        self._database = database
-        self._outbox = outbox
-        self._lease_ms = lease_ms
+        self._state, self._database, self._outbox = state, database, outbox
+        self._authorities, self._limit_seeds = authorities, limit_seeds
+        self._queue_log, self._lease_ms = queue_log, lease_ms
         self._warming: dict[str, asyncio.Task[None]] = {}
 
     async def warm(self, zone: str) -> None:
@@ -74,9 +84,12 @@ class Rehydration:
     async def check_epoch(self, zone: str) -> bool:
         """Whether the zone is loaded into the Redis that answers.
 
-        Where it is not, it is being loaded from now on, without waiting: other zones go on.
+        Where it is not, it is being loaded from now on, without waiting: other zones go on. One that
+        does without its Redis is left alone.
         """
         keys = keys_of(zone)
+        if self._authorities.of(zone).is_degraded:
+            return False
         if not await self._state.mark_cold(keys, await self._state.run_id(keys)):
             return True
         self._warm_once(zone)
@@ -101,16 +114,21 @@ class Rehydration:
 
     async def _warm(self, keys: Keys) -> None:
         token = secrets.token_hex(8)
-        give_up = time.monotonic() + _MAX_WAIT_S
+        give_up, waited = time.monotonic() + _MAX_WAIT_S, False
         while True:
             run_id = await self._state.run_id(keys)
             if not await self._state.mark_cold(keys, run_id):
+                if waited:  # who has loaded it knows what it has admitted itself
+                    await self._limit_seeds.seed(keys.zone)
                 return
+            authority = await self._authorities.read(keys.zone)
+            if authority.is_degraded:
+                raise StoreUnavailable(f"postgres decides about zone {keys.zone}")
             if await self._state.begin_loading(keys, token):
                 try:
                     # Another server may have come to the end of it meanwhile.
                     if await self._state.mark_cold(keys, run_id):
-                        await self._load(keys, token, run_id)
+                        await self._load(keys, token, run_id, authority)
                 finally:
                     with contextlib.suppress(StoreUnavailable):
                         await self._state.end_loading(keys, token)
@@ -118,8 +136,9 @@ class Rehydration:
             if time.monotonic() > give_up:
                 raise StoreUnavailable(f"zone {keys.zone} is being loaded")
             await asyncio.sleep(_LOOK_AGAIN_S)
+            waited = True
 
-    async def _load(self, keys: Keys, token: str, run_id: str) -> None:
+    async def _load(self, keys: Keys, token: str, run_id: str, authority: Authority) -> None:
         """Makes the live state equal to Postgres, in both directions.
 
         What it holds is dropped first: what is written meanwhile by settles is newer than the rows
@@ -141,28 +160,29 @@ class Rehydration:
         elif trips or answers:
             # A commit that was under way while we read has its row within its lease.
             horizon_ms = loaded_ms + self._lease_ms
+        await self._limit_seeds.seed(keys.zone)
+        if await self._authorities.read(keys.zone) != authority:
+            # Postgres has decided alone meanwhile, some of it after it was read.
+            raise StoreUnavailable(f"postgres has decided about zone {keys.zone}")
         if await self._state.end_loading(keys, token, Epoch(loaded_ms, horizon_ms, run_id)):
-            log.info(
-                "zone loaded", zone=keys.zone, trips=trips, drivers=drivers, answers=answers,
-                missed_events=missed, seconds=round(time.monotonic() - started, 3),
-            )  # fmt: skip
+            seconds = round(time.monotonic() - started, 3)
+            log.info("zone loaded", zone=keys.zone, trips=trips, drivers=drivers, answers=answers,
+                     missed_events=missed, seconds=seconds)  # fmt: skip
 
     async def _load_drivers(self, keys: Keys, fixes: Mapping[str, Fix]) -> int:
         count = 0
         async for page in self._pages("online_drivers_of_zone", "user_id", keys):
-            await asyncio.gather(
-                *(
-                    self._state.load_driver(
-                        keys,
-                        driver_from_row(row),
-                        fix=_newest(_fix(row), fixes.get(row["user_id"])),
-                        place=self._queue_places.place(keys.zone, row),
-                    )
-                    for row in page
-                )
-            )
+            rows = (self._load_row(keys, row, fixes.get(row["user_id"])) for row in page)
+            await asyncio.gather(*rows)
             count += len(page)
         return count
+
+    async def _load_row(self, keys: Keys, row: Any, heard: Fix | None) -> None:
+        saved = Fix.of(row["lat"], row["lng"], millis(row["location_updated_at"]))
+        fixes = [fix for fix in (saved, heard) if fix is not None]
+        fix = max(fixes, key=lambda fix: fix.at_ms, default=None)
+        place = self._queue_log.place(keys.zone, row)
+        await self._state.load_driver(keys, driver_from_row(row), fix=fix, place=place)
 
     async def _load_trips(self, keys: Keys) -> int:
         count = 0
@@ -200,7 +220,7 @@ class Rehydration:
             await self._state.go_on_loading(keys)
             await asyncio.gather(
                 *(
-                    self._state.keep_answer(keys, _key(row), answer_from_row(row))
+                    self._state.keep_answer(keys, key_from_row(row), answer_from_row(row))
                     for row in rows[start : start + _PAGE_ROWS]
                 )
             )
@@ -253,14 +273,16 @@ class Rehydration:
         known = await self._state.read_driver(keys, driver_id)
         if known is not None and known.trip_id and known.trip_id != driver.trip_id:
             await self.reload_trip(keys, known.trip_id, former_driver=driver_id)
+        vehicle = known.vehicle_type if known else ""
         if driver.zone != keys.zone:
-            await self._state.load_driver(keys, driver, former_vehicle=_vehicle(known))
+            await self._state.load_driver(keys, driver, former_vehicle=vehicle)
             keys = keys_of(driver.zone)
             known = await self._state.read_driver(keys, driver_id)
+            vehicle = known.vehicle_type if known else ""
         if driver.trip_id is not None:
             await self.reload_trip(keys, driver.trip_id)
-        place = None if known else await self._queue_places.saved_place(keys.zone, driver_id)
-        await self._state.load_driver(keys, driver, fix=fix, place=place, former_vehicle=_vehicle(known))
+        place = None if known else await self._queue_log.saved_place(keys.zone, driver_id)
+        await self._state.load_driver(keys, driver, fix=fix, place=place, former_vehicle=vehicle)
         return driver
 
     async def reload_answer(
@@ -275,23 +297,3 @@ class Rehydration:
             await self.reload(keys, trip_id, driver_id)
             await self._state.keep_answer(keys, key, answer)
         return answer
-
-
-def _key(row: Any) -> IdempotencyKey:
-    return IdempotencyKey(
-        row["user_id"], row["endpoint"], row["idempotency_key"], row["request_fingerprint"]
-    )
-
-
-def _vehicle(known: Driver | None) -> str:
-    return known.vehicle_type if known else ""
-
-
-def _fix(row: Any) -> Fix | None:
-    if row["lat"] is None or row["location_updated_at"] is None:
-        return None
-    return Fix(row["lat"], row["lng"], millis(row["location_updated_at"]) or 0)
-
-
-def _newest(*fixes: Fix | None) -> Fix | None:
-    return max((fix for fix in fixes if fix is not None), key=lambda fix: fix.at_ms, default=None)

@@ -13,8 +13,9 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, WithJsonSc
 
 from dispatcher.core import trips
 from dispatcher.core.actors import USER_ID
-from dispatcher.core.drivers import AvailabilityStatus, Hindrance
+from dispatcher.core.drivers import AvailabilityStatus
 from dispatcher.core.errors import PROBLEMS
+from dispatcher.core.obstacles import Obstacle
 from dispatcher.core.trips import Status
 
 TripId = Annotated[str, StringConstraints(pattern=f"^{trips.TRIP_ID.pattern}$")]
@@ -213,7 +214,7 @@ class AvailabilityUpdated(Body):
     response_code: Literal["availability_updated"]
     driver: Driver
     released_trip: Trip | None
-    keeps_offers_away: list[Hindrance]
+    keeps_offers_away: list[Obstacle]
 
 
 # --- questions
@@ -258,7 +259,7 @@ class DriverState(Body):
     trip: Trip | None
     offers: list[OpenOffer]
     queue: PlaceInQueue | None
-    keeps_offers_away: list[Hindrance]
+    keeps_offers_away: list[Obstacle]
 
 
 class CustomerRides(Body):

@@ -12,9 +12,9 @@ from dispatcher.core.actors import Role
 from dispatcher.web import (
     answers,
     health_answers,
-    heat_answers,
     operator_answers,
     operator_driver_answers,
+    place_answers,
     query_parameters,
     requests,
 )
@@ -194,9 +194,15 @@ ENDPOINTS: Final = (
         answer=operator_answers.PageOfWaitingTrips,
     ),
     Endpoint(
+        "GET", "/api/admin/zones/{zone}/dead-letters", "dead_letters",
+        "What receivers of the webhook have not taken, the latest first, in pages",
+        Role.ADMIN, query=query_parameters.DeadLettersQuery, codes=("invalid_zone",),
+        answer=operator_answers.DeadLetters,
+    ),
+    Endpoint(
         "GET", "/api/zones/{zone}/heat", "heat", "Where work is waiting, by H3 cell",
         Role.DRIVER, also=Role.ADMIN, path_parts=query_parameters.ZonePath,
-        answer=heat_answers.Heat,
+        answer=place_answers.Heat,
     ),
     Endpoint(
         "GET", "/api/admin/why", "why", "What keeps a driver from a trip, filter by filter",

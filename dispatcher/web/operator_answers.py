@@ -21,6 +21,7 @@ from dispatcher.web.answers import (
     Version,
     example,
 )
+from dispatcher.web.place_answers import Outline, QueueOutline, QueueTurn
 
 Next = Annotated[str | None, Field(description="The `after` of the next page; null: this is the last")]
 Outcome = Literal["open", "accepted", "declined", "expired", "withdrawn"]
@@ -104,15 +105,6 @@ class Score(ScoreParts):
     next: list[RankedDriver]
 
 
-class QueueTurn(Body):
-    """Whom a queue asked: their number in it."""
-
-    model_config = example({"queue": "airport", "position": 1})
-
-    queue: str
-    position: int = Field(ge=1)
-
-
 class Offer(Body):
     """A trip that was shown to a driver until a deadline, and what came of it.
 
@@ -186,20 +178,6 @@ class Timeline(Body):
 # --- zones
 
 
-class Outline(Body):
-    """A GeoJSON geometry, in degrees, longitude first."""
-
-    type: Literal["Polygon", "MultiPolygon"]
-    coordinates: list[Any]
-
-
-class QueueOutline(Body):
-    """A place where drivers wait in the order in which they arrived."""
-
-    name: str
-    outline: Outline
-
-
 class ZoneOutline(Body):
     """A zone; `outline` is null for the one that takes what lies in no other."""
 
@@ -230,8 +208,15 @@ class ZoneList(Body):
     map: MapTiles
 
 
+_WAITING_TRIP: Final = {
+    **NEW_TRIP, "wave": 1, "next_wave_at": "2026-03-01T08:30:15.000Z", "offered_to": ["driver-1"],
+}  # fmt: skip
+
+
 class WaitingTrip(Trip):
     """A pending trip with its last wave of offers (0: none yet; null: Redis does not have the trip)."""
+
+    model_config = example(_WAITING_TRIP)
 
     wave: int | None
     next_wave_at: Moment | None
@@ -241,20 +226,33 @@ class WaitingTrip(Trip):
 class PageOfWaitingTrips(Body):
     """A zone's pending trips, those that have waited longest first."""
 
-    model_config = example(
-        {
-            "zone": "default", "next": None,
-            "trips": [
-                {
-                    **NEW_TRIP, "wave": 1, "next_wave_at": "2026-03-01T08:30:15.000Z",
-                    "offered_to": ["driver-1"],
-                }
-            ],
-        }
-    )  # fmt: skip
+    model_config = example({"zone": "default", "trips": [_WAITING_TRIP], "next": None})
 
     zone: str
     trips: list[WaitingTrip]
+    next: Next
+
+
+class DeadLetter(Body):
+    """A message that a receiver of the webhook has not taken; `body` is what was sent."""
+
+    id: str
+    at: Moment
+    receiver: str
+    message_id: str
+    type: str
+    attempts: int
+    error: str
+    body: str
+
+
+class DeadLetters(Body):
+    """What receivers have not taken in a zone, the latest first."""
+
+    model_config = example({"zone": "default", "dead_letters": [], "next": None})
+
+    zone: str
+    dead_letters: list[DeadLetter]
     next: Next
 
 

@@ -132,7 +132,7 @@ async def test_each_driver_is_asked_for_one_trip_of_the_queue_at_a_time(city: Ci
     saw = await city.parts.explanation.why(second, "d1")
     assert (await offered(city, first), await offered(city, second)) == ({"d1"}, {"d2"})
     refusing = [row["filter"] for row in saw["filters"] if row["passes"] is False]
-    assert refusing == ["not_asked_in_queue"]
+    assert refusing == ["asked_in_queue"]
     assert (await city.act(driver("d1"), "decline", first)).status == 200
     third = await city.trip(pickup=at(0), customer="c9")
     assert await run_until_offered(city, third, drivers=1) == {"d1"}, "it is their turn again"
@@ -203,14 +203,14 @@ async def test_why_says_where_a_driver_stands(city: City) -> None:
         return {row["filter"]: (row["passes"], row["saw"]) for row in found["filters"]}
 
     first, second, outside = [await why(name) for name in ("d1", "d2", "d3")]
-    assert first["in_queue"] == (True, "number 1 of 2 in the queue jfk")
-    assert first["in_reach"] == (True, "7.8 km away, and the queue is asked however far")
-    assert second["in_queue"] == (True, "number 2 of 2 in the queue jfk")
-    assert second["place_left"] == (True, "0 of 3 offers are out, 1 go to earlier drivers")
-    assert outside["in_queue"] == (True, "not in the queue jfk, whose 2 drivers are asked first")
-    assert outside["place_left"] == (True, "0 of 3 offers are out, 2 go to earlier drivers")
+    assert first["not_in_queue"] == (True, "number 1 of 2 in the queue jfk")
+    assert first["out_of_reach"] == (True, "7.8 km away, and the queue is asked however far")
+    assert second["not_in_queue"] == (True, "number 2 of 2 in the queue jfk")
+    assert second["no_place_left"] == (True, "0 of 3 offers are out, 1 go to earlier drivers")
+    assert outside["not_in_queue"] == (True, "not in the queue jfk, whose 2 drivers are asked first")
+    assert outside["no_place_left"] == (True, "0 of 3 offers are out, 2 go to earlier drivers")
     await run_until_offered(city, trip, drivers=3)
-    assert (await why("d1"))["not_on_offer"][0] is False
+    assert (await why("d1"))["on_offer"][0] is False
 
 
 async def test_places_that_differ_are_found_and_repaired(city: City) -> None:

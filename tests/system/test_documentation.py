@@ -83,6 +83,7 @@ def test_the_page_for_integrators() -> None:
     rows = INTEGRATE.split("| code | the app |")[1].split("\n\n")[0]
     named = set(re.findall(r"`(\w+)`", "".join(row.split("|")[1] for row in rows.splitlines()[2:])))
     assert named <= set(PROBLEMS) - PASSING_CODES
+    assert "aiohttp" in INTEGRATE.split("<!-- run webhook -->")[1].split("```")[1]
     for block in INTEGRATE.split("```python\n")[1:]:
         compile(block.split("```")[0], "docs/integrate.md", "exec")
 

@@ -1,8 +1,8 @@
-"""What an answer says of a zone's heat: models as in `answers`."""
+"""What answers say of places: outlines, queues and heat; models as in `answers`."""
 
 from __future__ import annotations
 
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 from pydantic import Field
 
@@ -16,6 +16,29 @@ _CELL: Final[dict[str, Any]] = {
     ],
     "asked": 9, "waiting": 3, "free_drivers": 6,
 }  # fmt: skip
+
+
+class Outline(Body):
+    """A GeoJSON geometry, in degrees, longitude first."""
+
+    type: Literal["Polygon", "MultiPolygon"]
+    coordinates: list[Any]
+
+
+class QueueOutline(Body):
+    """A place where drivers wait in the order in which they arrived."""
+
+    name: str
+    outline: Outline
+
+
+class QueueTurn(Body):
+    """Whom a queue asked: their number in it."""
+
+    model_config = example({"queue": "airport", "position": 1})
+
+    queue: str
+    position: int = Field(ge=1)
 
 
 class HeatCell(Body):
