@@ -9,10 +9,15 @@ SELECT d.user_id, d.zone, d.availability_status, d.is_online, d.vehicle_type, d.
 
 -- name: online_drivers_of_zone(zone, after, page_size)
 -- A page, by id, of a zone's online drivers with their last positions and their places in queues: Redis is filled again
--- from these.
+-- from these. Who has had a trip since they arrived holds no place, though nobody told of it while Redis was away.
 SELECT user_id, zone, availability_status, is_online, vehicle_type, version, updated_at, NULL AS trip_id,
-       current_location[1] AS lat, current_location[0] AS lng, location_updated_at, queue, queued_at
-  FROM driver_details
+       current_location[1] AS lat, current_location[0] AS lng, location_updated_at, queued_at,
+       CASE WHEN queue IS NOT NULL AND NOT EXISTS (
+                SELECT FROM trip_requests t
+                 WHERE t.current_status IN ('completed', 'cancelled') AND t.driver_id = d.user_id
+                   AND t.locked_at > d.queued_at)
+            THEN queue END AS queue
+  FROM driver_details d
  WHERE zone = :zone AND is_online AND user_id > :after
  ORDER BY user_id LIMIT :page_size;
 
