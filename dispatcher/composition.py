@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import secrets
 from collections.abc import AsyncIterator
@@ -252,7 +251,7 @@ async def services(settings: Settings, zones: Zones) -> AsyncIterator[Services]:
         live.pipeline.epochs = [keys_of(zone).epoch for zone in zones.names()]
         # Zones whose Redis another server cannot reach are loaded once they are given back.
         mine = [zone for zone in zones.names() if not authorities.of(zone).is_degraded]
-        await asyncio.gather(*(rehydration.warm(zone) for zone in mine))
+        await rehydration.warm_all(mine)
         await webhook.begin(mine)
         yield Services(
             settings, zones, live, ledger, rehydration, coordinator, limits, positions,

@@ -73,6 +73,10 @@ def has_socket(connection: Any) -> bool:
     return hasattr(getattr(connection._writer, "transport", None), "set_protocol")
 
 
+#: Where commands have their first key, if it does not follow their name.
+_FIRST_KEY = {"EVALSHA": 3, "EVAL": 3, "XGROUP": 2, "XREADGROUP": 7}
+
+
 class Call(NamedTuple):
     """A command, the future of its reply, whether it was sent before its script was known, and how often
     a node of a cluster has named another one."""
@@ -83,11 +87,16 @@ class Call(NamedTuple):
     redirects: int = 0
 
     @property
+    def key(self) -> str:
+        """The first key: all keys of a call are of one node."""
+        return str(self.command[_FIRST_KEY.get(self.command[0], 1)])
+
+    @property
     def keys(self) -> list[str]:
         """The keys of a script; of any other command its first."""
         if self.command[0] == "EVALSHA":
             return [str(name) for name in self.command[3 : 3 + int(self.command[2])]]
-        return [str(name) for name in self.command[1:2]]
+        return [self.key] if len(self.command) > 1 else []
 
 
 class CallProtocol(RedisProtocol):

@@ -45,12 +45,7 @@ async def open_workbench(settings: Settings) -> AsyncIterator[Workbench]:
     redis_url, database_url = settings.redis_url or "", settings.database_url or ""
     await check_redis(redis_url, zones=zones.names())
     await check_postgres(database_url)
-    missing = [step for step in await migrate.status(database_url) if step.applied_at is None]
-    if missing:
-        raise migrate.MigrationError(
-            f"this database is behind: it lacks migration {missing[0].version:04}_{missing[0].name}; "
-            "run `dispatcher migrate up`"
-        )
+    await migrate.check_current(database_url)
     async with open_live(settings) as live, open_ledger(settings) as ledger:
         outbox = Outbox(settler=live.settler, state=live.state, database=ledger.database)
         authorities = Authorities(

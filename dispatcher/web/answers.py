@@ -40,8 +40,16 @@ class Body(BaseModel):
 
 
 def example(of: dict[str, Any]) -> ConfigDict:
-    """The configuration of a model that has this example."""
-    return ConfigDict(json_schema_extra={"examples": [of]}, defer_build=True)
+    """The configuration of a model that has this example.
+
+    A model that inherits it and asks for more fields has another example, or none.
+    """
+
+    def show(schema: dict[str, Any]) -> None:
+        if of.keys() >= set(schema.get("required", ())):
+            schema["examples"] = [of]
+
+    return ConfigDict(json_schema_extra=show, defer_build=True)
 
 
 def absent(description: str) -> Any:

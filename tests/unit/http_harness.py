@@ -192,7 +192,7 @@ class Notes:
         return refusal_answer(refusal, limit)
 
     async def readiness(self) -> tuple[bool, dict[str, Any]]:
-        return self.is_ready, {"redis": "ok" if self.is_ready else "away"}
+        return self.is_ready, {"status": "ready", "redis": "ok" if self.is_ready else "away"}
 
 
 def frame_handlers_of(notes: Notes, **more: Any) -> FrameHandlers:
