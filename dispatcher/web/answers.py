@@ -90,9 +90,6 @@ DRIVER: Final[dict[str, Any]] = {
 }  # fmt: skip
 
 
-QUEUE_PLACE: Final = {"queue": "airport", "position": 4, "queued_at": "2026-03-01T08:12:00.310Z"}
-
-
 class Position(Body):
     """A position in degrees (WGS 84)."""
 
@@ -242,32 +239,6 @@ class OpenOffer(Body):
     trip: Trip
     deadline_ms: int
     expires_in_ms: int
-
-
-class PlaceInQueue(Body):
-    """A driver's place in the queue of an airport, for instance; the first there has number 1."""
-
-    queue: str
-    position: int = Field(ge=1)
-    queued_at: Moment
-
-
-class DriverState(Body):
-    """A driver as they are; `driver` is null for one who was never online. `keeps_offers_away` says what
-    does, of what they can see and change."""
-
-    model_config = example(
-        {
-            "driver": DRIVER, "trip": None, "offers": [], "queue": QUEUE_PLACE,
-            "keeps_offers_away": ["stale_position"],
-        }
-    )  # fmt: skip
-
-    driver: Driver | None
-    trip: Trip | None
-    offers: list[OpenOffer]
-    queue: PlaceInQueue | None
-    keeps_offers_away: list[Obstacle]
 
 
 class CustomerRides(Body):

@@ -11,6 +11,7 @@ from pydantic import BaseModel
 from dispatcher.core.actors import Role
 from dispatcher.web import (
     answers,
+    driver_answers,
     health_answers,
     operator_answers,
     operator_driver_answers,
@@ -77,7 +78,7 @@ ENDPOINTS: Final = (
     Endpoint(
         "GET", "/api/driver/state", "driver_state",
         "The own state: active trip, open offers, and what keeps offers away",
-        Role.DRIVER, path_parts=query_parameters.NoParameters, answer=answers.DriverState,
+        Role.DRIVER, path_parts=query_parameters.NoParameters, answer=driver_answers.DriverState,
     ),
     Endpoint(
         "GET", "/api/driver/ride/pending", "pending",

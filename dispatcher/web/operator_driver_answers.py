@@ -14,13 +14,13 @@ from dispatcher.web.answers import (
     Body,
     Driver,
     Moment,
-    PlaceInQueue,
     Position,
     Trip,
     TripId,
     UserId,
     example,
 )
+from dispatcher.web.driver_answers import PlaceInQueue
 from dispatcher.web.operator_answers import OFFER, Next, Offer
 
 

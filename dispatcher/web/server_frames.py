@@ -21,8 +21,6 @@ from dispatcher.web.answers import (
     LocationUpdated,
     Metres,
     Moment,
-    OpenOffer,
-    PlaceInQueue,
     Position,
     Problem,
     Trip,
@@ -33,15 +31,7 @@ from dispatcher.web.answers import (
     example,
 )
 from dispatcher.web.client_frames import FrameId
-
-
-class DriverSnapshot(Body):
-    """A driver as they are; null for one who was never online."""
-
-    driver: Driver | None
-    trip: Trip | None
-    offers: list[OpenOffer]
-    queue: PlaceInQueue | None
+from dispatcher.web.driver_answers import DriverSnapshot
 
 
 class CustomerSnapshot(Body):
