@@ -256,18 +256,11 @@ def _handlers_and_boundary(
     metrics.gauge("dispatcher_zone_viewers", "Sockets that watch a zone.", views.viewers)
     metrics.counter("dispatcher_commits", "Batches sent.", lambda: commits.batches)
     metrics.counter("dispatcher_changes", "Changes in them.", lambda: commits.changes)
-    matching = parts.matched_rounds
-    metrics.counter("dispatcher_match_rounds", "Rounds of matching.", lambda: matching.rounds)
-    metrics.counter(
-        "dispatcher_match_planning_seconds", "Time planning them took.", lambda: matching.planning_s
-    )
-    metrics.counter("dispatcher_match_failures", "Rounds that failed.", lambda: matching.failures)
-    metrics.counter(
-        "dispatcher_routing_fallbacks", "Routing tables that came late or were nonsense.",
-        lambda: matching.routing.fallbacks,
-    )  # fmt: skip
     mending = parts.live.mending
     metrics.counter("dispatcher_values_dropped", "Corrupt values in Redis.", lambda: mending.dropped)
+    parts.matched_rounds.tell(metrics)
+    parts.queues.tell(metrics)
+    parts.heat.tell(metrics)
     told = parts.webhook.counts
     metrics.labelled_counter("dispatcher_webhook_deliveries", "Webhook calls.", "outcome", told)
 
@@ -281,6 +274,7 @@ def _handlers_and_boundary(
         snapshots=parts.snapshots,
         explanation=parts.explanation,
         operator_reads=parts.operator_reads,
+        heat=parts.heat,
         readiness=readiness.check,
         metrics=metrics,
         vehicle_types=parts.settings.vehicle_types,

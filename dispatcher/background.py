@@ -10,6 +10,7 @@ from dispatcher.jobs.drift_watch import DriftWatch
 from dispatcher.jobs.flush import Flush
 from dispatcher.jobs.loop import JobLoop
 from dispatcher.jobs.presence_flush import PresenceFlush
+from dispatcher.jobs.queue_numbers import QueueNumbers
 from dispatcher.jobs.reconcile import Reconcile
 from dispatcher.jobs.waves import Waves
 from dispatcher.jobs.webhook_delivery import WebhookDelivery
@@ -24,6 +25,7 @@ def job_loops(parts: Services) -> list[JobLoop]:
         JobLoop(
             Flush(
                 positions=parts.positions,
+                queue_log=parts.queue_log,
                 offer_log=parts.effects.offer_log,
                 database=parts.ledger.database,
                 interval_s=settings.position_flush_s,
@@ -37,11 +39,27 @@ def job_loops(parts: Services) -> list[JobLoop]:
         waves = JobLoop(Waves(parts.offers, zone))
         parts.effects.wakeups.subscribe(zone, waves.wake)
         loops += (waves, JobLoop(reconcile_job(parts, zone)), JobLoop(absent_drivers_job(parts, zone)))
+        if (numbers := queue_numbers_job(parts, zone)) is not None:
+            loops.append(JobLoop(numbers))
         for deliveries in parts.webhook.deliveries:
             delivering = JobLoop(WebhookDelivery(deliveries, zone))
             deliveries.subscribe(zone, delivering.wake)
             loops.append(delivering)
     return loops
+
+
+def queue_numbers_job(parts: Services, name: str) -> QueueNumbers | None:
+    """The job that numbers a zone's queues, if it has any."""
+    zone = parts.zones.get(name)
+    if zone is None or not zone.queues:
+        return None
+    return QueueNumbers(
+        zone=zone,
+        queues=parts.queues,
+        scripts=parts.live.queues,
+        node=parts.presence.node,
+        interval_s=parts.settings.sweep_interval_s,
+    )
 
 
 def degraded_zones_job(parts: Services) -> DegradedZones:

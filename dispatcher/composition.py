@@ -23,6 +23,7 @@ from dispatcher.service.drift import DriftCheck
 from dispatcher.service.drift_looks import Looks
 from dispatcher.service.driver_directory import DriverDirectory
 from dispatcher.service.explanation import Explanation
+from dispatcher.service.heat import HeatMaps
 from dispatcher.service.hub import Hub
 from dispatcher.service.ledger_claims import LedgerClaims
 from dispatcher.service.ledger_decider import LedgerDecider
@@ -38,6 +39,9 @@ from dispatcher.service.outbox import Outbox
 from dispatcher.service.positions import Positions
 from dispatcher.service.presence import Presence
 from dispatcher.service.presence_outages import PresenceOutages
+from dispatcher.service.queue_log import QueueLog
+from dispatcher.service.queue_looks import QueueLooks
+from dispatcher.service.queues import Queues
 from dispatcher.service.rate_limits import RateLimits
 from dispatcher.service.reads import Reads
 from dispatcher.service.redis_decider import RedisDecider
@@ -78,6 +82,9 @@ class Services:
     hub: Hub
     rows: LedgerRows
     outbox: Outbox
+    queues: Queues
+    queue_log: QueueLog
+    heat: HeatMaps
 
 
 @contextlib.asynccontextmanager
@@ -95,10 +102,17 @@ async def services(settings: Settings, zones: Zones) -> AsyncIterator[Services]:
         )
         await authorities.load()
         outbox = Outbox(settler=live.settler, state=live.state, database=database)
+        queue_log = QueueLog(zones, database)
         local_limits = LocalLimits(lambda: authorities.servers)
         seeds = LimitSeeds(local_limits, live.limits, has_one_node=not settings.has_redis_cluster)
         rehydration = Rehydration(
-            live.state, database, outbox, authorities, seeds, lease_ms=settings.claim_lease_ms
+            live.state,
+            database,
+            outbox,
+            authorities,
+            seeds,
+            queue_log,
+            lease_ms=settings.claim_lease_ms,
         )
         stack.push_async_callback(rehydration.close)
         limits = RateLimits(settings, live.limits, local_limits, authorities)
@@ -122,6 +136,13 @@ async def services(settings: Settings, zones: Zones) -> AsyncIterator[Services]:
             halt_at=settings.halt_at,
         )
         stack.push_async_callback(coordinator.close)
+        queues = Queues(
+            zones=zones,
+            scripts=live.queues,
+            matching=live.matching,
+            queue_log=queue_log,
+            fix_age_s=settings.fix_max_age_s,
+        )
         positions = Positions(
             scripts=live.positions,
             rehydration=rehydration,
@@ -130,6 +151,7 @@ async def services(settings: Settings, zones: Zones) -> AsyncIterator[Services]:
             limits=limits,
             tracking=CustomerTracking(state=live.state, publisher=Publisher(live.pipeline)),
             zones=zones,
+            queue_log=queue_log,
             authorities=authorities,
             rows=rows,
             fix_age_s=settings.fix_max_age_s,
@@ -176,6 +198,7 @@ async def services(settings: Settings, zones: Zones) -> AsyncIterator[Services]:
             coordinator=coordinator,
             offer_log=effects.offer_log,
             matched_rounds=matched_rounds,
+            queues=queues,
             authorities=authorities,
             webhook=webhook,
             fix_age_s=settings.fix_max_age_s,
@@ -195,6 +218,7 @@ async def services(settings: Settings, zones: Zones) -> AsyncIterator[Services]:
             offers=live.offers,
             presence=live.presence,
             views=ZoneViewScripts(live.pipeline),
+            queues=queues,
             deliveries=live.deliveries,
             fix_age_s=settings.fix_max_age_s,
         )
@@ -204,6 +228,13 @@ async def services(settings: Settings, zones: Zones) -> AsyncIterator[Services]:
             database=database,
             fix_age_s=settings.fix_max_age_s,
         )
+        heat = HeatMaps(
+            zones=zones,
+            scripts=ZoneViewScripts(live.pipeline),
+            node=node,
+            fix_age_s=settings.fix_max_age_s,
+        )
+        stack.push_async_callback(heat.close)
         outages = PresenceOutages(
             zones.names(), ttl_s=settings.presence_ttl_s, grace_s=settings.presence_grace_s
         )
@@ -213,6 +244,7 @@ async def services(settings: Settings, zones: Zones) -> AsyncIterator[Services]:
             positions=live.positions,
             database=database,
             drivers=drivers,
+            queues=queues,
             authorities=authorities,
             fix_age_s=settings.fix_max_age_s,
         )
@@ -225,6 +257,7 @@ async def services(settings: Settings, zones: Zones) -> AsyncIterator[Services]:
             settings, zones, live, ledger, rehydration, coordinator, limits, positions,
             availability, stranded_trips, reads, operator_reads, explanation, offers, matched_rounds,
             webhook, presence, outages, snapshots, effects, authorities, hub, rows, outbox,
+            queues, queue_log, heat,
         )  # fmt: skip
 
 
@@ -250,6 +283,7 @@ def drift_check(settings: Settings, live: LiveWing, ledger: LedgerWing) -> Drift
     looks = Looks(
         scripts=live.comparison,
         state=live.state,
+        queues=queue_looks(live, ledger),
         database=ledger.database,
         fix_age_s=settings.fix_max_age_s,
         presence_ttl_s=settings.presence_ttl_s,
@@ -257,3 +291,8 @@ def drift_check(settings: Settings, live: LiveWing, ledger: LedgerWing) -> Drift
     return DriftCheck(
         scripts=live.comparison, database=ledger.database, looks=looks, mending=live.mending
     )
+
+
+def queue_looks(live: LiveWing, ledger: LedgerWing) -> QueueLooks:
+    """What compares places in queues."""
+    return QueueLooks(scripts=live.comparison, queues=live.queues, database=ledger.database)

@@ -84,6 +84,13 @@ class ZoneViewScripts:
             waves = [OpenWave(*wave) for wave in chain.from_iterable(replies)]
             return dict(zip(trip_ids, waves, strict=True))
 
+    async def begin_heat(self, keys: Keys, node: str, *, every_ms: int) -> bool:
+        """Whether this server is the one that tells of the zone's heat: it stays so while it samples."""
+        won: Any = await self._pipeline.command("SET", keys.heat_look, node, "NX", "PX", every_ms)
+        if not won and await self._pipeline.command("GET", keys.heat_look) == node:
+            won = await self._pipeline.command("SET", keys.heat_look, node, "XX", "PX", every_ms)
+        return bool(won)
+
     async def newest_event(self, keys: Keys) -> str:
         """The id of the zone's newest event; `0-0` where there is none."""
         newest = await self._pipeline.command("XREVRANGE", keys.events, "+", "-", "COUNT", 1)

@@ -135,10 +135,10 @@ class Authenticator:
         raise failure
 
 
-def require_role(actor: Actor, role: Role) -> None:
+def require_role(actor: Actor, role: Role, also: Role | None = None) -> None:
     """Raises Refusal wrong_role where the actor has another role."""
-    if actor.role is not role:
-        raise Refusal("wrong_role", f"Only a {role} may do this.")
+    if actor.role is not role and actor.role is not also:
+        raise Refusal("wrong_role", f"Only a {f'{role} or {also}' if also else role} may do this.")
 
 
 def bearer_token(authorization: str | None) -> str:

@@ -114,14 +114,14 @@ class Boundary:
 
     def question(self, endpoint: Endpoint, handler: QuestionHandler) -> Handler:
         """A call that changes nothing. A path's parts win over the query."""
-        role, model = endpoint.role, endpoint.query or endpoint.path_parts
+        role, also, model = endpoint.role, endpoint.also, endpoint.query or endpoint.path_parts
         assert role is not None
         assert model is not None
 
         async def answer(request: web.Request, actor: Actor, ip: str | None) -> HttpResponse:
             limit = await self._limits.count(LimitClass.GENERAL, actor, ip)
             try:
-                require_role(actor, role)
+                require_role(actor, role, also)
                 parameters = parse_model(model, {**request.query, **request.match_info})
                 found = await handler(actor, parameters)
             except Refusal as refusal:

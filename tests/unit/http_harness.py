@@ -249,6 +249,7 @@ def handlers_of(notes: Notes, metrics: Metrics) -> Handlers:
     return Handlers(
         zones=Zones(), coordinator=service, availability=service, positions=service, stranded_trips=service,
         reads=service, snapshots=service, explanation=service, operator_reads=service,
+        heat=service,
         readiness=notes.readiness, metrics=metrics, vehicle_types=Settings().vehicle_types,
     )  # fmt: skip
 
