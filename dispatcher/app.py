@@ -12,14 +12,18 @@ from typing import Final
 import structlog
 from aiohttp import web
 
-from dispatcher.background import drift_watch_job, job_loops
+from dispatcher.background import drift_watch_job, job_loops, zone_census_job
 from dispatcher.composition import Services, services
 from dispatcher.config import Settings, SettingsError
 from dispatcher.core.errors import StoreUnavailable
 from dispatcher.core.stop_signal import StopSignal
+from dispatcher.gauges import add_gauges
+from dispatcher.jobs.engine_watch import EngineWatch
 from dispatcher.jobs.loop import FunctionJob, JobLoop
 from dispatcher.live.pubsub import Subscriber
 from dispatcher.live.zone_view import ZoneViewScripts
+from dispatcher.observe.crowd_lines import CROWD_LINES
+from dispatcher.observe.loop_lag import LoopLag
 from dispatcher.observe.metrics import Metrics
 from dispatcher.observe.worker_metrics import WRITE_INTERVAL_S, WorkerPlace
 from dispatcher.service.hub import Hub
@@ -69,22 +73,19 @@ async def run(
         readiness = Readiness(
             zones=zones, state=parts.live.state, database=parts.ledger.database, stop=stop
         )
-        metrics, door = Metrics(place), _door(settings)
-        metrics.gauge("dispatcher_connections", "Open connections.", lambda: len(door))
-        metrics.labelled_counter(
-            "dispatcher_connections_refused", "Connections refused, or ended before their time.",
-            "reason", lambda: door.refused,
-        )  # fmt: skip
+        metrics, door, lag = Metrics(place), _door(settings), LoopLag()
         views = _zone_views(parts, readiness)
         sockets = _websocket_endpoint(parts, authenticator, hub, views)
-        handlers, boundary = _handlers_and_boundary(
-            parts, authenticator, sockets, readiness, metrics, views
-        )
+        handlers, boundary = _handlers_and_boundary(parts, authenticator, readiness, metrics)
         hidden = _PAGES - set(settings.public_pages)
-        drift_watch = drift_watch_job(parts)
-        metrics.labelled_gauge(
-            "dispatcher_drift", "Things that differ between Redis and Postgres.", ("zone", "kind"),
-            drift_watch.found,
+        if settings.metrics_address is not None:
+            hidden |= {"metrics"}  # they have an address of their own
+        drift_watch, engine_watch = drift_watch_job(parts), EngineWatch(readiness.check)
+        census = zone_census_job(parts)
+        add_gauges(
+            metrics, parts,
+            door=door, sockets=sockets, views=views, drift=drift_watch, engines=engine_watch,
+            census=census,
         )  # fmt: skip
         runner = make_runner(
             build_application(handlers, boundary, websocket=sockets.handle, hidden=hidden),
@@ -102,6 +103,8 @@ async def run(
         loops = [
             *job_loops(parts),
             JobLoop(drift_watch),
+            JobLoop(engine_watch),
+            JobLoop(census),
             JobLoop(FunctionJob("stale-sockets", interval_s, sockets.close_stale)),
         ]
         if place is not None:
@@ -115,6 +118,7 @@ async def run(
             metrics_runner = await _serve_metrics(settings, handlers, boundary, shared=place is not None)
             for loop in loops:
                 loop.start()
+            lag.start()
             parts.effects.wakeups.notify_all()  # waves may have become due while nobody was here
             # What stands now stays: collecting it again and again cost a tenth of the time, and pauses.
             gc.collect()
@@ -132,6 +136,7 @@ async def run(
             if metrics_runner is not None:
                 await _finish(stop, "metrics", metrics_runner.cleanup(), _ANSWERED_S)
             await _finish(stop, "jobs", _stop_jobs(loops, subscriber, views, readiness), _SAVED_S)
+            lag.stop()
             await _finish(stop, "saving", _save(parts, metrics), _SAVED_S)
 
 
@@ -170,6 +175,7 @@ async def _stop_jobs(
 
 
 async def _save(parts: Services, metrics: Metrics) -> None:
+    CROWD_LINES.write_out()
     await metrics.share()
     await parts.positions.save()
     # Twice: an outcome waits for one round, so that its offer is there before it.
@@ -241,32 +247,8 @@ async def _serve_metrics(
 
 
 def _handlers_and_boundary(
-    parts: Services,
-    authenticator: Authenticator,
-    sockets: WebSocketEndpoint,
-    readiness: Readiness,
-    metrics: Metrics,
-    views: ZoneViews,
+    parts: Services, authenticator: Authenticator, readiness: Readiness, metrics: Metrics
 ) -> tuple[Handlers, Boundary]:
-    commits = parts.ledger.commits
-    metrics.gauge("dispatcher_sockets", "Open WebSockets.", lambda: len(sockets))
-    metrics.gauge("dispatcher_zone_viewers", "Sockets that watch a zone.", views.viewers)
-    metrics.counter("dispatcher_commits", "Batches sent.", lambda: commits.batches)
-    metrics.counter("dispatcher_changes", "Changes in them.", lambda: commits.changes)
-    matching = parts.matched_rounds
-    metrics.counter("dispatcher_match_rounds", "Rounds of matching.", lambda: matching.rounds)
-    metrics.counter(
-        "dispatcher_match_planning_seconds", "Time planning them took.", lambda: matching.planning_s
-    )
-    metrics.counter(
-        "dispatcher_match_failures", "Rounds that failed: the nearest were asked.",
-        lambda: matching.failures,
-    )  # fmt: skip
-    metrics.counter(
-        "dispatcher_routing_fallbacks", "Routing tables that came late or were nonsense.",
-        lambda: matching.routing.fallbacks,
-    )  # fmt: skip
-
     handlers = Handlers(
         zones=parts.zones,
         coordinator=parts.coordinator,
@@ -286,7 +268,6 @@ def _handlers_and_boundary(
         authenticator=authenticator,
         client_ip=ClientIp(parts.settings.trusted_proxies),
         limits=parts.limits,
-        metrics=metrics,
         deadline_s=parts.settings.request_deadline_s,
         idempotency_required=parts.settings.idempotency_required,
         on_driver_call=parts.presence.seen_over_http,

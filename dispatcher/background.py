@@ -11,6 +11,8 @@ from dispatcher.jobs.loop import JobLoop
 from dispatcher.jobs.presence_flush import PresenceFlush
 from dispatcher.jobs.reconcile import Reconcile
 from dispatcher.jobs.waves import Waves
+from dispatcher.jobs.zone_census import ZoneCensus
+from dispatcher.live.zone_view import ZoneViewScripts
 
 
 def job_loops(parts: Services) -> list[JobLoop]:
@@ -44,6 +46,11 @@ def drift_watch_job(parts: Services) -> DriftWatch:
         node=parts.presence.node,
         interval_s=parts.settings.drift_interval_s,
     )
+
+
+def zone_census_job(parts: Services) -> ZoneCensus:
+    """The job that counts what is in each zone."""
+    return ZoneCensus(ZoneViewScripts(parts.live.pipeline), parts.zones.names())
 
 
 def presence_flush_job(parts: Services) -> PresenceFlush:

@@ -13,6 +13,7 @@ from dispatcher.core.zones import Zones
 from dispatcher.live.keys import keys_of
 from dispatcher.live.pubsub import Publisher
 from dispatcher.live.zone_view import ZoneViewScripts
+from dispatcher.observe.series import know_zones
 from dispatcher.routing.osrm import OsrmRouting
 from dispatcher.service.availability import AvailabilityService
 from dispatcher.service.commands.command import SideEffects
@@ -68,6 +69,7 @@ class Services:
 @contextlib.asynccontextmanager
 async def services(settings: Settings, zones: Zones) -> AsyncIterator[Services]:
     """Opens both wings, loads every zone, and closes all of it again in reverse order."""
+    know_zones(zones.names())
     async with (
         open_live(settings) as live,
         open_ledger(settings) as ledger,

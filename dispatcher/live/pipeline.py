@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import re
 from collections.abc import AsyncIterator, Coroutine, Sequence
+from contextvars import Context
 from typing import Any
 
 import structlog
@@ -21,6 +22,7 @@ from dispatcher.live.node_queues import NodeQueues
 from dispatcher.live.protocol import Call, CallProtocol, has_socket
 from dispatcher.live.redis_errors import error_of, is_demoted, is_unknown_script
 from dispatcher.live.scripts import LuaScripts
+from dispatcher.observe.series import ENGINE_ERRORS
 
 log = structlog.get_logger("dispatcher.redis")
 
@@ -103,9 +105,14 @@ class Pipeline:
                 self._connection = None
                 self._spawn(self._reopen(connection), batches=_MAX_IN_FLIGHT)
 
+    def queue(self) -> int:
+        """How many calls wait for a batch on its way to be answered."""
+        return len(self._waiting)
+
     def _spawn(self, work: Coroutine[Any, Any, None], *, batches: int = 1) -> None:
         self._in_flight += batches
-        task = asyncio.get_running_loop().create_task(work)
+        # In no call's context: what is logged there is about many calls.
+        task = asyncio.get_running_loop().create_task(work, context=Context())
         self._tasks.add(task)
 
         def ended(task: asyncio.Task[None]) -> None:
@@ -134,6 +141,7 @@ class Pipeline:
                 await connection.disconnect(nowait=True)
                 await self._redis.connection_pool.release(connection)
             waiting, self._waiting = self._waiting, []
+            ENGINE_ERRORS.add("redis")
             log.warning("redis did not answer", calls=len(waiting), error=str(error))
             for call in waiting:
                 self._answer(call, StoreUnavailable("redis"))
@@ -176,6 +184,7 @@ class Pipeline:
                 pipeline.execute_command(*call.command)
             replies = await pipeline.execute(raise_on_error=False)
         except (RedisError, OSError, TimeoutError) as error:
+            ENGINE_ERRORS.add("redis")
             log.warning("redis did not answer", calls=len(batch), error=str(error))
             replies = [ReplyLost("redis")] * len(batch)
         except BaseException:

@@ -7,6 +7,7 @@ tests/lua/test_protocol.py fails where the library changes them.
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -16,6 +17,7 @@ import structlog
 from redis.exceptions import ResponseError
 
 from dispatcher.core.errors import ReplyLost
+from dispatcher.observe.series import ENGINE_ERRORS, REDIS_BATCH_CALLS, REDIS_BATCH_SECONDS
 
 log = structlog.get_logger("dispatcher.redis")
 
@@ -82,7 +84,7 @@ class CallProtocol(RedisProtocol):
         self._on_reply = on_reply
         self._on_batch_done = on_batch_done
         self._calls: deque[Call] = deque()
-        # How many calls each batch on its way holds, and when its reply is overdue.
+        # How many calls each batch on its way holds, and when it was sent.
         self._batches: deque[tuple[int, float]] = deque()
         self._loop = asyncio.get_running_loop()
         self._timer: asyncio.TimerHandle | None = None
@@ -90,7 +92,8 @@ class CallProtocol(RedisProtocol):
     def send(self, batch: Sequence[Call]) -> None:
         """Writes a batch in one piece."""
         self._calls.extend(batch)
-        self._batches.append((len(batch), self._loop.time() + _REPLY_TIMEOUT_S))
+        self._batches.append((len(batch), time.perf_counter()))
+        REDIS_BATCH_CALLS.observe(len(batch))
         self.transport.write(b"".join([hiredis.pack_command(call.command) for call in batch]))
         if self._timer is None:
             self._timer = self._loop.call_later(_REPLY_TIMEOUT_S, self._check_overdue)
@@ -103,12 +106,13 @@ class CallProtocol(RedisProtocol):
             on_reply(calls.popleft(), reply)
         batches = self._batches
         while received:
-            unanswered, deadline = batches[0]
+            unanswered, sent_s = batches[0]
             if unanswered > received:
-                batches[0] = (unanswered - received, deadline)
+                batches[0] = (unanswered - received, sent_s)
                 break
             received -= unanswered
             batches.popleft()
+            REDIS_BATCH_SECONDS.observe(time.perf_counter() - sent_s)
             self._on_batch_done()
 
     def retire(self) -> None:
@@ -119,6 +123,7 @@ class CallProtocol(RedisProtocol):
         if self._timer is not None:
             self._timer.cancel()
         if self._calls:
+            ENGINE_ERRORS.add("redis")
             log.warning("redis did not answer", calls=len(self._calls), error=str(error or "closed"))
         while self._calls:
             self._on_reply(self._calls.popleft(), ReplyLost("redis"))
@@ -130,8 +135,9 @@ class CallProtocol(RedisProtocol):
         self._timer = None
         if not self._batches:
             return
-        _, deadline = self._batches[0]
-        if deadline <= self._loop.time():
+        _, sent_s = self._batches[0]
+        left_s = sent_s + _REPLY_TIMEOUT_S - time.perf_counter()
+        if left_s <= 0:
             self.transport.abort()
         else:
-            self._timer = self._loop.call_at(deadline, self._check_overdue)
+            self._timer = self._loop.call_later(left_s, self._check_overdue)

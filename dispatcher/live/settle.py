@@ -26,6 +26,7 @@ from dispatcher.live.idempotency import done_record
 from dispatcher.live.keys import Keys
 from dispatcher.live.pipeline import Pipeline
 from dispatcher.live.state import FINISHED_TTL_S
+from dispatcher.observe.series import SETTLE_BATCH_CHANGES
 
 #: A batch this large keeps Redis busy for half a millisecond; more would only delay others.
 _MAX_BATCH: Final = 16
@@ -174,6 +175,7 @@ class Settler:
 
     def _send(self, batch: _Batch) -> None:
         del self._filling[batch.keys.zone]
+        SETTLE_BATCH_CHANGES.observe(len(batch.changes))
         self.settle_changes(batch.keys, batch.changes).add_done_callback(batch.answered)
 
     def settle_changes(

@@ -13,8 +13,14 @@ from dispatcher.core.limits import LimitState
 from dispatcher.core.trips import Status
 from dispatcher.live.claim_results import PROBLEM_CODES, Refused, Replayed
 from dispatcher.live.idempotency import KeptAnswer
+from dispatcher.observe.series import IDEMPOTENCY_HITS
 
 _PROBLEM_TYPE: Final = "urn:dispatcher:problem:"
+#: How the bodies of changes and of refusals begin.
+_SUCCESS_START: Final = b'{"response_code":"'
+_PROBLEM_START: Final = b'{"type":"' + _PROBLEM_TYPE.encode()
+#: Stands for the code of an answer that has none: of a document.
+OK_CODE: Final = "ok"
 #: What a client does best about a refusal that passes by itself.
 _RETRY_AFTER_S: Final = {"request_in_progress": 1, "trip_busy": 1}
 
@@ -30,6 +36,14 @@ class Answer(NamedTuple):
     limit: LimitState | None = None
     replayed: bool = False
     retry_after_s: int | None = None
+
+    @property
+    def code(self) -> str:
+        """The `response_code` of the body, which begins with it, or with the problem's type."""
+        for before in (_SUCCESS_START, _PROBLEM_START):
+            if self.body.startswith(before):
+                return self.body[len(before) : self.body.index(b'"', len(before))].decode()
+        return OK_CODE
 
     @property
     def is_new_success(self) -> bool:
@@ -111,4 +125,5 @@ def stored_answer(key: IdempotencyKey, stored: StoredAnswer, limit: LimitState |
     """The answer again that a request got before, as Postgres keeps it, if it was the same request."""
     if stored.fingerprint != key.fingerprint:
         return refusal_answer(Refusal("idempotency_key_reused"), limit)
+    IDEMPOTENCY_HITS.add("postgres")
     return Answer(stored.status, stored.body.encode(), limit, replayed=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import random
+import time
 from typing import Any, Final
 
 import structlog
@@ -13,8 +14,9 @@ from dispatcher.core.errors import OutcomeUnknown, ReplyLost, StoreUnavailable
 from dispatcher.core.idempotency import KeyedAnswer, StoredAnswer
 from dispatcher.core.limits import LimitState
 from dispatcher.ledger.changes import Change, Outcome, OutcomeCode
-from dispatcher.ledger.commits import Commits, was_committed
+from dispatcher.ledger.commits import Commits
 from dispatcher.ledger.database import Database
+from dispatcher.ledger.lost_answers import was_committed
 from dispatcher.live.claim_results import (
     PROBLEM_CODES,
     ClaimCode,
@@ -26,7 +28,15 @@ from dispatcher.live.claim_results import (
 from dispatcher.live.claims import Attempt, ClaimScripts, Resolved
 from dispatcher.live.keys import Keys, keys_of
 from dispatcher.live.settle import Settler
+from dispatcher.observe.call_ids import TRIP_ID
 from dispatcher.observe.refusal_log import log_refusal
+from dispatcher.observe.series import (
+    CLAIM_SECONDS,
+    CLAIMS_UNRESOLVED,
+    COMMIT_SECONDS,
+    IDEMPOTENCY_HITS,
+    TRIP_EVENTS,
+)
 from dispatcher.service.abandoned_claims import AbandonedClaims
 from dispatcher.service.answers import (
     Answer,
@@ -40,6 +50,7 @@ from dispatcher.service.deadlines import Deadline, Deadlines
 from dispatcher.service.persistent_settles import PersistentSettles, Telling
 from dispatcher.service.rate_limits import RateLimits
 from dispatcher.service.rehydration import Rehydration
+from dispatcher.service.unresolved_claims import UnresolvedClaims, resolve
 
 log = structlog.get_logger("dispatcher.coordinator")
 
@@ -77,6 +88,7 @@ class Coordinator:
         self._abandoned = AbandonedClaims(claims)
         self._commits = commits
         self._rehydration = rehydration
+        self._unresolved = UnresolvedClaims(rehydration)
         self._database = database
         self._limits = limits
         self._effects = effects
@@ -95,6 +107,7 @@ class Coordinator:
         answer was lost and Postgres could not be asked; either after the request's deadline at most.
         """
         attempt, deadline = self._attempt(command), self._deadlines.begin()
+        TRIP_ID.set(attempt.trip_id)
         try:
             answer = await self._execute(command, keys_of(command.zone.name), attempt, deadline)
         except asyncio.CancelledError:
@@ -106,6 +119,10 @@ class Coordinator:
             raise
         self._deadlines.end(deadline)
         return answer
+
+    def waiting(self) -> dict[str, int]:
+        """What goes on in the background: changes to be settled, and claims to be let go of."""
+        return {"settles": len(self._settles), "releases": len(self._abandoned)}
 
     async def close(self) -> None:
         """Leaves to their lease what Redis could not be told yet."""
@@ -122,8 +139,12 @@ class Coordinator:
             await self._halt("after_claim")
             plan = command.plan(attempt, result)
             answer = self._keyed_answer(attempt, plan, result.now_ms)
+            claimed_s = time.perf_counter()
             outcome = await self._commit(keys, attempt, plan.change, answer, deadline)
             if outcome.code is OutcomeCode.OK:
+                COMMIT_SECONDS.observe(time.perf_counter() - claimed_s)
+                if plan.change.event is not None:
+                    TRIP_EVENTS.numbers[command.zone.name, plan.change.event] += 1
                 await self._halt("after_commit")
                 await self._settle(keys, attempt, plan, answer.stored if answer else None, deadline)
                 command.committed(result, plan, self._effects)
@@ -137,7 +158,7 @@ class Coordinator:
                 source="postgres",
             )  # fmt: skip
             await self._rehydration.reload(keys, attempt.trip_id, attempt.driver_id)
-            attempt = _resolve(attempt, Resolved.LIMITS)
+            attempt = resolve(attempt, Resolved.LIMITS)
         return claim_refusal(PROBLEM_CODES[ClaimCode.TRIP_BUSY])
 
     def _attempt(self, command: Command[Any]) -> Attempt:
@@ -159,54 +180,35 @@ class Coordinator:
         wait_s = _FIRST_WAIT_S
         for asked in range(_MAX_CLAIMS):
             result: ClaimedT | NotClaimed
+            asked_s = time.perf_counter()
             try:
                 result = await command.claim(self._claims, keys, attempt)
             except (ReplyLost, asyncio.CancelledError):
                 self._abandoned.let_go(keys, attempt)  # it may have been granted
                 raise
+            CLAIM_SECONDS.observe(time.perf_counter() - asked_s)
             match result:
                 case Refused():
                     return attempt, answer_refused(command.caller, attempt.trip_id, result)
                 case Replayed():
+                    IDEMPOTENCY_HITS.add("redis")
                     return attempt, replayed_answer(result)
                 case Unresolved(code=ClaimCode.TRIP_BUSY):
+                    CLAIMS_UNRESOLVED.add(result.code)
                     if asked == _CLAIMS_BEFORE_RELOAD and attempt.trip_id:
                         # That change may have been committed, and its settle lost.
                         await self._rehydration.reload_trip(keys, attempt.trip_id)
                     await asyncio.sleep(wait_s * random.uniform(0.5, 1.0))  # noqa: S311
                     wait_s = min(2 * wait_s, _MAX_WAIT_S)
                 case Unresolved():
-                    provided = await self._provide(keys, attempt, result)
+                    CLAIMS_UNRESOLVED.add(result.code)
+                    provided = await self._unresolved.provide(keys, attempt, result)
                     if isinstance(provided, Answer):
                         return attempt, provided
                     attempt = provided
                 case _:
                     return attempt, result
         return attempt, claim_refusal(PROBLEM_CODES[ClaimCode.TRIP_BUSY])
-
-    async def _provide(self, keys: Keys, attempt: Attempt, missing: Unresolved) -> Attempt | Answer:
-        """Brings to Redis what a claim misses; or the answer, where Postgres has one for the key."""
-        match missing.code:
-            case ClaimCode.COLD:
-                await self._rehydration.warm(keys.zone)
-            case ClaimCode.KEY_UNRESOLVED if attempt.key is not None:
-                stored = await self._rehydration.reload_answer(
-                    keys, attempt.key, trip_id=attempt.trip_id, driver_id=attempt.driver_id
-                )
-                if stored is not None:
-                    return stored_answer(attempt.key, stored, missing.limit)
-                return _resolve(attempt, Resolved.KEY)
-            case ClaimCode.TRIP_UNKNOWN:
-                if await self._rehydration.reload_trip(keys, attempt.trip_id) is None:
-                    return _resolve(attempt, Resolved.TRIP)
-            case ClaimCode.DRIVER_UNKNOWN | ClaimCode.DRIVER_ELSEWHERE as code:
-                driver = await self._rehydration.reload_driver(keys, attempt.driver_id)
-                # Who was elsewhere may have come back unheard: the next claim of this zone tells.
-                if driver is None or code is ClaimCode.DRIVER_ELSEWHERE:
-                    return _resolve(attempt, Resolved.DRIVER)
-            case ClaimCode.DRIVER_MOVED:
-                return attempt._replace(trip_id=missing.trip_id)
-        return attempt
 
     def _keyed_answer(self, attempt: Attempt, plan: Plan, now_ms: int) -> KeyedAnswer | None:
         if attempt.key is None:
@@ -291,7 +293,3 @@ class Coordinator:
         if self._halt_at == point:
             log.warning("halted", point=point)
             await asyncio.Event().wait()
-
-
-def _resolve(attempt: Attempt, what: Resolved) -> Attempt:
-    return attempt._replace(resolved=attempt.resolved | {what})

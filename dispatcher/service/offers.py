@@ -16,6 +16,8 @@ from dispatcher.live.keys import keys_of
 from dispatcher.live.offers import Candidate, OfferScripts, WaveCode, WaveResult
 from dispatcher.live.state import StateScripts
 from dispatcher.matching.looks import longest_wait_ms, look
+from dispatcher.observe.call_ids import TRIP_ID
+from dispatcher.observe.series import OFFERS, TIME_TO_FIRST_OFFER, WAVES
 from dispatcher.service.commands.actions import expire_trip
 from dispatcher.service.coordinator import Coordinator
 from dispatcher.service.matched_rounds import MatchedRound, MatchedRounds, MatchedTrip
@@ -27,6 +29,8 @@ log = structlog.get_logger("dispatcher.offers")
 #: Candidates looked at for each offer of a wave: many of the nearest are busy or have declined.
 CANDIDATES_PER_OFFER: Final = 6
 MORE_CANDIDATES: Final = 10
+#: Trips whose first wave goes on after a head start, as far as they are remembered.
+_MAX_HEAD_STARTS: Final = 10_000
 
 
 class Offers:
@@ -52,6 +56,7 @@ class Offers:
         self._offer_log = offer_log
         self._rounds = matched_rounds
         self._fix_age_ms = fix_age_s * 1000
+        self._first_offered: dict[str, None] = {}
 
     async def run_due(self, zone_name: str) -> int | None:
         """Runs the waves that are due in a zone; returns ms until the next one is, or None.
@@ -85,6 +90,7 @@ class Offers:
         return None if due.next_ms is None else max(0, due.next_ms - due.now_ms)
 
     async def _run(self, zone: Zone, trip_id: str) -> None:
+        TRIP_ID.set(trip_id)
         keys = keys_of(zone.name)
         hash_ = await self._state.read_hash(keys.trip(trip_id))
         if not hash_.get("id"):
@@ -105,6 +111,7 @@ class Offers:
 
     async def _run_matched(self, zone: Zone, matched: MatchedTrip, fence: int) -> None:
         """Offers a trip to the driver whom a round has matched; one without waits for the next round."""
+        TRIP_ID.set(matched.trip.id)
         await self._offer(
             zone, matched.trip, matched.round_number,
             [Candidate(ranked.driver_id, ranked.distance_m) for ranked in matched.order],
@@ -140,7 +147,22 @@ class Offers:
             )
             for driver in result.offered
         )  # fmt: skip
+        self._count(zone, trip, result, has_head_start=bool(of_round))
         if result.code is WaveCode.EXHAUSTED:
             answer = await self._coordinator.execute(expire_trip(self._zones, trip.id))
             log.info("trip expired", trip_id=trip.id, waves=result.wave, status=answer.status)
         return result
+
+    def _count(self, zone: Zone, trip: Trip, result: WaveResult, *, has_head_start: bool) -> None:
+        WAVES.add(zone.name, result.code)
+        OFFERS.add(zone.name, number=len(result.offered))
+        if not result.offered or result.wave != 1:
+            return
+        if trip.id in self._first_offered:  # the matched driver was asked before
+            del self._first_offered[trip.id]
+            return
+        TIME_TO_FIRST_OFFER.of(zone.name).observe((result.now_ms - trip.created_at) / 1000)
+        if has_head_start:
+            if len(self._first_offered) >= _MAX_HEAD_STARTS:
+                del self._first_offered[next(iter(self._first_offered))]
+            self._first_offered[trip.id] = None

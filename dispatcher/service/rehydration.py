@@ -25,6 +25,7 @@ from dispatcher.ledger.database import (
 )
 from dispatcher.live.keys import Keys, keys_of
 from dispatcher.live.state import Epoch, Fix, StateScripts
+from dispatcher.observe.series import REPAIRED
 from dispatcher.service.outbox import Outbox
 
 log = structlog.get_logger("dispatcher.rehydration")
@@ -140,6 +141,7 @@ class Rehydration:
             # A commit that was under way while we read has its row within its lease.
             horizon_ms = loaded_ms + self._lease_ms
         if await self._state.end_loading(keys, token, Epoch(loaded_ms, horizon_ms, run_id)):
+            REPAIRED.add("zone_loaded")
             log.info(
                 "zone loaded", zone=keys.zone, trips=trips, drivers=drivers, answers=answers,
                 missed_events=missed, seconds=round(time.monotonic() - started, 3),

@@ -6,33 +6,31 @@ here. Questions are counted before they are asked.
 
 from __future__ import annotations
 
-import os
-import re
 import time
 from collections.abc import Awaitable, Callable
-from itertools import count
 from typing import Any, Final
 
 import structlog
 from aiohttp import hdrs, web
 from aiohttp.typedefs import Handler
-from multidict import istr
 
 from dispatcher.core.actors import Actor, Role
 from dispatcher.core.callers import Caller
 from dispatcher.core.errors import Refusal
 from dispatcher.core.limits import LimitClass
 from dispatcher.core.trips import Trip
-from dispatcher.observe.metrics import Metrics
+from dispatcher.observe.call_ids import REQUEST_ID, TRIP_ID
 from dispatcher.service.answers import Answer, refusal_answer
 from dispatcher.service.deadlines import Deadlines
 from dispatcher.service.rate_limits import RateLimits
+from dispatcher.web.action_counts import HTTP, TRIP_ACTION, UNKNOWN, count_action, word_or
 from dispatcher.web.auth import Authenticator, require_role
 from dispatcher.web.client_ip import ClientIp
 from dispatcher.web.endpoints import Endpoint
 from dispatcher.web.idempotency_key import IDEMPOTENCY_KEY, read_key
 from dispatcher.web.problems import counted_answer, refusal_of, uncounted_answer
 from dispatcher.web.request_body import read_json_object
+from dispatcher.web.request_ids import REQUEST_ID_HEADER, request_id_of
 from dispatcher.web.requests import parse_model
 from dispatcher.web.responses import (
     HttpResponse,
@@ -53,11 +51,10 @@ QuestionHandler = Callable[[Actor, Any], Awaitable[Trip | dict[str, Any]]]
 #: A handler that answers anybody, or one that has a WebSocket of its own.
 PublicHandler = Callable[[web.Request], Awaitable[HttpResponse | web.StreamResponse]]
 
-REQUEST_ID: Final = istr("X-Request-Id")
-_VALID_REQUEST_ID: Final = re.compile(r"[A-Za-z0-9._:@=+/-]{1,128}")
 #: Slower requests are logged. A commit may take 5 s; from 1 s on, somebody should know.
 _SLOW_S: Final = 1.0
-_ID_PREFIX_BYTES: Final = 5  # random, so that ids of other processes differ
+#: Where a request keeps the word of its step with a trip.
+_WORD: Final = web.RequestKey("word", object)
 
 
 class Boundary:
@@ -72,7 +69,6 @@ class Boundary:
         authenticator: Authenticator,
         client_ip: ClientIp,
         limits: RateLimits,
-        metrics: Metrics,
         deadline_s: float,
         idempotency_required: bool = False,
         on_driver_call: OnDriverCall | None = None,
@@ -80,17 +76,14 @@ class Boundary:
         self._authenticator = authenticator
         self._client_ip = client_ip
         self._limits = limits
-        self._metrics = metrics
         #: Of questions and positions; the coordinator keeps that of changes.
         self._deadlines = Deadlines(deadline_s)
         self._idempotency_required = idempotency_required
         self._on_driver_call = on_driver_call
-        self._id_prefix = os.urandom(_ID_PREFIX_BYTES).hex()
-        self._id_numbers = count(1)
 
     def change(self, endpoint: Endpoint, handler: ChangeHandler) -> Handler:
         """A call with a body. The service counts it; what never gets there is counted here."""
-        role, path = endpoint.role, endpoint.path
+        role, path, has_word = endpoint.role, endpoint.path, endpoint.name == TRIP_ACTION
         model = endpoint.body[0] if len(endpoint.body) == 1 else None
         takes_key, key_required = endpoint.is_change, self._idempotency_required
         assert role is not None
@@ -102,6 +95,8 @@ class Boundary:
                 require_role(actor, role)
                 data = await read_json_object(request)
                 body = data if model is None else parse_model(model, data)
+                if has_word:
+                    request[_WORD] = getattr(body, "action", None)
                 if takes_key:
                     key = read_key(request.headers, actor, path, data, required=key_required)
                 answering = handler(Caller(actor, key, ip), body)
@@ -110,7 +105,7 @@ class Boundary:
                 return await self._refuse(refusal, actor, ip)
             return answer_response(answer)
 
-        return self._observed(path, respond)
+        return self._observed(path, endpoint.name, respond)
 
     def question(self, endpoint: Endpoint, handler: QuestionHandler) -> Handler:
         """A call that changes nothing. A path's parts win over the query."""
@@ -138,10 +133,10 @@ class Boundary:
             except Refusal as refusal:
                 return await self._refuse(refusal, actor, ip)
 
-        return self._observed(endpoint.path, respond)
+        return self._observed(endpoint.path, endpoint.name, respond)
 
-    def public(self, route: str, handler: PublicHandler) -> Handler:
-        """A call of anybody; only what is refused is counted."""
+    def public(self, route: str, handler: PublicHandler, action: str | None = None) -> Handler:
+        """A call of anybody; only what is refused is counted. `action` is its name in the metrics."""
 
         async def respond(request: web.Request) -> HttpResponse | web.StreamResponse:
             try:
@@ -149,7 +144,7 @@ class Boundary:
             except Refusal as refusal:
                 return await self._refuse(refusal, None, self._client_ip(request))
 
-        return self._observed(route, respond)
+        return self._observed(route, action or route, respond)
 
     def unknown_address(self, allowed_methods: Callable[[web.Request], Awaitable[set[str]]]) -> Handler:
         """No such address, or not with this method."""
@@ -166,7 +161,7 @@ class Boundary:
                 response.headers[hdrs.ALLOW] = ", ".join(sorted(methods))
             return response
 
-        return self._observed("", respond)
+        return self._observed("", UNKNOWN, respond)
 
     def _identify(self, request: web.Request, ip: str | None) -> Actor:
         """Who calls. Raises Refusal missing_token, invalid_token or token_expired."""
@@ -179,16 +174,15 @@ class Boundary:
     async def _refuse(self, refusal: Refusal, actor: Actor | None, ip: str | None) -> HttpResponse:
         return refusal_response(refusal, await counted_answer(refusal, self._limits, actor, ip))
 
-    def _observed(self, route: str, respond: PublicHandler) -> Handler:
-        """Adds request id, problems, metrics and log lines; metrics are named after the route."""
-        count_request, clock = self._metrics.count_request, time.perf_counter
-        prefix, numbers = self._id_prefix, self._id_numbers
+    def _observed(self, route: str, action: str, respond: PublicHandler) -> Handler:
+        """Adds request id, problems, metrics and log lines; metrics are named after the action."""
+        clock, has_word = time.perf_counter, action == TRIP_ACTION
 
         async def answered(request: web.Request) -> Any:
             started_s = clock()
-            request_id = request.headers.get(REQUEST_ID)
-            if request_id is None or not _VALID_REQUEST_ID.fullmatch(request_id):
-                request_id = f"{prefix}-{next(numbers):x}"
+            request_id = request_id_of(request.headers)
+            REQUEST_ID.set(request_id)
+            TRIP_ID.set("")
             try:
                 response = await respond(request)
             except ConnectionError:
@@ -198,13 +192,13 @@ class Boundary:
             if not isinstance(response, HttpResponse):  # a WebSocket that has ended
                 return response
             headers = response.headers
-            headers[REQUEST_ID] = request_id
+            headers[REQUEST_ID_HEADER] = request_id
             key = request.headers.get(IDEMPOTENCY_KEY)
             if key is not None and key.isascii() and key.isprintable():
                 headers[IDEMPOTENCY_KEY] = key
             took_s, status = clock() - started_s, response.status
-            # A stranger may send any method: only those of known addresses become labels.
-            count_request(request.method if route else "", route, status, took_s)
+            named = word_or(action, request.get(_WORD)) if has_word else action
+            count_action(HTTP, named, response.code, took_s)
             if took_s > _SLOW_S or status >= 500:
                 _log.warning(
                     "Slow request" if status < 500 else "Request not served",

@@ -41,6 +41,16 @@ async def test_metrics_on_an_address_of_their_own(serve: Serve, workers: str) ->
     assert await server.stop() == 0
 
 
+async def test_metrics_with_an_address_are_not_on_the_public_port(serve: Serve) -> None:
+    address = f"127.0.0.1:{free_port()}"
+    server = await serve(env={"DISPATCHER_METRICS_ADDRESS": address})
+    async with aiohttp.ClientSession() as client:
+        assert await status_of(client, f"{server.url}/metrics") == 404
+        assert await status_of(client, f"http://{address}/metrics") == 200
+        assert await status_of(client, f"{server.url}/openapi.json") == 200
+    assert await server.stop() == 0
+
+
 async def test_all_pages_are_public_where_nothing_is_said(serve: Serve) -> None:
     server = await serve()
     async with aiohttp.ClientSession() as client:
