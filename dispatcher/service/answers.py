@@ -19,6 +19,8 @@ _PROBLEM_TYPE: Final = "urn:dispatcher:problem:"
 #: How the bodies of changes and of refusals begin.
 _SUCCESS_START: Final = b'{"response_code":"'
 _PROBLEM_START: Final = b'{"type":"' + _PROBLEM_TYPE.encode()
+_SUCCESS_LENGTH: Final = len(_SUCCESS_START)
+_PROBLEM_LENGTH: Final = len(_PROBLEM_START)
 #: Stands for the code of an answer that has none: of a document.
 OK_CODE: Final = "ok"
 #: What a client does best about a refusal that passes by itself.
@@ -40,10 +42,14 @@ class Answer(NamedTuple):
     @property
     def code(self) -> str:
         """The `response_code` of the body, which begins with it, or with the problem's type."""
-        for before in (_SUCCESS_START, _PROBLEM_START):
-            if self.body.startswith(before):
-                return self.body[len(before) : self.body.index(b'"', len(before))].decode()
-        return OK_CODE
+        body = self.body
+        if body.startswith(_SUCCESS_START):
+            start = _SUCCESS_LENGTH
+        elif body.startswith(_PROBLEM_START):
+            start = _PROBLEM_LENGTH
+        else:
+            return OK_CODE
+        return body[start : body.index(b'"', start)].decode()
 
     @property
     def is_new_success(self) -> bool:

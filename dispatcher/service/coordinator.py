@@ -136,7 +136,8 @@ class Coordinator:
             attempt, result = await self._claim(command, keys, attempt)
             if isinstance(result, Answer):
                 return result
-            await self._halt("after_claim")
+            if self._halt_at:
+                await self._halt("after_claim")
             plan = command.plan(attempt, result)
             answer = self._keyed_answer(attempt, plan, result.now_ms)
             claimed_s = time.perf_counter()
@@ -145,7 +146,8 @@ class Coordinator:
                 COMMIT_SECONDS.observe(time.perf_counter() - claimed_s)
                 if plan.change.event is not None:
                     TRIP_EVENTS.numbers[command.zone.name, plan.change.event] += 1
-                await self._halt("after_commit")
+                if self._halt_at:
+                    await self._halt("after_commit")
                 await self._settle(keys, attempt, plan, answer.stored if answer else None, deadline)
                 command.committed(result, plan, self._effects)
                 return Answer(plan.status, plan.body, result.limit)

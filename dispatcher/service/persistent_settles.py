@@ -51,7 +51,9 @@ class PersistentSettles:
         began_s = time.perf_counter()
         for _ in range(_MAX_TRIES):
             try:
-                await self._settle_all(zones)
+                while zones:
+                    await self._settler.settle(*zones[0])
+                    del zones[0]
             except StoreUnavailable as error:
                 reason = str(error)
             else:

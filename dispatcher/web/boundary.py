@@ -20,10 +20,11 @@ from dispatcher.core.errors import Refusal
 from dispatcher.core.limits import LimitClass
 from dispatcher.core.trips import Trip
 from dispatcher.observe.call_ids import REQUEST_ID, TRIP_ID
+from dispatcher.observe.series import ACTION_SECONDS, ACTIONS
 from dispatcher.service.answers import Answer, refusal_answer
 from dispatcher.service.deadlines import Deadlines
 from dispatcher.service.rate_limits import RateLimits
-from dispatcher.web.action_counts import HTTP, TRIP_ACTION, UNKNOWN, count_action, word_or
+from dispatcher.web.action_counts import HTTP, TRIP_ACTION, UNKNOWN, WORDS, count_action
 from dispatcher.web.auth import Authenticator, require_role
 from dispatcher.web.client_ip import ClientIp
 from dispatcher.web.endpoints import Endpoint
@@ -53,8 +54,6 @@ PublicHandler = Callable[[web.Request], Awaitable[HttpResponse | web.StreamRespo
 
 #: Slower requests are logged. A commit may take 5 s; from 1 s on, somebody should know.
 _SLOW_S: Final = 1.0
-#: Where a request keeps the word of its step with a trip.
-_WORD: Final = web.RequestKey("word", object)
 
 
 class Boundary:
@@ -89,21 +88,28 @@ class Boundary:
         assert role is not None
 
         async def respond(request: web.Request) -> HttpResponse:
-            actor, ip, key = None, self._client_ip(request), None
+            actor, ip, key, word = None, self._client_ip(request), None, None
             try:
                 actor = self._identify(request, ip)
                 require_role(actor, role)
                 data = await read_json_object(request)
                 body = data if model is None else parse_model(model, data)
                 if has_word:
-                    request[_WORD] = getattr(body, "action", None)
+                    word = getattr(body, "action", None)
                 if takes_key:
                     key = read_key(request.headers, actor, path, data, required=key_required)
                 answering = handler(Caller(actor, key, ip), body)
                 answer = await (answering if takes_key else self._deadlines.keep(answering))
+                response = answer_response(answer)
+            except ConnectionError:
+                raise  # the client is gone
             except Refusal as refusal:
-                return await self._refuse(refusal, actor, ip)
-            return answer_response(answer)
+                response = await self._refuse(refusal, actor, ip)
+            except Exception as error:
+                response = _problem_response(request, error)
+            if word in WORDS:
+                response.action = word
+            return response
 
         return self._observed(path, endpoint.name, respond)
 
@@ -176,7 +182,8 @@ class Boundary:
 
     def _observed(self, route: str, action: str, respond: PublicHandler) -> Handler:
         """Adds request id, problems, metrics and log lines; metrics are named after the action."""
-        clock, has_word = time.perf_counter, action == TRIP_ACTION
+        clock, numbers = time.perf_counter, ACTIONS.numbers
+        observe_own = ACTION_SECONDS.of(HTTP, action).observe
 
         async def answered(request: web.Request) -> Any:
             started_s = clock()
@@ -188,7 +195,7 @@ class Boundary:
             except ConnectionError:
                 raise  # the client is gone
             except Exception as error:
-                response = _problem_response(request, error, request_id)
+                response = _problem_response(request, error)
             if not isinstance(response, HttpResponse):  # a WebSocket that has ended
                 return response
             headers = response.headers
@@ -197,8 +204,11 @@ class Boundary:
             if key is not None and key.isascii() and key.isprintable():
                 headers[IDEMPOTENCY_KEY] = key
             took_s, status = clock() - started_s, response.status
-            named = word_or(action, request.get(_WORD)) if has_word else action
-            count_action(HTTP, named, response.code, took_s)
+            if response.action is None:
+                numbers[HTTP, action, response.code] += 1
+                observe_own(took_s)
+            else:
+                count_action(HTTP, response.action, response.code, took_s)
             if took_s > _SLOW_S or status >= 500:
                 _log.warning(
                     "Slow request" if status < 500 else "Request not served",
@@ -210,8 +220,8 @@ class Boundary:
         return answered
 
 
-def _problem_response(request: web.Request, error: Exception, request_id: str) -> HttpResponse:
+def _problem_response(request: web.Request, error: Exception) -> HttpResponse:
     refusal = refusal_of(error)
     if refusal.code == "internal_error":
-        _log.error("Request failed", request_id=request_id, path=request.path, exc_info=error)
+        _log.error("Request failed", request_id=REQUEST_ID.get(), path=request.path, exc_info=error)
     return refusal_response(refusal, uncounted_answer(refusal))

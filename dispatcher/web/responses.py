@@ -25,7 +25,7 @@ class HttpResponse:
     aiohttp's response, which can also stream, costs six times as much: `fastpath` writes this one.
     """
 
-    __slots__ = ("body", "code", "headers", "keep_alive", "status")
+    __slots__ = ("action", "body", "code", "headers", "keep_alive", "status")
 
     def __init__(self, status: int, body: bytes, headers: dict[str, str]) -> None:
         self.status = status
@@ -34,6 +34,8 @@ class HttpResponse:
         self.keep_alive = True
         #: The `response_code` of the body, for the metrics.
         self.code = OK_CODE
+        #: What was asked for, for the metrics, where the endpoint does not say it.
+        self.action: str | None = None
 
     def to_aiohttp(self) -> web.Response:
         """The same as a response of aiohttp's, which knows HTTP/1.0, HEAD and empty bodies."""
