@@ -34,7 +34,7 @@ from dispatcher.web.auth import Authenticator
 from dispatcher.web.boundary import Boundary
 from dispatcher.web.client_ip import ClientIp
 from dispatcher.web.door import Door, DoorLimits
-from dispatcher.web.endpoints import ENDPOINTS
+from dispatcher.web.endpoints import ENDPOINTS, hidden_endpoints
 from dispatcher.web.fastpath import make_runner
 from dispatcher.web.frame_handlers import FrameHandlers
 from dispatcher.web.handlers import Handlers
@@ -44,8 +44,6 @@ from dispatcher.zones_file import load_zones
 
 log = structlog.get_logger("dispatcher")
 
-#: Endpoints that a setting may hide.
-_PAGES: Final = frozenset({"metrics", "openapi", "docs"})
 #: Seconds after the drain window by when the steps of a stop are given up; STOPPED_AFTER_WINDOW_S bounds
 #: all of it.
 _ANSWERED_S: Final = 2.5
@@ -77,7 +75,7 @@ async def run(
         views = _zone_views(parts, readiness)
         sockets = _websocket_endpoint(parts, authenticator, hub, views)
         handlers, boundary = _handlers_and_boundary(parts, authenticator, readiness, metrics)
-        hidden = _PAGES - set(settings.public_pages)
+        hidden = hidden_endpoints(settings.public_pages)
         if settings.metrics_address is not None:
             hidden |= {"metrics"}  # they have an address of their own
         drift_watch, engine_watch = drift_watch_job(parts), EngineWatch(readiness.check)
@@ -94,7 +92,6 @@ async def run(
         )
         subscriber = Subscriber(
             str(settings.redis_url),
-            cluster=settings.redis_cluster,
             zones=zones.names(),
             deliver=hub.deliver,
             resync=hub.resync,
@@ -212,6 +209,8 @@ def _websocket_endpoint(
             zones=parts.zones,
             coordinator=parts.coordinator,
             positions=parts.positions,
+            availability=parts.availability,
+            vehicle_types=settings.vehicle_types,
             limits=parts.limits,
             idempotency_required=settings.idempotency_required,
         ),
@@ -256,6 +255,7 @@ def _handlers_and_boundary(
         positions=parts.positions,
         stranded_trips=parts.stranded_trips,
         reads=parts.reads,
+        snapshots=parts.snapshots,
         explanation=parts.explanation,
         operator_reads=parts.operator_reads,
         readiness=readiness.check,

@@ -170,8 +170,10 @@ async def services(settings: Settings, zones: Zones) -> AsyncIterator[Services]:
         snapshots = Snapshots(
             state=live.state,
             offers=live.offers,
+            positions=live.positions,
             database=database,
             drivers=drivers,
+            fix_age_s=settings.fix_max_age_s,
         )
         live.pipeline.epochs = [keys_of(zone).epoch for zone in zones.names()]
         await asyncio.gather(*(rehydration.warm(zone) for zone in zones.names()))

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import difflib
 import os
+import re
 from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
 from typing import Annotated, Literal, get_args
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote
 
 from pydantic import (
     BeforeValidator,
@@ -23,6 +24,9 @@ from dispatcher.core.limits import Rate
 from dispatcher.core.trips import DEFAULT_VEHICLE_TYPE, VEHICLE_TYPE
 
 ENV_PREFIX = "DISPATCHER_"
+#: The password of a URL, before its hosts (of which some have several), and those in its query.
+_PASSWORD_BEFORE_HOSTS = re.compile(r"(?<=://)([^/?#:@]*:)([^/?#]+)(?=@[^/?#@]*(?:[/?#]|$))")
+_PASSWORD_PARAMETER = re.compile(r"([?&]\w*password=)([^&#]+)")
 
 
 class SettingsError(Exception):
@@ -32,15 +36,17 @@ class SettingsError(Exception):
 def url_refused(name: str, url: str, reason: str) -> SettingsError:
     """The error for a URL that cannot be used; `name` is the field of Settings that holds it.
 
-    Libraries repeat the URL in their messages, so its password is taken out of `reason`.
+    Libraries repeat the URL in their messages, so its passwords are taken out of `reason`.
     """
-    try:
-        password = urlsplit(url).password
-    except ValueError:
-        password = None
-    for secret in {password, unquote(password)} if password else ():
-        reason = reason.replace(secret, "***")
+    for _, password in _PASSWORD_BEFORE_HOSTS.findall(url) + _PASSWORD_PARAMETER.findall(url):
+        for secret in {password, unquote(password)}:
+            reason = reason.replace(secret, "***")
     return SettingsError(f"{ENV_PREFIX}{name.upper()}: {reason}")
+
+
+def shown_url(url: str) -> str:
+    """A URL without its passwords."""
+    return _PASSWORD_PARAMETER.sub(r"\1***", _PASSWORD_BEFORE_HOSTS.sub(r"\1***", url))
 
 
 def _parse_rate(value: object) -> object:
@@ -83,16 +89,15 @@ class Settings(BaseSettings):
 
     redis_url: str | None = Field(
         None,
-        pattern=r"^(redis|rediss|unix)://",
-        description="Redis 7.2+ or Valkey 8+; unset: an embedded Valkey below the data directory",
-    )
-    redis_cluster: bool = Field(
-        False, description="the Redis URL is a node of a Redis or Valkey Cluster"
+        pattern=r"^(rediss?(\+sentinel|\+cluster)?|unix)://",
+        description="Redis 7.2+ or Valkey 8+, one, by Sentinel or a cluster (docs/redis.md); "
+        "unset: an embedded Valkey below the data directory",
     )
     database_url: str | None = Field(
         None,
         pattern=r"^postgres(ql)?://",
-        description="Postgres 14+; unset: an embedded Postgres below the data directory",
+        description="Postgres 14+; of several hosts, by commas, the one that takes writes; "
+        "unset: an embedded one below the data directory",
     )
     data_dir: Path = Field(
         Path(".dispatcher"), description="where embedded engines and the development secret live"
@@ -230,6 +235,11 @@ class Settings(BaseSettings):
     halt_at: Literal["", "after_claim", "after_commit"] = Field(
         "", description="test switch: a change stops for good at this point, to be killed there"
     )
+
+    @property
+    def has_redis_cluster(self) -> bool:
+        """Whether zones are spread over the nodes of a cluster, so that a script sees those of one."""
+        return "+cluster://" in (self.redis_url or "")
 
     @model_validator(mode="after")
     def _check_consistency(self) -> Settings:

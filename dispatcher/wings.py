@@ -5,15 +5,14 @@ from __future__ import annotations
 import contextlib
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
-from typing import Any
 
 from dispatcher.config import Settings
 from dispatcher.ledger.commits import Commits
 from dispatcher.ledger.database import Database
 from dispatcher.ledger.outage_notices import OutageNotices
 from dispatcher.live.claims import ClaimScripts
-from dispatcher.live.client import connect
 from dispatcher.live.comparison import ComparisonScripts
+from dispatcher.live.deployment import open_pipeline
 from dispatcher.live.inspection import InspectionScripts
 from dispatcher.live.limits import LimitScripts
 from dispatcher.live.matching import MatchScripts
@@ -56,11 +55,7 @@ async def open_live(settings: Settings) -> AsyncIterator[LiveWing]:
     """Connects to Redis, and lets go of it once everything was sent."""
     assert settings.redis_url is not None
     async with contextlib.AsyncExitStack() as stack:
-        redis: Any = connect(settings.redis_url, cluster=settings.redis_cluster)
-        stack.push_async_callback(redis.aclose)
-        pipeline = Pipeline(redis)
-        await pipeline.load_scripts()
-        stack.push_async_callback(pipeline.close)
+        pipeline = await stack.enter_async_context(open_pipeline(settings.redis_url))
         settler = Settler(pipeline, fix_age_s=settings.fix_max_age_s)
         stack.callback(settler.close)
         yield LiveWing(

@@ -49,7 +49,8 @@ _ROWS: Final = (
             "Send the body as application/json, without a content encoding."),
     Problem("invalid_frame", 400, "Bad Request", "A field of the frame is missing or wrong."),
     Problem("unknown_frame_type", 400, "Bad Request",
-            "A frame's type must be auth, heartbeat, location, trip_action, watch or unwatch."),
+            "A frame's type must be auth, heartbeat, location, trip_action, availability, watch or"
+            " unwatch."),
     Problem("binary_frame", 400, "Bad Request", "Frames are JSON text."),
     Problem("too_many_frames", 429, "Too Many Requests", "Send fewer frames; batch positions."),
     Problem("too_many_calls", 429, "Too Many Requests",

@@ -17,6 +17,7 @@ from dispatcher.core.errors import StoreUnavailable
 from dispatcher.core.idempotency import IdempotencyKey, StoredAnswer
 from dispatcher.core.times import millis
 from dispatcher.core.trips import Status, Trip
+from dispatcher.ledger.connections import create_pool
 from dispatcher.observe.series import ENGINE_ERRORS, POSTGRES_QUERY_SECONDS
 from dispatcher.resources import SQL_DIR
 
@@ -102,7 +103,7 @@ class Database:
     @classmethod
     async def open(cls, url: str, *, size: int, timeout_s: float = 5.0) -> Database:
         """Opens the pool; the first connection is made when it is needed."""
-        pool = await asyncpg.create_pool(
+        pool = await create_pool(
             url,
             min_size=0,
             max_size=size,

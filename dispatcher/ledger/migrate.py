@@ -20,6 +20,7 @@ import aiosql
 import asyncpg
 
 from dispatcher.config import SettingsError
+from dispatcher.ledger.connections import connect
 from dispatcher.resources import SQL_DIR
 
 MIGRATIONS_DIR = SQL_DIR / "migrations"
@@ -186,7 +187,7 @@ async def _locked(database_url: str) -> AsyncIterator[Any]:
 
     Raises SettingsError where its role may not.
     """
-    connection = await asyncpg.connect(database_url)
+    connection = await connect(database_url)
     try:
         await _queries.lock_migrations(connection, key=_LOCK_KEY)
         yield connection

@@ -4,30 +4,88 @@ from __future__ import annotations
 
 from typing import Any
 
-from redis.asyncio import BlockingConnectionPool, Redis, RedisCluster
+from redis.asyncio import (
+    BlockingConnectionPool,
+    Connection,
+    Redis,
+    SSLConnection,
+    UnixDomainSocketConnection,
+)
 from redis.asyncio.retry import Retry
+from redis.asyncio.sentinel import Sentinel, SentinelConnectionPool
 from redis.backoff import NoBackoff
+
+from dispatcher.live.address import Kind, RedisAddress, parse_address
 
 _CONNECT_TIMEOUT_S = 2
 #: Of what redis-py itself asks, the handshake included; `protocol` has the pipeline's own.
 _REPLY_TIMEOUT_S = 5.0
+#: Of a Sentinel: the next one is asked then.
+_SENTINEL_TIMEOUT_S = 1.0
 #: Scripts share one; the others are for questions about the server itself, which each zone asks.
 _MAX_CONNECTIONS = 64
 
 
-def connect(url: str, *, cluster: bool) -> Any:
-    """A client of one node, or of a cluster; it repeats no command, since a script may have run."""
-    options: dict[str, Any] = {
+class _BlockingSentinelPool(SentinelConnectionPool, BlockingConnectionPool):
+    """Asks the Sentinels for the primary at each new connection; who finds none free waits for one."""
+
+    async def aclose(self) -> None:
+        await super().aclose()
+        await self.sentinel_manager.aclose()
+
+
+def connect(url: str) -> Any:
+    """A client of the one primary that `url` leads to, directly or by its Sentinels.
+
+    It repeats no command, since a script may have run. Raises ValueError.
+    """
+    address = parse_address(url)
+    if address.kind is Kind.SENTINEL:
+        return _connect_by_sentinels(address)
+    return connect_to(address, *address.hosts[:1])
+
+
+def connect_to(address: RedisAddress, host: tuple[str, int] | None = None) -> Any:
+    """A client of the node at `host`, of the deployment at `address`; None: by its socket's path."""
+    options = {**address.options, **_timeouts(_CONNECT_TIMEOUT_S, _REPLY_TIMEOUT_S)}
+    is_tls = options.pop("ssl", False)
+    if host is None:
+        options["connection_class"] = UnixDomainSocketConnection
+    else:
+        options["connection_class"] = SSLConnection if is_tls else Connection
+        options["host"], options["port"] = host
+    # Who finds none free waits for one: a server of many zones asks for all of them at once.
+    pool = BlockingConnectionPool(max_connections=_MAX_CONNECTIONS, timeout=_REPLY_TIMEOUT_S, **options)
+    return Redis.from_pool(pool)
+
+
+def sentinels_of(address: RedisAddress) -> Sentinel:
+    """The Sentinels themselves."""
+    options = {
+        **address.sentinel_options,
+        **_timeouts(_SENTINEL_TIMEOUT_S, _SENTINEL_TIMEOUT_S),
+        # A question to a Sentinel may be asked twice: its connection is idle for days.
+        "retry": Retry(NoBackoff(), 1),
+    }
+    return Sentinel(address.hosts, sentinel_kwargs=options)  # type: ignore[no-untyped-call]
+
+
+def _connect_by_sentinels(address: RedisAddress) -> Any:
+    return sentinels_of(address).master_for(
+        address.master,
+        connection_pool_class=_BlockingSentinelPool,
+        max_connections=_MAX_CONNECTIONS,
+        timeout=_REPLY_TIMEOUT_S,
+        **address.options,
+        **_timeouts(_CONNECT_TIMEOUT_S, _REPLY_TIMEOUT_S),
+    )
+
+
+def _timeouts(connect_s: float, reply_s: float) -> dict[str, Any]:
+    return {
         "decode_responses": True,
         "protocol": 2,
         "retry": Retry(NoBackoff(), 0),
-        "socket_connect_timeout": _CONNECT_TIMEOUT_S,
-        "socket_timeout": _REPLY_TIMEOUT_S,
+        "socket_connect_timeout": connect_s,
+        "socket_timeout": reply_s,
     }
-    if cluster:
-        return RedisCluster.from_url(url, **options)
-    # Who finds none free waits for one: a server of many zones asks for all of them at once.
-    pool = BlockingConnectionPool.from_url(
-        url, max_connections=_MAX_CONNECTIONS, timeout=_REPLY_TIMEOUT_S, **options
-    )
-    return Redis.from_pool(pool)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
 import orjson
@@ -32,15 +32,40 @@ KEYED_COMMANDS: Final[dict[str, tuple[str, ...]]] = {
     "RPUSH": ("v",), "SADD": ("m",), "SET": ("v",), "SISMEMBER": ("m",), "SMEMBERS": (), "UNLINK": (),
     "XADD": ("*", "f", "v"), "XRANGE": ("-", "+"), "XREVRANGE": ("+", "-"), "ZADD": ("1", "m"),
     "ZCARD": (), "ZCOUNT": ("0", "1"), "ZRANGE": ("0", "1"), "ZRANGEBYSCORE": ("0", "1"),
-    "ZREM": ("m",), "ZREMRANGEBYSCORE": ("0", "1"), "ZSCAN": ("0",), "ZSCORE": ("m",),
+    "ZMSCORE": ("m",), "ZREM": ("m",), "ZREMRANGEBYSCORE": ("0", "1"), "ZSCAN": ("0",), "ZSCORE": ("m",),
 }  # fmt: skip
 #: Those on a channel.
 CHANNEL_COMMANDS: Final = {"SPUBLISH": ("message",), "SSUBSCRIBE": ()}
 #: Those on neither.
-OTHER_COMMANDS: Final = {
+OTHER_COMMANDS: Final[dict[str, tuple[str, ...]]] = {
     "EVALSHA": ("0" * 40, "0"), "INFO": (), "PING": (), "SCAN": ("0",), "SCRIPT LOAD": ("return 1",),
     "TIME": (),
 }  # fmt: skip
+#: Those that a node of a cluster is asked besides.
+CLUSTER_COMMANDS: Final[dict[str, tuple[str, ...]]] = {
+    "ASKING": (), "CLUSTER INFO": (), "CLUSTER SLOTS": (),
+}  # fmt: skip
+#: What the checks at start and the client itself run beside those.
+AT_START_COMMANDS: Final = ("EVAL", "SELECT")
+#: All keys of all zones, and their push channels.
+KEY_PATTERN: Final = "dsp:{*}:*"
+CHANNEL_PATTERN: Final = "dsp:{*}:push"
+
+
+def acl_rules() -> list[str]:
+    """The rules of an ACL user who may do what a server does, and nothing else; without a password."""
+    commands = [*KEYED_COMMANDS, *CHANNEL_COMMANDS, *OTHER_COMMANDS, *CLUSTER_COMMANDS]
+    commands += AT_START_COMMANDS
+    allowed = sorted(f"+{command.lower().replace(' ', '|')}" for command in commands)
+    return [
+        "on",
+        "resetkeys",
+        f"~{KEY_PATTERN}",
+        "resetchannels",
+        f"&{CHANNEL_PATTERN}",
+        "-@all",
+        *allowed,
+    ]
 
 
 class _Question(NamedTuple):
@@ -51,12 +76,14 @@ class _Question(NamedTuple):
     words: tuple[str, ...]
 
 
-async def find_refusals(client: Any, zones: Sequence[str]) -> list[str]:
+async def find_refusals(client: Any, zones: Sequence[str], *, in_cluster: bool = False) -> list[str]:
     """What the client's user may not do of all that a server does; a few words each.
 
+    `in_cluster` says whether the client is one of a cluster's node.
     Raises redis.exceptions.NoPermissionError where not even that may be asked.
     """
-    questions = list(_questions(zones))
+    others = OTHER_COMMANDS | (CLUSTER_COMMANDS if in_cluster else {})
+    questions = list(_questions(zones, others))
     words = orjson.dumps([question.words for question in questions])
     refused = {questions[i] for i in await client.eval(_ASK, 0, words)}
     allowed_on: dict[str, set[str]] = defaultdict(set)
@@ -68,8 +95,8 @@ async def find_refusals(client: Any, zones: Sequence[str]) -> list[str]:
     any_key = any(allowed_on[command] for command in KEYED_COMMANDS)
     commands = [
         command
-        for command in (*KEYED_COMMANDS, *OTHER_COMMANDS)
-        if not allowed_on[command] and (any_key or command in OTHER_COMMANDS)
+        for command in (*KEYED_COMMANDS, *others)
+        if not allowed_on[command] and (any_key or command in others)
     ]
     names = [q.name for q in refused if q.name and (allowed_on[q.command] or not any_key)]
     channels = [keys_of(zone).push for zone in zones]
@@ -83,8 +110,8 @@ async def find_refusals(client: Any, zones: Sequence[str]) -> list[str]:
     return refusals
 
 
-def _questions(zones: Sequence[str]) -> Iterator[_Question]:
-    for command, more in OTHER_COMMANDS.items():
+def _questions(zones: Sequence[str], others: Mapping[str, tuple[str, ...]]) -> Iterator[_Question]:
+    for command, more in others.items():
         yield _Question(command, "", (*command.split(" "), *more))
     for i, zone in enumerate(zones):
         keys = keys_of(zone)

@@ -14,11 +14,9 @@ from contextvars import Context
 from typing import Any
 
 import structlog
-from redis.asyncio import RedisCluster
 from redis.exceptions import RedisError, ResponseError
 
 from dispatcher.core.errors import ReplyLost, StoreUnavailable
-from dispatcher.live.node_queues import NodeQueues
 from dispatcher.live.protocol import Call, CallProtocol, has_socket
 from dispatcher.live.redis_errors import error_of, is_demoted, is_unknown_script
 from dispatcher.live.scripts import LuaScripts
@@ -46,17 +44,7 @@ class Pipeline:
         self._waiting: list[Call] = []
         self._unknown_scripts: list[Call] = []
         self._connection: CallProtocol | None = None
-        # A cluster has many connections, and fakeredis has no socket: their clients send.
-        self._nodes: NodeQueues | None = None
-        if isinstance(redis, RedisCluster):
-            self._nodes = NodeQueues(
-                redis,
-                self._send_by_client,
-                lambda work: self._spawn(work, batches=0),
-                max_batch=_MAX_BATCH,
-                max_in_flight=_MAX_IN_FLIGHT,
-            )
-        self._sent_by_client = False
+        self._sent_by_client = False  # fakeredis has no socket: its client sends
         self._in_flight = 0
         self._is_scheduled = False
         self._idle = asyncio.Event()
@@ -64,6 +52,7 @@ class Pipeline:
         #: Epochs of the zones. Another Redis than they were loaded into may answer on a new
         #: connection: they are dropped before it is asked anything.
         self.epochs: Sequence[str] = ()
+        self._run_id = ""
 
     def run(self, script: str, keys: Sequence[str], args: Sequence[Any]) -> asyncio.Future[Any]:
         """Calls `lua/<script>.lua`. Raises StoreUnavailable where Redis did not answer."""
@@ -73,22 +62,22 @@ class Pipeline:
         """Sends one command. A caller that is cancelled leaves its reply to be read and dropped."""
         loop = asyncio.get_running_loop()
         reply: asyncio.Future[Any] = loop.create_future()
-        self._waiting.append(Call(command, reply))
+        self.put(Call(command, reply))
+        return reply
+
+    def put(self, call: Call) -> None:
+        """Sends a call after all that wait."""
+        self._waiting.append(call)
         if self._in_flight < _MAX_IN_FLIGHT:
             if len(self._waiting) >= _SEND_AT_ONCE:
                 self.flush()
             elif not self._is_scheduled:
                 self._is_scheduled = True
-                loop.call_soon(self.flush)
-        return reply
+                asyncio.get_running_loop().call_soon(self.flush)
 
     def flush(self) -> None:
         """Sends what waits now, and not at the end of the turn, as far as batches may be in flight."""
         self._is_scheduled = False
-        if self._nodes is not None:
-            waiting, self._waiting = self._waiting, []
-            self._nodes.put(waiting)
-            return
         while self._waiting and self._in_flight < _MAX_IN_FLIGHT:
             connection = self._connection
             if connection is None and not self._sent_by_client:
@@ -153,18 +142,31 @@ class Pipeline:
             await self._redis.connection_pool.release(connection)
 
     async def _mark_cold(self, connection: Any) -> None:
+        self._run_id = ""
         if not self.epochs:
             return
         script = self._scripts.texts["mark_cold"]
+        checked: set[str] = set()
+        refused: list[ResponseError] = []
         try:
             await connection.send_command("INFO", "server")
-            (run_id,) = _RUN_ID.findall(str(await connection.read_response()))
-            for epoch in self.epochs:
-                await connection.send_command("EVAL", script, 1, epoch, run_id)
-                await connection.read_response()
+            self._run_id = _run_id_of(await connection.read_response())
         except ResponseError as error:
+            refused.append(error)
+        # A cluster may move other zones here meanwhile.
+        while self._run_id and (epochs := set(self.epochs) - checked):
+            for epoch in epochs:
+                await connection.send_command("EVAL", script, 1, epoch, self._run_id)
+                try:
+                    await connection.read_response()
+                except ResponseError as error:
+                    refused.append(error)
+            checked |= epochs
+        if refused:
             # What refuses this refuses a claim, too; the reconcile job looks again.
-            log.warning("zones not checked on a new connection", error=str(error))
+            log.warning(
+                "zones not checked on a new connection", zones=len(refused), error=str(refused[0])
+            )
 
     async def _reopen(self, lost: CallProtocol) -> None:
         with contextlib.suppress(RedisError, OSError, TimeoutError):
@@ -225,51 +227,47 @@ class Pipeline:
                 self._answer(repeated, error)
 
     async def load_scripts(self) -> None:
-        """Makes every script known to Redis (to every primary of a cluster)."""
+        """Makes every script known to Redis."""
         for text in self._scripts.texts.values():
             await self._redis.script_load(text)
 
     async def run_id(self, key: str) -> str:
-        """The run id of the server that holds `key`: another one after a restart or failover."""
-        try:
-            if isinstance(self._redis, RedisCluster):
-                node: Any = self._redis.get_node_from_key(key)
-                info: Any = await self._redis.info("server", target_nodes=node)
-                info = info.get(node.name, info)
-            else:
-                info = await self._redis.info("server")
-        except (RedisError, OSError, TimeoutError) as error:
-            raise StoreUnavailable("redis") from error
-        return str(info["run_id"])
+        """The run id of the server that holds `key`: another one after a restart or failover.
+
+        Asked where scripts run: while a failover goes on, another connection may lead elsewhere.
+        """
+        return _run_id_of(await self.command("INFO", "server"))
 
     async def scan(self, key: str, prefix: str) -> AsyncIterator[list[str]]:
         """The keys that begin with `prefix` on the server that holds `key`, in pages.
 
         A key may come twice. Raises StoreUnavailable.
         """
-        on_node: dict[str, Any] = {}
-        if isinstance(self._redis, RedisCluster):
-            on_node["target_nodes"] = self._redis.get_node_from_key(key)
         cursor: Any = "0"
         while True:
-            try:
-                reply: Any = await self._redis.execute_command(
-                    "SCAN", cursor, "MATCH", prefix + "*", "COUNT", _SCAN_KEYS, **on_node
-                )
-            except (RedisError, OSError, TimeoutError) as error:
-                raise StoreUnavailable("redis") from error
-            cursor, found = reply
-            if isinstance(cursor, dict):  # a cluster's client gives one a node
-                (cursor,) = cursor.values()
+            cursor, found = await self.command(
+                "SCAN", cursor, "MATCH", prefix + "*", "COUNT", _SCAN_KEYS
+            )
             yield found
             if int(cursor) == 0:
                 return
 
-    async def close(self) -> None:
-        """Waits for what is on its way, then lets go of the connection."""
+    async def drain(self) -> None:
+        """Waits for what is on its way."""
         while self._waiting or self._in_flight or self._tasks:
             self._idle.clear()
             await self._idle.wait()
+
+    async def close(self) -> None:
+        """Waits for what is on its way, then lets go of the connection."""
+        await self.drain()
         if self._connection is not None:
             connection, self._connection = self._connection, None
             await self._release(connection)
+
+
+def _run_id_of(info: Any) -> str:
+    if isinstance(info, dict):  # a client has read it already
+        return str(info["run_id"])
+    (run_id,) = _RUN_ID.findall(str(info))
+    return str(run_id)

@@ -100,6 +100,11 @@ class PositionScripts:
         )
         return (float(lat), float(lng)) if online == "1" and lat else None
 
+    async def last_fix_ms(self, keys: Keys, driver_id: str) -> int | None:
+        """When the last fix of a driver was measured; None where there is none."""
+        at_ms = await self._pipeline.command("HGET", keys.driver(driver_id), "fix_ms")
+        return int(at_ms) if at_ms else None
+
 
 def _fix_result(result: list[Any], limits: Sequence[Limit], now_ms: int) -> FixResult:
     text, detail, limit_index, remaining, reset_ms, at_ms = result

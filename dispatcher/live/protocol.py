@@ -59,16 +59,21 @@ class RedisProtocol(asyncio.Protocol):
 
 
 def has_socket(connection: Any) -> bool:
-    """Whether the connection can be read by a RedisProtocol: one of fakeredis has no socket."""
-    return hasattr(connection._writer, "transport")
+    """Whether the connection can be read by a RedisProtocol: one of fakeredis has no socket.
+
+    Asked by what is needed of a transport: those of uvloop are no asyncio.BaseTransport.
+    """
+    return hasattr(getattr(connection._writer, "transport", None), "set_protocol")
 
 
 class Call(NamedTuple):
-    """A command, the future of its reply, and whether it was sent before its script was known."""
+    """A command, the future of its reply, whether it was sent before its script was known, and how often
+    a node of a cluster has named another one."""
 
     command: tuple[Any, ...]
     reply: asyncio.Future[Any]
     is_repeated: bool = False
+    redirects: int = 0
 
 
 class CallProtocol(RedisProtocol):
@@ -114,6 +119,13 @@ class CallProtocol(RedisProtocol):
             batches.popleft()
             REDIS_BATCH_SECONDS.observe(time.perf_counter() - sent_s)
             self._on_batch_done()
+
+    @property
+    def silent_since(self) -> float | None:
+        """When the oldest batch that has no reply was sent, by the loop's clock."""
+        if not self._batches:
+            return None
+        return self._loop.time() - (time.perf_counter() - self._batches[0][1])
 
     def retire(self) -> None:
         """Takes no more batches. The owner closes it once it is noticed, with the next batch."""

@@ -10,19 +10,21 @@ from typing import Any
 import hiredis
 import orjson
 import structlog
-from redis.asyncio import Redis, RedisCluster
 from redis.exceptions import RedisError, ResponseError
 
+from dispatcher.core.errors import StoreUnavailable
+from dispatcher.live.address import Kind, parse_address
 from dispatcher.live.client import connect
 from dispatcher.live.keys import keys_of
 from dispatcher.live.pipeline import Pipeline
 from dispatcher.live.protocol import RedisProtocol
+from dispatcher.live.topology import Topology
 
 log = structlog.get_logger("dispatcher.pubsub")
 
 _RETRY_S = 0.5
-#: A subscription that is silent this long is checked by a ping.
-_QUIET_S = 15.0
+#: A subscription that is silent this long is checked by a ping, and given up after as long again.
+_QUIET_S = 5.0
 
 Deliver = Callable[[list[str], Any], None]
 
@@ -81,13 +83,13 @@ class Subscriber:
         self,
         url: str,
         *,
-        cluster: bool,
         zones: list[str],
         deliver: Deliver,
         resync: Callable[[], None],
     ) -> None:
         self._url = url
-        self._cluster = cluster
+        address = parse_address(url)
+        self._topology = Topology(address) if address.kind is Kind.CLUSTER else None
         self._channels = [keys_of(zone).push for zone in zones]
         self._deliver = deliver
         self._resync = resync
@@ -104,19 +106,21 @@ class Subscriber:
 
     def _groups(self) -> list[list[str]]:
         # In a cluster each channel lives on its slot's node; elsewhere one connection hears all.
-        return [[c] for c in self._channels] if self._cluster else [self._channels]
+        return [[c] for c in self._channels] if self._topology else [self._channels]
 
     async def stop(self) -> None:
         """Stops listening."""
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        if self._topology is not None:
+            await self._topology.close()
 
     async def _listen(self, channels: list[str], ready: asyncio.Event) -> None:
         while True:
             try:
                 await self._subscribed(channels, ready)
-            except (RedisError, OSError, TimeoutError) as error:
+            except (StoreUnavailable, RedisError, OSError, TimeoutError) as error:
                 log.warning("subscription lost", channels=len(channels), error=str(error))
             await asyncio.sleep(_RETRY_S)
 
@@ -144,16 +148,14 @@ class Subscriber:
             await client.aclose()
 
     async def _client(self, channel: str) -> Any:
-        if not self._cluster:
-            return connect(self._url, cluster=False)
-        cluster: RedisCluster = connect(self._url, cluster=True)
-        await cluster.initialize()
-        node: Any = cluster.get_node_from_key(channel)
-        options = {
-            k: v for k, v in cluster.connection_kwargs.items() if k in ("username", "password", "ssl")
-        }
-        await cluster.aclose()
-        return Redis(host=node.host, port=int(node.port), decode_responses=True, protocol=2, **options)
+        if self._topology is None:
+            return connect(self._url)
+        # A subscription begins, or begins anew: its node may be another one now.
+        await self._topology.refresh()
+        node = self._topology.owner(channel)
+        if node is None:
+            raise StoreUnavailable("no node of the cluster has the slot")
+        return self._topology.connect(node)
 
     def _hand_out(self, payload: str | bytes) -> None:
         try:

@@ -39,7 +39,7 @@ async def open_workbench(settings: Settings) -> AsyncIterator[Workbench]:
     settings = _with_urls(settings)
     zones = load_zones(settings.zones_file)
     redis_url, database_url = settings.redis_url or "", settings.database_url or ""
-    await check_redis(redis_url, cluster=settings.redis_cluster, zones=zones.names())
+    await check_redis(redis_url, zones=zones.names())
     await check_postgres(database_url)
     missing = [step for step in await migrate.status(database_url) if step.applied_at is None]
     if missing:

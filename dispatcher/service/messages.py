@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, TypedDict
+from typing import Any
 
 import orjson
 
@@ -12,13 +12,6 @@ from dispatcher.core.drivers import Driver, Hindrance
 from dispatcher.core.times import iso
 from dispatcher.core.transitions import Event
 from dispatcher.core.trips import Trip
-
-
-class DriverFrame(TypedDict):
-    """An operator has changed the driver's availability: what it is from now on."""
-
-    type: str
-    driver: dict[str, Any]
 
 
 def event_payload(token: str, trip: Trip, **more: Any) -> str:
@@ -96,6 +89,6 @@ def trip_messages(
 def driver_messages(driver: Driver, others: str) -> str:
     """`others`, a list of messages or empty, and one that tells a driver their new state: somebody
     else has changed it."""
-    frame: DriverFrame = {"type": "driver", "driver": driver.to_json()}
+    frame = {"type": "driver", "driver": driver.to_json()}
     message = orjson.dumps([[[address_of(Role.DRIVER, driver.user_id)], frame]]).decode()
     return f"{others[:-1]},{message[1:]}" if others else message

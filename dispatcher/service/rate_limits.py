@@ -28,7 +28,7 @@ class RateLimits:
     def __init__(self, settings: Settings, scripts: LimitScripts) -> None:
         self._scripts = scripts
         # One node runs a script on keys of several zones; the nodes of a cluster do not.
-        self._has_one_node = not settings.redis_cluster
+        self._has_one_node = not settings.has_redis_cluster
         self._rates: dict[LimitClass, Rate] = {
             LimitClass.TRIP_ACCEPT: settings.limit_trip_accept,
             LimitClass.TRIP_CANCEL: settings.limit_trip_cancel,

@@ -60,12 +60,20 @@ class Reads:
         return trip
 
     async def timeline(self, trip_id: str) -> list[dict[str, Any]]:
-        """The history of a trip, a row a version. Raises Refusal trip_not_found."""
+        """The history of a trip, a row a version; its payload is what replaying it needs. Raises Refusal
+        trip_not_found."""
         zone_of_trip(self._zones, trip_id)
         rows = await self._database.rows("timeline", trip_id=trip_id)
         if not rows:
             raise Refusal("trip_not_found")
-        return [{**row, "created_at": iso(millis(row["created_at"]))} for row in rows]
+        return [
+            {
+                **row,
+                "payload": orjson.loads(row["payload"]),
+                "created_at": iso(millis(row["created_at"])),
+            }
+            for row in rows
+        ]
 
     async def offers(self, trip_id: str) -> list[dict[str, Any]]:
         """Who was asked for a trip, in that order, and what came of it.
@@ -83,11 +91,17 @@ class Reads:
         return [{**row, "locked_at": iso(millis(row["locked_at"]))} for row in rows]
 
     async def zone_statistics(self, zone: str) -> dict[str, Any]:
-        """Live trips of a zone by state. Raises Refusal invalid_zone."""
+        """Live `trips` of a zone by state, and its `drivers`: those who are online, and of these who
+        has a trip, is free, or unavailable. Raises Refusal invalid_zone."""
         if self._zones.get(zone) is None:
             raise Refusal("invalid_zone")
         rows = await self._database.rows("zone_statistics", zone=zone)
-        return {"zone": zone, "trips": {row["current_status"]: row["trips"] for row in rows}}
+        drivers = await self._database.row("zone_driver_statistics", zone=zone)
+        return {
+            "zone": zone,
+            "trips": {row["current_status"]: row["trips"] for row in rows},
+            "drivers": dict(drivers),
+        }
 
     async def pending_near(self, actor: Actor, limit: int) -> list[dict[str, Any]]:
         """The pending trips that the driver may accept now, nearest first, each with `distance_m`.

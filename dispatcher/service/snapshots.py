@@ -1,4 +1,4 @@
-"""What a user needs to know after a reconnect: nothing that happened meanwhile is missed."""
+"""What is so now for a user: after a reconnect, nothing that happened meanwhile is missed."""
 
 from __future__ import annotations
 
@@ -7,12 +7,16 @@ from typing import Any, Final
 
 from dispatcher.core.actors import Actor, Role
 from dispatcher.core.drivers import Driver
+from dispatcher.core.times import now_ms
 from dispatcher.core.trips import ACTIVE, Status, Trip
+from dispatcher.core.zones import DEFAULT_ZONE
 from dispatcher.ledger.database import Database, trip_from_row
 from dispatcher.live.keys import keys_of
 from dispatcher.live.offers import OfferScripts
+from dispatcher.live.positions import PositionScripts
 from dispatcher.live.state import StateScripts
 from dispatcher.service.live_drivers import LiveDrivers
+from dispatcher.service.pages import Place, next_place
 
 _MAX_TRIPS: Final = 50
 
@@ -25,11 +29,15 @@ class Snapshots:
         *,
         state: StateScripts,
         offers: OfferScripts,
+        positions: PositionScripts,
         database: Database,
         drivers: LiveDrivers,
+        fix_age_s: int,
     ) -> None:
         self._state = state
         self._offers = offers
+        self._positions = positions
+        self._fix_age_ms = fix_age_s * 1000
         self._database = database
         self._drivers = drivers
 
@@ -39,16 +47,39 @@ class Snapshots:
         Raises StoreUnavailable.
         """
         if actor.role is Role.DRIVER:
-            return await self._of_driver(actor.user_id)
+            return await self._of_driver(actor.user_id, await self._drivers.find(actor.user_id))
         if actor.role is Role.CUSTOMER:
-            rows = await self._database.rows(
-                "live_trips_of_customer", customer_id=actor.user_id, max_rows=_MAX_TRIPS
-            )
-            return {"trips": [trip_from_row(row).to_json() for row in rows]}
+            page = await self.rides(actor, None, _MAX_TRIPS)
+            return {"trips": page["trips"]}
         return {}
 
-    async def _of_driver(self, driver_id: str) -> dict[str, Any]:
-        driver = await self._drivers.find(driver_id)
+    async def rides(self, actor: Actor, after: str | None, limit: int) -> dict[str, Any]:
+        """A page of the live trips of a customer, the newest first. Raises StoreUnavailable."""
+        start = Place.latest(after)
+        rows = await self._database.rows(
+            "live_trips_of_customer", customer_id=actor.user_id, before=start.moment,
+            before_id=start.id, max_rows=limit,
+        )  # fmt: skip
+        return {
+            "trips": [trip_from_row(row).to_json() for row in rows],
+            "next": next_place(rows, limit, time="created_at", id_="id"),
+        }
+
+    async def driver_state(self, actor: Actor) -> dict[str, Any]:
+        """A driver's snapshot, and `keeps_offers_away`: what does, of what they can see and change.
+
+        Raises StoreUnavailable.
+        """
+        driver = await self._drivers.find(actor.user_id)
+        snapshot = await self._of_driver(actor.user_id, driver)
+        if driver is None:
+            driver = Driver(actor.user_id, DEFAULT_ZONE)
+        driver = replace(driver, trip_id=snapshot["trip"] and snapshot["trip"]["id"])
+        fix_ms = await self._positions.last_fix_ms(keys_of(driver.zone), driver.user_id)
+        fix_age_ms = None if fix_ms is None else now_ms() - fix_ms
+        return {**snapshot, "keeps_offers_away": driver.hindrances(fix_age_ms, self._fix_age_ms)}
+
+    async def _of_driver(self, driver_id: str, driver: Driver | None) -> dict[str, Any]:
         if driver is None:
             return {"driver": None, "trip": None, "offers": []}
         trip = await self._trip_of(driver)

@@ -13,7 +13,7 @@ from dispatcher.core import transitions
 from dispatcher.observe.series import ACTION_SECONDS, ACTIONS
 from dispatcher.service.answers import OK_CODE
 from dispatcher.web.endpoints import ENDPOINTS
-from dispatcher.web.openapi import codes_of
+from dispatcher.web.refusal_codes import codes_of
 
 HTTP: Final = "http"
 WS: Final = "ws"
@@ -83,7 +83,8 @@ def _know_all() -> None:
         for word in WORDS:
             _know(transport, word, refusals[TRIP_ACTION])
     _know(HTTP, UNKNOWN, _STRANGE_CALLS)
-    _know(WS, "location", refusals["location"])
+    for name in ("location", "availability"):
+        _know(WS, name, refusals[name])
     _know(WS, "heartbeat", ())
     _know(WS, "watch", _WATCH_CODES)
     _know(WS, "unwatch", ())

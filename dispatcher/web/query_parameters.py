@@ -49,6 +49,16 @@ class _PageQuery(_QueryParameters):
     limit: PageSize = 50
 
 
+class RidesQuery(_PageQuery):
+    """Which of a customer's live trips."""
+
+
+class ZonePendingQuery(_PageQuery):
+    """The zone of a path, and which of its pending trips."""
+
+    zone: ZoneName
+
+
 class TripsQuery(_PageQuery):
     """Which trips: of a zone, in a state, or the id of a trip, a customer or a driver."""
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 import orjson
@@ -88,6 +89,31 @@ class History:
         for _, fields in entries:
             trip = orjson.loads(fields["event"])["trip"]
             self.told.add((trip["id"], trip["version"]))
+
+    def write(self, file: Path) -> None:
+        """Writes down what clients did and heard, for whoever looks into a round later."""
+        file.write_bytes(
+            orjson.dumps(
+                {
+                    "attempts": [
+                        {
+                            "at": attempt.sent_at,
+                            "answered_at": attempt.answered_at,
+                            "user": attempt.user,
+                            "endpoint": attempt.endpoint,
+                            "key": attempt.key,
+                            "is_frame": attempt.is_frame,
+                            "body": attempt.body,
+                            "status": attempt.status,
+                            "answer": attempt.raw.decode(),
+                        }
+                        for attempt in self.attempts
+                    ],
+                    "heard": [asdict(item) for item in self.heard],
+                },
+                option=orjson.OPT_INDENT_2,
+            )
+        )
 
     def by_key(self) -> dict[tuple[str, str, str], list[Attempt]]:
         """The attempts of each intent, in the order they were sent."""

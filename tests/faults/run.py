@@ -70,6 +70,8 @@ async def play(
         outcome.breaches += await _everybody_moves_on(crowd)
         final = await _wait_for_agreement(stage)
         outcome.breaches = list(dict.fromkeys([*outcome.breaches, *check(final)]))
+        if outcome.breaches:
+            history.write(directory / "history.json")
         outcome.errors = stage.errors()
         outcome.attempts = len(history.attempts)
         outcome.successes = sum(attempt.is_success for attempt in history.attempts)

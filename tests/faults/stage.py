@@ -22,6 +22,7 @@ from dispatcher.embedded.private_files import write_private
 from dispatcher.embedded.valkey import Valkey
 from dispatcher.live.keys import keys_of
 from tests.faults.history import History
+from tests.faults.intents import LEASE_S
 from tests.faults.proxy import Proxy
 from tests.harness.servers import Serve, Server
 
@@ -32,7 +33,7 @@ _WAVES = (
 )
 #: Times so short that every repair is due within a round. Faults last longer than the lease.
 _SETTINGS = {
-    "CLAIM_LEASE_MS": "1500",
+    "CLAIM_LEASE_MS": str(round(LEASE_S * 1000)),
     "COMMIT_TIMEOUT_S": "1",
     "REQUEST_DEADLINE_S": "2",
     "SWEEP_INTERVAL_S": "0.2",

@@ -122,9 +122,7 @@ async def test_a_driver_is_told_that_they_were_forced_offline(city: City, redis_
         heard.append((addresses, frame))
         told.set()
 
-    subscriber = Subscriber(
-        redis_url, cluster=False, zones=["default"], deliver=deliver, resync=lambda: None
-    )
+    subscriber = Subscriber(redis_url, zones=["default"], deliver=deliver, resync=lambda: None)
     await subscriber.start()
     try:
         await city.online("d1", "d2", location=PLACE)

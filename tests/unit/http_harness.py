@@ -27,6 +27,7 @@ from dispatcher.web.boundary import Boundary
 from dispatcher.web.client_ip import ClientIp
 from dispatcher.web.door import Door
 from dispatcher.web.fastpath import make_runner
+from dispatcher.web.frame_handlers import FrameHandlers
 from dispatcher.web.handlers import Handlers
 from tests.harness.servers import JWT_SECRET, make_token
 
@@ -122,6 +123,18 @@ class Notes:
         self.calls.append(("zone_statistics", zone))
         return {"zone": zone, "trips": {}}
 
+    async def driver_state(self, actor: Actor) -> dict[str, Any]:
+        self.calls.append(("driver_state", actor.user_id))
+        return {"driver": None, "trip": None, "offers": [], "keeps_offers_away": ["offline"]}
+
+    async def rides(self, actor: Actor, after: str | None, limit: int) -> dict[str, Any]:
+        self.calls.append(("rides", (actor.user_id, after, limit)))
+        return {"trips": [], "next": None}
+
+    async def pending(self, zone: str, after: str | None, limit: int) -> dict[str, Any]:
+        self.calls.append(("pending", (zone, after, limit)))
+        return {"zone": zone, "trips": [], "next": None}
+
     async def why(self, trip_id: str, driver_id: str) -> dict[str, Any]:
         self.calls.append(("why", (trip_id, driver_id)))
         return {"verdict": {"codes": ["would_be_offered"]}}
@@ -175,6 +188,14 @@ class Notes:
         return self.is_ready, {"redis": "ok" if self.is_ready else "away"}
 
 
+def frame_handlers_of(notes: Notes, **more: Any) -> FrameHandlers:
+    service: Any = notes
+    return FrameHandlers(
+        zones=Zones(), coordinator=service, positions=service, availability=service, limits=service,
+        vehicle_types=Settings().vehicle_types, **more,
+    )  # fmt: skip
+
+
 def details_of(caller: Caller) -> dict[str, Any]:
     return {"actor": caller.actor, "key": caller.key, "ip": caller.ip}
 
@@ -219,7 +240,7 @@ def handlers_of(notes: Notes, metrics: Metrics) -> Handlers:
     service: Any = notes
     return Handlers(
         zones=Zones(), coordinator=service, availability=service, positions=service, stranded_trips=service,
-        reads=service, explanation=service, operator_reads=service,
+        reads=service, snapshots=service, explanation=service, operator_reads=service,
         readiness=notes.readiness, metrics=metrics, vehicle_types=Settings().vehicle_types,
     )  # fmt: skip
 
