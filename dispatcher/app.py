@@ -25,6 +25,8 @@ from dispatcher.live.zone_view import ZoneViewScripts
 from dispatcher.observe.crowd_lines import CROWD_LINES
 from dispatcher.observe.loop_lag import LoopLag
 from dispatcher.observe.metrics import Metrics
+from dispatcher.observe.tracing import Tracing
+from dispatcher.observe.tracing import start as start_tracing
 from dispatcher.observe.worker_metrics import WRITE_INTERVAL_S, WorkerPlace
 from dispatcher.service.hub import Hub
 from dispatcher.service.readiness import Readiness
@@ -65,8 +67,8 @@ async def run(
     Raises SettingsError where a key or zones file is wrong, StoreUnavailable where an engine is away.
     """
     authenticator = Authenticator.from_settings(settings)
-    zones = load_zones(settings.zones_file)
-    async with _closed_in_time(services(settings, zones), stop) as parts:
+    zones, tracing = load_zones(settings.zones_file), start_tracing()
+    async with _closed_in_time(services(settings, zones, tracing), stop) as parts:
         hub = Hub()
         readiness = Readiness(
             zones=zones, state=parts.live.state, database=parts.ledger.database, stop=stop
@@ -74,7 +76,7 @@ async def run(
         metrics, door, lag = Metrics(place), _door(settings), LoopLag()
         views = _zone_views(parts, readiness)
         sockets = _websocket_endpoint(parts, authenticator, hub, views)
-        handlers, boundary = _handlers_and_boundary(parts, authenticator, readiness, metrics)
+        handlers, boundary = _handlers_and_boundary(parts, authenticator, readiness, metrics, tracing)
         hidden = hidden_endpoints(settings.public_pages)
         if settings.metrics_address is not None:
             hidden |= {"metrics"}  # they have an address of their own
@@ -134,7 +136,7 @@ async def run(
                 await _finish(stop, "metrics", metrics_runner.cleanup(), _ANSWERED_S)
             await _finish(stop, "jobs", _stop_jobs(loops, subscriber, views, readiness), _SAVED_S)
             lag.stop()
-            await _finish(stop, "saving", _save(parts, metrics), _SAVED_S)
+            await _finish(stop, "saving", _save(parts, metrics, tracing), _SAVED_S)
 
 
 @contextlib.asynccontextmanager
@@ -171,13 +173,15 @@ async def _stop_jobs(
     await readiness.close()
 
 
-async def _save(parts: Services, metrics: Metrics) -> None:
+async def _save(parts: Services, metrics: Metrics, tracing: Tracing | None) -> None:
     CROWD_LINES.write_out()
     await metrics.share()
     await parts.positions.save()
     # Twice: an outcome waits for one round, so that its offer is there before it.
     await parts.effects.offer_log.save(parts.ledger.database)
     await parts.effects.offer_log.save(parts.ledger.database)
+    if tracing is not None:
+        await tracing.close()
 
 
 def _door(settings: Settings) -> Door:
@@ -246,7 +250,11 @@ async def _serve_metrics(
 
 
 def _handlers_and_boundary(
-    parts: Services, authenticator: Authenticator, readiness: Readiness, metrics: Metrics
+    parts: Services,
+    authenticator: Authenticator,
+    readiness: Readiness,
+    metrics: Metrics,
+    tracing: Tracing | None,
 ) -> tuple[Handlers, Boundary]:
     handlers = Handlers(
         zones=parts.zones,
@@ -271,5 +279,6 @@ def _handlers_and_boundary(
         deadline_s=parts.settings.request_deadline_s,
         idempotency_required=parts.settings.idempotency_required,
         on_driver_call=parts.presence.seen_over_http,
+        tracer=tracing.tracer if tracing else None,
     )
     return handlers, boundary

@@ -7,6 +7,7 @@ import contextlib
 import secrets
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
+from functools import partial
 
 from dispatcher.config import Settings
 from dispatcher.core.zones import Zones
@@ -14,6 +15,7 @@ from dispatcher.live.keys import keys_of
 from dispatcher.live.pubsub import Publisher
 from dispatcher.live.zone_view import ZoneViewScripts
 from dispatcher.observe.series import know_zones
+from dispatcher.observe.tracing import Tracing
 from dispatcher.routing.osrm import OsrmRouting
 from dispatcher.service.availability import AvailabilityService
 from dispatcher.service.commands.command import SideEffects
@@ -37,6 +39,7 @@ from dispatcher.service.reads import Reads
 from dispatcher.service.rehydration import Rehydration
 from dispatcher.service.snapshots import Snapshots
 from dispatcher.service.stranded_trips import StrandedTrips
+from dispatcher.service.traced_coordinator import TracedCoordinator
 from dispatcher.service.wave_wakeups import WaveWakeups
 from dispatcher.wings import LedgerWing, LiveWing, open_ledger, open_live
 
@@ -67,7 +70,9 @@ class Services:
 
 
 @contextlib.asynccontextmanager
-async def services(settings: Settings, zones: Zones) -> AsyncIterator[Services]:
+async def services(
+    settings: Settings, zones: Zones, tracing: Tracing | None = None
+) -> AsyncIterator[Services]:
     """Opens both wings, loads every zone, and closes all of it again in reverse order."""
     know_zones(zones.names())
     async with (
@@ -84,7 +89,9 @@ async def services(settings: Settings, zones: Zones) -> AsyncIterator[Services]:
         directory = DriverDirectory(database)
         effects = SideEffects(WaveWakeups(), OfferLog(), directory)
         live.settler.on_withdrawn(effects.offer_log.record_withdrawn)
-        coordinator = Coordinator(
+        # Where nothing is traced, nothing is wrapped.
+        make = partial(TracedCoordinator, tracing.tracer) if tracing else Coordinator
+        coordinator = make(
             claims=live.claims,
             commits=ledger.commits,
             settler=live.settler,

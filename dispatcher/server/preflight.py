@@ -6,11 +6,12 @@ from collections.abc import Sequence
 
 import structlog
 
-from dispatcher.config import Settings
+from dispatcher.config import Settings, SettingsError
 from dispatcher.core.zones import DEFAULT_ZONE
 from dispatcher.ledger import migrate
 from dispatcher.ledger.preflight import check_postgres, check_privileges
 from dispatcher.live.preflight import check_redis
+from dispatcher.observe import tracing
 from dispatcher.web.jwt_keys import read_keys
 from dispatcher.zones_file import load_zones
 
@@ -18,12 +19,17 @@ _log = structlog.get_logger("dispatcher")
 
 
 def check_files(settings: Settings) -> None:
-    """Read the zones file and the keys of tokens, only to see whether the processes will be able to.
+    """Read the zones file and the keys of tokens, and look for what traces are sent by, only to see
+    whether the processes will be able to.
 
     Raises SettingsError, which names the setting.
     """
     load_zones(settings.zones_file)
     read_keys(settings)
+    try:
+        tracing.check()
+    except tracing.TracingError as error:
+        raise SettingsError(str(error)) from None
 
 
 async def check_and_migrate(settings: Settings) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Awaitable, Callable
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import structlog
 from aiohttp import hdrs, web
@@ -40,6 +40,10 @@ from dispatcher.web.responses import (
     refusal_response,
     trip_response,
 )
+from dispatcher.web.traced_calls import traced
+
+if TYPE_CHECKING:
+    from opentelemetry.trace import Tracer
 
 _log = structlog.get_logger("dispatcher.web")
 
@@ -71,6 +75,7 @@ class Boundary:
         deadline_s: float,
         idempotency_required: bool = False,
         on_driver_call: OnDriverCall | None = None,
+        tracer: Tracer | None = None,
     ) -> None:
         self._authenticator = authenticator
         self._client_ip = client_ip
@@ -79,6 +84,7 @@ class Boundary:
         self._deadlines = Deadlines(deadline_s)
         self._idempotency_required = idempotency_required
         self._on_driver_call = on_driver_call
+        self._tracer = tracer
 
     def change(self, endpoint: Endpoint, handler: ChangeHandler) -> Handler:
         """A call with a body. The service counts it; what never gets there is counted here."""
@@ -111,7 +117,7 @@ class Boundary:
                 response.action = word
             return response
 
-        return self._observed(path, endpoint.name, respond)
+        return self._traced(path, self._observed(path, endpoint.name, respond))
 
     def question(self, endpoint: Endpoint, handler: QuestionHandler) -> Handler:
         """A call that changes nothing. A path's parts win over the query."""
@@ -139,7 +145,7 @@ class Boundary:
             except Refusal as refusal:
                 return await self._refuse(refusal, actor, ip)
 
-        return self._observed(endpoint.path, endpoint.name, respond)
+        return self._traced(endpoint.path, self._observed(endpoint.path, endpoint.name, respond))
 
     def public(self, route: str, handler: PublicHandler, action: str | None = None) -> Handler:
         """A call of anybody; only what is refused is counted. `action` is its name in the metrics."""
@@ -179,6 +185,9 @@ class Boundary:
 
     async def _refuse(self, refusal: Refusal, actor: Actor | None, ip: str | None) -> HttpResponse:
         return refusal_response(refusal, await counted_answer(refusal, self._limits, actor, ip))
+
+    def _traced(self, route: str, handler: Handler) -> Handler:
+        return handler if self._tracer is None else traced(self._tracer, route, handler)
 
     def _observed(self, route: str, action: str, respond: PublicHandler) -> Handler:
         """Adds request id, problems, metrics and log lines; metrics are named after the action."""
