@@ -21,7 +21,7 @@ class StraightLines:
     def __init__(self) -> None:
         self._stream: LogStream | None = None
         self._level = logging.INFO
-        self._process_fields: dict[str, int] = {}
+        self._worker: int | None = None
         self._clock = LogClock()
 
     def write_json_to(self, stream: LogStream, level: int, worker: int | None = None) -> None:
@@ -29,8 +29,7 @@ class StraightLines:
 
         `worker` is the number of a worker, which each line then carries.
         """
-        self._stream, self._level = stream, level
-        self._process_fields = {} if worker is None else {"worker": worker}
+        self._stream, self._level, self._worker = stream, level, worker
 
     def write_through_structlog(self) -> None:
         """From now on hand lines to structlog, as it is the case before the first configuration."""
@@ -46,9 +45,10 @@ class StraightLines:
             line = add_call_ids(None, "", fields)
             line["level"] = _LEVEL_NAMES[level]
             line["logger"] = logger
-            line.update(self._process_fields)
+            if self._worker is not None:
+                line["worker"] = self._worker
             line["timestamp"] = self._clock.timestamp()
-            stream.write(orjson.dumps(line) + b"\n")
+            stream.write(orjson.dumps(line, option=orjson.OPT_APPEND_NEWLINE))
             stream.flush()
 
 

@@ -253,24 +253,12 @@ class Coordinator:
         deadline: Deadline,
     ) -> None:
         try:
-            await self._tell_zones(keys, attempt, plan, answer)
+            await self._settles.settle(_tellings(keys, attempt, plan, answer))
         except asyncio.CancelledError:
             if not deadline.expired():
                 raise
             # It is durable, so it is answered; the settle itself goes on.
             log.warning("settle takes too long", zone=keys.zone, trip_id=attempt.trip_id)
-
-    async def _tell_zones(
-        self, keys: Keys, attempt: Attempt, plan: Plan, answer: StoredAnswer | None
-    ) -> None:
-        told = [Telling(keys, attempt, plan.settlement, answer)]
-        if plan.other_settlement is not None:
-            # The other zone comes first: as long as this one is not settled, the reconcile job knows of
-            # the attempt. Both keep the answer: a retry asks where the driver works by then.
-            elsewhere = attempt._replace(trip_id="")
-            other = Telling(keys_of(plan.other_zone), elsewhere, plan.other_settlement, answer)
-            told.insert(0, other)
-        await self._settles.settle(told)
 
     async def _replay(
         self, keys: Keys, attempt: Attempt, outcome: Outcome, limit: LimitState | None
@@ -295,3 +283,15 @@ class Coordinator:
         if self._halt_at == point:
             log.warning("halted", point=point)
             await asyncio.Event().wait()
+
+
+def _tellings(keys: Keys, attempt: Attempt, plan: Plan, answer: StoredAnswer | None) -> list[Telling]:
+    """What each zone is to be told, in this order."""
+    told = [Telling(keys, attempt, plan.settlement, answer)]
+    if plan.other_settlement is not None:
+        # The other zone comes first: as long as this one is not settled, the reconcile job knows of
+        # the attempt. Both keep the answer: a retry asks where the driver works by then.
+        elsewhere = attempt._replace(trip_id="")
+        other = Telling(keys_of(plan.other_zone), elsewhere, plan.other_settlement, answer)
+        told.insert(0, other)
+    return told
