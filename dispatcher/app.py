@@ -69,9 +69,13 @@ async def run(
     authenticator = Authenticator.from_settings(settings)
     zones, tracing = load_zones(settings.zones_file), start_tracing()
     async with _closed_in_time(services(settings, zones, tracing), stop) as parts:
-        hub = Hub()
+        hub = parts.hub
         readiness = Readiness(
-            zones=zones, state=parts.live.state, database=parts.ledger.database, stop=stop
+            zones=zones,
+            state=parts.live.state,
+            database=parts.ledger.database,
+            authorities=parts.authorities,
+            stop=stop,
         )
         metrics, door, lag = Metrics(place), _door(settings), LoopLag()
         views = _zone_views(parts, readiness)

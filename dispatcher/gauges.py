@@ -39,6 +39,9 @@ def add_gauges(
     _add_connections(metrics, parts, door, sockets, views)
     _add_queues(metrics, parts)
     _add_matching(metrics, parts)
+    metrics.labelled_counter(
+        "dispatcher_webhook_deliveries", "Webhook calls.", "outcome", parts.webhook.counts
+    )
     metrics.labelled_gauge(
         "dispatcher_drift", "Things that differ between Redis and Postgres.", ("zone", "kind"),
         drift.found,

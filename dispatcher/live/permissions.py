@@ -26,11 +26,13 @@ return refused
 KEYED_COMMANDS: Final[dict[str, tuple[str, ...]]] = {
     "DEL": (), "EXISTS": (), "EXPIRE": ("1",), "GEOADD": ("1", "1", "m"),
     "GEOSEARCH": ("FROMLONLAT", "1", "1", "BYRADIUS", "1", "m", "ASC"), "GET": (), "HGET": ("f",),
-    "HDEL": ("f",), "HGETALL": (),
-    "HINCRBY": ("f", "1"), "HMGET": ("f",), "HSET": ("f", "v"), "LINDEX": ("0",), "LLEN": (), "LPOP": (),
+    "HDEL": ("f",), "HGETALL": (), "HINCRBY": ("f", "1"), "HMGET": ("f",), "HSET": ("f", "v"),
+    "LINDEX": ("0",), "LLEN": (), "LPOP": (), "LPUSH": ("v",), "LRANGE": ("0", "1"),
     "LREM": ("1", "v"), "MGET": (), "PERSIST": (), "PEXPIRE": ("1",), "PTTL": (), "RPOP": (),
     "RPUSH": ("v",), "SADD": ("m",), "SET": ("v",), "SISMEMBER": ("m",), "SMEMBERS": (), "UNLINK": (),
-    "XADD": ("*", "f", "v"), "XRANGE": ("-", "+"), "XREVRANGE": ("+", "-"), "ZADD": ("1", "m"),
+    "TYPE": (), "XACK": ("g", "1-1"), "XADD": ("*", "f", "v"), "XCLAIM": ("g", "c", "0", "1-1"),
+    "XGROUP CREATE": ("g", "0"), "XPENDING": ("g",), "XRANGE": ("-", "+"), "XREADGROUP": (),
+    "XREVRANGE": ("+", "-"), "ZADD": ("1", "m"),
     "ZCARD": (), "ZCOUNT": ("0", "1"), "ZRANGE": ("0", "1"), "ZRANGEBYSCORE": ("0", "1"),
     "ZMSCORE": ("m",), "ZREM": ("m",), "ZREMRANGEBYSCORE": ("0", "1"), "ZSCAN": ("0",), "ZSCORE": ("m",),
 }  # fmt: skip
@@ -120,7 +122,13 @@ def _questions(zones: Sequence[str], others: Mapping[str, tuple[str, ...]]) -> I
         # What may be done to a key is the same for the keys of all zones: two commands show it.
         for command in KEYED_COMMANDS if i == 0 else ("GET", "SET"):
             for key in _every_key(keys):
-                yield _Question(command, key, (command, key, *KEYED_COMMANDS[command]))
+                yield _Question(command, key, _words(command, key))
+
+
+def _words(command: str, key: str) -> tuple[str, ...]:
+    if command == "XREADGROUP":  # the only one whose key comes last but one
+        return (command, "GROUP", "g", "c", "STREAMS", key, ">")
+    return (*command.split(" "), key, *KEYED_COMMANDS[command])
 
 
 def _every_key(keys: Keys) -> list[str]:
@@ -128,7 +136,8 @@ def _every_key(keys: Keys) -> list[str]:
     return [
         keys.epoch, keys.loading, keys.claims, keys.seen, keys.present, keys.vehicles, keys.waves,
         keys.matching, keys.turned_down,
-        keys.events, keys.ready, keys.trip(_ID), keys.driver(_ID), keys.trip_claim(_ID),
+        keys.events, keys.unheard, keys.dead_letters, keys.ready,
+        keys.trip(_ID), keys.driver(_ID), keys.trip_claim(_ID),
         keys.driver_claim(_ID), keys.geo(_ID), keys.offers(_ID), keys.inbox(_ID), keys.barred(_ID),
         keys.passed(_ID), keys.raced(_ID), keys.limit(_ID, _ID),
         keys.idem(_ID, _ID, _ID), keys.presence(_ID, _ID), keys.connections(_ID),

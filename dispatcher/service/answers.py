@@ -120,6 +120,7 @@ def _claim_refusal(code: str, version: int | None, status: Status | None) -> Ans
 
 def replayed_answer(replayed: Replayed) -> Answer:
     """The answer again that a request got before, as Redis keeps it."""
+    IDEMPOTENCY_HITS.add("redis")
     record = replayed.record
     if isinstance(record, KeptAnswer):
         return Answer(record.status, record.body.encode(), replayed.limit, replayed=True)

@@ -7,12 +7,14 @@ from datetime import timedelta
 from typing import Any, Final
 
 from dispatcher.core.actors import Role, address_of
-from dispatcher.core.drivers import AvailabilityStatus, Driver
+from dispatcher.core.drivers import Driver
 from dispatcher.core.errors import Refusal
+from dispatcher.core.obstacles import Obstacle
 from dispatcher.core.times import iso, millis, now_ms
 from dispatcher.core.trips import Trip
 from dispatcher.core.zones import Zones
 from dispatcher.ledger.database import Database, driver_from_row, trip_from_row
+from dispatcher.live.deliveries import DeliveryScripts
 from dispatcher.live.keys import Keys, keys_of
 from dispatcher.live.offers import OfferScripts
 from dispatcher.live.presence import PresenceScripts
@@ -38,6 +40,7 @@ class OperatorReads:
         offers: OfferScripts,
         presence: PresenceScripts,
         views: ZoneViewScripts,
+        deliveries: DeliveryScripts,
         fix_age_s: int,
     ) -> None:
         self._zones = zones
@@ -46,6 +49,7 @@ class OperatorReads:
         self._offers = offers
         self._presence = presence
         self._views = views
+        self._deliveries = deliveries
         self._fix_age_ms = fix_age_s * 1000
 
     def zones(self) -> list[dict[str, Any]]:
@@ -118,6 +122,24 @@ class OperatorReads:
         ]
         last = next_place(rows, limit, time="created_at", id_="id")
         return {"zone": zone, "trips": trips, "next": last}
+
+    async def dead_letters(self, zone: str, after: str | None, limit: int) -> dict[str, Any]:
+        """A page of what receivers of the webhook have not taken in a zone, the latest first; `body` is
+        the message as it was sent. Raises Refusal invalid_zone."""
+        if self._zones.get(zone) is None:
+            raise Refusal("invalid_zone")
+        letters = await self._deliveries.dead_letters(keys_of(zone), after, limit)
+        shown = [
+            {
+                "id": letter.id,
+                "at": iso(letter.at_ms),
+                **letter.fields,
+                "attempts": int(letter.fields["attempts"]),
+            }
+            for letter in letters
+        ]
+        last = letters[-1].id if len(letters) == limit else None
+        return {"zone": zone, "dead_letters": shown, "next": last}
 
     async def trip_offers(self, trip_id: str, after: str | None, limit: int) -> dict[str, Any]:
         """A page of a trip's offers, wave by wave; `score` is as in a timeline. Raises Refusal
@@ -213,17 +235,12 @@ class OperatorReads:
 
     def _obstacles(
         self, driver: Driver, fix: Fix | None, present_ms: int | None, offers: int, at_ms: int
-    ) -> list[str]:
-        """What keeps offers from a driver, as `lua/offer_trip.lua` filters candidates."""
+    ) -> list[Obstacle]:
+        """What keeps offers from a driver, whatever the trip, as `lua/lib/candidates.lua` says."""
         zone = self._zones.get(driver.zone)
-        most_offers = zone.offers_per_driver if zone is not None else 0
-        found = {
-            "offline": not driver.is_online,
-            "unavailable": driver.availability_status is not AvailabilityStatus.AVAILABLE,
-            "on_a_trip": bool(driver.trip_id),
-            "not_present": (present_ms or 0) <= at_ms,
-            "no_position": fix is None,
-            "old_position": fix is not None and fix.at_ms <= at_ms - self._fix_age_ms,
-            "enough_offers": offers >= most_offers,
-        }
-        return [code for code, holds in found.items() if holds]
+        found = driver.obstacles(at_ms - fix.at_ms if fix else None, self._fix_age_ms)
+        if (present_ms or 0) <= at_ms:
+            found.append(Obstacle.NOT_PRESENT)
+        if offers >= (zone.offers_per_driver if zone is not None else 0):
+            found.append(Obstacle.ENOUGH_OFFERS)
+        return found

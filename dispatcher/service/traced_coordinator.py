@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from dispatcher.core.idempotency import KeyedAnswer, StoredAnswer
+from dispatcher.core.idempotency import KeyedAnswer
 from dispatcher.ledger.changes import Change, Outcome
 from dispatcher.live.claims import Attempt
 from dispatcher.live.keys import Keys
 from dispatcher.service.answers import Answer
-from dispatcher.service.commands.command import ClaimedT, Command, Plan
+from dispatcher.service.commands.command import ClaimedT, Command
 from dispatcher.service.coordinator import Coordinator
 from dispatcher.service.deadlines import Deadline
+from dispatcher.service.decider import Decider
+from dispatcher.service.persistent_settles import Telling
 
 if TYPE_CHECKING:
     from opentelemetry.trace import Tracer
@@ -38,13 +40,14 @@ class TracedCoordinator(Coordinator):
             return answer
 
     async def _claim(
-        self, command: Command[ClaimedT], keys: Keys, attempt: Attempt
+        self, decider: Decider, command: Command[ClaimedT], keys: Keys, attempt: Attempt
     ) -> tuple[Attempt, ClaimedT | Answer]:
         with self._span("claim", keys, attempt):
-            return await super()._claim(command, keys, attempt)
+            return await super()._claim(decider, command, keys, attempt)
 
     async def _commit(
         self,
+        decider: Decider,
         keys: Keys,
         attempt: Attempt,
         change: Change,
@@ -52,20 +55,14 @@ class TracedCoordinator(Coordinator):
         deadline: Deadline,
     ) -> Outcome:
         with self._span("commit", keys, attempt) as span:
-            outcome = await super()._commit(keys, attempt, change, answer, deadline)
+            outcome = await super()._commit(decider, keys, attempt, change, answer, deadline)
             span.set_attribute("dispatcher.outcome", outcome.code.value)
             return outcome
 
-    async def _settle(
-        self,
-        keys: Keys,
-        attempt: Attempt,
-        plan: Plan,
-        answer: StoredAnswer | None,
-        deadline: Deadline,
-    ) -> None:
+    async def _settle(self, decider: Decider, told: list[Telling], deadline: Deadline) -> None:
+        keys, attempt, *_ = told[-1]  # the zone that has decided is the last
         with self._span("settle", keys, attempt):
-            await super()._settle(keys, attempt, plan, answer, deadline)
+            await super()._settle(decider, told, deadline)
 
     def _span(self, step: str, keys: Keys, attempt: Attempt) -> Any:
         attributes = {"dispatcher.zone": keys.zone, "dispatcher.trip_id": attempt.trip_id}

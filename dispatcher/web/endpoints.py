@@ -191,6 +191,12 @@ ENDPOINTS: Final = (
         answer=operator_answers.PageOfWaitingTrips,
     ),
     Endpoint(
+        "GET", "/api/admin/zones/{zone}/dead-letters", "dead_letters",
+        "What receivers of the webhook have not taken, the latest first, in pages",
+        Role.ADMIN, query=query_parameters.DeadLettersQuery, codes=("invalid_zone",),
+        answer=operator_answers.DeadLetters,
+    ),
+    Endpoint(
         "GET", "/api/admin/why", "why", "What keeps a driver from a trip, filter by filter",
         Role.ADMIN, query=query_parameters.WhyQuery,
         codes=("trip_not_found", "driver_not_found", "invalid_trip_id"),

@@ -160,6 +160,9 @@ class Handlers:
     async def zone_pending(self, _: Actor, query: query_parameters.ZonePendingQuery) -> dict[str, Any]:
         return await self._operator_reads.pending(query.zone, query.after, query.limit)
 
+    async def dead_letters(self, _: Actor, query: query_parameters.DeadLettersQuery) -> dict[str, Any]:
+        return await self._operator_reads.dead_letters(query.zone, query.after, query.limit)
+
     async def trip_offers(self, _: Actor, query: query_parameters.TripOffersQuery) -> dict[str, Any]:
         return await self._operator_reads.trip_offers(query.id, query.after, query.limit)
 
@@ -196,7 +199,7 @@ class Handlers:
     async def readyz(self, _: web.Request) -> HttpResponse:
         is_ready, details = await self._readiness()
         if is_ready:
-            return json_response({"status": "ready", **details})
+            return json_response(details)
         fields = {**details, "status": 503, "state": details.get("status")}
         return answer_response(refusal_answer(Refusal("service_unavailable", **fields)))
 

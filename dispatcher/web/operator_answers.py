@@ -211,8 +211,15 @@ class ZoneList(Body):
     map: MapTiles
 
 
+_WAITING_TRIP: Final = {
+    **NEW_TRIP, "wave": 1, "next_wave_at": "2026-03-01T08:30:15.000Z", "offered_to": ["driver-1"],
+}  # fmt: skip
+
+
 class WaitingTrip(Trip):
     """A pending trip with its last wave of offers (0: none yet; null: Redis does not have the trip)."""
+
+    model_config = example(_WAITING_TRIP)
 
     wave: int | None
     next_wave_at: Moment | None
@@ -222,20 +229,33 @@ class WaitingTrip(Trip):
 class PageOfWaitingTrips(Body):
     """A zone's pending trips, those that have waited longest first."""
 
-    model_config = example(
-        {
-            "zone": "default", "next": None,
-            "trips": [
-                {
-                    **NEW_TRIP, "wave": 1, "next_wave_at": "2026-03-01T08:30:15.000Z",
-                    "offered_to": ["driver-1"],
-                }
-            ],
-        }
-    )  # fmt: skip
+    model_config = example({"zone": "default", "trips": [_WAITING_TRIP], "next": None})
 
     zone: str
     trips: list[WaitingTrip]
+    next: Next
+
+
+class DeadLetter(Body):
+    """A message that a receiver of the webhook has not taken; `body` is what was sent."""
+
+    id: str
+    at: Moment
+    receiver: str
+    message_id: str
+    type: str
+    attempts: int
+    error: str
+    body: str
+
+
+class DeadLetters(Body):
+    """What receivers have not taken in a zone, the latest first."""
+
+    model_config = example({"zone": "default", "dead_letters": [], "next": None})
+
+    zone: str
+    dead_letters: list[DeadLetter]
     next: Next
 
 

@@ -208,6 +208,7 @@ async def _walk(walker: Walker) -> None:
     second = await create()
     assert (await ask("zone_pending", "a1", zone="city"))["trips"][0]["id"] == second
     await ask("admin_cancel", "a1", {"trip_request_id": second})
+    assert (await ask("dead_letters", "a1", zone="city"))["dead_letters"] == []
     third = await under_way("d1")
     await step("d1", "complete", third)
     fourth = await under_way("d1")

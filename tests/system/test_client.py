@@ -27,7 +27,7 @@ from dispatcher.client import (
     problems,
 )
 from dispatcher.client.driver import action_intent
-from tests.harness.servers import Serve, Server, make_token
+from tests.harness.servers import JWT_SECRET, Serve, Server, make_token
 
 ROOT = Path(__file__).parents[2]
 PLACE = (40.7559, -73.9864)
@@ -38,7 +38,8 @@ WIDE = {"DISPATCHER_LIMIT_GENERAL": "10000/60", "DISPATCHER_DRAIN_S": "0.2"}
 async def apps(server: Server, *drivers: str) -> AsyncIterator[tuple[Any, ...]]:
     """A rider's client, and one of each driver, who are online and connected."""
     async with contextlib.AsyncExitStack() as stack:
-        rider = await stack.enter_async_context(CustomerClient(server.url, make_token("r1", "customer")))
+        token = token_of_the_page("r1", "customer")
+        rider = await stack.enter_async_context(CustomerClient(server.url, token))
         made = [
             await stack.enter_async_context(DriverClient(server.url, make_token(name, "driver")))
             for name in drivers
@@ -49,6 +50,14 @@ async def apps(server: Server, *drivers: str) -> AsyncIterator[tuple[Any, ...]]:
             await driver.connected()
         await rider.connected()
         yield (rider, *made)
+
+
+def token_of_the_page(user_id: str, role: str) -> str:
+    """A token as docs/integrate.md makes it."""
+    page = (ROOT / "docs" / "integrate.md").read_text()
+    made: dict[str, Any] = {}
+    exec(page.split("<!-- run -->\n```python\n")[1].split("```")[0], made)
+    return str(made["token_for"](user_id, role, JWT_SECRET))
 
 
 async def first(events: AsyncIterator[Any], kind: type, within_s: float = 20.0) -> Any:
@@ -98,6 +107,29 @@ async def test_a_ride_from_both_sides(serve: Serve) -> None:
         changed = await first(offers, DriverChanged)
         assert (changed.driver.user_id, changed.driver.is_online) == ("d1", False)
         assert "offline" in (await d1.state()).keeps_offers_away
+    await app_of_the_readme(server)
+
+
+async def app_of_the_readme(server: Server) -> None:
+    """docs/driver_app.py takes one trip after the other."""
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, str(ROOT / "docs" / "driver_app.py"), server.url, make_token("d3", "driver"),
+        stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
+    assert process.stdout is not None
+    try:
+        async with CustomerClient(server.url, make_token("r2", "customer")) as rider:
+            for _ in range(2):
+                trip = await rider.create(PLACE)
+                async with asyncio.timeout(30):
+                    said = [(await process.stdout.readline()).decode().split() for _ in range(4)]
+                assert said == [
+                    [status, trip.id] for status in ("accepted", "arrived", "ongoing", "completed")
+                ]
+    finally:
+        process.terminate()
+        await process.communicate()
 
 
 async def test_a_server_that_comes_back_finds_its_apps_again(serve: Serve) -> None:
@@ -121,25 +153,3 @@ async def test_a_server_that_comes_back_finds_its_apps_again(serve: Serve) -> No
         welcome = await first(events, Welcome)
         assert welcome.snapshot.trip.id == trip.id
         assert d1.trip.current_status == "arrived"
-
-
-async def test_the_app_of_the_readme(serve: Serve) -> None:
-    server = await serve(env=WIDE)
-    process = await asyncio.create_subprocess_exec(
-        sys.executable, str(ROOT / "docs" / "driver_app.py"), server.url, make_token("d1", "driver"),
-        stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-    )  # fmt: skip
-    assert process.stdout is not None
-    try:
-        async with apps(server) as (rider,):
-            for _ in range(2):
-                trip = await rider.create(PLACE)
-                async with asyncio.timeout(30):
-                    said = [(await process.stdout.readline()).decode().split() for _ in range(4)]
-                assert said == [
-                    [status, trip.id] for status in ("accepted", "arrived", "ongoing", "completed")
-                ]
-    finally:
-        process.terminate()
-        await process.communicate()
