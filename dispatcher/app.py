@@ -46,8 +46,7 @@ from dispatcher.zones_file import load_zones
 
 log = structlog.get_logger("dispatcher")
 
-#: Seconds after the drain window by when the steps of a stop are given up; STOPPED_AFTER_WINDOW_S bounds
-#: all of it.
+#: When the steps of a stop are given up, in s after the window (STOPPED_AFTER_WINDOW_S for all).
 _ANSWERED_S: Final = 2.5
 _SAVED_S: Final = 3.0
 _CLOSED_S: Final = 3.2
@@ -78,14 +77,13 @@ async def run(
             stop=stop,
         )
         metrics, door, lag = Metrics(place), _door(settings), LoopLag()
-        views = _zone_views(parts, readiness)
+        views, engine_watch = _zone_views(parts, readiness), EngineWatch(readiness.check)
         sockets = _websocket_endpoint(parts, authenticator, hub, views)
         handlers, boundary = _handlers_and_boundary(parts, authenticator, readiness, metrics, tracing)
         hidden = hidden_endpoints(settings.public_pages)
         if settings.metrics_address is not None:
             hidden |= {"metrics"}  # they have an address of their own
-        drift_watch, engine_watch = drift_watch_job(parts), EngineWatch(readiness.check)
-        census = zone_census_job(parts)
+        drift_watch, census = drift_watch_job(parts), zone_census_job(parts)
         add_gauges(
             metrics, parts,
             door=door, sockets=sockets, views=views, drift=drift_watch, engines=engine_watch,
@@ -112,9 +110,10 @@ async def run(
         ]
         if place is not None:
             loops.append(JobLoop(FunctionJob("share-metrics", WRITE_INTERVAL_S, metrics.share)))
-        metrics_runner = None
-        await subscriber.start()
+        if not await subscriber.start() and not parts.authorities.degraded():
+            raise StoreUnavailable("redis cannot be listened to")
         await runner.setup()
+        metrics_runner = None
         try:
             site = web.SockSite(runner, sock, backlog=2048)
             await site.start()
