@@ -14,6 +14,8 @@ from dispatcher.jobs.queue_numbers import QueueNumbers
 from dispatcher.jobs.reconcile import Reconcile
 from dispatcher.jobs.waves import Waves
 from dispatcher.jobs.webhook_delivery import WebhookDelivery
+from dispatcher.jobs.zone_census import ZoneCensus
+from dispatcher.live.zone_view import ZoneViewScripts
 from dispatcher.service.event_tail import EventTail
 from dispatcher.service.ledger_offers import LedgerOffers
 
@@ -95,6 +97,11 @@ def drift_watch_job(parts: Services) -> DriftWatch:
         node=parts.presence.node,
         interval_s=parts.settings.drift_interval_s,
     )
+
+
+def zone_census_job(parts: Services) -> ZoneCensus:
+    """The job that counts what is in each zone."""
+    return ZoneCensus(ZoneViewScripts(parts.live.pipeline), parts.zones.names())
 
 
 def presence_flush_job(parts: Services) -> PresenceFlush:

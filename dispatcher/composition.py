@@ -6,6 +6,7 @@ import contextlib
 import secrets
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
+from functools import partial
 
 from dispatcher.config import Settings
 from dispatcher.core.zones import Zones
@@ -13,6 +14,8 @@ from dispatcher.live.deliveries import DeliveryScripts
 from dispatcher.live.keys import keys_of
 from dispatcher.live.pubsub import Publisher
 from dispatcher.live.zone_view import ZoneViewScripts
+from dispatcher.observe.series import know_zones
+from dispatcher.observe.tracing import Tracing
 from dispatcher.routing.osrm import OsrmRouting
 from dispatcher.service.authorities import Authorities
 from dispatcher.service.availability import AvailabilityService
@@ -48,6 +51,7 @@ from dispatcher.service.redis_decider import RedisDecider
 from dispatcher.service.rehydration import Rehydration
 from dispatcher.service.snapshots import Snapshots
 from dispatcher.service.stranded_trips import StrandedTrips
+from dispatcher.service.traced_coordinator import TracedCoordinator
 from dispatcher.service.wave_wakeups import WaveWakeups
 from dispatcher.service.webhook import MAX_CALLS, Deliveries, Webhook
 from dispatcher.webhook.receiver import Receiver
@@ -88,8 +92,11 @@ class Services:
 
 
 @contextlib.asynccontextmanager
-async def services(settings: Settings, zones: Zones) -> AsyncIterator[Services]:
+async def services(
+    settings: Settings, zones: Zones, tracing: Tracing | None = None
+) -> AsyncIterator[Services]:
     """Opens both wings, loads every zone, and closes all of it again in reverse order."""
+    know_zones(zones.names())
     async with (
         open_live(settings) as live,
         open_ledger(settings) as ledger,
@@ -121,7 +128,9 @@ async def services(settings: Settings, zones: Zones) -> AsyncIterator[Services]:
         live.settler.on_withdrawn(effects.offer_log.record_withdrawn)
         hub = Hub()
         rows = LedgerRows(database)
-        coordinator = Coordinator(
+        # Where nothing is traced, nothing is wrapped.
+        make = partial(TracedCoordinator, tracing.tracer) if tracing else Coordinator
+        coordinator = make(
             by_redis=RedisDecider(live.claims, live.settler, rehydration, local_limits),
             by_ledger=LedgerDecider(LedgerClaims(rows, local_limits), hub.deliver),
             authorities=authorities,

@@ -27,6 +27,7 @@ from dispatcher.live.claims import Attempt
 from dispatcher.live.keys import Keys
 from dispatcher.live.settle import Settlement, Settler
 from dispatcher.live.state import StateScripts
+from dispatcher.observe.series import REPAIRED
 from dispatcher.service.commands.transition import transition_settlement
 from dispatcher.service.messages import stream_event, trip_json, trip_messages
 
@@ -221,6 +222,7 @@ class Outbox:
                 vehicle_type = await self._vehicle_of(keys, settlement.driver_id)
                 settlement = replace(settlement, driver_vehicle_type=vehicle_type)
             await self._settler.settle(keys, attempt, settlement)
+            REPAIRED.add("missed_event")
             log.info(
                 "missed event settled", zone=keys.zone, trip_id=trip.id, version=event.version,
                 trip_event=event.event,
