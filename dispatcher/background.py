@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dispatcher.composition import Services, drift_check
+from dispatcher.comparison import drift_check
+from dispatcher.composition import Services
 from dispatcher.jobs.absent_drivers import AbsentDrivers
 from dispatcher.jobs.cleanup import Cleanup
 from dispatcher.jobs.degraded_zones import DegradedZones

@@ -22,8 +22,6 @@ from dispatcher.service.availability import AvailabilityService
 from dispatcher.service.commands.command import SideEffects
 from dispatcher.service.coordinator import Coordinator
 from dispatcher.service.customer_tracking import CustomerTracking
-from dispatcher.service.drift import DriftCheck
-from dispatcher.service.drift_looks import Looks
 from dispatcher.service.driver_directory import DriverDirectory
 from dispatcher.service.explanation import Explanation
 from dispatcher.service.heat import HeatMaps
@@ -43,7 +41,6 @@ from dispatcher.service.positions import Positions
 from dispatcher.service.presence import Presence
 from dispatcher.service.presence_outages import PresenceOutages
 from dispatcher.service.queue_log import QueueLog
-from dispatcher.service.queue_looks import QueueLooks
 from dispatcher.service.queues import Queues
 from dispatcher.service.rate_limits import RateLimits
 from dispatcher.service.reads import Reads
@@ -285,23 +282,3 @@ def _webhook(settings: Settings, scripts: DeliveryScripts) -> Webhook:
             for url in dict.fromkeys(settings.webhook_url)
         ],
     )
-
-
-def drift_check(settings: Settings, live: LiveWing, ledger: LedgerWing) -> DriftCheck:
-    """What compares both wings."""
-    looks = Looks(
-        scripts=live.comparison,
-        state=live.state,
-        queues=queue_looks(live, ledger),
-        database=ledger.database,
-        fix_age_s=settings.fix_max_age_s,
-        presence_ttl_s=settings.presence_ttl_s,
-    )
-    return DriftCheck(
-        scripts=live.comparison, database=ledger.database, looks=looks, mending=live.mending
-    )
-
-
-def queue_looks(live: LiveWing, ledger: LedgerWing) -> QueueLooks:
-    """What compares places in queues."""
-    return QueueLooks(scripts=live.comparison, queues=live.queues, database=ledger.database)
