@@ -35,18 +35,31 @@ def _run(*command: str, cwd: Path) -> str:
     return result.stdout
 
 
+def _copy_of_what_docker_is_given(to: Path) -> Path:
+    """The files that .dockerignore lets through: the image is built of these alone."""
+    to.mkdir()
+    for line in (ROOT / ".dockerignore").read_text().splitlines():
+        path = ROOT / line.removeprefix("!")
+        if line.startswith("!") and path.is_dir():
+            shutil.copytree(path, to / path.name, ignore=shutil.ignore_patterns("__pycache__"))
+        elif line.startswith("!"):
+            shutil.copy(path, to)
+    return to
+
+
 @pytest.mark.timeout(600)  # a first installation downloads the engines
 def test_the_wheel_works_from_another_folder(tmp_path: Path) -> None:
     venv, elsewhere, dist = tmp_path / "venv", tmp_path / "elsewhere", tmp_path / "dist"
     elsewhere.mkdir()
+    source = _copy_of_what_docker_is_given(tmp_path / "source")
     python = str(venv / "bin" / "python")
     if shutil.which("uv"):
-        _run("uv", "build", "--quiet", "--wheel", "--out-dir", str(dist), str(ROOT), cwd=elsewhere)
+        _run("uv", "build", "--quiet", "--wheel", "--out-dir", str(dist), str(source), cwd=elsewhere)
         _run("uv", "venv", "--quiet", "--python", sys.executable, str(venv), cwd=elsewhere)
         install = ["uv", "pip", "install", "--quiet", "--python", python]
     else:
         pip = [sys.executable, "-m", "pip"]
-        _run(*pip, "wheel", "--quiet", "--no-deps", "-w", str(dist), str(ROOT), cwd=elsewhere)
+        _run(*pip, "wheel", "--quiet", "--no-deps", "-w", str(dist), str(source), cwd=elsewhere)
         _run(sys.executable, "-m", "venv", str(venv), cwd=elsewhere)
         install = [python, "-m", "pip", "install", "--quiet"]
     _run(*install, *map(str, dist.glob("*.whl")), cwd=elsewhere)
