@@ -12,17 +12,16 @@ from typing import Final
 import structlog
 from aiohttp import web
 
-from dispatcher.background import drift_watch_job, job_loops
+from dispatcher.background import drift_watch_job, job_loops, zone_holder
 from dispatcher.composition import Services, services
 from dispatcher.config import Settings, SettingsError
 from dispatcher.core.errors import StoreUnavailable
 from dispatcher.core.stop_signal import StopSignal
 from dispatcher.jobs.loop import FunctionJob, JobLoop
-from dispatcher.live.pubsub import Subscriber
+from dispatcher.jobs.zone_holder import ZoneHolder
 from dispatcher.live.zone_view import ZoneViewScripts
 from dispatcher.observe.metrics import Metrics
 from dispatcher.observe.worker_metrics import WRITE_INTERVAL_S, WorkerPlace
-from dispatcher.service.hub import Hub
 from dispatcher.service.readiness import Readiness
 from dispatcher.service.zone_views import ZoneViews
 from dispatcher.web.application import build_application
@@ -65,7 +64,6 @@ async def run(
     authenticator = Authenticator.from_settings(settings)
     zones = load_zones(settings.zones_file)
     async with _closed_in_time(services(settings, zones), stop) as parts:
-        hub = Hub()
         readiness = Readiness(
             zones=zones, state=parts.live.state, database=parts.ledger.database, stop=stop
         )
@@ -76,12 +74,13 @@ async def run(
             "reason", lambda: door.refused,
         )  # fmt: skip
         views = _zone_views(parts, readiness)
-        sockets = _websocket_endpoint(parts, authenticator, hub, views)
+        sockets = _websocket_endpoint(parts, authenticator, views)
         handlers, boundary = _handlers_and_boundary(
             parts, authenticator, sockets, readiness, metrics, views
         )
         hidden = _PAGES - set(settings.public_pages)
-        drift_watch = drift_watch_job(parts)
+        holder = zone_holder(parts)
+        drift_watch = drift_watch_job(parts, holder)
         metrics.labelled_gauge(
             "dispatcher_drift", "Things that differ between Redis and Postgres.", ("zone", "kind"),
             drift_watch.found,
@@ -91,23 +90,22 @@ async def run(
             door=door,
             shutdown_timeout_s=settings.drain_s + _ANSWERED_S,
         )
-        subscriber = Subscriber(
-            str(settings.redis_url),
-            cluster=settings.redis_cluster,
-            zones=zones.names(),
-            deliver=hub.deliver,
-            resync=hub.resync,
+        metrics.gauge(
+            "dispatcher_zones_held", "Zones whose rounds this server does.", lambda: len(holder)
         )
+        metrics.counter(
+            "dispatcher_channel_messages", "Messages from other servers, wake-ups among them.",
+            lambda: parts.subscriber.received,
+        )  # fmt: skip
         interval_s = min(1.0, settings.presence_ttl_s / 10)
         loops = [
-            *job_loops(parts),
+            *job_loops(parts, holder),
             JobLoop(drift_watch),
             JobLoop(FunctionJob("stale-sockets", interval_s, sockets.close_stale)),
         ]
         if place is not None:
             loops.append(JobLoop(FunctionJob("share-metrics", WRITE_INTERVAL_S, metrics.share)))
         metrics_runner = None
-        await subscriber.start()
         await runner.setup()
         try:
             site = web.SockSite(runner, sock, backlog=2048)
@@ -115,7 +113,6 @@ async def run(
             metrics_runner = await _serve_metrics(settings, handlers, boundary, shared=place is not None)
             for loop in loops:
                 loop.start()
-            parts.effects.wakeups.notify_all()  # waves may have become due while nobody was here
             # What stands now stays: collecting it again and again cost a tenth of the time, and pauses.
             gc.collect()
             gc.freeze()
@@ -131,7 +128,7 @@ async def run(
             await _finish(stop, "requests", runner.cleanup(), _ANSWERED_S)
             if metrics_runner is not None:
                 await _finish(stop, "metrics", metrics_runner.cleanup(), _ANSWERED_S)
-            await _finish(stop, "jobs", _stop_jobs(loops, subscriber, views, readiness), _SAVED_S)
+            await _finish(stop, "jobs", _stop_jobs(loops, parts, views, readiness), _SAVED_S)
             await _finish(stop, "saving", _save(parts, metrics), _SAVED_S)
 
 
@@ -161,10 +158,11 @@ async def _finish(stop: StopSignal, step: str, work: Awaitable[object], after_wi
 
 
 async def _stop_jobs(
-    loops: Sequence[JobLoop], subscriber: Subscriber, views: ZoneViews, readiness: Readiness
+    loops: Sequence[JobLoop | ZoneHolder], parts: Services, views: ZoneViews, readiness: Readiness
 ) -> None:
     await asyncio.gather(*(loop.stop() for loop in loops))
-    await subscriber.stop()
+    await parts.channels.stop()
+    await parts.subscriber.stop()
     await views.close()
     await readiness.close()
 
@@ -196,7 +194,7 @@ def _zone_views(parts: Services, readiness: Readiness) -> ZoneViews:
 
 
 def _websocket_endpoint(
-    parts: Services, authenticator: Authenticator, hub: Hub, views: ZoneViews
+    parts: Services, authenticator: Authenticator, views: ZoneViews
 ) -> WebSocketEndpoint:
     settings = parts.settings
     return WebSocketEndpoint(
@@ -209,7 +207,8 @@ def _websocket_endpoint(
             limits=parts.limits,
             idempotency_required=settings.idempotency_required,
         ),
-        hub=hub,
+        hub=parts.hub,
+        channels=parts.channels,
         presence=parts.presence,
         snapshots=parts.snapshots,
         zone_views=views,

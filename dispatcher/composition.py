@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import secrets
 from collections.abc import AsyncIterator
@@ -11,7 +10,7 @@ from dataclasses import dataclass
 from dispatcher.config import Settings
 from dispatcher.core.zones import Zones
 from dispatcher.live.keys import keys_of
-from dispatcher.live.pubsub import Publisher
+from dispatcher.live.pubsub import Publisher, Subscriber
 from dispatcher.live.zone_view import ZoneViewScripts
 from dispatcher.routing.osrm import OsrmRouting
 from dispatcher.service.availability import AvailabilityService
@@ -22,6 +21,7 @@ from dispatcher.service.drift import DriftCheck
 from dispatcher.service.drift_looks import Looks
 from dispatcher.service.driver_directory import DriverDirectory
 from dispatcher.service.explanation import Explanation
+from dispatcher.service.hub import Hub
 from dispatcher.service.live_drivers import LiveDrivers
 from dispatcher.service.matched_rounds import MatchedRounds
 from dispatcher.service.offer_log import OfferLog
@@ -36,8 +36,8 @@ from dispatcher.service.reads import Reads
 from dispatcher.service.rehydration import Rehydration
 from dispatcher.service.snapshots import Snapshots
 from dispatcher.service.stranded_trips import StrandedTrips
-from dispatcher.service.wave_wakeups import WaveWakeups
-from dispatcher.wings import LedgerWing, LiveWing, open_ledger, open_live
+from dispatcher.service.user_channels import UserChannels
+from dispatcher.wings import LedgerWing, LiveWing, open_ledger, open_live, open_subscriber
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +63,9 @@ class Services:
     outages: PresenceOutages
     snapshots: Snapshots
     effects: SideEffects
+    subscriber: Subscriber
+    hub: Hub
+    channels: UserChannels
 
 
 @contextlib.asynccontextmanager
@@ -71,16 +74,21 @@ async def services(settings: Settings, zones: Zones) -> AsyncIterator[Services]:
     async with (
         open_live(settings) as live,
         open_ledger(settings) as ledger,
+        open_subscriber(settings) as subscriber,
         contextlib.AsyncExitStack() as stack,
     ):
         database = ledger.database
         node = secrets.token_hex(6)
         outbox = Outbox(settler=live.settler, state=live.state, database=database)
-        rehydration = Rehydration(live.state, database, outbox, lease_ms=settings.claim_lease_ms)
+        rehydration = Rehydration(
+            live.state, database, outbox,
+            presence=live.presence, presence_ttl_s=settings.presence_ttl_s,
+            lease_ms=settings.claim_lease_ms,
+        )  # fmt: skip
         stack.push_async_callback(rehydration.close)
         limits = RateLimits(settings, live.limits)
         directory = DriverDirectory(database)
-        effects = SideEffects(WaveWakeups(), OfferLog(), directory)
+        effects = SideEffects(OfferLog(), directory)
         live.settler.on_withdrawn(effects.offer_log.record_withdrawn)
         coordinator = Coordinator(
             claims=live.claims,
@@ -171,12 +179,16 @@ async def services(settings: Settings, zones: Zones) -> AsyncIterator[Services]:
             database=database,
             drivers=drivers,
         )
+        hub = Hub()
+        channels = UserChannels(subscriber=subscriber, hub=hub, state=live.state)
+        stack.push_async_callback(channels.stop)
+        presence.on_moved = channels.moved
         live.pipeline.epochs = [keys_of(zone).epoch for zone in zones.names()]
-        await asyncio.gather(*(rehydration.warm(zone) for zone in zones.names()))
+        await rehydration.warm_all(zones.names())
         yield Services(
             settings, zones, live, ledger, rehydration, coordinator, limits, positions,
             availability, stranded_trips, reads, operator_reads, explanation, offers, matched_rounds,
-            presence, outages, snapshots, effects,
+            presence, outages, snapshots, effects, subscriber, hub, channels,
         )  # fmt: skip
 
 

@@ -11,6 +11,8 @@ from dispatcher.config import Settings
 from dispatcher.ledger.commits import Commits
 from dispatcher.ledger.database import Database
 from dispatcher.ledger.outage_notices import OutageNotices
+from dispatcher.live.announcements import Announcements
+from dispatcher.live.channel_nodes import ChannelNodes, ClusterNodes, OneNode
 from dispatcher.live.claims import ClaimScripts
 from dispatcher.live.client import connect
 from dispatcher.live.comparison import ComparisonScripts
@@ -21,6 +23,8 @@ from dispatcher.live.offers import OfferScripts
 from dispatcher.live.pipeline import Pipeline
 from dispatcher.live.positions import PositionScripts
 from dispatcher.live.presence import PresenceScripts
+from dispatcher.live.pubsub import Subscriber
+from dispatcher.live.servers import ServerScripts
 from dispatcher.live.settle import Settler
 from dispatcher.live.state import StateScripts
 
@@ -40,6 +44,8 @@ class LiveWing:
     limits: LimitScripts
     inspection: InspectionScripts
     comparison: ComparisonScripts
+    servers: ServerScripts
+    announcements: Announcements
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +67,9 @@ async def open_live(settings: Settings) -> AsyncIterator[LiveWing]:
         pipeline = Pipeline(redis)
         await pipeline.load_scripts()
         stack.push_async_callback(pipeline.close)
-        settler = Settler(pipeline, fix_age_s=settings.fix_max_age_s)
+        announcements = Announcements(pipeline)
+        stack.push_async_callback(announcements.close)
+        settler = Settler(pipeline, fix_age_s=settings.fix_max_age_s, announcements=announcements)
         stack.callback(settler.close)
         yield LiveWing(
             pipeline,
@@ -75,7 +83,23 @@ async def open_live(settings: Settings) -> AsyncIterator[LiveWing]:
             LimitScripts(pipeline),
             InspectionScripts(pipeline),
             ComparisonScripts(pipeline),
+            ServerScripts(pipeline),
+            announcements,
         )
+
+
+@contextlib.asynccontextmanager
+async def open_subscriber(settings: Settings) -> AsyncIterator[Subscriber]:
+    """What listens to channels; it connects once somebody does."""
+    assert settings.redis_url is not None
+    url = settings.redis_url
+    nodes: ChannelNodes = ClusterNodes(url) if settings.redis_cluster else OneNode(url)
+    subscriber = Subscriber(nodes)
+    await subscriber.open()
+    try:
+        yield subscriber
+    finally:
+        await subscriber.stop()
 
 
 @contextlib.asynccontextmanager

@@ -43,7 +43,10 @@ class NodeQueues:
 
     def _node_of(self, call: Call) -> str:
         command = call.command
-        key = command[3 if command[0] in _SCRIPTS else 1]
+        return self.node_of(command[3 if command[0] in _SCRIPTS else 1])
+
+    def node_of(self, key: str) -> str:
+        """The name of the node that has a key's slot, or empty."""
         try:
             return str(self._redis.get_node_from_key(key).name)
         except RedisClusterException:

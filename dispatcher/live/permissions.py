@@ -8,7 +8,7 @@ from typing import Any, Final, NamedTuple
 
 import orjson
 
-from dispatcher.live.keys import Keys, keys_of
+from dispatcher.live.keys import SERVER_KEYS, Keys, home_channel, keys_of
 
 #: Asks Redis about each command without running it. Needs what the product needs anyway, which EVAL is;
 #: ACL DRYRUN would need the rights of an administrator.
@@ -39,7 +39,7 @@ CHANNEL_COMMANDS: Final = {"SPUBLISH": ("message",), "SSUBSCRIBE": ()}
 #: Those on neither.
 OTHER_COMMANDS: Final = {
     "EVALSHA": ("0" * 40, "0"), "INFO": (), "PING": (), "SCAN": ("0",), "SCRIPT LOAD": ("return 1",),
-    "TIME": (),
+    "SUNSUBSCRIBE": (), "TIME": (),
 }  # fmt: skip
 
 
@@ -72,34 +72,51 @@ async def find_refusals(client: Any, zones: Sequence[str]) -> list[str]:
         if not allowed_on[command] and (any_key or command in OTHER_COMMANDS)
     ]
     names = [q.name for q in refused if q.name and (allowed_on[q.command] or not any_key)]
-    channels = [keys_of(zone).push for zone in zones]
+    channels = [channel for zone in zones for channel in _channels(keys_of(zone))]
+    channels += [SERVER_KEYS.changed, home_channel(_ID)]
     refusals = [f"run {', '.join(commands)}"] if commands else []
     if keys := sorted(_pattern(name) for name in {*names}.difference(channels)):
         refusals.append(f"use the keys {_shortened(keys)}")
     closed = [q for q in refused if q.command in CHANNEL_COMMANDS]
     if closed:
         verbs = ", ".join(sorted({q.command for q in closed}))
-        refusals.append(f"use {verbs} on the channels {_shortened(sorted({q.name for q in closed}))}")
+        channels = sorted({_pattern(q.name) for q in closed})
+        refusals.append(f"use {verbs} on the channels {_shortened(channels)}")
     return refusals
 
 
 def _questions(zones: Sequence[str]) -> Iterator[_Question]:
     for command, more in OTHER_COMMANDS.items():
         yield _Question(command, "", (*command.split(" "), *more))
+    for key in (SERVER_KEYS.alive, SERVER_KEYS.serves, SERVER_KEYS.list, SERVER_KEYS.zones):
+        for command in ("GET", "SET"):
+            yield _Question(command, key, (command, key, *KEYED_COMMANDS[command]))
+    for channel in (SERVER_KEYS.changed, home_channel(_ID)):
+        yield from _channel_questions(channel)
     for i, zone in enumerate(zones):
         keys = keys_of(zone)
-        for command, more in CHANNEL_COMMANDS.items():
-            yield _Question(command, keys.push, (command, keys.push, *more))
+        for channel in _channels(keys):
+            yield from _channel_questions(channel)
         # What may be done to a key is the same for the keys of all zones: two commands show it.
         for command in KEYED_COMMANDS if i == 0 else ("GET", "SET"):
             for key in _every_key(keys):
                 yield _Question(command, key, (command, key, *KEYED_COMMANDS[command]))
 
 
+def _channels(keys: Keys) -> list[str]:
+    return [keys.wake, keys.channel(_ID)]
+
+
+def _channel_questions(channel: str) -> Iterator[_Question]:
+    for command, more in CHANNEL_COMMANDS.items():
+        yield _Question(command, channel, (command, channel, *more))
+
+
 def _every_key(keys: Keys) -> list[str]:
     """One key of each kind; the ids are a placeholder."""
     return [
-        keys.epoch, keys.loading, keys.claims, keys.seen, keys.present, keys.vehicles, keys.waves,
+        keys.epoch, keys.loading, keys.filled, keys.holder, keys.claims, keys.seen, keys.present,
+        keys.vehicles, keys.waves,
         keys.matching, keys.turned_down,
         keys.events, keys.ready, keys.trip(_ID), keys.driver(_ID), keys.trip_claim(_ID),
         keys.driver_claim(_ID), keys.geo(_ID), keys.offers(_ID), keys.inbox(_ID), keys.barred(_ID),
@@ -114,7 +131,7 @@ _SHOWN: Final = 3  # enough to see what the pattern lacks
 
 def _pattern(key: str) -> str:
     """The key for a reader: a placeholder stands for any id."""
-    head, _, tail = key.partition("}:")
+    head, _, tail = key.replace(f"{{{_ID}}}", "{*}").partition("}:")
     parts = tail.split(":")
     return head + "}:" + ":".join("*" if part == _ID else part for part in parts)
 

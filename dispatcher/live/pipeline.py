@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import re
-from collections.abc import AsyncIterator, Coroutine, Sequence
+from collections.abc import AsyncIterator, Coroutine, Hashable, Sequence
 from typing import Any
 
 import structlog
@@ -214,6 +214,10 @@ class Pipeline:
                 self._waiting.append(repeated)
             else:
                 self._answer(repeated, error)
+
+    def node_of(self, key: str) -> Hashable:
+        """The node that is asked about `key`: calls to one node are answered in their order."""
+        return "" if self._nodes is None else self._nodes.node_of(key)
 
     async def load_scripts(self) -> None:
         """Makes every script known to Redis (to every primary of a cluster)."""

@@ -49,7 +49,11 @@ async def open_workbench(settings: Settings) -> AsyncIterator[Workbench]:
         )
     async with open_live(settings) as live, open_ledger(settings) as ledger:
         outbox = Outbox(settler=live.settler, state=live.state, database=ledger.database)
-        rehydration = Rehydration(live.state, ledger.database, outbox, lease_ms=settings.claim_lease_ms)
+        rehydration = Rehydration(
+            live.state, ledger.database, outbox,
+            presence=live.presence, presence_ttl_s=settings.presence_ttl_s,
+            lease_ms=settings.claim_lease_ms,
+        )  # fmt: skip
         yield Workbench(settings, zones, live, ledger, rehydration)
         await rehydration.close()
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import Protocol
 
 import orjson
 
@@ -35,20 +35,19 @@ class Hub:
             if not listeners:
                 del self._listeners[address]
 
-    def deliver(self, addresses: list[str], frame: dict[str, Any]) -> None:
-        """Sends a frame to every socket of every addressee; most have theirs on other servers."""
-        here = [self._listeners[address] for address in addresses if address in self._listeners]
-        if not here:
+    def deliver(self, address: str, frame: bytes) -> None:
+        """Sends a frame to every socket of a user. Raises ValueError, LookupError or TypeError where it
+        is none."""
+        listeners = self._listeners.get(address)
+        if not listeners:
             return
-        text = orjson.dumps(frame)
+        about = orjson.loads(frame)
         # Positions of one trip replace each other; every other frame is kept.
-        replaces = frame["trip_request_id"] if frame["type"] == "driver_location" else None
-        for listeners in here:
-            for listener in listeners:
-                listener.send(text, replaces=replaces)
+        replaces = about["trip_request_id"] if about["type"] == "driver_location" else None
+        for listener in listeners:
+            listener.send(frame, replaces=replaces)
 
-    def resync(self) -> None:
-        """The link between the servers was down: everybody gets their state anew."""
-        for listeners in list(self._listeners.values()):
-            for listener in list(listeners):
-                listener.resync()
+    def resync(self, address: str) -> None:
+        """What a user was told may have been lost: they get their state anew."""
+        for listener in list(self._listeners.get(address, ())):
+            listener.resync()

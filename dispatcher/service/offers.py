@@ -29,8 +29,13 @@ CANDIDATES_PER_OFFER: Final = 6
 MORE_CANDIDATES: Final = 10
 
 
+class ZoneLost(Exception):
+    """Another server does the rounds of this zone by now. Nothing was done."""
+
+
 class Offers:
-    """Runs waves. Any server may run the next wave of any trip; the scripts see to it that one does."""
+    """Runs waves. One server at a time runs those of a zone; the scripts see to it that a wave is run
+    once, whoever believes to be that server."""
 
     def __init__(
         self,
@@ -53,24 +58,29 @@ class Offers:
         self._rounds = matched_rounds
         self._fix_age_ms = fix_age_s * 1000
 
-    async def run_due(self, zone_name: str) -> int | None:
+    async def run_due(self, zone_name: str, zone_fence: str = "") -> int | None:
         """Runs the waves that are due in a zone; returns ms until the next one is, or None.
 
-        Raises StoreUnavailable, OutcomeUnknown. The failure of one wave does not hold up the others.
+        `zone_fence` is that by which this server holds the zone; an empty one needs none. Raises
+        ZoneLost where the zone is another server's, StoreUnavailable, OutcomeUnknown. The failure of one
+        wave does not hold up the others.
         """
         zone = self._zones.get(zone_name)
         assert zone is not None
         rounds = self._rounds
         due = await self._scripts.claim_waves(
-            keys_of(zone_name), max_trips=rounds.max_trips(zone), again_ms=rounds.again_ms(zone)
-        )
+            keys_of(zone_name), max_trips=rounds.max_trips(zone), again_ms=rounds.again_ms(zone),
+            zone_fence=zone_fence,
+        )  # fmt: skip
+        if not due.is_held:
+            raise ZoneLost(zone_name)
         going_on: Sequence[str] = due.trip_ids
         planned = MatchedRound()
         if rounds.applies(zone, due):
-            planned = await rounds.begin(zone, due)
+            planned = await rounds.begin(zone, due, zone_fence)
             going_on = planned.going_on
-        waves = {trip_id: self._run(zone, trip_id) for trip_id in going_on} | {
-            matched.trip.id: self._run_matched(zone, matched, planned.fence)
+        waves = {trip_id: self._run(zone, trip_id, zone_fence) for trip_id in going_on} | {
+            matched.trip.id: self._run_matched(zone, matched, planned.fence, zone_fence)
             for matched in planned.matched
         }
         # Together: a wave is three round trips, and in a row they held a zone to some 60 trips a second.
@@ -84,7 +94,7 @@ class Offers:
             return 0
         return None if due.next_ms is None else max(0, due.next_ms - due.now_ms)
 
-    async def _run(self, zone: Zone, trip_id: str) -> None:
+    async def _run(self, zone: Zone, trip_id: str, zone_fence: str) -> None:
         keys = keys_of(zone.name)
         hash_ = await self._state.read_hash(keys.trip(trip_id))
         if not hash_.get("id"):
@@ -98,18 +108,21 @@ class Offers:
             max_drivers=step.wave.size * CANDIDATES_PER_OFFER + MORE_CANDIDATES,
         )  # fmt: skip
         result = await self._offer(
-            zone, trip, int(hash_.get("round") or 0), candidates, again_ms=step.again_ms
-        )
+            zone, trip, int(hash_.get("round") or 0), candidates, again_ms=step.again_ms,
+            zone_fence=zone_fence,
+        )  # fmt: skip
         if result.code is WaveCode.NOBODY and step.is_widest:
             await self._rounds.found_nobody(zone, trip_id, result.now_ms)
 
-    async def _run_matched(self, zone: Zone, matched: MatchedTrip, fence: int) -> None:
+    async def _run_matched(
+        self, zone: Zone, matched: MatchedTrip, fence: int, zone_fence: str = ""
+    ) -> None:
         """Offers a trip to the driver whom a round has matched; one without waits for the next round."""
         await self._offer(
             zone, matched.trip, matched.round_number,
             [Candidate(ranked.driver_id, ranked.distance_m) for ranked in matched.order],
             again_ms=zone.matching.every_ms, scores=matched.scores(),
-            fence=fence, head_start_ms=round(zone.matching.head_start_s * 1000),
+            fence=fence, zone_fence=zone_fence, head_start_ms=round(zone.matching.head_start_s * 1000),
         )  # fmt: skip
 
     async def _offer(

@@ -26,7 +26,8 @@ from dispatcher.live.offers import OfferScripts
 from dispatcher.live.pipeline import Pipeline
 from dispatcher.live.positions import DriverFix, FixCode, FixResult, PositionScripts
 from dispatcher.live.presence import PresenceScripts, Touch, TouchResult
-from dispatcher.live.settle import SettleEffect, Settlement, Settler
+from dispatcher.live.servers import ServerScripts
+from dispatcher.live.settle import Message, SettleEffect, Settlement, Settler
 from dispatcher.live.state import Epoch, StateScripts
 from dispatcher.live.zone_view import OpenWave, ZoneViewScripts
 from tests.harness.lua_zone import FIX_AGE_MS, key, limit, make_driver, make_trip
@@ -41,6 +42,7 @@ class Walk:
         self.keys = keys
         self.trip_id = f"{keys.zone}_1"
         self.claims = ClaimScripts(pipeline)
+        self.servers = ServerScripts(pipeline)
         self.settler = Settler(pipeline, fix_age_s=FIX_AGE_MS // 1000)
         self.state = StateScripts(pipeline)
         self.offers = OfferScripts(pipeline)
@@ -79,7 +81,7 @@ class Walk:
         created = await self.claims.claim_creation(keys, attempt)
         assert isinstance(created, CreationClaimed)
         trip = make_trip("1", id=self.trip_id, zone=keys.zone, pickup_lat=50.1, pickup_lng=8.6)
-        settled = Settlement(trip=trip, event="{}", messages="[]")
+        settled = Settlement(trip=trip, event="{}", messages=[Message(["customer:c1"], "{}")])
         answer = StoredAnswer("f", 201, "{}", created.now_ms)
         assert await self.settle(attempt, settled, answer) == [1]
         return trip, created.now_ms
@@ -175,3 +177,15 @@ class Walk:
         assert await self.presence.forget_absent(keys, "driver:d2") is False
         assert await self.claims.sweep_claims(keys) == []
         assert await self.positions.sweep_fixes(keys, fix_age_ms=0) >= 0
+        await self._hold()
+
+    async def _hold(self) -> None:
+        keys, node = self.keys, f"node-{self.keys.zone}"
+        beat = await self.servers.beat_server(node, ["a"], "digest", life_ms=4_000, known_number=0)
+        assert beat.serves is not None
+        assert beat.serves[node] == "digest"
+        assert await self.servers.zones_of("digest") == ["a"]
+        assert await self.servers.take_zone(keys, node, beat.number) == beat.number
+        survey = await self.servers.survey_zone(keys, str(beat.number))
+        assert survey.is_held
+        assert await self.servers.leave_servers(node)

@@ -14,7 +14,6 @@ from dispatcher.live.keys import Keys
 from dispatcher.live.settle import Settlement
 from dispatcher.service.driver_directory import DriverDirectory
 from dispatcher.service.offer_log import OfferLog
-from dispatcher.service.wave_wakeups import WaveWakeups
 
 
 class Plan(NamedTuple):
@@ -36,7 +35,6 @@ class Plan(NamedTuple):
 class SideEffects(NamedTuple):
     """What this server does itself once a change is committed."""
 
-    wakeups: WaveWakeups
     offer_log: OfferLog
     directory: DriverDirectory
 

@@ -7,6 +7,7 @@ import time
 from dataclasses import dataclass
 from typing import Final
 
+from dispatcher.core.actors import Role, address_of
 from dispatcher.core.callers import Caller
 from dispatcher.core.errors import Refusal
 from dispatcher.core.limits import LimitClass
@@ -74,11 +75,12 @@ class CreateTrip:
             trip=trip,
             event=stream_event(Event.CREATED, actor, at_ms, as_json),
             messages=trip_messages(Event.CREATED, trip, as_json),
+            arrives=address_of(Role.CUSTOMER, trip.customer_id),
         )
         return Plan(change, settlement, _CREATED, trip_body(Event.CREATED.response_code, as_json))
 
     def committed(self, claimed: CreationClaimed, plan: Plan, effects: SideEffects) -> None:
-        effects.wakeups.notify(self.zone.name)
+        pass
 
 
 def create_trip(

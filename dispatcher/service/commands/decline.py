@@ -52,4 +52,3 @@ class DeclineTrip:
         effects.offer_log.record(
             self.trip_id, [self.caller.actor.user_id], OfferOutcome.DECLINED, claimed.now_ms
         )
-        effects.wakeups.notify(self.zone.name)

@@ -12,7 +12,7 @@ from dispatcher.core.actors import Actor
 from dispatcher.core.callers import Caller
 from dispatcher.core.limits import LimitClass
 from dispatcher.core.times import now_ms
-from dispatcher.core.transitions import CANCEL, GIVE_BACK, DriverEffect, Transition
+from dispatcher.core.transitions import CANCEL, DriverEffect, Transition
 from dispatcher.core.trips import Trip
 from dispatcher.core.zones import Zone
 from dispatcher.ledger.changes import Change
@@ -67,8 +67,6 @@ class TakeTransition:
         return Plan(change, settlement, OK, trip_body(transition.event.response_code, as_json))
 
     def committed(self, claimed: TransitionClaimed, plan: Plan, effects: SideEffects) -> None:
-        if self.transition is GIVE_BACK:
-            effects.wakeups.notify(self.zone.name)
         effects.offer_log.record(self.trip_id, claimed.offered, OfferOutcome.WITHDRAWN, now_ms())
 
 
