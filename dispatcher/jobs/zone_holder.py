@@ -29,6 +29,8 @@ _BEAT_S: Final = 1.0
 _LIFE_S: Final = 4.0
 #: A list that is younger than this does not know every server yet: whoever holds zones keeps them.
 _LIST_GROWS_S: Final = 2.5
+#: A list that does not answer a server that stops is left to notice it.
+_LEAVE_S: Final = 0.5
 #: Zones taken in one go.
 _MAX_TAKES: Final = 200
 
@@ -104,9 +106,10 @@ class ZoneHolder:
         """Leaves the zones to the others, and lets what has begun come to its end."""
         await self._loop.stop()
         try:
-            await self._scripts.leave_servers(self._node)
-        except StoreUnavailable as error:
-            log.info("zones are left to their time", reason=str(error))
+            async with asyncio.timeout(_LEAVE_S):
+                await self._scripts.leave_servers(self._node)
+        except (StoreUnavailable, TimeoutError) as error:
+            log.info("zones are left to their time", reason=str(error) or "no answer in time")
         self._subscriber.unsubscribe(SERVER_KEYS.changed)
         for held in list(self._held.values()):
             self._drop(held)
