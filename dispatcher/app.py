@@ -13,7 +13,7 @@ import structlog
 from aiohttp import web
 
 from dispatcher.background import drift_watch_job, job_loops, zone_holder
-from dispatcher.composition import Services, services
+from dispatcher.composition import Services, messages_heard, services
 from dispatcher.config import Settings, SettingsError
 from dispatcher.core.errors import StoreUnavailable
 from dispatcher.core.stop_signal import StopSignal
@@ -93,9 +93,9 @@ async def run(
         metrics.gauge(
             "dispatcher_zones_held", "Zones whose rounds this server does.", lambda: len(holder)
         )
-        metrics.counter(
-            "dispatcher_channel_messages", "Messages from other servers, wake-ups among them.",
-            lambda: parts.subscriber.received,
+        metrics.labelled_counter(
+            "dispatcher_channel_messages", "Messages from other servers.", "about",
+            lambda: messages_heard(parts),
         )  # fmt: skip
         interval_s = min(1.0, settings.presence_ttl_s / 10)
         loops = [

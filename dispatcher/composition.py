@@ -192,6 +192,12 @@ async def services(settings: Settings, zones: Zones) -> AsyncIterator[Services]:
         )  # fmt: skip
 
 
+def messages_heard(parts: Services) -> dict[str, float]:
+    """The messages that have come from other servers, by what they are about."""
+    users = parts.channels.heard
+    return {"users": users, "zones": parts.subscriber.received - users}
+
+
 def drift_check(settings: Settings, live: LiveWing, ledger: LedgerWing) -> DriftCheck:
     """What compares both wings."""
     looks = Looks(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import time
 from dataclasses import dataclass
@@ -9,13 +10,12 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import aiohttp
 from redis import Redis
 
 from harness import engines
+from harness.encoding import token
 from harness.servers import Server, start_dispatcher
-
-#: Nothing is measured until this long after the last server was ready.
-SETTLED_S = 12.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,3 +104,54 @@ def _warm_again(client: Redis, zones: int) -> float:
         if time.monotonic() - began > 300:
             raise TimeoutError("zones are not warm")
     return time.monotonic() - began
+
+
+@dataclass(frozen=True, slots=True)
+class MessagesHeard:
+    """How many messages about users each of two servers got; the second one has no sockets."""
+
+    trips: int
+    with_sockets: int
+    without_sockets: int
+
+
+def measure_messages(trips: int) -> MessagesHeard:
+    """Trips whose customers and drivers all have their sockets on the first of two servers."""
+    with started(2, 1) as ((first, second), _):
+        return asyncio.run(_lead_trips(first, second, trips))
+
+
+async def _lead_trips(first: Server, second: Server, trips: int) -> MessagesHeard:
+    async with aiohttp.ClientSession() as session, contextlib.AsyncExitStack() as stack:
+
+        async def post(role: str, subject: str, path: str, body: Any) -> None:
+            headers = {"Authorization": f"Bearer {token(first.secret, role, subject)}"}
+            async with session.post(second.url + path, json=body, headers=headers) as answer:
+                answer.raise_for_status()
+
+        for role in ("customer", "driver"):
+            for number in range(trips):
+                headers = {"Authorization": f"Bearer {token(first.secret, role, f'{role}-{number}')}"}
+                socket = await stack.enter_async_context(
+                    session.ws_connect(f"{first.url}/ws", headers=headers)
+                )
+                await socket.receive()
+        for number in range(trips):
+            driver = f"driver-{number}"
+            online = {"is_online": True, "availability_status": "available", "zone": "default"}
+            await post("driver", driver, "/api/driver/availability", online)
+            trip = f"default_{number}"
+            place = {"pickup": {"lat": 40.7, "lng": -74.0}, "zone": "default", "trip_request_id": trip}
+            await post("customer", f"customer-{number}", "/api/customer/ride/create", place)
+            for action in ("accept", "arrive", "start", "complete"):
+                body = {"action": action, "trip_request_id": trip}
+                await post("driver", driver, "/api/driver/ride/trip-action", body)
+        heard = [await _user_messages(session, server) for server in (first, second)]
+    return MessagesHeard(trips, *heard)
+
+
+async def _user_messages(session: aiohttp.ClientSession, server: Server) -> int:
+    async with session.get(f"{server.url}/metrics") as answer:
+        text = await answer.text()
+    wanted = 'dispatcher_channel_messages_total{about="users"} '
+    return int(float(next(line for line in text.splitlines() if line.startswith(wanted)).split()[-1]))

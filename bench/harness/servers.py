@@ -99,18 +99,21 @@ def start_dispatcher(
         log = data_dir / "server.log"
         process, ready = _spawn(command, {**settings, "DISPATCHER_JWT_SECRET": SECRET}, log)
         undo.callback(_stop, process)
+        # A URL that was given is shown without its password.
+        redis_url = settings.get("DISPATCHER_REDIS_URL", ready["redis_url"])
+        database_url = settings.get("DISPATCHER_DATABASE_URL", ready["database_url"])
         server = Server(
             url=ready["url"],
             secret=SECRET,
-            redis_url=ready["redis_url"],
-            database_url=ready["database_url"],
+            redis_url=redis_url,
+            database_url=database_url,
             process=process,
             log=log,
             data_dir=data_dir,
             processes=MeasuredProcesses(
                 process.pid,
-                engines.redis_pid(ready["redis_url"]),
-                engines.postmaster_pid(ready["database_url"]),
+                engines.redis_pid(redis_url),
+                engines.postmaster_pid(database_url),
             ),
             _folder=folder,
         )

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections import Counter
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from typing import Any, Final
@@ -139,8 +138,8 @@ class _Link:
         self._channels: set[str] = set()
         self._confirmed: set[str] = set()
         #: Commands on their way, by channel: only the answer to the last one counts.
-        self._asked: Counter[str] = Counter()
-        self._left: Counter[str] = Counter()
+        self._asked: dict[str, int] = {}
+        self._left: dict[str, int] = {}
         self._waiting: list[tuple[str, str]] = []
         self._connection: _Subscription | None = None
         self._task = asyncio.get_running_loop().create_task(self._run(), name="subscriber")
@@ -178,7 +177,8 @@ class _Link:
         if connection is None or not waiting:
             return
         for command, channel in waiting:
-            (self._asked if command == "SSUBSCRIBE" else self._left)[channel] += 1
+            unanswered = self._asked if command == "SSUBSCRIBE" else self._left
+            unanswered[channel] = unanswered.get(channel, 0) + 1
         # A command a channel: those of different slots may not share one in a cluster.
         commands: list[Any] = waiting
         connection.transport.write(b"".join([hiredis.pack_command(each) for each in commands]))
@@ -214,19 +214,24 @@ class _Link:
         if kind == b"smessage":
             self._subscriber.heard(channel, payload)
         elif kind == b"ssubscribe":
-            self._asked[channel] -= 1
-            if not self._asked[channel]:
-                del self._asked[channel]
-                if channel in self._channels:
-                    self._confirmed.add(channel)
-                    self._subscriber.stands(channel)
+            if _answered(self._asked, channel) and channel in self._channels:
+                self._confirmed.add(channel)
+                self._subscriber.stands(channel)
         elif kind == b"sunsubscribe":
-            if not self._left[channel]:
+            if channel not in self._left:
                 return False  # a cluster has moved the slot
-            self._left[channel] -= 1
-            if not self._left[channel]:
-                del self._left[channel]
+            _answered(self._left, channel)
         return True
+
+
+def _answered(unanswered: dict[str, int], channel: str) -> bool:
+    """Notes an answer; whether it was that to the last command."""
+    left = unanswered.get(channel, 1) - 1
+    if left:
+        unanswered[channel] = left
+    else:
+        unanswered.pop(channel, None)
+    return not left
 
 
 class _Subscription(RedisProtocol):

@@ -37,8 +37,9 @@ class _User:
 
     sockets: int = 0
     zones: set[str] = field(default_factory=set)
-    #: Subscriptions that do not stand yet, with what waits for them.
-    coming: dict[str, asyncio.Future[None]] = field(default_factory=dict)
+    #: Subscriptions that do not stand yet and are waited for, and what waits for the last of them.
+    coming: set[str] = field(default_factory=set)
+    stands: asyncio.Future[None] | None = None
     #: Versions of trips that were told by the home channel: the zone's channel may tell them again.
     told: dict[str, int] = field(default_factory=dict)
 
@@ -52,6 +53,8 @@ class UserChannels:
         self._state = state
         self._users: dict[str, _User] = {}
         self._tasks: set[asyncio.Task[None]] = set()
+        #: How many messages have come.
+        self.heard = 0
 
     async def open(self, address: str, zone: str) -> None:
         """A socket of a user is open, who is present in a zone. Returns once the subscriptions stand, or
@@ -105,29 +108,35 @@ class UserChannels:
         return bool(new)
 
     def _subscribe(self, address: str, channel: str, heard: Any) -> None:
-        self._users[address].coming[channel] = asyncio.get_running_loop().create_future()
+        self._users[address].coming.add(channel)
         stands = partial(self._stands, address, channel)
         self._subscriber.subscribe(channel, Listener(heard, stands))
 
     async def _wait(self, user: _User) -> None:
-        coming = list(user.coming.values())
-        if coming:
-            await asyncio.wait(coming, timeout=_MAX_WAIT_S)
-            for channel in [channel for channel, future in user.coming.items() if future in coming]:
-                del user.coming[channel]
+        if not user.coming:
+            return
+        if user.stands is None or user.stands.done():
+            user.stands = asyncio.get_running_loop().create_future()
+        try:
+            async with asyncio.timeout(_MAX_WAIT_S):
+                await asyncio.shield(user.stands)
+        except TimeoutError:
+            user.coming.clear()
 
     def _stands(self, address: str, channel: str) -> None:
         user = self._users.get(address)
         if user is None:
             return
-        future = user.coming.pop(channel, None)
-        if future is not None:
-            future.set_result(None)
+        if channel in user.coming:
+            user.coming.discard(channel)
+            if not user.coming and user.stands is not None and not user.stands.done():
+                user.stands.set_result(None)
         else:
             # It was lost for a while, or has come too late for whoever waited for it.
             self._hub.resync(address)
 
     def _heard(self, address: str, payload: bytes) -> None:
+        self.heard += 1
         user = self._users.get(address)
         try:
             if user is None or (user.told and _is_told(user, payload)):
@@ -137,6 +146,7 @@ class UserChannels:
             log.warning("push message is not understood", size=len(payload))
 
     def _announced(self, address: str, payload: bytes) -> None:
+        self.heard += 1
         user = self._users.get(address)
         try:
             zone, frame = Announcement.read(payload)
