@@ -35,7 +35,7 @@ def job_loops(parts: Services, holder: ZoneHolder | None = None) -> list[JobLoop
         ),
         JobLoop(Cleanup(parts.ledger.database, interval_s=settings.cleanup_interval_s)),
         JobLoop(presence_flush_job(parts)),
-        holder or zone_holder(parts),
+        zone_holder(parts) if holder is None else holder,
     ]
 
 
