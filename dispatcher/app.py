@@ -29,7 +29,7 @@ from dispatcher.web.auth import Authenticator
 from dispatcher.web.boundary import Boundary
 from dispatcher.web.client_ip import ClientIp
 from dispatcher.web.door import Door, DoorLimits
-from dispatcher.web.endpoints import ENDPOINTS
+from dispatcher.web.endpoints import ENDPOINTS, hidden_endpoints
 from dispatcher.web.fastpath import make_runner
 from dispatcher.web.frame_handlers import FrameHandlers
 from dispatcher.web.handlers import Handlers
@@ -39,8 +39,6 @@ from dispatcher.zones_file import load_zones
 
 log = structlog.get_logger("dispatcher")
 
-#: Endpoints that a setting may hide.
-_PAGES: Final = frozenset({"metrics", "openapi", "docs"})
 #: Seconds after the drain window by when the steps of a stop are given up; STOPPED_AFTER_WINDOW_S bounds
 #: all of it.
 _ANSWERED_S: Final = 2.5
@@ -65,7 +63,11 @@ async def run(
     zones = load_zones(settings.zones_file)
     async with _closed_in_time(services(settings, zones), stop) as parts:
         readiness = Readiness(
-            zones=zones, state=parts.live.state, database=parts.ledger.database, stop=stop
+            zones=zones,
+            state=parts.live.state,
+            database=parts.ledger.database,
+            authorities=parts.authorities,
+            stop=stop,
         )
         metrics, door = Metrics(place), _door(settings)
         metrics.gauge("dispatcher_connections", "Open connections.", lambda: len(door))
@@ -78,7 +80,7 @@ async def run(
         handlers, boundary = _handlers_and_boundary(
             parts, authenticator, sockets, readiness, metrics, views
         )
-        hidden = _PAGES - set(settings.public_pages)
+        hidden = hidden_endpoints(settings.public_pages)
         holder = zone_holder(parts)
         drift_watch = drift_watch_job(parts, holder)
         metrics.labelled_gauge(
@@ -204,6 +206,8 @@ def _websocket_endpoint(
             zones=parts.zones,
             coordinator=parts.coordinator,
             positions=parts.positions,
+            availability=parts.availability,
+            vehicle_types=settings.vehicle_types,
             limits=parts.limits,
             idempotency_required=settings.idempotency_required,
         ),
@@ -265,6 +269,8 @@ def _handlers_and_boundary(
         "dispatcher_routing_fallbacks", "Routing tables that came late or were nonsense.",
         lambda: matching.routing.fallbacks,
     )  # fmt: skip
+    told = parts.webhook.counts
+    metrics.labelled_counter("dispatcher_webhook_deliveries", "Webhook calls.", "outcome", told)
 
     handlers = Handlers(
         zones=parts.zones,
@@ -273,6 +279,7 @@ def _handlers_and_boundary(
         positions=parts.positions,
         stranded_trips=parts.stranded_trips,
         reads=parts.reads,
+        snapshots=parts.snapshots,
         explanation=parts.explanation,
         operator_reads=parts.operator_reads,
         readiness=readiness.check,

@@ -8,6 +8,7 @@ from typing import Final
 from dispatcher.composition import Services, drift_check
 from dispatcher.jobs.absent_drivers import AbsentDrivers
 from dispatcher.jobs.cleanup import Cleanup
+from dispatcher.jobs.degraded_zones import DegradedZones
 from dispatcher.jobs.drift_watch import DriftWatch
 from dispatcher.jobs.flush import Flush
 from dispatcher.jobs.loop import JobLoop
@@ -15,7 +16,10 @@ from dispatcher.jobs.presence_flush import PresenceFlush
 from dispatcher.jobs.reconcile import Reconcile
 from dispatcher.jobs.upkeep import Upkeep
 from dispatcher.jobs.waves import Waves
+from dispatcher.jobs.webhook_delivery import WebhookDelivery
 from dispatcher.jobs.zone_holder import HeldZone, HeldZoneJob, ZoneHolder
+from dispatcher.service.event_tail import EventTail
+from dispatcher.service.ledger_offers import LedgerOffers
 
 #: A quiet zone is looked at this often at least, in s.
 _MAX_REST_S: Final = 10.0
@@ -35,6 +39,7 @@ def job_loops(parts: Services, holder: ZoneHolder | None = None) -> list[JobLoop
         ),
         JobLoop(Cleanup(parts.ledger.database, interval_s=settings.cleanup_interval_s)),
         JobLoop(presence_flush_job(parts)),
+        JobLoop(degraded_zones_job(parts)),
         zone_holder(parts) if holder is None else holder,
     ]
 
@@ -46,7 +51,12 @@ def zone_holder(parts: Services) -> ZoneHolder:
     def jobs(held: HeldZone) -> Sequence[JobLoop]:
         waves = Waves(parts.offers, held.zone, fence=held.fence_text, hears=held.hears)
         upkeep = upkeep_job(parts, held.zone, fence=held.fence_text, wave_is_due=held.wake)
-        return [JobLoop(HeldZoneJob(waves, held)), JobLoop(HeldZoneJob(upkeep, held))]
+        loops = [JobLoop(HeldZoneJob(waves, held)), JobLoop(HeldZoneJob(upkeep, held))]
+        for deliveries in parts.webhook.deliveries:
+            delivering = JobLoop(WebhookDelivery(deliveries, held.zone))
+            deliveries.subscribe(held.zone, delivering.wake)
+            loops.append(delivering)
+        return loops
 
     return ZoneHolder(
         node=parts.presence.node,
@@ -57,13 +67,36 @@ def zone_holder(parts: Services) -> ZoneHolder:
     )
 
 
+def degraded_zones_job(parts: Services) -> DegradedZones:
+    """The job that looks after zones whose Redis is away."""
+    database = parts.ledger.database
+    tail = EventTail(
+        outbox=parts.outbox, database=database, deliver=parts.hub.deliver, node=parts.presence.node
+    )
+    offers = LedgerOffers(
+        database=database,
+        hub=parts.hub,
+        offer_log=parts.effects.offer_log,
+        fix_age_s=parts.settings.fix_max_age_s,
+    )
+    return DegradedZones(
+        zones=parts.zones,
+        authorities=parts.authorities,
+        rehydration=parts.rehydration,
+        tail=tail,
+        offers=offers,
+    )
+
+
 def drift_watch_job(parts: Services, holder: ZoneHolder) -> DriftWatch:
     """The job that compares the zones that are held with Postgres, one after the other."""
     return DriftWatch(
         check=drift_check(parts.settings, parts.live, parts.ledger),
         scripts=parts.live.comparison,
+        mending=parts.live.mending,
         zones=parts.zones.names(),
         held=holder.held,
+        authorities=parts.authorities,
         node=parts.presence.node,
         interval_s=parts.settings.drift_interval_s,
     )
@@ -91,6 +124,7 @@ def upkeep_job(
         reconcile=reconcile_job(parts, zone),
         absent=absent_drivers_job(parts, zone),
         outages=parts.outages,
+        is_degraded=lambda: parts.authorities.of(zone).is_degraded,
         fence=fence,
         wave_is_due=wave_is_due,
         fix_age_s=settings.fix_max_age_s,
@@ -132,6 +166,7 @@ def absent_drivers_job(parts: Services, name: str) -> AbsentDrivers:
         availability=parts.availability,
         outages=parts.outages,
         notices=parts.ledger.notices,
+        authorities=parts.authorities,
         node=parts.presence.node,
         ttl_s=parts.settings.presence_ttl_s,
         grace_s=parts.settings.presence_grace_s,

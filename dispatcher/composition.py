@@ -9,10 +9,12 @@ from dataclasses import dataclass
 
 from dispatcher.config import Settings
 from dispatcher.core.zones import Zones
+from dispatcher.live.deliveries import DeliveryScripts
 from dispatcher.live.keys import keys_of
 from dispatcher.live.pubsub import Publisher, Subscriber
 from dispatcher.live.zone_view import ZoneViewScripts
 from dispatcher.routing.osrm import OsrmRouting
+from dispatcher.service.authorities import Authorities
 from dispatcher.service.availability import AvailabilityService
 from dispatcher.service.commands.command import SideEffects
 from dispatcher.service.coordinator import Coordinator
@@ -22,7 +24,12 @@ from dispatcher.service.drift_looks import Looks
 from dispatcher.service.driver_directory import DriverDirectory
 from dispatcher.service.explanation import Explanation
 from dispatcher.service.hub import Hub
+from dispatcher.service.ledger_claims import LedgerClaims
+from dispatcher.service.ledger_decider import LedgerDecider
+from dispatcher.service.ledger_rows import LedgerRows
+from dispatcher.service.limit_seeds import LimitSeeds
 from dispatcher.service.live_drivers import LiveDrivers
+from dispatcher.service.local_limits import LocalLimits
 from dispatcher.service.matched_rounds import MatchedRounds
 from dispatcher.service.offer_log import OfferLog
 from dispatcher.service.offers import Offers
@@ -33,10 +40,13 @@ from dispatcher.service.presence import Presence
 from dispatcher.service.presence_outages import PresenceOutages
 from dispatcher.service.rate_limits import RateLimits
 from dispatcher.service.reads import Reads
+from dispatcher.service.redis_decider import RedisDecider
 from dispatcher.service.rehydration import Rehydration
 from dispatcher.service.snapshots import Snapshots
 from dispatcher.service.stranded_trips import StrandedTrips
 from dispatcher.service.user_channels import UserChannels
+from dispatcher.service.webhook import MAX_CALLS, Deliveries, Webhook
+from dispatcher.webhook.receiver import Receiver
 from dispatcher.wings import LedgerWing, LiveWing, open_ledger, open_live, open_subscriber
 
 
@@ -59,13 +69,17 @@ class Services:
     explanation: Explanation
     offers: Offers
     matched_rounds: MatchedRounds
+    webhook: Webhook
     presence: Presence
     outages: PresenceOutages
     snapshots: Snapshots
     effects: SideEffects
     subscriber: Subscriber
-    hub: Hub
     channels: UserChannels
+    authorities: Authorities
+    hub: Hub
+    rows: LedgerRows
+    outbox: Outbox
 
 
 @contextlib.asynccontextmanager
@@ -79,22 +93,30 @@ async def services(settings: Settings, zones: Zones) -> AsyncIterator[Services]:
     ):
         database = ledger.database
         node = secrets.token_hex(6)
+        authorities = Authorities(
+            zones.names(), database=database, pipeline=live.pipeline, state=live.state, node=node
+        )
+        await authorities.load()
         outbox = Outbox(settler=live.settler, state=live.state, database=database)
+        local_limits = LocalLimits(lambda: authorities.servers)
+        seeds = LimitSeeds(local_limits, live.limits, has_one_node=not settings.has_redis_cluster)
         rehydration = Rehydration(
-            live.state, database, outbox,
+            live.state, database, outbox, authorities, seeds,
             presence=live.presence, presence_ttl_s=settings.presence_ttl_s,
             lease_ms=settings.claim_lease_ms,
         )  # fmt: skip
         stack.push_async_callback(rehydration.close)
-        limits = RateLimits(settings, live.limits)
+        limits = RateLimits(settings, live.limits, local_limits, authorities)
         directory = DriverDirectory(database)
         effects = SideEffects(OfferLog(), directory)
         live.settler.on_withdrawn(effects.offer_log.record_withdrawn)
+        hub = Hub()
+        rows = LedgerRows(database)
         coordinator = Coordinator(
-            claims=live.claims,
+            by_redis=RedisDecider(live.claims, live.settler, rehydration, local_limits),
+            by_ledger=LedgerDecider(LedgerClaims(rows, local_limits), hub.deliver),
+            authorities=authorities,
             commits=ledger.commits,
-            settler=live.settler,
-            rehydration=rehydration,
             database=database,
             limits=limits,
             effects=effects,
@@ -107,17 +129,22 @@ async def services(settings: Settings, zones: Zones) -> AsyncIterator[Services]:
         stack.push_async_callback(coordinator.close)
         positions = Positions(
             scripts=live.positions,
-            limit_scripts=live.limits,
             rehydration=rehydration,
             database=database,
             directory=directory,
             limits=limits,
             tracking=CustomerTracking(state=live.state, publisher=Publisher(live.pipeline)),
             zones=zones,
+            authorities=authorities,
+            rows=rows,
             fix_age_s=settings.fix_max_age_s,
         )
         presence = Presence(
-            scripts=live.presence, directory=directory, node=node, ttl_s=settings.presence_ttl_s
+            scripts=live.presence,
+            directory=directory,
+            authorities=authorities,
+            node=node,
+            ttl_s=settings.presence_ttl_s,
         )
         availability = AvailabilityService(
             coordinator=coordinator,
@@ -127,7 +154,13 @@ async def services(settings: Settings, zones: Zones) -> AsyncIterator[Services]:
             presence=presence,
             fix_age_s=settings.fix_max_age_s,
         )
-        drivers = LiveDrivers(state=live.state, rehydration=rehydration, directory=directory)
+        drivers = LiveDrivers(
+            state=live.state,
+            rehydration=rehydration,
+            directory=directory,
+            database=database,
+            authorities=authorities,
+        )
         stranded_trips = StrandedTrips(
             coordinator=coordinator,
             zones=zones,
@@ -138,6 +171,8 @@ async def services(settings: Settings, zones: Zones) -> AsyncIterator[Services]:
         routing = OsrmRouting()
         stack.push_async_callback(routing.close)
         matched_rounds = MatchedRounds(zones, live.matching, routing, fix_age_s=settings.fix_max_age_s)
+        webhook = _webhook(settings, live.deliveries)
+        stack.push_async_callback(webhook.close)
         offers = Offers(
             zones=zones,
             scripts=live.offers,
@@ -146,6 +181,8 @@ async def services(settings: Settings, zones: Zones) -> AsyncIterator[Services]:
             coordinator=coordinator,
             offer_log=effects.offer_log,
             matched_rounds=matched_rounds,
+            authorities=authorities,
+            webhook=webhook,
             fix_age_s=settings.fix_max_age_s,
         )
         reads = Reads(
@@ -154,6 +191,7 @@ async def services(settings: Settings, zones: Zones) -> AsyncIterator[Services]:
             drivers=drivers,
             offers=live.offers,
             positions=live.positions,
+            authorities=authorities,
         )
         operator_reads = OperatorReads(
             zones=zones,
@@ -162,6 +200,7 @@ async def services(settings: Settings, zones: Zones) -> AsyncIterator[Services]:
             offers=live.offers,
             presence=live.presence,
             views=ZoneViewScripts(live.pipeline),
+            deliveries=live.deliveries,
             fix_age_s=settings.fix_max_age_s,
         )
         explanation = Explanation(
@@ -176,19 +215,25 @@ async def services(settings: Settings, zones: Zones) -> AsyncIterator[Services]:
         snapshots = Snapshots(
             state=live.state,
             offers=live.offers,
+            positions=live.positions,
             database=database,
             drivers=drivers,
+            authorities=authorities,
+            fix_age_s=settings.fix_max_age_s,
         )
-        hub = Hub()
         channels = UserChannels(subscriber=subscriber, hub=hub, state=live.state)
         stack.push_async_callback(channels.stop)
         presence.on_moved = channels.moved
         live.pipeline.epochs = [keys_of(zone).epoch for zone in zones.names()]
-        await rehydration.warm_all(zones.names())
+        # Zones whose Redis another server cannot reach are loaded once they are given back.
+        mine = [zone for zone in zones.names() if not authorities.of(zone).is_degraded]
+        await rehydration.warm_all(mine)
+        await webhook.begin(mine)
         yield Services(
             settings, zones, live, ledger, rehydration, coordinator, limits, positions,
             availability, stranded_trips, reads, operator_reads, explanation, offers, matched_rounds,
-            presence, outages, snapshots, effects, subscriber, hub, channels,
+            webhook, presence, outages, snapshots, effects, subscriber, channels, authorities, hub, rows,
+            outbox,
         )  # fmt: skip
 
 
@@ -196,6 +241,23 @@ def messages_heard(parts: Services) -> dict[str, float]:
     """The messages that have come from other servers, by what they are about."""
     users = parts.channels.heard
     return {"users": users, "zones": parts.subscriber.received - users}
+
+
+def _webhook(settings: Settings, scripts: DeliveryScripts) -> Webhook:
+    secret = settings.webhook_secret.get_secret_value() if settings.webhook_secret else ""
+    return Webhook(
+        scripts,
+        [
+            Deliveries(
+                Receiver(url, secret, timeout_s=settings.webhook_timeout_s, max_calls=MAX_CALLS),
+                scripts,
+                timeout_s=settings.webhook_timeout_s,
+                first_rest_s=settings.webhook_retry_s,
+                max_attempts=settings.webhook_attempts,
+            )
+            for url in dict.fromkeys(settings.webhook_url)
+        ],
+    )
 
 
 def drift_check(settings: Settings, live: LiveWing, ledger: LedgerWing) -> DriftCheck:
@@ -207,4 +269,6 @@ def drift_check(settings: Settings, live: LiveWing, ledger: LedgerWing) -> Drift
         fix_age_s=settings.fix_max_age_s,
         presence_ttl_s=settings.presence_ttl_s,
     )
-    return DriftCheck(scripts=live.comparison, database=ledger.database, looks=looks)
+    return DriftCheck(
+        scripts=live.comparison, database=ledger.database, looks=looks, mending=live.mending
+    )

@@ -4,25 +4,31 @@ from __future__ import annotations
 
 import difflib
 import os
-from ipaddress import IPv4Network, IPv6Network
+import re
 from pathlib import Path
-from typing import Annotated, Literal, get_args
-from urllib.parse import unquote, urlsplit
+from typing import Literal, get_args
+from urllib.parse import unquote
 
-from pydantic import (
-    BeforeValidator,
-    Field,
-    SecretStr,
-    StringConstraints,
-    ValidationError,
-    model_validator,
-)
-from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+from pydantic import Field, SecretStr, ValidationError, model_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from dispatcher.core.limits import Rate
-from dispatcher.core.trips import DEFAULT_VEHICLE_TYPE, VEHICLE_TYPE
+from dispatcher.core.trips import DEFAULT_VEHICLE_TYPE
+from dispatcher.setting_types import (
+    Networks,
+    Origins,
+    Page,
+    Pages,
+    RateSetting,
+    VehicleTypes,
+    WebhookUrls,
+    is_webhook_secret,
+)
 
 ENV_PREFIX = "DISPATCHER_"
+#: The password of a URL, before its hosts (of which some have several), and those in its query.
+_PASSWORD_BEFORE_HOSTS = re.compile(r"(?<=://)([^/?#:@]*:)([^/?#]+)(?=@[^/?#@]*(?:[/?#]|$))")
+_PASSWORD_PARAMETER = re.compile(r"([?&]\w*password=)([^&#]+)")
 
 
 class SettingsError(Exception):
@@ -32,45 +38,17 @@ class SettingsError(Exception):
 def url_refused(name: str, url: str, reason: str) -> SettingsError:
     """The error for a URL that cannot be used; `name` is the field of Settings that holds it.
 
-    Libraries repeat the URL in their messages, so its password is taken out of `reason`.
+    Libraries repeat the URL in their messages, so its passwords are taken out of `reason`.
     """
-    try:
-        password = urlsplit(url).password
-    except ValueError:
-        password = None
-    for secret in {password, unquote(password)} if password else ():
-        reason = reason.replace(secret, "***")
+    for _, password in _PASSWORD_BEFORE_HOSTS.findall(url) + _PASSWORD_PARAMETER.findall(url):
+        for secret in {password, unquote(password)}:
+            reason = reason.replace(secret, "***")
     return SettingsError(f"{ENV_PREFIX}{name.upper()}: {reason}")
 
 
-def _parse_rate(value: object) -> object:
-    """Parse `REQUESTS/SECONDS` or `off`; pydantic checks what is not a string."""
-    if not isinstance(value, str):
-        return value
-    if value.strip().lower() == "off":
-        return Rate(0, 1)
-    limit, slash, window = value.partition("/")
-    if not slash or not limit.strip().isdigit() or not window.strip().isdigit():
-        raise ValueError("takes REQUESTS/SECONDS, like 10/60, or off")
-    rate = Rate(int(limit), int(window))
-    if not 1 <= rate.limit <= 100_000 or not 1 <= rate.window_s <= 86_400:
-        raise ValueError("takes 1 to 100000 requests in 1 to 86400 seconds")
-    return rate
-
-
-def _split_at_commas(value: object) -> object:
-    if isinstance(value, str):
-        return [part.strip() for part in value.split(",") if part.strip()]
-    return value
-
-
-RateSetting = Annotated[Rate, NoDecode, BeforeValidator(_parse_rate)]
-Networks = Annotated[list[IPv4Network | IPv6Network], NoDecode, BeforeValidator(_split_at_commas)]
-Origins = Annotated[list[str], NoDecode, BeforeValidator(_split_at_commas)]
-_VehicleType = Annotated[str, StringConstraints(pattern=f"^{VEHICLE_TYPE.pattern}$")]
-VehicleTypes = Annotated[list[_VehicleType], NoDecode, BeforeValidator(_split_at_commas)]
-Page = Literal["metrics", "openapi", "docs"]
-Pages = Annotated[list[Page], NoDecode, BeforeValidator(_split_at_commas)]
+def shown_url(url: str) -> str:
+    """A URL without its passwords."""
+    return _PASSWORD_PARAMETER.sub(r"\1***", _PASSWORD_BEFORE_HOSTS.sub(r"\1***", url))
 
 
 class Settings(BaseSettings):
@@ -83,16 +61,19 @@ class Settings(BaseSettings):
 
     redis_url: str | None = Field(
         None,
-        pattern=r"^(redis|rediss|unix)://",
-        description="Redis 7.2+ or Valkey 8+; unset: an embedded Valkey below the data directory",
+        pattern=r"^(rediss?(\+sentinel|\+cluster)?|unix)://",
+        description="Redis 7.2+ or Valkey 8+, one, by Sentinel or a cluster (docs/redis.md); "
+        "unset: an embedded Valkey below the data directory",
     )
-    redis_cluster: bool = Field(
-        False, description="the Redis URL is a node of a Redis or Valkey Cluster"
-    )
+    redis_timeout_s: float = Field(
+        0.75, ge=0.05, le=30,
+        description="a Redis that is silent for so long is away: Postgres decides until it is back",
+    )  # fmt: skip
     database_url: str | None = Field(
         None,
         pattern=r"^postgres(ql)?://",
-        description="Postgres 14+; unset: an embedded Postgres below the data directory",
+        description="Postgres 14+; of several hosts, by commas, the one that takes writes; "
+        "unset: an embedded one below the data directory",
     )
     data_dir: Path = Field(
         Path(".dispatcher"), description="where embedded engines and the development secret live"
@@ -214,6 +195,24 @@ class Settings(BaseSettings):
         description="window over which sockets are closed at a stop; the server is gone 5 s later",
     )  # fmt: skip
 
+    webhook_url: WebhookUrls = Field(
+        default_factory=list,
+        description="where committed events go, and offers that no socket hears; several with commas",
+    )
+    webhook_secret: SecretStr | None = Field(
+        None, description="what signs them: `whsec_` and the base64 of 24 to 64 bytes"
+    )
+    webhook_timeout_s: float = Field(
+        5.0, ge=0.1, le=60, description="how long a receiver may take to answer"
+    )
+    webhook_retry_s: float = Field(
+        5.0, ge=0.1, le=600,
+        description="rest after the first attempt, which doubles with each, up to 10 minutes",
+    )  # fmt: skip
+    webhook_attempts: int = Field(
+        12, ge=1, le=50, description="attempts after which a message becomes a dead letter"
+    )
+
     console_tile_url: str | None = Field(
         None,
         pattern=r"^https?://[^/\s;,'\"]+/\S+$",
@@ -225,9 +224,14 @@ class Settings(BaseSettings):
         "info", description="lowest level that is logged"
     )
     log_format: Literal["json", "console"] = Field("json", description="form of the log lines")
-    halt_at: Literal["", "after_claim", "after_commit"] = Field(
-        "", description="test switch: a change stops for good at this point, to be killed there"
-    )
+    halt_at: Literal[
+        "", "after_claim", "before_commit", "after_commit", "before_settle", "after_settle"
+    ] = Field("", description="test switch: a change stops for good at this point, to be killed there")
+
+    @property
+    def has_redis_cluster(self) -> bool:
+        """Whether zones are spread over the nodes of a cluster, so that a script sees those of one."""
+        return "+cluster://" in (self.redis_url or "")
 
     @model_validator(mode="after")
     def _check_consistency(self) -> Settings:
@@ -238,6 +242,11 @@ class Settings(BaseSettings):
             )
         if self.jwt_secret is not None and len(self.jwt_secret.get_secret_value().encode()) < 32:
             raise ValueError("DISPATCHER_JWT_SECRET must have at least 32 bytes (RFC 7518, 3.2)")
+        if self.webhook_url and not is_webhook_secret(self.webhook_secret):
+            raise ValueError(
+                "DISPATCHER_WEBHOOK_SECRET must be whsec_ and the base64 of 24 to 64 bytes "
+                "where DISPATCHER_WEBHOOK_URL is set: receivers know our messages by it"
+            )
         if DEFAULT_VEHICLE_TYPE not in self.vehicle_types:
             raise ValueError(
                 f"DISPATCHER_VEHICLE_TYPES must have {DEFAULT_VEHICLE_TYPE}, "

@@ -5,20 +5,21 @@ from __future__ import annotations
 import contextlib
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
-from typing import Any
 
 from dispatcher.config import Settings
 from dispatcher.ledger.commits import Commits
 from dispatcher.ledger.database import Database
 from dispatcher.ledger.outage_notices import OutageNotices
 from dispatcher.live.announcements import Announcements
-from dispatcher.live.channel_nodes import ChannelNodes, ClusterNodes, OneNode
+from dispatcher.live.channel_nodes import channel_nodes
 from dispatcher.live.claims import ClaimScripts
-from dispatcher.live.client import connect
 from dispatcher.live.comparison import ComparisonScripts
+from dispatcher.live.deliveries import DeliveryScripts
+from dispatcher.live.deployment import open_pipeline
 from dispatcher.live.inspection import InspectionScripts
 from dispatcher.live.limits import LimitScripts
 from dispatcher.live.matching import MatchScripts
+from dispatcher.live.mending import Mending
 from dispatcher.live.offers import OfferScripts
 from dispatcher.live.pipeline import Pipeline
 from dispatcher.live.positions import PositionScripts
@@ -46,6 +47,8 @@ class LiveWing:
     comparison: ComparisonScripts
     servers: ServerScripts
     announcements: Announcements
+    mending: Mending
+    deliveries: DeliveryScripts
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,11 +65,12 @@ async def open_live(settings: Settings) -> AsyncIterator[LiveWing]:
     """Connects to Redis, and lets go of it once everything was sent."""
     assert settings.redis_url is not None
     async with contextlib.AsyncExitStack() as stack:
-        redis: Any = connect(settings.redis_url, cluster=settings.redis_cluster)
-        stack.push_async_callback(redis.aclose)
-        pipeline = Pipeline(redis)
-        await pipeline.load_scripts()
-        stack.push_async_callback(pipeline.close)
+        pipeline = await stack.enter_async_context(
+            open_pipeline(settings.redis_url, timeout_s=settings.redis_timeout_s, breaks=True)
+        )
+        mending = Mending(pipeline)
+        pipeline.on_corrupt = mending.suspect
+        stack.push_async_callback(mending.close)
         announcements = Announcements(pipeline)
         stack.push_async_callback(announcements.close)
         settler = Settler(pipeline, fix_age_s=settings.fix_max_age_s, announcements=announcements)
@@ -85,6 +89,8 @@ async def open_live(settings: Settings) -> AsyncIterator[LiveWing]:
             ComparisonScripts(pipeline),
             ServerScripts(pipeline),
             announcements,
+            mending,
+            DeliveryScripts(pipeline),
         )
 
 
@@ -92,9 +98,7 @@ async def open_live(settings: Settings) -> AsyncIterator[LiveWing]:
 async def open_subscriber(settings: Settings) -> AsyncIterator[Subscriber]:
     """What listens to channels; it connects once somebody does."""
     assert settings.redis_url is not None
-    url = settings.redis_url
-    nodes: ChannelNodes = ClusterNodes(url) if settings.redis_cluster else OneNode(url)
-    subscriber = Subscriber(nodes)
+    subscriber = Subscriber(channel_nodes(settings.redis_url))
     await subscriber.open()
     try:
         yield subscriber

@@ -28,8 +28,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from shapely.errors import ShapelyError
 from shapely.geometry import shape
 
-from dispatcher.config import RateSetting, SettingsError
+from dispatcher.config import SettingsError
 from dispatcher.core.zones import DEFAULT_WAVES, ZONE, Dispatch, Matching, Wave, Weights, Zone, Zones
+from dispatcher.setting_types import RateSetting
 
 #: The classes whose limits a zone may set: those that are counted for each user.
 _LimitClass = Literal["trip_accept", "trip_cancel", "location_update", "general"]

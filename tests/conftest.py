@@ -19,7 +19,9 @@ import redis.asyncio
 
 from dispatcher.embedded.engines import Engines, EngineUrls, stop_left_behind
 from dispatcher.ledger import migrate
+from tests.harness.least_privilege import IS_ON, RESTRICTED, make_roles
 from tests.harness.servers import Serve, processes_of, wait_for_end
+from tests.harness.valkey_nodes import ValkeyCluster
 
 _TEMPLATE = "dispatcher_template"
 _databases = deque(range(1, 16))  # of the session's Valkey; 0 is left alone
@@ -110,6 +112,9 @@ async def template(engines: EngineUrls, admin: asyncpg.Connection) -> str:
     """Name of a migrated database that nobody is connected to."""
     await admin.execute(f"CREATE DATABASE {_TEMPLATE}")
     await migrate.up(_url_of(engines, _TEMPLATE))
+    await make_roles(_url_of(engines, _TEMPLATE))
+    if IS_ON:
+        await RESTRICTED.set_up(engines)
     return _TEMPLATE
 
 
@@ -151,6 +156,26 @@ async def redis_url(engines: EngineUrls) -> AsyncIterator[str]:
     await client.flushdb()
     await client.aclose()
     _databases.append(number)
+
+
+@pytest.fixture(scope="session")
+async def _valkey_cluster() -> AsyncIterator[ValkeyCluster]:
+    directory = Path(tempfile.mkdtemp(prefix="dispatcher-valkeys-"))
+    nodes = ValkeyCluster(directory)
+    try:
+        await nodes.ready()
+        yield nodes
+    finally:
+        nodes.end()
+        shutil.rmtree(directory)
+
+
+@pytest.fixture
+async def cluster(_valkey_cluster: ValkeyCluster) -> AsyncIterator[ValkeyCluster]:
+    """Three primaries with a replica each, empty. Who breaks a node heals it."""
+    await _valkey_cluster.clear()
+    yield _valkey_cluster
+    await _valkey_cluster.heal()
 
 
 @pytest.fixture

@@ -130,7 +130,7 @@ class CityLoad:
             if name.removeprefix("answer ") in PROBLEMS or name.startswith(APP_CODES)
         }
         sample.requests = happened["requests"]
-        sample.frames = happened["location frames"] + happened["heartbeat frames"]
+        sample.frames = happened["location frames"]
         sample.drivers = len(self.city.drivers)
         sample.assignments = sum(
             started <= (record.assigned_at or 0.0) < ended for record in stats.trips.values()

@@ -113,7 +113,7 @@ class DispatcherLimiter(Limiter):
     """The dispatcher's own check, through its pipeline and its script."""
 
     async def open(self, redis_url: str, limit: int, window_s: int) -> None:
-        self.redis = connect(redis_url, cluster=False)
+        self.redis = connect(redis_url)
         self.pipeline = Pipeline(self.redis)
         await self.pipeline.load_scripts()
         self.limits = LimitScripts(self.pipeline)

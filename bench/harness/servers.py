@@ -102,6 +102,8 @@ def start_dispatcher(
         # A URL that was given is shown without its password.
         redis_url = settings.get("DISPATCHER_REDIS_URL", ready["redis_url"])
         database_url = settings.get("DISPATCHER_DATABASE_URL", ready["database_url"])
+        # A script looks into one Redis, and into none of a cluster.
+        redis_url = None if "+" in redis_url else redis_url
         server = Server(
             url=ready["url"],
             secret=SECRET,
@@ -112,7 +114,7 @@ def start_dispatcher(
             data_dir=data_dir,
             processes=MeasuredProcesses(
                 process.pid,
-                engines.redis_pid(redis_url),
+                engines.redis_pid(redis_url) if redis_url else None,
                 engines.postmaster_pid(database_url),
             ),
             _folder=folder,

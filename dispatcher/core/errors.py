@@ -49,7 +49,8 @@ _ROWS: Final = (
             "Send the body as application/json, without a content encoding."),
     Problem("invalid_frame", 400, "Bad Request", "A field of the frame is missing or wrong."),
     Problem("unknown_frame_type", 400, "Bad Request",
-            "A frame's type must be auth, heartbeat, location, trip_action, watch or unwatch."),
+            "A frame's type must be auth, heartbeat, location, trip_action, availability, watch or"
+            " unwatch."),
     Problem("binary_frame", 400, "Bad Request", "Frames are JSON text."),
     Problem("too_many_frames", 429, "Too Many Requests", "Send fewer frames; batch positions."),
     Problem("too_many_calls", 429, "Too Many Requests",
@@ -132,6 +133,11 @@ class StoreUnavailable(Exception):
 
 class ReplyLost(StoreUnavailable):
     """A call was sent to Redis and its reply was lost: it may have run."""
+
+
+class CorruptState(ReplyLost):
+    """Redis holds something at a key that does not belong there: the call came to nothing, or to half of
+    what it was to do. The key is looked into; a repeated call finds it mended."""
 
 
 class OutcomeUnknown(Exception):

@@ -12,13 +12,13 @@ from typing import Any, Final
 
 import aiohttp
 
-from dispatcher.demo.api_client import ApiClient, issue_token
-from dispatcher.demo.app_socket import Frame
+from dispatcher.client import CustomerClient, HttpCalls, Trip
 from dispatcher.demo.car import Position, distance_m
 from dispatcher.demo.city_plan import CityPlan
 from dispatcher.demo.customer_app import CustomerApp
 from dispatcher.demo.driver_app import DriverApp
 from dispatcher.demo.driver_habits import DEFAULT_HABITS, DriverHabits
+from dispatcher.demo.requests import Requests, issue_token
 from dispatcher.demo.stats import Stats, TripRecord
 
 #: Speed of a car in New York in a straight line, in metres a simulated second: 30 km/h.
@@ -52,7 +52,8 @@ class City:
         self.habits = habits
         self.stats = Stats()
         self.rng = random.Random(plan.run)  # noqa: S311  no secrets here
-        self.api = ApiClient(session, plan.url, self.stats, self.rng)
+        self.requests = Requests(self.stats, self.rng)
+        self._session = session
         self.stopping = asyncio.Event()
         self._pickups: list[Position] = [(lat, lng) for _, lat, lng in plan.pickups]
         self.drivers: list[DriverApp] = []
@@ -66,8 +67,8 @@ class City:
         driver_id = f"driver-{self._plan.run}-{number:04}"
         lat, lng = self.rng.choice(self._pickups)
         position = lat + self.rng.gauss(0, 0.004), lng + self.rng.gauss(0, 0.005)
-        token = self._token(driver_id, "driver")
-        return DriverApp(self, driver_id, token, position, _CAR_M_S * self.speed)
+        http = HttpCalls(self._session, self._plan.url, self._token(driver_id, "driver"))
+        return DriverApp(self, driver_id, http, position, _CAR_M_S * self.speed)
 
     def _token(self, sub: str, role: str) -> str:
         plan = self._plan
@@ -77,11 +78,11 @@ class City:
         """The record of a trip. The server prefixes our name of a trip with its zone."""
         return self.stats.trips.setdefault(trip_id.partition("_")[2], TripRecord(time.monotonic()))
 
-    def send_rivals(self, app: DriverApp, trip: Frame) -> None:
+    def send_rivals(self, app: DriverApp, trip: Trip) -> None:
         """Now and then, lets some free drivers nearby try to accept the trip at the same time."""
         if self.rng.random() >= _CONTESTED_SHARE:
             return
-        pickup = trip["pickup"]["lat"], trip["pickup"]["lng"]
+        pickup = trip.pickup.lat, trip.pickup.lng
         sample = self.rng.sample(self.drivers, min(len(self.drivers), 10 * _MAX_RIVALS))
         near = [
             driver
@@ -121,7 +122,7 @@ class City:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        await self.api.finish(5.0)
+        await self.requests.finish(5.0)
         if self.stats.app_errors:
             raise self.stats.app_errors[0]
 
@@ -170,10 +171,11 @@ class City:
     def _new_customer(self, number: int, pickup: Position) -> CustomerApp:
         name = f"{self._plan.run}-{number:05}"
         record = self.stats.trips[name] = TripRecord(time.monotonic())
+        token = self._token(f"customer-{name}", "customer")
         return CustomerApp(
-            self.api, self.stats, self.rng,
-            token=self._token(f"customer-{name}", "customer"), record=record, trip_request_id=name,
-            pickup=pickup, dropoff=self._dropoff(pickup),
+            CustomerClient(self._plan.url, token, session=self._session),
+            self.requests, self.stats, self.rng,
+            record=record, trip_request_id=name, pickup=pickup, dropoff=self._dropoff(pickup),
         )  # fmt: skip
 
     def _dropoff(self, pickup: Position) -> Position:

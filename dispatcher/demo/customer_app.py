@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import random
 import time
 from typing import Final
 
+from dispatcher.client import CustomerClient, DriverLocation, NoAnswer, Trip, TripChanged
+from dispatcher.client.customer import cancellation_intent, creation_intent
+from dispatcher.client.replies import Intent
 from dispatcher.core.trips import FINAL
-from dispatcher.demo.api_client import CONNECTION_ERRORS, ApiClient, Reply, Unanswered, new_key
-from dispatcher.demo.app_socket import AppSocket, Frame
 from dispatcher.demo.car import Position
+from dispatcher.demo.requests import Requests
 from dispatcher.demo.stats import Stats, TripRecord
 
 #: Share of customers who cancel once a driver is on the way.
 _CANCEL_SHARE: Final = 0.02
-#: Real seconds between attempts to connect.
-_RECONNECT_S: Final = 0.5
 
 
 class CustomerApp:
@@ -25,127 +24,80 @@ class CustomerApp:
 
     def __init__(
         self,
-        api: ApiClient,
+        client: CustomerClient,
+        requests: Requests,
         stats: Stats,
         rng: random.Random,
         *,
-        token: str,
         record: TripRecord,
         trip_request_id: str,
         pickup: Position,
         dropoff: Position,
     ) -> None:
-        self._api = api
+        self._client = client
+        self._requests = requests
         self._stats = stats
-        self._token = token
         self.record = record
-        self._request = {
-            "trip_request_id": trip_request_id,
-            "pickup": {"lat": pickup[0], "lng": pickup[1]},
-            "dropoff": {"lat": dropoff[0], "lng": dropoff[1]},
-        }
-        self._trip_id = ""
+        self._creation = creation_intent(pickup, dropoff=dropoff, trip_request_id=trip_request_id)
         self._cancels = rng.random() < _CANCEL_SHARE
         self._canceller: asyncio.Task[None] | None = None
         self._finished = asyncio.Event()
-        self._heartbeat_s = 5.0
 
     async def run(self) -> None:
         """Asks for the trip and watches it until it is over."""
-        # The socket opens before the trip is asked for, so that the app misses no message.
+        # The socket opens while the trip is asked for; a snapshot tells what it has missed.
         watch = asyncio.create_task(self._watch())
         watch.add_done_callback(self._stats.keep_error)
         try:
-            await self._create()
-            await self._finished.wait()
-        except Unanswered:
-            self.record.status = "not created"
+            self.record.requested_at = time.monotonic()
+            if await self._change("create", self._creation):
+                await self._finished.wait()
+        except NoAnswer:
             self._stats.counts["unanswered for good"] += 1
         finally:
+            if self.record.version < 0:
+                self.record.status = "not created"
             watch.cancel()
+            await self._client.close()
 
-    async def _create(self) -> None:
-        key = new_key()
-
-        async def send() -> Reply:
-            return await self._api.post(self._token, "/api/customer/ride/create", self._request, key)
-
-        self.record.requested_at = time.monotonic()
-        reply = await self._api.request("create", send)
-        if not reply.ok:
-            self.record.status = "not created"
-            self._finished.set()
-            return
-        self._trip_id = reply.body["trip"]["id"]
-        self._update_trip(reply.body["trip"])
+    async def _change(self, name: str, intent: Intent) -> bool:
+        """Whether the server did it. Raises NoAnswer."""
+        reply = await self._requests.request(name, lambda: self._client.http.send(intent))
+        if reply.ok:
+            trip = Trip.model_validate(reply.body["trip"])
+            self._client.take(trip)
+            self._update_trip(trip)
+        return reply.ok
 
     async def _watch(self) -> None:
-        while True:
-            try:
-                socket = await AppSocket.open(self._api, self._token)
-                heartbeats = asyncio.create_task(self._send_heartbeats(socket))
-                try:
-                    async for frame in socket.frames():
-                        await self._on_frame(frame)
-                finally:
-                    heartbeats.cancel()
-                    await socket.close()
-            except CONNECTION_ERRORS:
-                self._stats.counts["connections failed"] += 1
-            await asyncio.sleep(_RECONNECT_S)
-
-    async def _send_heartbeats(self, socket: AppSocket) -> None:
-        with contextlib.suppress(*CONNECTION_ERRORS):  # the reader of the frames counts them
-            while True:
-                await asyncio.sleep(self._heartbeat_s)
-                await socket.send({"type": "heartbeat"})
-
-    async def _on_frame(self, frame: Frame) -> None:
-        match frame["type"]:
-            case "welcome":
-                self._heartbeat_s = float(frame["heartbeat_s"])
-                active_trips = frame["snapshot"]["trips"]
-                for trip in active_trips:
-                    self._update_trip(trip)
-                if self._trip_id and not active_trips:
-                    reply = await self._api.get(self._token, f"/api/customer/ride/{self._trip_id}")
-                    if reply.ok:
-                        self._update_trip(reply.body["trip"])
-            case "trip":
-                self._update_trip(frame["trip"])
-            case "driver_location":
+        async for event in self._client.events():
+            if isinstance(event, TripChanged):
+                self._update_trip(event.trip)
+            elif isinstance(event, DriverLocation):
                 self._stats.counts["positions seen by customers"] += 1
 
-    def _update_trip(self, trip: Frame) -> None:
+    def _update_trip(self, trip: Trip) -> None:
         record, now = self.record, time.monotonic()
-        if trip["version"] <= record.version:
+        if trip.version <= record.version:
             return
-        record.version, record.status = trip["version"], trip["current_status"]
+        record.version, record.status = trip.version, trip.current_status
         # On a slow connection the first message may tell a later state than "accepted".
-        if trip["driver_id"] is not None and record.assigned_at is None:
+        if trip.driver_id is not None and record.assigned_at is None:
             record.assigned_at = now
             self._stats.add_latency("time to assignment", now - record.requested_at)
         if record.status == "accepted":
-            sent_at = record.accept_sent_at.get(trip["driver_id"])
+            sent_at = record.accept_sent_at.get(trip.driver_id or "")
             if sent_at is not None:
                 self._stats.add_latency("accept to customer", now - sent_at)
             if self._cancels:
                 self._cancels = False
-                self._canceller = asyncio.create_task(self._cancel())
+                self._canceller = asyncio.create_task(self._cancel(trip.id))
                 self._canceller.add_done_callback(self._stats.keep_error)
         if record.status in FINAL:
             self._finished.set()
 
-    async def _cancel(self) -> None:
-        key, body = new_key(), {"trip_request_id": self._trip_id, "reason": "changed my mind"}
-
-        async def send() -> Reply:
-            return await self._api.post(self._token, "/api/customer/ride/cancel", body, key)
-
+    async def _cancel(self, trip_id: str) -> None:
         try:
-            reply = await self._api.request("cancel", send)
-        except Unanswered:
+            await self._change("cancel", cancellation_intent(trip_id, reason="changed my mind"))
+        except NoAnswer:
             self._stats.counts["unanswered for good"] += 1
-            return
-        if reply.ok:
-            self._update_trip(reply.body["trip"])

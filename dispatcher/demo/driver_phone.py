@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
 from collections.abc import Callable, Coroutine
 from typing import Any, Final
 
-from dispatcher.demo.api_client import CONNECTION_ERRORS, ApiClient, Reply, Unanswered, new_key
-from dispatcher.demo.app_socket import AppSocket, Frame
+from dispatcher.client import CONNECTION_ERRORS, Event, HttpCalls, NoAnswer, Reply, Socket, Welcome
+from dispatcher.client.driver import Action, action_intent, availability_intent
+from dispatcher.client.events import read_event
+from dispatcher.client.replies import Intent
 from dispatcher.demo.car import Car
+from dispatcher.demo.requests import Requests
 from dispatcher.demo.stats import Stats
 
 #: In real seconds, since these test the server: how long a connection lasts on average, how long the
@@ -23,30 +27,28 @@ _BATTERY_EMPTY_SHARE: Final = 0.04
 _MOVING_REPORT_S: Final = 1.0
 #: A standing car reports its position with every third heartbeat.
 _HEARTBEATS_PER_POSITION: Final = 3
-_ACTION_PATH: Final = "/api/driver/ride/trip-action"
-_AVAILABILITY_PATH: Final = "/api/driver/availability"
 
 
 class DriverPhone:
-    """Hands the frames that arrive to `on_frame`. Its tasks end with `run`."""
+    """Hands what it hears to `on_event`. Its tasks end with `run`."""
 
     def __init__(
         self,
-        api: ApiClient,
+        http: HttpCalls,
+        requests: Requests,
         stats: Stats,
         rng: random.Random,
-        token: str,
         car: Car,
-        on_frame: Callable[[Frame], None],
+        on_event: Callable[[Event], None],
     ) -> None:
-        self._api = api
+        self._http = http
+        self._requests = requests
         self._stats = stats
         self._counts = stats.counts
         self._rng = rng
-        self._token = token
         self._car = car
-        self._on_frame = on_frame
-        self._socket: AppSocket | None = None
+        self._on_event = on_event
+        self._socket: Socket | None = None
         self._network = asyncio.Event()
         self._registered = False
         self._heartbeat_s = 5.0
@@ -65,7 +67,7 @@ class DriverPhone:
                 away_s = self._rng.uniform(*_AWAY_S)
                 try:
                     away_s = await self._connection()
-                except (*CONNECTION_ERRORS, Unanswered):
+                except (*CONNECTION_ERRORS, NoAnswer):
                     self._counts["connections failed"] += 1
                 await asyncio.sleep(away_s)
         finally:
@@ -84,7 +86,7 @@ class DriverPhone:
     async def _count_unanswered(self, work: Coroutine[Any, Any, None]) -> None:
         try:
             await work
-        except Unanswered:
+        except NoAnswer:
             self._counts["unanswered for good"] += 1
 
     async def _connection(self) -> float:
@@ -92,7 +94,7 @@ class DriverPhone:
         self._network.set()
         if not self._registered:
             await self.set_availability(is_online=True, availability_status="available")
-        socket = self._socket = await AppSocket.open(self._api, self._token)
+        socket = self._socket = await Socket.open(self._http)
         self._counts["connections"] += 1
         battery_empty = self._rng.random() < _BATTERY_EMPTY_SHARE
         duration_s = 1.0 + self._rng.expovariate(1 / _MEAN_CONNECTION_S)
@@ -101,9 +103,11 @@ class DriverPhone:
         )
         try:
             async for frame in socket.frames():
-                if frame["type"] == "welcome":
-                    self._heartbeat_s = float(frame["heartbeat_s"])
-                self._on_frame(frame)
+                event = read_event(frame)
+                if isinstance(event, Welcome):
+                    self._heartbeat_s = event.heartbeat_s
+                if event is not None:
+                    self._on_event(event)
         finally:
             timer.cancel()
             self._socket = None
@@ -114,7 +118,7 @@ class DriverPhone:
         self._counts["batteries empty"] += battery_empty
         return _BATTERY_EMPTY_S if battery_empty else self._rng.uniform(*_AWAY_S)
 
-    def _lose_connection(self, socket: AppSocket, battery_empty: bool) -> None:
+    def _lose_connection(self, socket: Socket, battery_empty: bool) -> None:
         self._network.clear()
         if battery_empty or self._rng.random() < 0.5:
             socket.abort()
@@ -131,53 +135,40 @@ class DriverPhone:
         while True:
             await asyncio.sleep(_MOVING_REPORT_S if self._car.moving else self._heartbeat_s)
             reports += 1
-            if self._socket is None:
+            is_due = self._car.moving or reports % _HEARTBEATS_PER_POSITION == 0
+            if self._socket is None or not is_due:
                 continue
             lat, lng = self._car.position
-            frame: Frame = {"type": "heartbeat"}
-            if self._car.moving or reports % _HEARTBEATS_PER_POSITION == 0:
-                frame = {"type": "location", "lat": lat, "lng": lng}
-            self._counts[frame["type"] + " frames"] += 1
-            try:
-                await self._socket.send(frame)
-            except CONNECTION_ERRORS:
-                continue
+            self._counts["location frames"] += 1
+            with contextlib.suppress(*CONNECTION_ERRORS):
+                await self._socket.send({"type": "location", "lat": lat, "lng": lng})
 
     async def trip_action(
-        self, action: str, trip_id: str, *, version: int | None = None, over_http: bool = False
+        self, action: Action, trip_id: str, *, version: int | None = None, over_http: bool = False
     ) -> Reply:
-        """Sends an action on a trip, over the WebSocket if there is one. Raises Unanswered."""
-        key = new_key()
-        body: Frame = {"action": action, "trip_request_id": trip_id}
-        if version is not None:
-            body["version"] = version
+        """Sends an action on a trip, over the WebSocket if there is one. Raises NoAnswer."""
+        intent = action_intent(action, trip_id, version=version)
+        return await self._send(action, intent, over_http=over_http)
 
+    async def _send(self, name: str, intent: Intent, *, over_http: bool = False) -> Reply:
         async def by_http() -> Reply:
             self._require_network()
-            return await self._api.post(self._token, _ACTION_PATH, body, key)
+            return await self._http.send(intent)
 
         async def by_socket() -> Reply:
             self._require_network()
             if self._socket is None:
                 return await by_http()
-            return await self._socket.request({"type": "trip_action", "idempotency_key": key, **body})
+            return await self._socket.ask(intent)
 
         await self._network.wait()
         resend = self._rng.choice((by_http, by_socket))
-        return await self._api.request(action, by_http if over_http else by_socket, resend)
+        return await self._requests.request(name, by_http if over_http else by_socket, resend)
 
     async def set_availability(self, **change: Any) -> None:
-        """Tells the server of a change of availability. Raises Unanswered."""
-        lat, lng = self._car.position
-        body = {**change, "location": {"lat": lat, "lng": lng}}
-        key = new_key()
-
-        async def send() -> Reply:
-            self._require_network()
-            return await self._api.post(self._token, _AVAILABILITY_PATH, body, key)
-
-        await self._network.wait()
-        reply = await self._api.request("availability", send)
+        """Tells the server of a change of availability. Raises NoAnswer."""
+        intent = availability_intent(**change, location=self._car.position)
+        reply = await self._send("availability", intent)
         self._registered = self._registered or reply.ok
 
     def _require_network(self) -> None:

@@ -14,15 +14,14 @@ from typing import Any, Final
 import orjson
 from rich.console import Console
 
-from dispatcher.config import Settings
-from dispatcher.demo.api_client import issue_token
+from dispatcher.config import Settings, shown_url
 from dispatcher.demo.city_plan import CityPlan
 from dispatcher.demo.invariants import check_invariants
 from dispatcher.demo.pickups import BUNDLED_BOROUGHS, BUNDLED_PICKUPS, read_pickups
 from dispatcher.demo.report import State
+from dispatcher.demo.requests import issue_token
 from dispatcher.demo.server import DemoError, Server, running_server, scaled_waves
 from dispatcher.demo.view import View
-from dispatcher.server.supervisor import shown_url
 
 #: Length of a run where neither a number of trips nor a time was asked for.
 _DEFAULT_MINUTES: Final = 2.0

@@ -18,6 +18,7 @@ from dispatcher.live.keys import keys_of
 from dispatcher.live.presence import PresenceScripts
 from dispatcher.live.servers import Survey
 from dispatcher.live.state import StateScripts
+from dispatcher.service.authorities import Authorities
 from dispatcher.service.availability import AvailabilityService
 from dispatcher.service.clock_watch import ClockWatch
 from dispatcher.service.commands.availability import DriverCameBack, DriverElsewhere
@@ -50,6 +51,7 @@ class AbsentDrivers:
         availability: AvailabilityService,
         outages: PresenceOutages,
         notices: OutageNotices,
+        authorities: Authorities,
         node: str,
         ttl_s: int,
         grace_s: float,
@@ -66,6 +68,7 @@ class AbsentDrivers:
         self._availability = availability
         self._outages = outages
         self._notices = notices
+        self._authorities = authorities
         self._epoch: str | None = None
         # Whoever is connected has that much left of their life, at least.
         self._clock = ClockWatch(tolerance_ms=ttl_s * 1000 // _LOOKS_PER_LIFE)
@@ -84,6 +87,9 @@ class AbsentDrivers:
 
     async def run(self) -> None:
         self._look_at_s = time.monotonic() + self._life_ms / 1000 / _LOOKS_PER_LIFE
+        if self._authorities.of(self._zone.name).is_degraded:
+            self._outages.began(self._zone.name)
+            return
         try:
             await self._expect_online()
             await self._release_absent()

@@ -10,6 +10,8 @@ import structlog
 
 from dispatcher.live.comparison import ComparisonScripts
 from dispatcher.live.keys import keys_of
+from dispatcher.live.mending import Mending
+from dispatcher.service.authorities import Authorities
 from dispatcher.service.drift import DriftCheck, DriftKind
 
 log = structlog.get_logger("dispatcher.drift")
@@ -29,8 +31,10 @@ class DriftWatch:
         *,
         check: DriftCheck,
         scripts: ComparisonScripts,
+        mending: Mending,
         zones: Sequence[str],
         held: Callable[[], Sequence[str]],
+        authorities: Authorities,
         node: str,
         interval_s: float,
     ) -> None:
@@ -39,6 +43,8 @@ class DriftWatch:
         self._scripts = scripts
         self._held = held
         self._all_s = interval_s
+        self._mending = mending
+        self._authorities = authorities
         self._node = node
         self._every_ms = int(interval_s * 900)  # below the interval, whose rests vary by a tenth
         self._turn = 0
@@ -53,7 +59,7 @@ class DriftWatch:
         }
 
     async def run(self) -> float:
-        held = self._held()
+        held = [zone for zone in self._held() if not self._authorities.of(zone).is_degraded]
         for zone in self._found.keys() - set(held):
             self._found[zone] = Counter()
         if held:
@@ -68,6 +74,8 @@ class DriftWatch:
     async def _look(self, zone: str) -> None:
         counts: Counter[DriftKind] = Counter()
         async for drift in self._check.check(zone, every_key=False):
+            if drift.kind is DriftKind.VALUES:
+                await self._mending.mend([drift.subject])  # it cannot be right
             counts[drift.kind] += 1
             if counts.total() <= _NAMED:
                 log.warning(
@@ -75,4 +83,4 @@ class DriftWatch:
                 )
         self._found[zone] = counts
         if counts:
-            log.warning("zone drifts", zone=zone, **{kind.value: n for kind, n in counts.items()})
+            log.warning("zone drifts", zone=zone, things={kind.value: n for kind, n in counts.items()})

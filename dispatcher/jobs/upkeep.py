@@ -39,6 +39,7 @@ class Upkeep:
         reconcile: Reconcile,
         absent: AbsentDrivers,
         outages: PresenceOutages,
+        is_degraded: Callable[[], bool],
         fence: Callable[[], str],
         wave_is_due: Callable[[], None],
         fix_age_s: float,
@@ -55,6 +56,7 @@ class Upkeep:
         self._reconcile = reconcile
         self._absent = absent
         self._outages = outages
+        self._is_degraded = is_degraded
         self._fence = fence
         self._wave_is_due = wave_is_due
         self._fix_age_ms = int(fix_age_s * 1000)
@@ -63,6 +65,9 @@ class Upkeep:
 
     async def run(self) -> float:
         """Raises ZoneLost where the zone is another server's, StoreUnavailable, OutcomeUnknown."""
+        if self._is_degraded():  # Postgres decides alone: dispatcher/jobs/degraded_zones.py
+            self._outages.began(self._zone)
+            return self.interval_s
         try:
             survey = await self._scripts.survey_zone(self._keys, self._fence())
             run_id = await self._state.run_id(self._keys, max_age_s=_RUN_ID_AGE_S)

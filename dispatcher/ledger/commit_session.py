@@ -9,6 +9,7 @@ from typing import Any, Final
 import asyncpg
 
 from dispatcher.core.errors import StoreUnavailable
+from dispatcher.ledger.connections import connect
 from dispatcher.ledger.database import QUERIES, UNAVAILABLE_ERRORS
 
 #: Postgres asks for these to be sent again (manual, 13.5).
@@ -50,7 +51,7 @@ class CommitSession:
             try:
                 # The statement's own timeout ends before ours, and ours before the claim's lease:
                 # past its lease, a claim's commit can no longer succeed.
-                self._connection = await asyncpg.connect(
+                self._connection = await connect(
                     self._url,
                     timeout=self._timeout_s,
                     server_settings=_SETTINGS

@@ -16,6 +16,7 @@ from dispatcher.core.errors import StoreUnavailable
 from dispatcher.core.idempotency import IdempotencyKey, StoredAnswer
 from dispatcher.core.times import millis
 from dispatcher.core.trips import Status, Trip
+from dispatcher.ledger.connections import create_pool
 from dispatcher.resources import SQL_DIR
 
 #: What a Postgres that cannot answer raises, as against one that refuses a statement.
@@ -90,6 +91,13 @@ def answer_from_row(row: Any) -> StoredAnswer:
     )
 
 
+def key_from_row(row: Any) -> IdempotencyKey:
+    """The key of a stored answer from a row of `idempotency_keys`."""
+    return IdempotencyKey(
+        row["user_id"], row["endpoint"], row["idempotency_key"], row["request_fingerprint"]
+    )
+
+
 class Database:
     """A small pool for everything but the ledger. Raises StoreUnavailable where Postgres is away."""
 
@@ -100,7 +108,7 @@ class Database:
     @classmethod
     async def open(cls, url: str, *, size: int, timeout_s: float = 5.0) -> Database:
         """Opens the pool; the first connection is made when it is needed."""
-        pool = await asyncpg.create_pool(
+        pool = await create_pool(
             url,
             min_size=0,
             max_size=size,

@@ -20,6 +20,7 @@ import aiosql
 import asyncpg
 
 from dispatcher.config import SettingsError
+from dispatcher.ledger.connections import connect
 from dispatcher.resources import SQL_DIR
 
 MIGRATIONS_DIR = SQL_DIR / "migrations"
@@ -33,6 +34,10 @@ _queries: Any = aiosql.from_path(SQL_DIR / "schema_migrations.sql", "asyncpg")
 
 class MigrationError(Exception):
     """The migrations of this program and the state of the database do not fit together."""
+
+
+class SchemaError(MigrationError):
+    """The database is of another version than this program: nothing was done."""
 
 
 @dataclass(frozen=True)
@@ -161,6 +166,16 @@ async def status(database_url: str, directory: Path = MIGRATIONS_DIR) -> list[Mi
     ]
 
 
+async def check_current(database_url: str) -> None:
+    """Raises SchemaError where the database is not of this program's version."""
+    missing = [step for step in await status(database_url) if step.applied_at is None]
+    if missing:
+        raise SchemaError(
+            f"this database is behind: it lacks migration {missing[0].version:04}_{missing[0].name}; "
+            "run `dispatcher migrate up`"
+        )
+
+
 def read_migrations(directory: Path) -> list[Migration]:
     """The migrations of a directory by version, which must run 1, 2, 3 … without a gap."""
     found: dict[str, dict[str, str]] = {}
@@ -186,7 +201,7 @@ async def _locked(database_url: str) -> AsyncIterator[Any]:
 
     Raises SettingsError where its role may not.
     """
-    connection = await asyncpg.connect(database_url)
+    connection = await connect(database_url)
     try:
         await _queries.lock_migrations(connection, key=_LOCK_KEY)
         yield connection
@@ -234,15 +249,15 @@ async def _check_applied(connection: Any, migrations: list[Migration]) -> dict[i
     for expected, row in enumerate(rows, start=1):
         label = f"{row['version']:04}_{row['name']}"
         if row["version"] > len(migrations):
-            raise MigrationError(
+            raise SchemaError(
                 f"this database is from a newer version of the program: it has migration {label}, "
                 f"and this version knows {len(migrations)}; update the program"
             )
         if row["version"] != expected:
-            raise MigrationError(f"migration {expected:04} was not applied, but {label} was")
+            raise SchemaError(f"migration {expected:04} was not applied, but {label} was")
         migration = migrations[expected - 1]
         if (row["name"], row["checksum"]) != (migration.name, migration.checksum):
-            raise MigrationError(
+            raise SchemaError(
                 f"migration {migration.label} was changed after it was applied (as {label}): "
                 "put its file back as it was, and add a new migration for the change"
             )

@@ -6,9 +6,8 @@ import asyncio
 from collections.abc import Collection
 from typing import Any, Final
 
-import asyncpg
-
 from dispatcher.core.errors import StoreUnavailable
+from dispatcher.ledger.connections import connect
 from dispatcher.ledger.database import QUERIES, UNAVAILABLE_ERRORS, Database
 
 #: Postgres' table of locks is finite and shared with every row lock that waits: a server with more
@@ -51,7 +50,7 @@ class OutageNotices:
     async def _hold(self, wanted: set[str]) -> None:
         if self._connection is None or self._connection.is_closed():
             self._held = set()
-            self._connection = await asyncpg.connect(
+            self._connection = await connect(
                 self._url, server_settings={"application_name": "dispatcher"}
             )
         await QUERIES.give_notice(self._connection, zones=sorted(wanted - self._held))

@@ -11,6 +11,7 @@ import aiosql
 import asyncpg
 
 from dispatcher.config import SettingsError, url_refused
+from dispatcher.ledger.connections import connect
 from dispatcher.resources import SQL_DIR
 
 _TIMEOUT_S: Final = 5.0  # a server that takes longer to answer is not one to start on
@@ -56,13 +57,17 @@ async def check_privileges(url: str) -> None:
 async def _connection(url: str) -> AsyncIterator[Any]:
     """A connection for a check. Raises SettingsError where there is none, or it breaks."""
     try:
-        connection = await asyncpg.connect(url, timeout=_TIMEOUT_S, command_timeout=_TIMEOUT_S)
+        connection = await connect(url, timeout=_TIMEOUT_S, command_timeout=_TIMEOUT_S)
         try:
             yield connection
             async with asyncio.timeout(_TIMEOUT_S):
                 await connection.close()
         finally:
             connection.terminate()
+    except asyncpg.TargetServerAttributeNotMatched:
+        raise SettingsError(
+            "DISPATCHER_DATABASE_URL: none of its hosts takes writes; one of them must be the primary"
+        ) from None
     except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, ValueError) as error:
         reason = str(error) or type(error).__name__
         raise url_refused("database_url", url, f"Postgres cannot be reached: {reason}") from None

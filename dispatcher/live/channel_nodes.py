@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Hashable
 from typing import Any, Protocol
 
-from redis.asyncio import Redis, RedisCluster
-from redis.exceptions import RedisClusterException
-
+from dispatcher.live.address import Kind, parse_address
 from dispatcher.live.client import connect
+from dispatcher.live.topology import Node, Topology
 
 
 class ChannelNodes(Protocol):
@@ -27,7 +26,13 @@ class ChannelNodes(Protocol):
         """Lets go of all connections."""
 
 
-class OneNode:
+def channel_nodes(url: str) -> ChannelNodes:
+    """The nodes of what a URL leads to. Raises ValueError."""
+    address = parse_address(url)
+    return _ClusterNodes(Topology(address)) if address.kind is Kind.CLUSTER else _OneNode(url)
+
+
+class _OneNode:
     """Every channel lives on the one node that the URL leads to."""
 
     def __init__(self, url: str) -> None:
@@ -37,7 +42,7 @@ class OneNode:
         return ""
 
     def connect(self, node: Hashable) -> Any:
-        return connect(self._url, cluster=False)
+        return connect(self._url)
 
     async def look_again(self) -> None:
         pass
@@ -46,30 +51,22 @@ class OneNode:
         pass
 
 
-class ClusterNodes:
+class _ClusterNodes:
     """A channel lives where the slot of its hash tag does."""
 
-    def __init__(self, url: str) -> None:
-        self._cluster: RedisCluster = connect(url, cluster=True)
+    def __init__(self, topology: Topology) -> None:
+        self._topology = topology
 
     def owner(self, channel: str) -> Hashable:
-        try:
-            node: Any = self._cluster.get_node_from_key(channel)
-        except RedisClusterException:
-            return None  # nobody has the slot, or nothing is known yet: the link finds out
-        return None if node is None else (node.host, int(node.port))
+        return self._topology.owner(channel)
 
     def connect(self, node: Hashable) -> Any:
-        if not isinstance(node, tuple):
+        if not isinstance(node, Node):
             raise ConnectionError("no node has the slot")
-        kept = ("username", "password", "ssl")
-        options = {k: v for k, v in self._cluster.connection_kwargs.items() if k in kept}
-        host, port = node
-        return Redis(host=host, port=port, decode_responses=True, protocol=2, **options)
+        return self._topology.connect(node)
 
     async def look_again(self) -> None:
-        await self._cluster.initialize()
-        await self._cluster.nodes_manager.initialize()
+        await self._topology.refresh()
 
     async def close(self) -> None:
-        await self._cluster.aclose()
+        await self._topology.close()

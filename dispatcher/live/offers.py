@@ -133,6 +133,16 @@ class OfferScripts:
         code, *rest = await self._pipeline.run("offer_trip", names, args)
         return WaveResult(WaveCode(code), *rest)
 
+    async def next_waves(self, keys: Keys, trip_ids: Sequence[str]) -> dict[str, int | None]:
+        """When the next wave of each trip is due (ms); None where none is."""
+        if not trip_ids:
+            return {}
+        due = await self._pipeline.command("ZMSCORE", keys.waves, *trip_ids)
+        return {
+            trip_id: None if at_ms is None else int(float(at_ms))
+            for trip_id, at_ms in zip(trip_ids, due, strict=True)
+        }
+
     async def forget_wave(self, keys: Keys, trip_id: str) -> None:
         """There is no such trip: no wave is due."""
         await self._pipeline.command("ZREM", keys.waves, trip_id)

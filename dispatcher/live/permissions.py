@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
 import orjson
@@ -26,21 +26,48 @@ return refused
 KEYED_COMMANDS: Final[dict[str, tuple[str, ...]]] = {
     "DEL": (), "EXISTS": (), "EXPIRE": ("1",), "GEOADD": ("1", "1", "m"),
     "GEOSEARCH": ("FROMLONLAT", "1", "1", "BYRADIUS", "1", "m", "ASC"), "GET": (), "HGET": ("f",),
-    "HDEL": ("f",), "HGETALL": (),
-    "HINCRBY": ("f", "1"), "HMGET": ("f",), "HSET": ("f", "v"), "LINDEX": ("0",), "LLEN": (), "LPOP": (),
+    "HDEL": ("f",), "HGETALL": (), "HINCRBY": ("f", "1"), "HMGET": ("f",), "HSET": ("f", "v"),
+    "LINDEX": ("0",), "LLEN": (), "LPOP": (), "LPUSH": ("v",), "LRANGE": ("0", "1"),
     "LREM": ("1", "v"), "MGET": (), "PERSIST": (), "PEXPIRE": ("1",), "PTTL": (), "RPOP": (),
     "RPUSH": ("v",), "SADD": ("m",), "SET": ("v",), "SISMEMBER": ("m",), "SMEMBERS": (), "UNLINK": (),
-    "XADD": ("*", "f", "v"), "XRANGE": ("-", "+"), "XREVRANGE": ("+", "-"), "ZADD": ("1", "m"),
+    "TYPE": (), "XACK": ("g", "1-1"), "XADD": ("*", "f", "v"), "XCLAIM": ("g", "c", "0", "1-1"),
+    "XGROUP CREATE": ("g", "0"), "XPENDING": ("g",), "XRANGE": ("-", "+"), "XREADGROUP": (),
+    "XREVRANGE": ("+", "-"), "ZADD": ("1", "m"),
     "ZCARD": (), "ZCOUNT": ("0", "1"), "ZRANGE": ("0", "1"), "ZRANGEBYSCORE": ("0", "1"),
-    "ZREM": ("m",), "ZREMRANGEBYSCORE": ("0", "1"), "ZSCAN": ("0",), "ZSCORE": ("m",),
+    "ZMSCORE": ("m",), "ZREM": ("m",), "ZREMRANGEBYSCORE": ("0", "1"), "ZSCAN": ("0",), "ZSCORE": ("m",),
 }  # fmt: skip
 #: Those on a channel.
 CHANNEL_COMMANDS: Final = {"SPUBLISH": ("message",), "SSUBSCRIBE": ()}
 #: Those on neither.
-OTHER_COMMANDS: Final = {
+OTHER_COMMANDS: Final[dict[str, tuple[str, ...]]] = {
     "EVALSHA": ("0" * 40, "0"), "INFO": (), "PING": (), "SCAN": ("0",), "SCRIPT LOAD": ("return 1",),
     "SUNSUBSCRIBE": (), "TIME": (),
 }  # fmt: skip
+#: Those that a node of a cluster is asked besides.
+CLUSTER_COMMANDS: Final[dict[str, tuple[str, ...]]] = {
+    "ASKING": (), "CLUSTER INFO": (), "CLUSTER SLOTS": (),
+}  # fmt: skip
+#: What the checks at start and the client itself run beside those.
+AT_START_COMMANDS: Final = ("EVAL", "SELECT")
+#: All keys of all zones, and their push channels.
+KEY_PATTERN: Final = "dsp:{*}:*"
+CHANNEL_PATTERNS: Final = ("dsp:{*}:push", "dsp:{*}:push:*", "dsp:{*}:wake", "dsp:{*}:changed")
+
+
+def acl_rules() -> list[str]:
+    """The rules of an ACL user who may do what a server does, and nothing else; without a password."""
+    commands = [*KEYED_COMMANDS, *CHANNEL_COMMANDS, *OTHER_COMMANDS, *CLUSTER_COMMANDS]
+    commands += AT_START_COMMANDS
+    allowed = sorted(f"+{command.lower().replace(' ', '|')}" for command in commands)
+    return [
+        "on",
+        "resetkeys",
+        f"~{KEY_PATTERN}",
+        "resetchannels",
+        *(f"&{pattern}" for pattern in CHANNEL_PATTERNS),
+        "-@all",
+        *allowed,
+    ]
 
 
 class _Question(NamedTuple):
@@ -51,12 +78,14 @@ class _Question(NamedTuple):
     words: tuple[str, ...]
 
 
-async def find_refusals(client: Any, zones: Sequence[str]) -> list[str]:
+async def find_refusals(client: Any, zones: Sequence[str], *, in_cluster: bool = False) -> list[str]:
     """What the client's user may not do of all that a server does; a few words each.
 
+    `in_cluster` says whether the client is one of a cluster's node.
     Raises redis.exceptions.NoPermissionError where not even that may be asked.
     """
-    questions = list(_questions(zones))
+    others = OTHER_COMMANDS | (CLUSTER_COMMANDS if in_cluster else {})
+    questions = list(_questions(zones, others))
     words = orjson.dumps([question.words for question in questions])
     refused = {questions[i] for i in await client.eval(_ASK, 0, words)}
     allowed_on: dict[str, set[str]] = defaultdict(set)
@@ -68,8 +97,8 @@ async def find_refusals(client: Any, zones: Sequence[str]) -> list[str]:
     any_key = any(allowed_on[command] for command in KEYED_COMMANDS)
     commands = [
         command
-        for command in (*KEYED_COMMANDS, *OTHER_COMMANDS)
-        if not allowed_on[command] and (any_key or command in OTHER_COMMANDS)
+        for command in (*KEYED_COMMANDS, *others)
+        if not allowed_on[command] and (any_key or command in others)
     ]
     names = [q.name for q in refused if q.name and (allowed_on[q.command] or not any_key)]
     channels = [channel for zone in zones for channel in _channels(keys_of(zone))]
@@ -85,8 +114,8 @@ async def find_refusals(client: Any, zones: Sequence[str]) -> list[str]:
     return refusals
 
 
-def _questions(zones: Sequence[str]) -> Iterator[_Question]:
-    for command, more in OTHER_COMMANDS.items():
+def _questions(zones: Sequence[str], others: Mapping[str, tuple[str, ...]]) -> Iterator[_Question]:
+    for command, more in others.items():
         yield _Question(command, "", (*command.split(" "), *more))
     for key in (SERVER_KEYS.alive, SERVER_KEYS.serves, SERVER_KEYS.list, SERVER_KEYS.zones):
         for command in ("GET", "SET"):
@@ -100,7 +129,13 @@ def _questions(zones: Sequence[str]) -> Iterator[_Question]:
         # What may be done to a key is the same for the keys of all zones: two commands show it.
         for command in KEYED_COMMANDS if i == 0 else ("GET", "SET"):
             for key in _every_key(keys):
-                yield _Question(command, key, (command, key, *KEYED_COMMANDS[command]))
+                yield _Question(command, key, _words(command, key))
+
+
+def _words(command: str, key: str) -> tuple[str, ...]:
+    if command == "XREADGROUP":  # the only one whose key comes last but one
+        return (command, "GROUP", "g", "c", "STREAMS", key, ">")
+    return (*command.split(" "), key, *KEYED_COMMANDS[command])
 
 
 def _channels(keys: Keys) -> list[str]:
@@ -118,7 +153,8 @@ def _every_key(keys: Keys) -> list[str]:
         keys.epoch, keys.loading, keys.filled, keys.holder, keys.claims, keys.seen, keys.present,
         keys.vehicles, keys.waves,
         keys.matching, keys.turned_down,
-        keys.events, keys.ready, keys.trip(_ID), keys.driver(_ID), keys.trip_claim(_ID),
+        keys.events, keys.unheard, keys.dead_letters, keys.ready,
+        keys.trip(_ID), keys.driver(_ID), keys.trip_claim(_ID),
         keys.driver_claim(_ID), keys.geo(_ID), keys.offers(_ID), keys.inbox(_ID), keys.barred(_ID),
         keys.passed(_ID), keys.raced(_ID), keys.limit(_ID, _ID),
         keys.idem(_ID, _ID, _ID), keys.presence(_ID, _ID), keys.connections(_ID),

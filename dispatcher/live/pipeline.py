@@ -8,19 +8,26 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import re
 from collections.abc import AsyncIterator, Coroutine, Hashable, Sequence
 from typing import Any
 
 import structlog
-from redis.asyncio import RedisCluster
-from redis.exceptions import RedisError, ResponseError
+from redis.exceptions import RedisError
 
-from dispatcher.core.errors import ReplyLost, StoreUnavailable
-from dispatcher.live.node_queues import NodeQueues
-from dispatcher.live.protocol import Call, CallProtocol, has_socket
-from dispatcher.live.redis_errors import error_of, is_demoted, is_unknown_script
+from dispatcher.core.errors import CorruptState, ReplyLost, StoreUnavailable
+from dispatcher.core.zones import DEFAULT_ZONE
+from dispatcher.live.breaker import Breaker
+from dispatcher.live.corruption import CorruptionReports
+from dispatcher.live.keys import keys_of
+from dispatcher.live.protocol import REPLY_TIMEOUT_S, Call, CallProtocol, has_socket
+from dispatcher.live.redis_errors import (
+    error_of,
+    is_demoted,
+    is_no_help,
+    is_unknown_script,
+)
 from dispatcher.live.scripts import LuaScripts
+from dispatcher.live.zone_check import check_zones, run_id_of
 
 log = structlog.get_logger("dispatcher.redis")
 
@@ -30,31 +37,36 @@ _MAX_BATCH = 512
 _MAX_IN_FLIGHT = 4
 # This many calls leave at once: Redis works on them while we take the next requests.
 _SEND_AT_ONCE = 16
-_RUN_ID = re.compile(r"run_id:(\w+)")
 # Keys looked at by one SCAN: it keeps Redis busy for less than a millisecond.
 _SCAN_KEYS = 1_000
+# What a probe writes goes by itself.
+_PROBE_MS = 1_000
 
 
-class Pipeline:
-    """Gathers calls of one event loop. `run` calls a script, `command` anything else."""
+class Pipeline(CorruptionReports):
+    """Gathers calls of one event loop. `run` calls a script, `command` anything else.
 
-    def __init__(self, redis: Any, scripts: LuaScripts | None = None) -> None:
+    A Redis that is silent for `timeout_s` is away. With `breaks`, one that is away or no help fails
+    every call at once, until a write to it has gone through.
+    """
+
+    def __init__(
+        self,
+        redis: Any,
+        scripts: LuaScripts | None = None,
+        *,
+        timeout_s: float = REPLY_TIMEOUT_S,
+        breaks: bool = False,
+    ) -> None:
+        super().__init__()
         self._redis = redis
+        self._timeout_s = timeout_s
+        self.breaker = Breaker(self._probe, timeout_s=timeout_s) if breaks else None
         self._scripts = scripts or LuaScripts.read()
         self._waiting: list[Call] = []
         self._unknown_scripts: list[Call] = []
         self._connection: CallProtocol | None = None
-        # A cluster has many connections, and fakeredis has no socket: their clients send.
-        self._nodes: NodeQueues | None = None
-        if isinstance(redis, RedisCluster):
-            self._nodes = NodeQueues(
-                redis,
-                self._send_by_client,
-                lambda work: self._spawn(work, batches=0),
-                max_batch=_MAX_BATCH,
-                max_in_flight=_MAX_IN_FLIGHT,
-            )
-        self._sent_by_client = False
+        self._sent_by_client = False  # fakeredis has no socket: its client sends
         self._in_flight = 0
         self._is_scheduled = False
         self._idle = asyncio.Event()
@@ -62,6 +74,7 @@ class Pipeline:
         #: Epochs of the zones. Another Redis than they were loaded into may answer on a new
         #: connection: they are dropped before it is asked anything.
         self.epochs: Sequence[str] = ()
+        self._run_id = ""
 
     def run(self, script: str, keys: Sequence[str], args: Sequence[Any]) -> asyncio.Future[Any]:
         """Calls `lua/<script>.lua`. Raises StoreUnavailable where Redis did not answer."""
@@ -71,22 +84,25 @@ class Pipeline:
         """Sends one command. A caller that is cancelled leaves its reply to be read and dropped."""
         loop = asyncio.get_running_loop()
         reply: asyncio.Future[Any] = loop.create_future()
-        self._waiting.append(Call(command, reply))
+        self.put(Call(command, reply))
+        return reply
+
+    def put(self, call: Call) -> None:
+        """Sends a call after all that wait."""
+        if self.breaker is not None and self.breaker.reason:
+            self._answer(call, StoreUnavailable(self.breaker.reason))
+            return
+        self._waiting.append(call)
         if self._in_flight < _MAX_IN_FLIGHT:
             if len(self._waiting) >= _SEND_AT_ONCE:
                 self.flush()
             elif not self._is_scheduled:
                 self._is_scheduled = True
-                loop.call_soon(self.flush)
-        return reply
+                asyncio.get_running_loop().call_soon(self.flush)
 
     def flush(self) -> None:
         """Sends what waits now, and not at the end of the turn, as far as batches may be in flight."""
         self._is_scheduled = False
-        if self._nodes is not None:
-            waiting, self._waiting = self._waiting, []
-            self._nodes.put(waiting)
-            return
         while self._waiting and self._in_flight < _MAX_IN_FLIGHT:
             connection = self._connection
             if connection is None and not self._sent_by_client:
@@ -125,38 +141,29 @@ class Pipeline:
 
     async def _open(self) -> None:
         connection: Any = None
+        self._run_id = ""
         try:
-            connection = await self._redis.connection_pool.get_connection()
-            if has_socket(connection):
-                await self._mark_cold(connection)
+            async with asyncio.timeout(self._timeout_s):
+                connection = await self._redis.connection_pool.get_connection()
+                if has_socket(connection):
+                    self._run_id = await check_zones(
+                        connection, lambda: self.epochs, self._scripts.texts["mark_cold"]
+                    )
+                    ends = (self._answer, self._batches_done, self._closed)
+                    self._connection = CallProtocol(connection, *ends, timeout_s=self._timeout_s)
         except (RedisError, OSError, TimeoutError) as error:
             if connection is not None:
                 await connection.disconnect(nowait=True)
                 await self._redis.connection_pool.release(connection)
             waiting, self._waiting = self._waiting, []
             log.warning("redis did not answer", calls=len(waiting), error=str(error))
+            self._trip(f"not reached: {error}")
             for call in waiting:
                 self._answer(call, StoreUnavailable("redis"))
             return
-        if has_socket(connection):
-            self._connection = CallProtocol(connection, self._answer, self._batches_done)
-        else:
+        if not has_socket(connection):
             self._sent_by_client = True
             await self._redis.connection_pool.release(connection)
-
-    async def _mark_cold(self, connection: Any) -> None:
-        if not self.epochs:
-            return
-        script = self._scripts.texts["mark_cold"]
-        try:
-            await connection.send_command("INFO", "server")
-            (run_id,) = _RUN_ID.findall(str(await connection.read_response()))
-            for epoch in self.epochs:
-                await connection.send_command("EVAL", script, 1, epoch, run_id)
-                await connection.read_response()
-        except ResponseError as error:
-            # What refuses this refuses a claim, too; the reconcile job looks again.
-            log.warning("zones not checked on a new connection", error=str(error))
 
     async def _reopen(self, lost: CallProtocol) -> None:
         with contextlib.suppress(RedisError, OSError, TimeoutError):
@@ -164,6 +171,37 @@ class Pipeline:
             await self._redis.connection_pool.disconnect(inuse_connections=False)
         await self._release(lost)
         await self._open()
+
+    def _closed(self, connection: CallProtocol, *, is_silent: bool) -> None:
+        """A connection is lost: whether Redis is away is found out at once, and not by the next call."""
+        if self.breaker is None or connection is not self._connection:
+            return
+        if is_silent:
+            self._trip("silent")
+        self._connection = None
+        self._spawn(self._reopen(connection), batches=_MAX_IN_FLIGHT)
+
+    def _trip(self, reason: str) -> None:
+        if self.breaker is not None:
+            self.breaker.trip(reason)
+
+    def is_left_alone(self, key: str) -> bool:
+        """Whether the node that holds `key` is away or no help, so that it is not asked."""
+        return self.breaker is not None and self.breaker.is_open
+
+    async def is_away(self, key: str) -> bool:
+        """The same, but where the node's connection was lost just now, once it is known."""
+        while self._tasks and self._connection is None and not self.is_left_alone(key):
+            await asyncio.wait(self._tasks, return_when=asyncio.FIRST_COMPLETED)
+        return self.is_left_alone(key)
+
+    async def _probe(self) -> None:
+        # Idle connections may lead to a node that was replaced behind its name.
+        await self._redis.connection_pool.disconnect(inuse_connections=False)
+        epoch = next(
+            iter(self.epochs), keys_of(DEFAULT_ZONE).epoch
+        )  # a node of a cluster has its own zones
+        await self._redis.set(epoch.removesuffix("epoch") + "ready", 1, px=_PROBE_MS)
 
     async def _release(self, lost: CallProtocol) -> None:
         await lost.connection.disconnect(nowait=True)
@@ -195,8 +233,13 @@ class Pipeline:
                 return
             if self._connection is not None and is_demoted(reply):
                 self._connection.retire()  # the next batch connects anew
+            if is_no_help(reply):
+                self._trip(str(reply))
+            told = error_of(reply)
+            if isinstance(told, CorruptState):
+                told = self.corrupt(call.keys, told)
             if not call.reply.done():
-                call.reply.set_exception(error_of(reply))
+                call.reply.set_exception(told)
         elif not call.reply.done():
             call.reply.set_result(reply)
 
@@ -217,54 +260,41 @@ class Pipeline:
 
     def node_of(self, key: str) -> Hashable:
         """The node that is asked about `key`: calls to one node are answered in their order."""
-        return "" if self._nodes is None else self._nodes.node_of(key)
+        return ""
 
     async def load_scripts(self) -> None:
-        """Makes every script known to Redis (to every primary of a cluster)."""
+        """Makes every script known to Redis."""
         for text in self._scripts.texts.values():
             await self._redis.script_load(text)
 
     async def run_id(self, key: str) -> str:
         """The run id of the server that holds `key`: another one after a restart or failover."""
-        try:
-            if isinstance(self._redis, RedisCluster):
-                node: Any = self._redis.get_node_from_key(key)
-                info: Any = await self._redis.info("server", target_nodes=node)
-                info = info.get(node.name, info)
-            else:
-                info = await self._redis.info("server")
-        except (RedisError, OSError, TimeoutError) as error:
-            raise StoreUnavailable("redis") from error
-        return str(info["run_id"])
+        # Asked where scripts run: while a failover goes on, another connection may lead elsewhere.
+        return run_id_of(await self.command("INFO", "server"))
 
     async def scan(self, key: str, prefix: str) -> AsyncIterator[list[str]]:
         """The keys that begin with `prefix` on the server that holds `key`, in pages.
 
         A key may come twice. Raises StoreUnavailable.
         """
-        on_node: dict[str, Any] = {}
-        if isinstance(self._redis, RedisCluster):
-            on_node["target_nodes"] = self._redis.get_node_from_key(key)
         cursor: Any = "0"
         while True:
-            try:
-                reply: Any = await self._redis.execute_command(
-                    "SCAN", cursor, "MATCH", prefix + "*", "COUNT", _SCAN_KEYS, **on_node
-                )
-            except (RedisError, OSError, TimeoutError) as error:
-                raise StoreUnavailable("redis") from error
-            cursor, found = reply
-            if isinstance(cursor, dict):  # a cluster's client gives one a node
-                (cursor,) = cursor.values()
-            yield found
+            cursor, got = await self.command("SCAN", cursor, "MATCH", prefix + "*", "COUNT", _SCAN_KEYS)
+            yield got
             if int(cursor) == 0:
                 return
 
-    async def close(self) -> None:
-        """Waits for what is on its way, then lets go of the connection."""
+    async def drain(self) -> None:
+        """Waits for what is on its way."""
         while self._waiting or self._in_flight or self._tasks:
             self._idle.clear()
             await self._idle.wait()
+
+    async def close(self) -> None:
+        """Waits for what is on its way, then lets go of the connection."""
+        if self.breaker is not None:
+            await self.breaker.close()
+        await self.drain()
         if self._connection is not None:
             connection, self._connection = self._connection, None
             await self._release(connection)

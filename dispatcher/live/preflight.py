@@ -3,118 +3,69 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Final
 
-import redis.asyncio
-from redis.backoff import NoBackoff
-from redis.exceptions import NoPermissionError, RedisError, ResponseError
-from redis.retry import Retry
+from redis.exceptions import ConnectionError as NotConnected
+from redis.exceptions import RedisError, ResponseError
 
-from dispatcher.config import SettingsError, url_refused
-from dispatcher.core.times import now_ms
+from dispatcher.config import url_refused
 from dispatcher.core.zones import DEFAULT_ZONE
-from dispatcher.live.keys import keys_of
-from dispatcher.live.permissions import find_refusals
-
-_TIMEOUT_S: Final = 5.0  # a server that takes longer to answer is not one to start on
-_READY_MS: Final = 1_000  # what tries whether Redis can be written goes by itself
-_OLDEST_REDIS: Final = (7, 2)
-_OLDEST_VALKEY: Final = (8, 0)
+from dispatcher.live.address import Kind, RedisAddress, parse_address
+from dispatcher.live.client import connect, sentinels_of
+from dispatcher.live.cluster_preflight import check_cluster
+from dispatcher.live.node_preflight import UnfitError, check_node
 
 
-async def check_redis(
-    url: str, *, cluster: bool = False, zones: Sequence[str] = (DEFAULT_ZONE,)
-) -> None:
-    """Check that Redis 7.2+ or Valkey 8+ answers at `url`, that it never evicts a key, that it takes
-    writes, and that the URL's user may do all that a server does to the keys of `zones`.
+async def check_redis(url: str, *, zones: Sequence[str] = (DEFAULT_ZONE,)) -> None:
+    """Check that `url` leads to what it says: one node, a primary that the Sentinels know, or a cluster.
 
-    `cluster` says whether the server is expected to be a node of a cluster.
-    Raises SettingsError, which names the setting and never shows the URL's password.
+    Also that it is Redis 7.2+ or Valkey 8+, never evicts a key, takes writes, and that the user may
+    do all that a server does to the keys of `zones`.
+
+    Raises SettingsError, which names the setting and never shows a password of the URL.
     """
     try:
-        client = redis.asyncio.Redis.from_url(
-            url,
-            socket_timeout=_TIMEOUT_S,
-            socket_connect_timeout=_TIMEOUT_S,
-            retry=Retry(NoBackoff(), 0),
-        )
+        address = parse_address(url)
+        if address.tls is not None:
+            address.tls.check_files()
     except ValueError as error:
         raise url_refused("redis_url", url, f"is not a Redis URL: {error}") from None
     try:
-        server: dict[str, Any] = await client.info("server")
-        _check_version(server)
-        _check_mode(server, cluster=cluster)
-        _check_eviction(await _eviction_policy(client))
-        if not cluster:  # there, any node knows which one to write to
-            _check_role(await client.info("replication"))
-        _check_refusals(await find_refusals(client, zones))
-        if not cluster:
-            await _check_writable(client, url)
-    except NoPermissionError as error:
-        # Redis' own words name the command.
-        raise url_refused("redis_url", url, f"its user may not do what a server does: {error}") from None
+        if address.kind is Kind.CLUSTER:
+            await check_cluster(address, zones)
+            return
+        if address.kind is Kind.SENTINEL:
+            await _check_sentinels(address)
+        client = connect(url)
+        try:
+            await check_node(client, zones)
+        finally:
+            await client.aclose()
+    except UnfitError as error:
+        raise url_refused("redis_url", url, str(error)) from None
     except (RedisError, OSError, TimeoutError, UnicodeError) as error:
         raise url_refused("redis_url", url, f"Redis cannot be reached: {error}") from None
+
+
+async def _check_sentinels(address: RedisAddress) -> None:
+    """One of the Sentinels at least must know the master."""
+    sentinels = sentinels_of(address)
+    known: set[str] = set()
+    errors: list[str] = []
+    try:
+        for client, (host, port) in zip(list(sentinels.sentinels), address.hosts, strict=True):
+            try:
+                known |= {str(name) for name in await client.sentinel_masters()}
+            except (NotConnected, OSError, TimeoutError) as error:
+                errors.append(str(error))
+            except ResponseError as error:
+                errors.append(f"{host}:{port} is no Sentinel, or refuses its user: {error}")
     finally:
-        await client.aclose()
-
-
-def _check_eviction(policy: str) -> None:
-    if policy != "noeviction":
-        raise SettingsError(
-            f"DISPATCHER_REDIS_URL: maxmemory-policy is {policy} there and must be noeviction, "
-            "since an evicted trip would be a wrong answer"
+        await sentinels.aclose()
+    if address.master in known:
+        return
+    if known:
+        raise UnfitError(
+            f"the Sentinels know no master {address.master}, only {', '.join(sorted(known))}"
         )
-
-
-async def _eviction_policy(client: redis.asyncio.Redis) -> str:
-    try:
-        answer = await client.config_get("maxmemory-policy")
-        return str(answer["maxmemory-policy"])
-    except (ResponseError, KeyError):  # managed services forbid CONFIG, but not INFO
-        memory: dict[str, Any] = await client.info("memory")
-        return str(memory.get("maxmemory_policy"))
-
-
-def _check_role(replication: dict[str, Any]) -> None:
-    """A replica is behind its primary, and what is written to one is lost, if it takes writes at all."""
-    if replication.get("role") == "slave":
-        primary = f"{replication.get('master_host')}:{replication.get('master_port')}"
-        raise SettingsError(
-            f"DISPATCHER_REDIS_URL: is a replica of {primary}; give the URL of the primary"
-        )
-
-
-def _check_refusals(refusals: Sequence[str]) -> None:
-    if refusals:
-        raise SettingsError(f"DISPATCHER_REDIS_URL: its user may not {'; nor '.join(refusals)}")
-
-
-async def _check_writable(client: redis.asyncio.Redis, url: str) -> None:
-    """What nothing but a write tells: no memory, no disk, too few replicas."""
-    try:
-        await client.set(keys_of(DEFAULT_ZONE).ready, now_ms(), px=_READY_MS)
-    except ResponseError as error:
-        raise url_refused("redis_url", url, f"Redis cannot be written: {error}") from None
-
-
-def _check_version(server: dict[str, Any]) -> None:
-    # Valkey also reports a redis_version, which stays at that of the Redis it was forked from.
-    name, oldest = ("Valkey", _OLDEST_VALKEY) if "valkey_version" in server else ("Redis", _OLDEST_REDIS)
-    text = str(server.get(f"{name.lower()}_version", "0"))
-    version = tuple(int(part) for part in text.split(".")[:2] if part.isdigit())
-    if version < oldest:
-        needed = ".".join(map(str, oldest))
-        raise SettingsError(
-            f"DISPATCHER_REDIS_URL: {name} {text} is there; {name} {needed} or newer is needed"
-        )
-
-
-def _check_mode(server: dict[str, Any], *, cluster: bool) -> None:
-    mode = server.get("redis_mode") or server.get("server_mode")  # the second is Valkey's own name
-    if mode == "sentinel":
-        raise SettingsError("DISPATCHER_REDIS_URL: is a Sentinel; give the URL of a data node")
-    if cluster != (mode == "cluster"):
-        raise SettingsError(
-            f"DISPATCHER_REDIS_CLUSTER: is {str(cluster).lower()}, but the server runs in {mode} mode"
-        )
+    reason = errors[0] if errors else "they watch no master at all"
+    raise UnfitError(f"no Sentinel names the master {address.master}: {reason}")

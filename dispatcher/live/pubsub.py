@@ -16,17 +16,18 @@ import hiredis
 import structlog
 from redis.exceptions import RedisError, ResponseError
 
+from dispatcher.core.errors import StoreUnavailable
 from dispatcher.live.channel_nodes import ChannelNodes
 from dispatcher.live.keys import keys_of
 from dispatcher.live.pipeline import Pipeline
 from dispatcher.live.protocol import RedisProtocol
-from dispatcher.live.settle import Message
+from dispatcher.live.settlement import Message
 
 log = structlog.get_logger("dispatcher.pubsub")
 
 _RETRY_S: Final = 0.5
-#: A subscription that is silent this long is checked by a ping.
-_QUIET_S: Final = 15.0
+#: A subscription that is silent this long is checked by a ping, and given up after as long again.
+_QUIET_S: Final = 5.0
 
 
 def _nothing() -> None:
@@ -60,7 +61,7 @@ class Subscriber:
 
     async def open(self) -> None:
         """Learns where channels live; where that cannot be had yet, subscriptions stand later."""
-        with contextlib.suppress(RedisError, OSError, TimeoutError):
+        with contextlib.suppress(StoreUnavailable, RedisError, OSError, TimeoutError):
             await self._nodes.look_again()
 
     def subscribe(self, channel: str, listener: Listener) -> None:
@@ -186,14 +187,14 @@ class _Link:
     async def _run(self) -> None:
         try:
             await self._listen()
-        except (RedisError, OSError, TimeoutError) as error:
+        except (StoreUnavailable, RedisError, OSError, TimeoutError) as error:
             log.warning("subscription lost", channels=len(self._channels), error=str(error))
         finally:
             self._connection = None
             confirmed, self._confirmed = list(self._confirmed), set()
             self._subscriber.lost(confirmed)
         await asyncio.sleep(_RETRY_S)
-        with contextlib.suppress(RedisError, OSError, TimeoutError):
+        with contextlib.suppress(StoreUnavailable, RedisError, OSError, TimeoutError):
             await self._nodes.look_again()
         self._subscriber.left(self._node, list(self._channels))
 

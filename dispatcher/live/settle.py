@@ -11,12 +11,11 @@ import asyncio
 import contextlib
 from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass, field, replace
-from enum import StrEnum
-from typing import Any, Final, NamedTuple, TypeVar
+from functools import partial
+from typing import Any, Final, TypeVar
 
 import orjson
 
-from dispatcher.core.drivers import Driver
 from dispatcher.core.errors import StoreUnavailable
 from dispatcher.core.idempotency import StoredAnswer
 from dispatcher.core.trips import FINAL, Status, Trip
@@ -24,52 +23,16 @@ from dispatcher.live.announcements import Announcements
 from dispatcher.live.claims import NOBODY, Attempt
 from dispatcher.live.hashes import driver_fields
 from dispatcher.live.idempotency import done_record
-from dispatcher.live.keys import Keys
+from dispatcher.live.keys import Keys, names_of_driver, names_of_trip, names_of_zone
 from dispatcher.live.pipeline import Pipeline
+from dispatcher.live.redis_errors import is_corrupt
+from dispatcher.live.settlement import Settlement
 from dispatcher.live.state import FINISHED_TTL_S
 
 T = TypeVar("T")
 
 #: A batch this large keeps Redis busy for half a millisecond; more would only delay others.
 _MAX_BATCH: Final = 16
-
-
-class SettleEffect(StrEnum):
-    """What a change does to its driver in the live state."""
-
-    TAKE = "take"  # the trip is theirs, and they get no offers
-    FREE = "free"  # of the trip
-    STATE = "state"  # their availability changes
-
-
-class Message(NamedTuple):
-    """A frame (JSON) for the sockets of users, by address (role:id)."""
-
-    to: Sequence[str]
-    frame: str
-
-
-@dataclass(frozen=True, slots=True)
-class Settlement:
-    """What the live state is to be told of one change, all of it optional.
-
-    `before` is the trip as it was claimed: only what differs is sent. `driver` is the driver's new
-    availability, `driver_vehicle_type` names the geo set they leave or join. `event` is JSON for the
-    stream, `messages` go to sockets. `inboxes` are drivers who hold an offer. `arrives` is the address
-    of a user whose sockets' servers may not listen to this zone yet: they are told first.
-    """
-
-    trip: Trip | None = None
-    before: Trip | None = None
-    driver_id: str = ""
-    driver_vehicle_type: str = ""
-    effect: SettleEffect | None = None
-    driver: Driver | None = None
-    barred_driver: str = ""
-    inboxes: Sequence[str] = ()
-    event: str = ""
-    messages: Sequence[Message] = ()
-    arrives: str = ""
 
 
 #: What the script says of a change: see the header of `settle_changes`.
@@ -128,7 +91,7 @@ class Settler:
         """
         announced = None
         if settlement.arrives:
-            announced = self._announcements.announce(keys, settlement.arrives, _first_frame(settlement))
+            announced = self._announcements.announce(keys, settlement.arrives, settlement.first_frame)
         if announced is None:
             result = await self._join(keys, attempt, settlement, answer)
         else:
@@ -212,7 +175,9 @@ class Settler:
 
     def _send(self, batch: _Batch) -> None:
         del self._filling[batch.keys.zone]
-        self.settle_changes(batch.keys, batch.changes).add_done_callback(batch.answered)
+        reply = self.settle_changes(batch.keys, batch.changes)
+        reply.add_done_callback(batch.answered)
+        reply.add_done_callback(partial(self._look_for_corrupt, batch))
 
     def settle_changes(
         self, keys: Keys, changes: Sequence[tuple[Attempt, Settlement, StoredAnswer | None]]
@@ -246,11 +211,25 @@ class Settler:
             )  # fmt: skip
         return self._pipeline.run("settle_changes", names, args)
 
+    def _look_for_corrupt(self, batch: _Batch, reply: asyncio.Future[list[SettleResult]]) -> None:
+        """Has the keys looked into where a change stumbled over one: a later try finds it mended."""
+        if reply.cancelled() or reply.exception() is not None:
+            return
+        texts = [text for text in reply.result() if isinstance(text, str) and is_corrupt(text)]
+        if texts:
+            self._pipeline.corrupt(_names_of(batch), texts[0])
 
-def _first_frame(settlement: Settlement) -> str:
-    """What whoever arrives is told first, or empty."""
-    first = settlement.messages[0] if settlement.messages else None
-    return first.frame if first is not None and settlement.arrives in first.to else ""
+
+def _names_of(batch: _Batch) -> list[str]:
+    """The keys that a batch's changes touch."""
+    keys = batch.keys
+    names = names_of_zone(keys)
+    for attempt, settlement, _ in batch.changes:
+        names += (attempt.record_key(keys), keys.geo(settlement.driver_vehicle_type or NOBODY))
+        names += names_of_trip(keys, attempt.trip_id or NOBODY)
+        for driver in {attempt.driver_id, settlement.driver_id, *settlement.inboxes}:
+            names += names_of_driver(keys, driver or NOBODY)
+    return names
 
 
 def _record(attempt: Attempt, settlement: Settlement, answer: StoredAnswer | None) -> dict[str, Any]:

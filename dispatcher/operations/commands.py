@@ -82,7 +82,24 @@ def replay(*, trip: str, as_json: bool, data_dir: Path | None) -> None:
     _exit_with(1 if result["faults"] or result["differences"] else 0)
 
 
-COMMANDS = (why, fsck, rebuild, replay)
+@click.command()
+@click.argument("engine", type=click.Choice(["redis", "postgres"]))
+def grants(engine: str) -> None:
+    """Print what gives a server the rights that it needs, and no others.
+
+    For Redis, a line of an ACL file; for Postgres, SQL that makes a role for servers and one that
+    migrates. Passwords are in neither.
+    """
+    from dispatcher.live.permissions import acl_rules
+    from dispatcher.resources import SQL_DIR
+
+    if engine == "redis":
+        click.echo(f"user dispatcher {' '.join(acl_rules())}")
+    else:
+        click.echo((SQL_DIR / "roles.sql").read_text(), nl=False)
+
+
+COMMANDS = (why, fsck, rebuild, replay, grants)
 
 
 def _zones(bench: Workbench, name: str | None) -> list[str]:

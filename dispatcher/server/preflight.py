@@ -34,7 +34,7 @@ async def check_and_migrate(settings: Settings) -> None:
     """
     redis_url, database_url = settings.redis_url or "", settings.database_url or ""
     zones = load_zones(settings.zones_file).names()
-    await check_engines(redis_url, database_url, redis_cluster=settings.redis_cluster, zones=zones)
+    await check_engines(redis_url, database_url, zones=zones)
     for label in await migrate.up(database_url):
         _log.info("Migration applied", migration=label)
     await check_privileges(database_url)
@@ -44,9 +44,8 @@ async def check_engines(
     redis_url: str,
     database_url: str,
     *,
-    redis_cluster: bool = False,
     zones: Sequence[str] = (DEFAULT_ZONE,),
 ) -> None:
     """Check Redis, then Postgres. Raises SettingsError, which names the setting."""
-    await check_redis(redis_url, cluster=redis_cluster, zones=zones)
+    await check_redis(redis_url, zones=zones)
     await check_postgres(database_url)

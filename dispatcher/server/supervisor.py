@@ -10,12 +10,11 @@ import re
 import socket
 import sys
 from typing import Final
-from urllib.parse import urlsplit
 
 import structlog
 from pydantic import SecretStr
 
-from dispatcher.config import Settings, SettingsError
+from dispatcher.config import Settings, SettingsError, shown_url
 from dispatcher.core.stop_signal import StopSignal
 from dispatcher.embedded.engines import Engines, EngineUrls, development_secret
 from dispatcher.observe import logs
@@ -32,8 +31,6 @@ _REVIVED_S: Final = 4.0
 _ENGINES_STOPPED_S: Final = 4.7
 #: How a URL goes on after its scheme where it names no user.
 _PASSWORD_ALONE: Final = re.compile(r":[^@/]*@")
-#: Both clients also take a password from the query of a URL.
-_PASSWORD_PARAMETER: Final = re.compile(r"([?&](?:ssl)?password=)[^&]*")
 #: Addresses that mean "all of this machine", each with one that a client can connect to.
 _WILDCARDS: Final = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104
 
@@ -172,10 +169,3 @@ def shown_redis_url(url: str) -> str:
     """
     scheme, separator, rest = url.partition("://")
     return shown_url(f"{scheme}{separator}default{rest}" if _PASSWORD_ALONE.match(rest) else url)
-
-
-def shown_url(url: str) -> str:
-    """A URL without its password."""
-    password = urlsplit(url).password
-    shown = url.replace(f":{password}@", ":***@", 1) if password else url
-    return _PASSWORD_PARAMETER.sub(r"\1***", shown)

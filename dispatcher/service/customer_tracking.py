@@ -13,7 +13,7 @@ from dispatcher.core.errors import StoreUnavailable
 from dispatcher.live.keys import keys_of
 from dispatcher.live.positions import DriverFix
 from dispatcher.live.pubsub import Publisher
-from dispatcher.live.settle import Message
+from dispatcher.live.settlement import Message
 from dispatcher.live.state import StateScripts
 
 _MAX_TRIPS: Final = 100_000

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
 
 import orjson
 
@@ -35,7 +36,19 @@ class Hub:
             if not listeners:
                 del self._listeners[address]
 
-    def deliver(self, address: str, frame: bytes) -> None:
+    def addresses(self) -> list[str]:
+        """Whose sockets are open."""
+        return list(self._listeners)
+
+    def deliver(self, addresses: Sequence[str], frame: Mapping[str, Any]) -> None:
+        """Sends a frame to every socket of every addressee; most have theirs on other servers."""
+        here = [address for address in addresses if address in self._listeners]
+        if here:
+            text = orjson.dumps(frame)
+            for address in here:
+                self.hand_on(address, text)
+
+    def hand_on(self, address: str, frame: bytes) -> None:
         """Sends a frame to every socket of a user. Raises ValueError, LookupError or TypeError where it
         is none."""
         listeners = self._listeners.get(address)

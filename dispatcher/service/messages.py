@@ -3,23 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, TypedDict
+from typing import Any
 
 import orjson
 
 from dispatcher.core.actors import Actor, Role, address_of
-from dispatcher.core.drivers import Driver, Hindrance
+from dispatcher.core.drivers import Driver
+from dispatcher.core.obstacles import Obstacle
 from dispatcher.core.times import iso
 from dispatcher.core.transitions import Event
 from dispatcher.core.trips import Trip
-from dispatcher.live.settle import Message
-
-
-class DriverFrame(TypedDict):
-    """An operator has changed the driver's availability: what it is from now on."""
-
-    type: str
-    driver: dict[str, Any]
+from dispatcher.live.settlement import Message
 
 
 def event_payload(token: str, trip: Trip, **more: Any) -> str:
@@ -43,14 +37,14 @@ def trip_body(response_code: str, trip: orjson.Fragment) -> bytes:
     return orjson.dumps({"response_code": response_code, "trip": trip})
 
 
-def driver_body(driver: Driver, released: Trip | None, hindrances: Sequence[Hindrance]) -> bytes:
-    """The body of a change of availability; `hindrances` are what keeps offers away."""
+def driver_body(driver: Driver, released: Trip | None, obstacles: Sequence[Obstacle]) -> bytes:
+    """The body of a change of availability; `obstacles` are what keeps offers away."""
     return orjson.dumps(
         {
             "response_code": "availability_updated",
             "driver": driver.to_json(),
             "released_trip": released.to_json() if released else None,
-            "keeps_offers_away": hindrances,
+            "keeps_offers_away": obstacles,
         }
     )
 
@@ -95,7 +89,7 @@ def trip_messages(
 
 def driver_message(driver: Driver) -> Message:
     """Tells a driver their new state: somebody else has changed it."""
-    frame: DriverFrame = {"type": "driver", "driver": driver.to_json()}
+    frame = {"type": "driver", "driver": driver.to_json()}
     return _message([address_of(Role.DRIVER, driver.user_id)], frame)
 
 

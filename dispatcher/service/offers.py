@@ -16,11 +16,13 @@ from dispatcher.live.keys import keys_of
 from dispatcher.live.offers import Candidate, OfferScripts, WaveCode, WaveResult
 from dispatcher.live.state import StateScripts
 from dispatcher.matching.looks import longest_wait_ms, look
+from dispatcher.service.authorities import Authorities
 from dispatcher.service.commands.actions import expire_trip
 from dispatcher.service.coordinator import Coordinator
 from dispatcher.service.matched_rounds import MatchedRound, MatchedRounds, MatchedTrip
 from dispatcher.service.offer_log import OfferLog, OfferOutcome, OfferRow
 from dispatcher.service.rehydration import Rehydration
+from dispatcher.service.webhook import Webhook
 
 log = structlog.get_logger("dispatcher.offers")
 
@@ -47,6 +49,8 @@ class Offers:
         coordinator: Coordinator,
         offer_log: OfferLog,
         matched_rounds: MatchedRounds,
+        authorities: Authorities,
+        webhook: Webhook,
         fix_age_s: int,
     ) -> None:
         self._zones = zones
@@ -56,6 +60,8 @@ class Offers:
         self._coordinator = coordinator
         self._offer_log = offer_log
         self._rounds = matched_rounds
+        self._authorities = authorities
+        self._webhook = webhook
         self._fix_age_ms = fix_age_s * 1000
 
     async def run_due(self, zone_name: str, zone_fence: str = "") -> int | None:
@@ -67,6 +73,8 @@ class Offers:
         """
         zone = self._zones.get(zone_name)
         assert zone is not None
+        if self._authorities.of(zone_name).is_degraded:
+            return None  # dispatcher/service/ledger_offers.py makes them
         rounds = self._rounds
         due = await self._scripts.claim_waves(
             keys_of(zone_name), max_trips=rounds.max_trips(zone), again_ms=rounds.again_ms(zone),
@@ -96,21 +104,20 @@ class Offers:
 
     async def _run(self, zone: Zone, trip_id: str, zone_fence: str) -> None:
         keys = keys_of(zone.name)
-        hash_ = await self._state.read_hash(keys.trip(trip_id))
-        if not hash_.get("id"):
+        waiting = await self._state.read_waiting(keys, trip_id)
+        if waiting is None:
             if await self._rehydration.reload_trip(keys, trip_id) is None:
                 await self._scripts.forget_wave(keys, trip_id)
             return
-        step = look(zone.waves, int(hash_.get("round") or 0))
-        trip = Trip.from_hash(hash_)
+        trip, round_number = waiting
+        step = look(zone.waves, round_number)
         candidates = await self._scripts.nearest(
             keys, trip, radius_m=step.wave.radius_m,
             max_drivers=step.wave.size * CANDIDATES_PER_OFFER + MORE_CANDIDATES,
         )  # fmt: skip
         result = await self._offer(
-            zone, trip, int(hash_.get("round") or 0), candidates, again_ms=step.again_ms,
-            zone_fence=zone_fence,
-        )  # fmt: skip
+            zone, trip, round_number, candidates, again_ms=step.again_ms, zone_fence=zone_fence
+        )
         if result.code is WaveCode.NOBODY and step.is_widest:
             await self._rounds.found_nobody(zone, trip_id, result.now_ms)
 
@@ -153,6 +160,7 @@ class Offers:
             )
             for driver in result.offered
         )  # fmt: skip
+        await self._webhook.offered(trip, result, distances)
         if result.code is WaveCode.EXHAUSTED:
             answer = await self._coordinator.execute(expire_trip(self._zones, trip.id))
             log.info("trip expired", trip_id=trip.id, waves=result.wave, status=answer.status)

@@ -3,55 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from datetime import UTC, datetime, timedelta
-from typing import Any, Final, NamedTuple
+from datetime import timedelta
+from typing import Any, Final
 
 from dispatcher.core.actors import Role, address_of
-from dispatcher.core.drivers import AvailabilityStatus, Driver
+from dispatcher.core.drivers import Driver
 from dispatcher.core.errors import Refusal
+from dispatcher.core.obstacles import Obstacle
 from dispatcher.core.times import iso, millis, now_ms
 from dispatcher.core.trips import Trip
 from dispatcher.core.zones import Zones
 from dispatcher.ledger.database import Database, driver_from_row, trip_from_row
+from dispatcher.live.deliveries import DeliveryScripts
 from dispatcher.live.keys import Keys, keys_of
 from dispatcher.live.offers import OfferScripts
 from dispatcher.live.presence import PresenceScripts
 from dispatcher.live.state import Fix, StateScripts
 from dispatcher.live.zone_view import ZoneViewScripts
 from dispatcher.service.commands.actions import zone_of_trip
+from dispatcher.service.pages import Place, next_place
 from dispatcher.service.reads import offer_from_row
 
 #: How far back the latest trips are looked for: the first reach that fills a page is enough.
 _REACHES: Final = (timedelta(minutes=10), timedelta(hours=2), timedelta(days=1), timedelta(days=60))
-#: A page without a beginning begins here: later than any change, should clocks differ.
-_AHEAD: Final = timedelta(minutes=5)
-_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
-
-
-class Place(NamedTuple):
-    """Where a page begins: after the row of this time (µs since the epoch) and id."""
-
-    at_us: int
-    id: str
-
-    @classmethod
-    def read(cls, text: str) -> Place:
-        """The place that `next` of a page names: `µs~id`."""
-        at_us, _, id_ = text.partition("~")
-        return cls(int(at_us), id_)
-
-    @classmethod
-    def of(cls, at: datetime, id_: str) -> Place:
-        """The place of a row."""
-        return cls((at - _EPOCH) // timedelta(microseconds=1), id_)
-
-    @property
-    def moment(self) -> datetime:
-        """The time of the row."""
-        return _EPOCH + timedelta(microseconds=self.at_us)
-
-    def __str__(self) -> str:
-        return f"{self.at_us}~{self.id}"
 
 
 class OperatorReads:
@@ -66,6 +40,7 @@ class OperatorReads:
         offers: OfferScripts,
         presence: PresenceScripts,
         views: ZoneViewScripts,
+        deliveries: DeliveryScripts,
         fix_age_s: int,
     ) -> None:
         self._zones = zones
@@ -74,6 +49,7 @@ class OperatorReads:
         self._offers = offers
         self._presence = presence
         self._views = views
+        self._deliveries = deliveries
         self._fix_age_ms = fix_age_s * 1000
 
     def zones(self) -> list[dict[str, Any]]:
@@ -102,7 +78,7 @@ class OperatorReads:
 
         `search` is the id of a trip (with or without its zone), a customer or a driver.
         """
-        start = Place.read(after) if after else Place.of(datetime.now(UTC) + _AHEAD, "")
+        start = Place.latest(after)
         common = {
             "zone": zone, "statuses": statuses, "before": start.moment, "before_id": start.id,
             "max_rows": limit,
@@ -116,11 +92,54 @@ class OperatorReads:
                 rows = await self._database.rows("recent_trips", since=start.moment - reach, **common)
                 if len(rows) == limit:
                     break
-        last = Place.of(rows[-1]["updated_at"], rows[-1]["id"]) if len(rows) == limit else None
         return {
             "trips": [trip_from_row(row).to_json() for row in rows],
-            "next": str(last) if last else None,
+            "next": next_place(rows, limit, time="updated_at", id_="id"),
         }
+
+    async def pending(self, zone: str, after: str | None, limit: int) -> dict[str, Any]:
+        """A page of a zone's pending trips, those that have waited longest first, each with its `wave`
+        (0: none yet; None: Redis does not have the trip), when the next one is due, and who holds an
+        open offer. Raises Refusal invalid_zone.
+        """
+        if self._zones.get(zone) is None:
+            raise Refusal("invalid_zone")
+        start = Place.oldest(after)
+        rows = await self._database.rows(
+            "pending_of_zone", zone=zone, after=start.moment, after_id=start.id, max_rows=limit
+        )
+        keys, ids = keys_of(zone), [row["id"] for row in rows]
+        waves = await self._views.read_waves(keys, ids)
+        due_ms = await self._offers.next_waves(keys, ids)
+        trips = [
+            {
+                **trip_from_row(row).to_json(),
+                "wave": waves[row["id"]].wave if waves[row["id"]].version >= 0 else None,
+                "next_wave_at": iso(due_ms[row["id"]]),
+                "offered_to": waves[row["id"]].drivers,
+            }
+            for row in rows
+        ]
+        last = next_place(rows, limit, time="created_at", id_="id")
+        return {"zone": zone, "trips": trips, "next": last}
+
+    async def dead_letters(self, zone: str, after: str | None, limit: int) -> dict[str, Any]:
+        """A page of what receivers of the webhook have not taken in a zone, the latest first; `body` is
+        the message as it was sent. Raises Refusal invalid_zone."""
+        if self._zones.get(zone) is None:
+            raise Refusal("invalid_zone")
+        letters = await self._deliveries.dead_letters(keys_of(zone), after, limit)
+        shown = [
+            {
+                "id": letter.id,
+                "at": iso(letter.at_ms),
+                **letter.fields,
+                "attempts": int(letter.fields["attempts"]),
+            }
+            for letter in letters
+        ]
+        last = letters[-1].id if len(letters) == limit else None
+        return {"zone": zone, "dead_letters": shown, "next": last}
 
     async def trip_offers(self, trip_id: str, after: str | None, limit: int) -> dict[str, Any]:
         """A page of a trip's offers, wave by wave; `score` is as in a timeline. Raises Refusal
@@ -144,16 +163,15 @@ class OperatorReads:
 
     async def driver_offers(self, driver_id: str, after: str | None, limit: int) -> dict[str, Any]:
         """A page of the offers that a driver got, the latest first."""
-        start = Place.read(after) if after else Place.of(datetime.now(UTC) + _AHEAD, "")
+        start = Place.latest(after)
         rows = await self._database.rows(
             "offers_of_driver", driver_id=driver_id, before=start.moment, before_id=start.id,
             max_rows=limit,
         )  # fmt: skip
-        last = Place.of(rows[-1]["offered_at"], rows[-1]["trip_id"]) if len(rows) == limit else None
         return {
             "driver_id": driver_id,
             "offers": [offer_from_row(row) for row in rows],
-            "next": str(last) if last else None,
+            "next": next_place(rows, limit, time="offered_at", id_="trip_id"),
         }
 
     async def drivers(
@@ -217,17 +235,12 @@ class OperatorReads:
 
     def _obstacles(
         self, driver: Driver, fix: Fix | None, present_ms: int | None, offers: int, at_ms: int
-    ) -> list[str]:
-        """What keeps offers from a driver, as `lua/offer_trip.lua` filters candidates."""
+    ) -> list[Obstacle]:
+        """What keeps offers from a driver, whatever the trip, as `lua/lib/candidates.lua` says."""
         zone = self._zones.get(driver.zone)
-        most_offers = zone.offers_per_driver if zone is not None else 0
-        found = {
-            "offline": not driver.is_online,
-            "unavailable": driver.availability_status is not AvailabilityStatus.AVAILABLE,
-            "on_a_trip": bool(driver.trip_id),
-            "not_present": (present_ms or 0) <= at_ms,
-            "no_position": fix is None,
-            "old_position": fix is not None and fix.at_ms <= at_ms - self._fix_age_ms,
-            "enough_offers": offers >= most_offers,
-        }
-        return [code for code, holds in found.items() if holds]
+        found = driver.obstacles(at_ms - fix.at_ms if fix else None, self._fix_age_ms)
+        if (present_ms or 0) <= at_ms:
+            found.append(Obstacle.NOT_PRESENT)
+        if offers >= (zone.offers_per_driver if zone is not None else 0):
+            found.append(Obstacle.ENOUGH_OFFERS)
+        return found

@@ -11,7 +11,8 @@ from dispatcher.core.errors import StoreUnavailable
 from dispatcher.core.idempotency import StoredAnswer
 from dispatcher.live.claims import Attempt
 from dispatcher.live.keys import Keys
-from dispatcher.live.settle import Settlement, Settler
+from dispatcher.live.settle import Settler
+from dispatcher.live.settlement import Settlement
 from dispatcher.service.lease_retries import LeaseRetries
 
 log = structlog.get_logger("dispatcher.coordinator")

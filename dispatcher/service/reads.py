@@ -8,7 +8,7 @@ from typing import Any, Final
 import orjson
 
 from dispatcher.core.actors import Actor, Role
-from dispatcher.core.drivers import AvailabilityStatus
+from dispatcher.core.drivers import AvailabilityStatus, Driver
 from dispatcher.core.errors import Refusal
 from dispatcher.core.times import iso, millis
 from dispatcher.core.trips import Trip
@@ -17,6 +17,7 @@ from dispatcher.ledger.database import Database, trip_from_row
 from dispatcher.live.keys import keys_of
 from dispatcher.live.offers import OfferScripts
 from dispatcher.live.positions import PositionScripts
+from dispatcher.service.authorities import Authorities
 from dispatcher.service.commands.actions import zone_of_trip
 from dispatcher.service.live_drivers import LiveDrivers
 
@@ -39,7 +40,9 @@ class Reads:
         drivers: LiveDrivers,
         offers: OfferScripts,
         positions: PositionScripts,
+        authorities: Authorities,
     ) -> None:
+        self._authorities = authorities
         self._zones = zones
         self._database = database
         self._drivers = drivers
@@ -60,12 +63,20 @@ class Reads:
         return trip
 
     async def timeline(self, trip_id: str) -> list[dict[str, Any]]:
-        """The history of a trip, a row a version. Raises Refusal trip_not_found."""
+        """The history of a trip, a row a version; its payload is what replaying it needs. Raises Refusal
+        trip_not_found."""
         zone_of_trip(self._zones, trip_id)
         rows = await self._database.rows("timeline", trip_id=trip_id)
         if not rows:
             raise Refusal("trip_not_found")
-        return [{**row, "created_at": iso(millis(row["created_at"]))} for row in rows]
+        return [
+            {
+                **row,
+                "payload": orjson.loads(row["payload"]),
+                "created_at": iso(millis(row["created_at"])),
+            }
+            for row in rows
+        ]
 
     async def offers(self, trip_id: str) -> list[dict[str, Any]]:
         """Who was asked for a trip, in that order, and what came of it.
@@ -83,11 +94,17 @@ class Reads:
         return [{**row, "locked_at": iso(millis(row["locked_at"]))} for row in rows]
 
     async def zone_statistics(self, zone: str) -> dict[str, Any]:
-        """Live trips of a zone by state. Raises Refusal invalid_zone."""
+        """Live `trips` of a zone by state, and its `drivers`: those who are online, and of these who
+        has a trip, is free, or unavailable. Raises Refusal invalid_zone."""
         if self._zones.get(zone) is None:
             raise Refusal("invalid_zone")
         rows = await self._database.rows("zone_statistics", zone=zone)
-        return {"zone": zone, "trips": {row["current_status"]: row["trips"] for row in rows}}
+        drivers = await self._database.row("zone_driver_statistics", zone=zone)
+        return {
+            "zone": zone,
+            "trips": {row["current_status"]: row["trips"] for row in rows},
+            "drivers": dict(drivers),
+        }
 
     async def pending_near(self, actor: Actor, limit: int) -> list[dict[str, Any]]:
         """The pending trips that the driver may accept now, nearest first, each with `distance_m`.
@@ -103,14 +120,19 @@ class Reads:
         if driver.availability_status is not AvailabilityStatus.AVAILABLE or driver.trip_id:
             raise Refusal("driver_not_available")
         keys = keys_of(driver.zone)
-        position = await self._positions.last_position(keys, driver.user_id)
+        is_degraded = self._authorities.of(driver.zone).is_degraded
+        position = (
+            await self._saved_position(driver.user_id)
+            if is_degraded
+            else await self._positions.last_position(keys, driver.user_id)
+        )
         if position is None:
             raise Refusal("driver_not_online", "Go online and send a position first.")
         lat, lng = position
         offered, box = None, _box_around(lat, lng)
         zone = self._zones.get(driver.zone)
         if zone is not None and zone.accept_policy == "offered":
-            offered = [offer.trip_id for offer in await self._offers.read_offers(keys, driver.user_id)]
+            offered = await self._offered(driver, is_degraded=is_degraded)
             box = _EVERYWHERE
         rows = await self._database.rows(
             "pending_near",
@@ -121,6 +143,20 @@ class Reads:
             {**trip_from_row(row).to_json(), "distance_m": round(row["distance_m"], 1)} for row in rows
         ]
         return sorted(found, key=lambda trip: trip["distance_m"])
+
+    async def _saved_position(self, driver_id: str) -> tuple[float, float] | None:
+        row = await self._database.row("position_of_driver", driver_id=driver_id)
+        return (row["lat"], row["lng"]) if row else None
+
+    async def _offered(self, driver: Driver, *, is_degraded: bool) -> list[str]:
+        """The trips that the driver holds an open offer of."""
+        if is_degraded:
+            rows = await self._database.rows(
+                "open_offers_of_driver", driver_id=driver.user_id, max_rows=_MAX_ROWS
+            )
+            return [row["id"] for row in rows]
+        offers = await self._offers.read_offers(keys_of(driver.zone), driver.user_id)
+        return [offer.trip_id for offer in offers]
 
 
 def offer_from_row(row: Any) -> dict[str, Any]:

@@ -12,7 +12,9 @@ from typing import Any, Final
 import structlog
 
 from dispatcher.core.actors import Role, address_of
+from dispatcher.core.authority import Authority
 from dispatcher.core.drivers import Driver
+from dispatcher.core.errors import StoreUnavailable
 from dispatcher.core.idempotency import IdempotencyKey, StoredAnswer
 from dispatcher.core.times import millis, now_ms
 from dispatcher.core.trips import Status, Trip
@@ -20,11 +22,14 @@ from dispatcher.ledger.database import (
     Database,
     answer_from_row,
     driver_from_row,
+    key_from_row,
     trip_from_row,
 )
 from dispatcher.live.keys import Keys, keys_of
 from dispatcher.live.presence import PresenceScripts
 from dispatcher.live.state import Epoch, Fix, StateScripts
+from dispatcher.service.authorities import Authorities
+from dispatcher.service.limit_seeds import LimitSeeds
 from dispatcher.service.outbox import Outbox
 from dispatcher.service.zone_questions import ZoneQuestions
 from dispatcher.service.zone_warming import ZoneWarming
@@ -44,18 +49,18 @@ class Rehydration:
         state: StateScripts,
         database: Database,
         outbox: Outbox,
+        authorities: Authorities,
+        limit_seeds: LimitSeeds,
         *,
         presence: PresenceScripts,
         presence_ttl_s: int,
         lease_ms: int,
     ) -> None:
-        self._presence = presence
-        self._presence_ms = presence_ttl_s * 1000
-        self._state = state
-        self._database = database
-        self._outbox = outbox
+        self._state, self._database, self._outbox = state, database, outbox
+        self._authorities, self._limit_seeds = authorities, limit_seeds
+        self._presence, self._presence_ms = presence, presence_ttl_s * 1000
         self._lease_ms = lease_ms
-        self._warming = ZoneWarming(state, self._load)
+        self._warming = ZoneWarming(state, authorities, limit_seeds, self._load)
         self._contents = ZoneQuestions[Set[str]](self._ask_contents, frozenset())
 
     async def warm(self, zone: str) -> None:
@@ -67,25 +72,29 @@ class Rehydration:
         await self._warming.warm(zone)
 
     async def warm_all(self, zones: Sequence[str]) -> None:
-        """Loads those of the zones that are cold, some at once."""
-        await self._warming.warm_all(zones)
+        """Loads zones at a start. One whose node of a cluster is away is loaded once it is back.
 
-    async def check_epoch(self, zone: str) -> bool:
-        """Whether the zone is loaded into the Redis that answers.
-
-        Where it is not, it is being loaded from now on, without waiting: other zones go on.
+        Raises StoreUnavailable where that is so for all of them.
         """
-        return await self._warming.check_epoch(zone)
+        await self._warming.warm_all(zones)
 
     async def rebuild(self, zone: str) -> None:
         """Makes a zone cold and loads it anew, while servers run: their claims wait for it."""
         await self._warming.rebuild(zone)
 
+    async def check_epoch(self, zone: str) -> bool:
+        """Whether the zone is loaded into the Redis that answers.
+
+        Where it is not, it is being loaded from now on, without waiting: other zones go on. One that
+        does without its Redis is left alone.
+        """
+        return await self._warming.check_epoch(zone)
+
     async def close(self) -> None:
         """Waits until no zone is being loaded by this server."""
         await self._warming.close()
 
-    async def _load(self, keys: Keys, token: str, run_id: str) -> None:
+    async def _load(self, keys: Keys, token: str, run_id: str, authority: Authority) -> None:
         """Makes the live state equal to Postgres, in both directions.
 
         What it holds is dropped first: what is written meanwhile by settles is newer than the rows
@@ -108,11 +117,14 @@ class Rehydration:
         elif trips or answers:
             # A commit that was under way while we read has its row within its lease.
             horizon_ms = loaded_ms + self._lease_ms
+        await self._limit_seeds.seed(keys.zone)
+        if await self._authorities.read(keys.zone) != authority:
+            # Postgres has decided alone meanwhile, some of it after it was read.
+            raise StoreUnavailable(f"postgres has decided about zone {keys.zone}")
         if await self._state.end_loading(keys, token, Epoch(loaded_ms, horizon_ms, run_id)):
-            log.info(
-                "zone loaded", zone=keys.zone, trips=trips, drivers=drivers, answers=answers,
-                missed_events=missed, seconds=round(time.monotonic() - started, 3),
-            )  # fmt: skip
+            seconds = round(time.monotonic() - started, 3)
+            log.info("zone loaded", zone=keys.zone, trips=trips, drivers=drivers, answers=answers,
+                     missed_events=missed, seconds=seconds)  # fmt: skip
 
     async def _ask_contents(self, zones: list[str]) -> Mapping[str, Set[str]]:
         """What zones have that is to be loaded, of drivers, trips and answers."""
@@ -124,7 +136,8 @@ class Rehydration:
     async def _load_drivers(self, keys: Keys, fixes: Mapping[str, Fix]) -> int:
         count = 0
         async for page in self._pages("online_drivers_of_zone", "user_id", keys):
-            drivers = [(driver_from_row(row), _fix(row)) for row in page]
+            fixes_of = [(row["lat"], row["lng"], millis(row["location_updated_at"])) for row in page]
+            drivers = [(driver_from_row(r), Fix.of(*f)) for r, f in zip(page, fixes_of, strict=True)]
             await asyncio.gather(
                 *(
                     self._state.load_driver(keys, driver, fix=_newest(fix, fixes.get(driver.user_id)))
@@ -173,7 +186,7 @@ class Rehydration:
             await self._state.go_on_loading(keys)
             await asyncio.gather(
                 *(
-                    self._state.keep_answer(keys, _key(row), answer_from_row(row))
+                    self._state.keep_answer(keys, key_from_row(row), answer_from_row(row))
                     for row in rows[start : start + _PAGE_ROWS]
                 )
             )
@@ -227,12 +240,16 @@ class Rehydration:
         if known is not None and known.trip_id and known.trip_id != driver.trip_id:
             await self.reload_trip(keys, known.trip_id, former_driver=driver_id)
         if driver.zone != keys.zone:
-            await self._state.load_driver(keys, driver, former_vehicle=_vehicle(known))
+            await self._state.load_driver(
+                keys, driver, former_vehicle=known.vehicle_type if known else ""
+            )
             keys = keys_of(driver.zone)
             known = await self._state.read_driver(keys, driver_id)
         if driver.trip_id is not None:
             await self.reload_trip(keys, driver.trip_id)
-        await self._state.load_driver(keys, driver, fix=fix, former_vehicle=_vehicle(known))
+        await self._state.load_driver(
+            keys, driver, fix=fix, former_vehicle=known.vehicle_type if known else ""
+        )
         return driver
 
     async def reload_answer(
@@ -249,20 +266,8 @@ class Rehydration:
         return answer
 
 
-def _key(row: Any) -> IdempotencyKey:
-    return IdempotencyKey(
-        row["user_id"], row["endpoint"], row["idempotency_key"], row["request_fingerprint"]
-    )
-
-
 def _vehicle(known: Driver | None) -> str:
     return known.vehicle_type if known else ""
-
-
-def _fix(row: Any) -> Fix | None:
-    if row["lat"] is None or row["location_updated_at"] is None:
-        return None
-    return Fix(row["lat"], row["lng"], millis(row["location_updated_at"]) or 0)
 
 
 def _newest(*fixes: Fix | None) -> Fix | None:

@@ -1,4 +1,4 @@
-"""What a user needs to know after a reconnect: nothing that happened meanwhile is missed."""
+"""What is so now for a user: after a reconnect, nothing that happened meanwhile is missed."""
 
 from __future__ import annotations
 
@@ -8,12 +8,17 @@ from typing import Any, Final
 
 from dispatcher.core.actors import Actor, Role
 from dispatcher.core.drivers import Driver
+from dispatcher.core.times import millis, now_ms
 from dispatcher.core.trips import ACTIVE, Status, Trip
+from dispatcher.core.zones import DEFAULT_ZONE
 from dispatcher.ledger.database import Database, trip_from_row
 from dispatcher.live.keys import keys_of
 from dispatcher.live.offers import OfferScripts
+from dispatcher.live.positions import PositionScripts
 from dispatcher.live.state import StateScripts
+from dispatcher.service.authorities import Authorities
 from dispatcher.service.live_drivers import LiveDrivers
+from dispatcher.service.pages import Place, next_place
 
 _MAX_TRIPS: Final = 50
 
@@ -32,11 +37,17 @@ class Snapshots:
         *,
         state: StateScripts,
         offers: OfferScripts,
+        positions: PositionScripts,
         database: Database,
         drivers: LiveDrivers,
+        authorities: Authorities,
+        fix_age_s: int,
     ) -> None:
+        self._authorities = authorities
         self._state = state
         self._offers = offers
+        self._positions = positions
+        self._fix_age_ms = fix_age_s * 1000
         self._database = database
         self._drivers = drivers
 
@@ -46,16 +57,45 @@ class Snapshots:
         Raises StoreUnavailable.
         """
         if actor.role is Role.DRIVER:
-            return await self._of_driver(actor.user_id)
+            return await self._of_driver(actor.user_id, await self._drivers.find(actor.user_id))
         if actor.role is Role.CUSTOMER:
-            rows = await self._database.rows(
-                "live_trips_of_customer", customer_id=actor.user_id, max_rows=_MAX_TRIPS
-            )
-            return {"trips": [trip_from_row(row).to_json() for row in rows]}
+            page = await self.rides(actor, None, _MAX_TRIPS)
+            return {"trips": page["trips"]}
         return {}
 
-    async def _of_driver(self, driver_id: str) -> dict[str, Any]:
-        driver = await self._drivers.find(driver_id)
+    async def rides(self, actor: Actor, after: str | None, limit: int) -> dict[str, Any]:
+        """A page of the live trips of a customer, the newest first. Raises StoreUnavailable."""
+        start = Place.latest(after)
+        rows = await self._database.rows(
+            "live_trips_of_customer", customer_id=actor.user_id, before=start.moment,
+            before_id=start.id, max_rows=limit,
+        )  # fmt: skip
+        return {
+            "trips": [trip_from_row(row).to_json() for row in rows],
+            "next": next_place(rows, limit, time="created_at", id_="id"),
+        }
+
+    async def driver_state(self, actor: Actor) -> dict[str, Any]:
+        """A driver's snapshot, and `keeps_offers_away`: what does, of what they can see and change.
+
+        Raises StoreUnavailable.
+        """
+        driver = await self._drivers.find(actor.user_id)
+        snapshot = await self._of_driver(actor.user_id, driver)
+        if driver is None:
+            driver = Driver(actor.user_id, DEFAULT_ZONE)
+        driver = replace(driver, trip_id=snapshot["trip"] and snapshot["trip"]["id"])
+        fix_ms = await self._last_fix_ms(driver)
+        fix_age_ms = None if fix_ms is None else now_ms() - fix_ms
+        return {**snapshot, "keeps_offers_away": driver.obstacles(fix_age_ms, self._fix_age_ms)}
+
+    async def _last_fix_ms(self, driver: Driver) -> int | None:
+        if self._authorities.of(driver.zone).is_degraded:
+            row = await self._database.row("position_of_driver", driver_id=driver.user_id)
+            return millis(row["location_updated_at"]) if row else None
+        return await self._positions.last_fix_ms(keys_of(driver.zone), driver.user_id)
+
+    async def _of_driver(self, driver_id: str, driver: Driver | None) -> dict[str, Any]:
         if driver is None:
             return {"driver": None, "trip": None, "offers": []}
         trip = await self._trip_of(driver)
@@ -75,11 +115,15 @@ class Snapshots:
         """The driver's trip, if it is theirs and not over."""
         if driver.trip_id is None:
             return None
+        if self._authorities.of(driver.zone).is_degraded:
+            return await self._database.trip(driver.trip_id)
         trip = await self._state.read_trip(keys_of(driver.zone), driver.trip_id)
         is_held = trip and trip.driver_id == driver.user_id and trip.current_status in ACTIVE
         return trip if is_held else None
 
     async def _offers_of(self, driver: Driver) -> list[dict[str, Any]]:
+        if self._authorities.of(driver.zone).is_degraded:
+            return await self._offers_by_ledger(driver)
         keys, offers = keys_of(driver.zone), []
         for offer in await self._offers.read_offers(keys, driver.user_id):
             offered = await self._state.read_trip(keys, offer.trip_id)
@@ -92,3 +136,17 @@ class Snapshots:
                     }
                 )
         return offers
+
+    async def _offers_by_ledger(self, driver: Driver) -> list[dict[str, Any]]:
+        rows = await self._database.rows(
+            "open_offers_of_driver", driver_id=driver.user_id, max_rows=_MAX_TRIPS
+        )
+        now = now_ms()
+        return [
+            {
+                "trip": trip_from_row(row).to_json(),
+                "deadline_ms": (deadline := millis(row["deadline"]) or now),
+                "expires_in_ms": max(0, deadline - now),
+            }
+            for row in rows
+        ]

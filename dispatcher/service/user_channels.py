@@ -141,7 +141,7 @@ class UserChannels:
         try:
             if user is None or (user.told and _is_told(user, payload)):
                 return
-            self._hub.deliver(address, payload)
+            self._hub.hand_on(address, payload)
         except _NO_MESSAGE:
             log.warning("push message is not understood", size=len(payload))
 
@@ -157,7 +157,7 @@ class UserChannels:
                 raise ValueError(zone)
             if trip is not None:
                 user.told[trip["id"]] = trip["version"]
-                self._hub.deliver(address, frame)
+                self._hub.hand_on(address, frame)
         except _NO_MESSAGE:
             log.warning("push message is not understood", size=len(payload))
             return

@@ -6,7 +6,7 @@ from collections import Counter, deque
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any, Final, TypedDict
+from typing import Any, Final
 
 import orjson
 
@@ -29,24 +29,6 @@ DriverRow = tuple[str, float, float, str, str]
 _BY_TRIP: Final = {
     Status.ACCEPTED: "to_pickup", Status.ARRIVED: "at_pickup", Status.ONGOING: "riding",
 }  # fmt: skip
-
-
-class ZoneViewFrame(TypedDict):
-    """What an admin who watches a zone is shown: all of it where it is `full`, else what has changed
-    since the frame before. `drivers` are by id; a trip is as everywhere, with its last `wave`; `offers`
-    are the drivers who hold an open one, by trip; `events` are those of the zone's stream."""
-
-    type: str
-    zone: str
-    at_ms: int
-    full: bool
-    drivers: dict[str, DriverRow]
-    drivers_gone: list[str]
-    trips: list[dict[str, Any]]
-    trips_gone: list[str]
-    offers: dict[str, list[str]]
-    events: list[dict[str, Any]]
-    figures: Mapping[str, Any]
 
 
 @dataclass(slots=True)
@@ -195,7 +177,7 @@ class ZonePicture:
     def _encode(
         self, now_ms: int, figures: Mapping[str, Any], told: _Changes, *, is_full: bool
     ) -> bytes:
-        frame: ZoneViewFrame = {
+        frame = {
             "type": "zone_view",
             "zone": self._zone,
             "at_ms": now_ms,

@@ -11,10 +11,13 @@ from typing import Final
 
 import structlog
 
+from dispatcher.core.authority import Authority
 from dispatcher.core.errors import StoreUnavailable
 from dispatcher.core.times import now_ms
 from dispatcher.live.keys import Keys, keys_of
 from dispatcher.live.state import StateScripts
+from dispatcher.service.authorities import Authorities
+from dispatcher.service.limit_seeds import LimitSeeds
 from dispatcher.service.load_gate import LoadGate
 
 log = structlog.get_logger("dispatcher.rehydration")
@@ -24,15 +27,19 @@ _MAX_WAIT_S: Final = 10.0
 _LOOK_AGAIN_S: Final = 0.02
 _MAX_LOOK_AGAIN_S: Final = 0.25
 
-#: Loads a zone: its keys, the token of this loading, and the run id of its Redis.
-Load = Callable[[Keys, str, str], Awaitable[None]]
+#: Loads a zone: its keys, the token of this loading, the run id of its Redis, and who decides.
+Load = Callable[[Keys, str, str, Authority], Awaitable[None]]
 
 
 class ZoneWarming:
     """One loading a zone and server. All raise StoreUnavailable."""
 
-    def __init__(self, state: StateScripts, load: Load) -> None:
+    def __init__(
+        self, state: StateScripts, authorities: Authorities, limit_seeds: LimitSeeds, load: Load
+    ) -> None:
         self._state = state
+        self._authorities = authorities
+        self._limit_seeds = limit_seeds
         self._load = load
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._gate = LoadGate()
@@ -43,8 +50,13 @@ class ZoneWarming:
         await asyncio.shield(self._warm_once(zone))
 
     async def warm_all(self, zones: Sequence[str]) -> None:
-        """Loads those of the zones that are cold, some at once."""
-        await asyncio.gather(*(asyncio.shield(self._warm_once(zone)) for zone in zones))
+        """Loads those of the zones that are cold, some at once. One whose node of a cluster is away is
+        loaded once it is back; raises where that is so for all of them."""
+        loads = (asyncio.shield(self._warm_once(zone)) for zone in zones)
+        errors = [end for end in await asyncio.gather(*loads, return_exceptions=True) if end is not None]
+        for error in errors:
+            if not isinstance(error, StoreUnavailable) or len(errors) == len(zones):
+                raise error
 
     async def rebuild(self, zone: str) -> None:
         """Makes a zone cold and loads it anew."""
@@ -61,6 +73,8 @@ class ZoneWarming:
     async def check_epoch(self, zone: str) -> bool:
         """Whether the zone is loaded into the Redis that answers; else its loading begins."""
         keys = keys_of(zone)
+        if self._authorities.of(zone).is_degraded:
+            return False
         if not await self._state.mark_cold(keys, await self._state.run_id(keys)):
             return True
         self._warm_once(zone)
@@ -91,16 +105,21 @@ class ZoneWarming:
 
     async def _warm(self, keys: Keys) -> None:
         token = secrets.token_hex(8)
-        wait_s, give_up = _LOOK_AGAIN_S, time.monotonic() + _MAX_WAIT_S
+        wait_s, give_up, waited = _LOOK_AGAIN_S, time.monotonic() + _MAX_WAIT_S, False
         while True:
             run_id = await self._state.run_id(keys)
             if not await self._state.mark_cold(keys, run_id):
+                if waited:  # who has loaded it knows what it has admitted itself
+                    await self._limit_seeds.seed(keys.zone)
                 return
+            authority = await self._authorities.read(keys.zone)
+            if authority.is_degraded:
+                raise StoreUnavailable(f"postgres decides about zone {keys.zone}")
             if await self._state.begin_loading(keys, token):
                 try:
                     # Another server may have come to the end of it meanwhile.
                     if await self._state.mark_cold(keys, run_id):
-                        await self._load(keys, token, run_id)
+                        await self._load(keys, token, run_id, authority)
                 finally:
                     with contextlib.suppress(StoreUnavailable):
                         await self._state.end_loading(keys, token)
@@ -108,4 +127,4 @@ class ZoneWarming:
             if time.monotonic() > give_up:
                 raise StoreUnavailable(f"zone {keys.zone} is being loaded")
             await asyncio.sleep(wait_s)
-            wait_s = min(2 * wait_s, _MAX_LOOK_AGAIN_S)
+            wait_s, waited = min(2 * wait_s, _MAX_LOOK_AGAIN_S), True

@@ -1,51 +1,56 @@
-"""The API's description as a page for people, which needs nothing from elsewhere."""
+"""The API's descriptions, and a page of them for people: Swagger UI, and all problems.
+
+Without scripts the page still has the problems, and links to the documents for programs.
+"""
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Collection
 from html import escape
+from pathlib import Path
 from typing import Final
 
-import orjson
-
 from dispatcher.core.errors import PROBLEMS
-from dispatcher.web.endpoints import ENDPOINTS
-from dispatcher.web.openapi import codes_of
+from dispatcher.web import asyncapi, openapi
+from dispatcher.web.page_files import PageFiles, content_policy, read_folder
 
-_STYLE: Final = (
-    "body{font:16px/1.5 system-ui,sans-serif;margin:2rem auto;max-width:62rem;padding:0 1rem}"
-    "code,pre{font:14px/1.4 ui-monospace,monospace}pre{background:#8881;padding:1rem;overflow:auto}"
-    "h2{margin-top:2.5rem}td,th{padding:.2rem .8rem .2rem 0;text-align:left;vertical-align:top}"
-    ":root{color-scheme:light dark}"
-)
+_FOLDER: Final = Path(__file__).parent / "docs"
+_PAGE: Final = "index.html"
+_PLACE_OF_PROBLEMS: Final = b"<!-- problems -->"
 
 
-def render() -> bytes:
-    """The page as HTML."""
-    parts = [
-        "<!doctype html><html lang=en><meta charset=utf-8><title>dispatcher: API</title>",
-        "<meta name=viewport content='width=device-width'>",
-        f"<style>{_STYLE}</style><h1>dispatcher: API</h1>",
-        "<p>For programs: <a href=/openapi.json>openapi.json</a>.</p>",
-    ]
-    for endpoint in ENDPOINTS:
-        role = f" ({endpoint.role})" if endpoint.role else ""
-        parts.append(
-            f"<h2><code>{endpoint.method} {escape(endpoint.path)}</code></h2>"
-            f"<p>{escape(endpoint.summary)}{role} → {endpoint.status}</p>"
-        )
-        for model in (*endpoint.body, *((endpoint.query,) if endpoint.query else ())):
-            schema = orjson.dumps(model.model_json_schema(), option=orjson.OPT_INDENT_2).decode()
-            parts.append(
-                f"<details><summary><code>{model.__name__}</code></summary>"
-                f"<pre>{escape(schema)}</pre></details>"
-            )
-        codes = dict.fromkeys(codes_of(endpoint))
-        if codes:
-            listed = ", ".join(f"<a href='#{code}'><code>{code}</code></a>" for code in codes)
-            parts.append(f"<p>Refusals: {listed}</p>")
-    parts.append("<h2>Problems</h2><table><tr><th>response_code<th>status<th>message")
-    parts += (
-        f"<tr id={p.code}><td><code>{p.code}</code><td>{p.status}<td>{escape(p.message)}"
-        for p in PROBLEMS.values()
+class ApiPage(PageFiles):
+    """The page, its files, and a copy of the documents: the page may be shown where they are not."""
+
+    def __init__(self, vehicle_types: Collection[str]) -> None:
+        self.openapi = openapi.render(vehicle_types)
+        self.asyncapi = asyncapi.render()
+        files = read_folder(_FOLDER)
+        files[_PAGE] = files[_PAGE].replace(_PLACE_OF_PROBLEMS, _problem_rows())
+        files |= {"openapi.json": self.openapi, "asyncapi.json": self.asyncapi}
+        # The viewer's style sheet holds its icons itself.
+        super().__init__(files, content_policy("data:"))
+
+
+class ApiPageOnDemand:
+    """Makes the page when it is first asked for: a server that starts has other things to do."""
+
+    def __init__(self, vehicle_types: Collection[str]) -> None:
+        self._vehicle_types = vehicle_types
+        self._page: ApiPage | None = None
+
+    async def get(self) -> ApiPage:
+        """The page. It is made beside the loop, which goes on; if two ask at once, it is made twice."""
+        if self._page is None:
+            self._page = await asyncio.to_thread(ApiPage, self._vehicle_types)
+        return self._page
+
+
+def _problem_rows() -> bytes:
+    rows = (
+        f'<tr id="{escape(problem.code)}"><td><code>{escape(problem.code)}</code>'
+        f"<td>{problem.status}<td>{escape(problem.message)}"
+        for problem in PROBLEMS.values()
     )
-    return "".join((*parts, "</table></html>")).encode()
+    return "\n".join(rows).encode()

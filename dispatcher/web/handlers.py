@@ -25,8 +25,11 @@ from dispatcher.service.explanation import Explanation
 from dispatcher.service.operator_reads import OperatorReads
 from dispatcher.service.positions import Positions
 from dispatcher.service.reads import Reads
+from dispatcher.service.snapshots import Snapshots
 from dispatcher.service.stranded_trips import StrandedTrips
-from dispatcher.web import api_page, openapi, query_parameters, requests
+from dispatcher.web import query_parameters, requests
+from dispatcher.web.api_page import ApiPageOnDemand
+from dispatcher.web.availability_change import AvailabilityChange
 from dispatcher.web.console_pages import ConsolePages
 from dispatcher.web.responses import HttpResponse, answer_response, content_response, json_response
 
@@ -34,8 +37,6 @@ from dispatcher.web.responses import HttpResponse, answer_response, content_resp
 Readiness = Callable[[], Awaitable[tuple[bool, dict[str, Any]]]]
 
 _METRICS_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
-#: The page of the API runs no script and loads nothing.
-_PAGE_POLICY: Final = "default-src 'none'; style-src 'unsafe-inline'"
 
 
 class Handlers:
@@ -50,6 +51,7 @@ class Handlers:
         positions: Positions,
         stranded_trips: StrandedTrips,
         reads: Reads,
+        snapshots: Snapshots,
         explanation: Explanation,
         operator_reads: OperatorReads,
         readiness: Readiness,
@@ -61,30 +63,24 @@ class Handlers:
         self._zones = zones
         self._coordinator = coordinator
         self._availability = availability
+        self._availability_change = AvailabilityChange(availability, vehicle_types)
         self._positions = positions
         self._stranded_trips = stranded_trips
         self._reads = reads
+        self._snapshots = snapshots
         self._explanation = explanation
         self._operator_reads = operator_reads
         self._readiness = readiness
         self._metrics = metrics
         self._vehicle_types = vehicle_types
-        self._description = openapi.render(vehicle_types)
-        self._page = api_page.render()
+        self._api_page = ApiPageOnDemand(vehicle_types)
         self._console = ConsolePages(tile_url)
         self._map = {"tile_url": tile_url, "attribution": tile_attribution}
-
-    def _check_vehicle_type(self, vehicle_type: str) -> None:
-        """Raises Refusal invalid_vehicle_type, which names those that there are."""
-        if vehicle_type not in self._vehicle_types:
-            known = ", ".join(self._vehicle_types)
-            message = f"vehicle_type: must be one of {known}."
-            raise Refusal("invalid_vehicle_type", message, field="vehicle_type")
 
     # --- customers
 
     async def create(self, caller: Caller, body: requests.NewTrip) -> Answer:
-        self._check_vehicle_type(body.vehicle_type)
+        requests.check_vehicle_type(body.vehicle_type, self._vehicle_types)
         command = create_trip(
             self._zones, caller,
             pickup=body.pickup.lat_lng(),
@@ -113,9 +109,15 @@ class Handlers:
     async def customer_trip(self, actor: Actor, path: query_parameters.TripPath) -> Trip:
         return await self._reads.trip(actor, path.id)
 
+    async def rides(self, actor: Actor, query: query_parameters.RidesQuery) -> dict[str, Any]:
+        return await self._snapshots.rides(actor, query.after, query.limit)
+
     # --- drivers
 
     driver_trip = customer_trip
+
+    async def driver_state(self, actor: Actor, _: query_parameters.NoParameters) -> dict[str, Any]:
+        return await self._snapshots.driver_state(actor)
 
     async def trip_action(self, caller: Caller, body: requests.TripAction) -> Answer:
         command = trip_action(
@@ -125,16 +127,7 @@ class Handlers:
         return await self._coordinator.execute(command)
 
     async def availability(self, caller: Caller, body: requests.Availability) -> Answer:
-        if body.vehicle_type is not None:
-            self._check_vehicle_type(body.vehicle_type)
-        return await self._availability.change(
-            caller,
-            availability_status=body.availability_status,
-            is_online=body.is_online,
-            zone=body.zone,
-            vehicle_type=body.vehicle_type,
-            location=body.location.lat_lng() if body.location else None,
-        )
+        return await self._availability_change.make(caller, body)
 
     async def location(self, caller: Caller, body: dict[str, Any]) -> Answer:
         return await self._positions.report(caller, requests.parse_positions(body))
@@ -163,6 +156,12 @@ class Handlers:
             search=query.search, zone=query.zone, statuses=[query.status] if query.status else None,
             after=query.after, limit=query.limit,
         )  # fmt: skip
+
+    async def zone_pending(self, _: Actor, query: query_parameters.ZonePendingQuery) -> dict[str, Any]:
+        return await self._operator_reads.pending(query.zone, query.after, query.limit)
+
+    async def dead_letters(self, _: Actor, query: query_parameters.DeadLettersQuery) -> dict[str, Any]:
+        return await self._operator_reads.dead_letters(query.zone, query.after, query.limit)
 
     async def trip_offers(self, _: Actor, query: query_parameters.TripOffersQuery) -> dict[str, Any]:
         return await self._operator_reads.trip_offers(query.id, query.after, query.limit)
@@ -200,7 +199,7 @@ class Handlers:
     async def readyz(self, _: web.Request) -> HttpResponse:
         is_ready, details = await self._readiness()
         if is_ready:
-            return json_response({"status": "ready", **details})
+            return json_response(details)
         fields = {**details, "status": 503, "state": details.get("status")}
         return answer_response(refusal_answer(Refusal("service_unavailable", **fields)))
 
@@ -208,11 +207,16 @@ class Handlers:
         return content_response(await self._metrics.render(), _METRICS_TYPE)
 
     async def openapi(self, _: web.Request) -> HttpResponse:
-        return content_response(self._description, "application/json")
+        return content_response((await self._api_page.get()).openapi, "application/json")
 
-    async def docs(self, _: web.Request) -> HttpResponse:
-        policy = {"Content-Security-Policy": _PAGE_POLICY}
-        return content_response(self._page, "text/html; charset=utf-8", **policy)
+    async def asyncapi(self, _: web.Request) -> HttpResponse:
+        return content_response((await self._api_page.get()).asyncapi, "application/json")
+
+    async def docs(self, request: web.Request) -> HttpResponse:
+        return (await self._api_page.get()).page(request)
+
+    async def docs_file(self, request: web.Request) -> HttpResponse:
+        return (await self._api_page.get()).file(request, request.match_info["file"])
 
     # --- operators
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from importlib.metadata import version
 from typing import Any, Final
 
@@ -11,69 +11,42 @@ import orjson
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
-from dispatcher.core.errors import PROBLEMS
+from dispatcher.core.errors import PROBLEMS, Refusal
+from dispatcher.service.answers import refusal_answer
+from dispatcher.web.answers import OneTrip, Problem
 from dispatcher.web.endpoints import ENDPOINTS, Endpoint
+from dispatcher.web.refusal_codes import codes_of
+from dispatcher.web.response_headers import HEADERS, header_names
 
 _SCHEMAS: Final = "#/components/schemas/"
-_BODY_CODES: Final = (
-    "malformed_request", "malformed_json", "invalid_body", "body_too_large", "unsupported_media_type",
-)  # fmt: skip
-_IDEMPOTENCY_CODES: Final = (
-    "invalid_idempotency_key", "duplicate_idempotency_key", "missing_idempotency_key",
-    "request_in_progress", "idempotency_key_reused",
-)  # fmt: skip
-_GENERAL_CODES: Final = ("rate_limit_exceeded", "internal_error", "service_unavailable")
-_IDENTITY_CODES: Final = ("missing_token", "invalid_token", "token_expired", "wrong_role")
-_FIELD_CODES: Final = {
-    "NewTrip": ("invalid_location", "invalid_trip_id", "invalid_zone", "invalid_vehicle_type"),
-    "Cancellation": ("invalid_trip_id", "invalid_version"),
-    "Ending": ("invalid_trip_id", "invalid_version"),
-    "TripAction": ("unknown_action", "invalid_trip_id", "invalid_version"),
-    "Fix": ("invalid_location",),
-    "Assignment": ("invalid_trip_id", "invalid_version", "invalid_driver_id"),
-    "ForcedOffline": ("invalid_driver_id",),
-    "Availability": ("invalid_location", "invalid_zone", "invalid_vehicle_type"),
-}
-#: Endpoints that answer a trip with the `ETag` of its version.
-_TRIPS: Final = ("customer_trip", "driver_trip", "admin_trip")
-_LIMIT_HEADERS: Final = {
-    "X-RateLimit-Limit": "Calls that the limit admits in its window",
-    "X-RateLimit-Remaining": "Calls that remain",
-    "X-RateLimit-Reset": "When it eases, in s since the epoch",
-    "RateLimit-Policy": "The limit, as the IETF draft writes it",
-    "RateLimit": "What is left of it, as the IETF draft writes it",
-}
+_PROBLEM: Final = "application/problem+json"
+_DESCRIPTION: Final = """\
+Riders create trips, drivers accept them, and exactly one driver wins.
 
-
-def codes_of(endpoint: Endpoint) -> list[str]:
-    """Every `response_code` of a refusal that the endpoint can answer."""
-    if not endpoint.path.startswith("/api/"):
-        return list(endpoint.codes)
-    codes = [*_IDENTITY_CODES, *_GENERAL_CODES, *endpoint.codes]
-    if endpoint.body:
-        codes += (*_BODY_CODES, *_FIELD_CODES[endpoint.body[0].__name__])
-    if endpoint.is_change:
-        codes += (*_IDEMPOTENCY_CODES, "outcome_unknown")
-    if endpoint.query is not None:
-        codes += ("invalid_body", "invalid_zone")
-    if "{id}" in endpoint.path:
-        codes.append("invalid_trip_id")
-    if "{driver_id}" in endpoint.path:
-        codes.append("invalid_driver_id")
-    if "{zone}" in endpoint.path:
-        codes.append("invalid_zone")
-    return codes
+Every change takes an `Idempotency-Key`: one key has one effect and one answer, byte for byte, however
+often it is sent. Refusals are `application/problem+json` (RFC 9457); switch on their `response_code`.
+Answers may have more fields in a later version. `asyncapi.json` describes the WebSocket.
+"""
+#: What has no role is part of the service itself.
+_SERVICE: Final = "service"
+_TAGS: Final = {
+    "customer": "For riders' apps: a token of the role `customer`",
+    "driver": "For drivers' apps: a token of the role `driver`",
+    "admin": "For operators: a token of the role `admin`",
+    _SERVICE: "The WebSocket, health, metrics, and pages: most without a token",
+}
 
 
 def describe(vehicle_types: Collection[str]) -> dict[str, Any]:
     """The description as a document, with the vehicle types that are set."""
-    models = dict.fromkeys(m for e in ENDPOINTS for m in (*e.body, *((e.query,) if e.query else ())))
-    _, schemas = models_json_schema(
-        [(m, "validation") for m in models], ref_template=_SCHEMAS + "{model}"
-    )
-    for schema in schemas["$defs"].values():
+    bodies = _schemas(model for endpoint in ENDPOINTS for model in endpoint.body)
+    for schema in bodies.values():
         for part in _texts(schema.get("properties", {}).get("vehicle_type", {})):
             part["enum"] = [*vehicle_types]
+    answers = _schemas([Problem, *(e.answer for e in ENDPOINTS if e.answer is not None)])
+    for schema in answers.values():
+        # Tests allow no field that is not named; an app that did would break with the next version.
+        schema.pop("additionalProperties", None)
     paths: dict[str, Any] = {}
     for endpoint in ENDPOINTS:
         paths.setdefault(endpoint.path, {})[endpoint.method.lower()] = _operation(endpoint)
@@ -82,39 +55,39 @@ def describe(vehicle_types: Collection[str]) -> dict[str, Any]:
         "info": {
             "title": "dispatcher",
             "version": version("redis-trip-dispatcher"),
-            "description": "Riders create trips, drivers accept them, and exactly one driver wins.",
+            "description": _DESCRIPTION,
             "license": {"name": "MIT", "identifier": "MIT"},
         },
+        "servers": [{"url": "/", "description": "The server that this description is from"}],
+        "tags": [{"name": name, "description": text} for name, text in _TAGS.items()],
         "paths": paths,
         "components": {
-            "schemas": {**schemas["$defs"], "Problem": _problem_schema()},
+            "schemas": {**bodies, **answers},
+            "headers": {name: dict(header) for name, header in HEADERS.items()},
+            "examples": {code: _problem_example(code) for code in PROBLEMS},
             "securitySchemes": {"bearer": {"type": "http", "scheme": "bearer", "bearerFormat": "JWT"}},
         },
     }
 
 
-def _problem_schema() -> dict[str, Any]:
-    """RFC 9457, with what apps switch on."""
-    text = {"type": "string"}
-    number = {"type": "integer"}
-    return {
-        "type": "object",
-        "description": "Any answer of 400 and above.",
-        "required": ["type", "title", "status", "detail", "response_code", "message"],
-        "properties": {
-            "type": text, "title": text, "status": number, "detail": text,
-            "response_code": {"type": "string", "enum": list(PROBLEMS)}, "message": text,
-            "retry_after": {**number, "description": "s"},
-            "version": {**number, "description": "The trip's current version"},
-            "current_status": text, "field": text, "limit_class": text,
-        },
-    }  # fmt: skip
+def _schemas(models: Iterable[type[BaseModel]]) -> dict[str, Any]:
+    _, schemas = models_json_schema(
+        [(model, "validation") for model in dict.fromkeys(models)], ref_template=_SCHEMAS + "{model}"
+    )
+    found: dict[str, Any] = schemas["$defs"]
+    return found
+
+
+def _problem_example(code: str) -> dict[str, Any]:
+    problem = PROBLEMS[code]
+    return {"summary": problem.message, "value": orjson.loads(refusal_answer(Refusal(code)).body)}
 
 
 def _operation(endpoint: Endpoint) -> dict[str, Any]:
     operation: dict[str, Any] = {
         "operationId": endpoint.name,
         "summary": endpoint.summary,
+        "tags": [endpoint.role or _SERVICE],
         "parameters": _parameters(endpoint),
         "responses": _responses(endpoint),
     }
@@ -145,10 +118,18 @@ def _parameters(endpoint: Endpoint) -> list[dict[str, Any]]:
                 "in": "header",
                 "description": "The same key has one effect and one answer.",
                 "schema": {**text, "minLength": 1, "maxLength": 255, "pattern": "^[ -~]+$"},
+                "example": "8f14e45f-ceea-467f-a1d5-b2b1f0a7c3de",
             }
         )
-    if endpoint.name in _TRIPS:
-        found.append({"name": "If-None-Match", "in": "header", "schema": text})
+    if endpoint.answer is OneTrip:
+        found.append(
+            {
+                "name": "If-None-Match",
+                "in": "header",
+                "description": "The `ETag` that the client has; 304 where it is the latest",
+                "schema": text,
+            }
+        )
     return found
 
 
@@ -178,25 +159,42 @@ def _with_definitions(part: Any, definitions: Mapping[str, Any]) -> Any:
 
 
 def _responses(endpoint: Endpoint) -> dict[str, Any]:
-    success: dict[str, Any] = {"description": endpoint.summary}
-    if endpoint.role is not None:
-        success["headers"] = {
-            name: {"description": text, "schema": {"type": "string"}}
-            for name, text in _LIMIT_HEADERS.items()
-        }
-        success["content"] = {"application/json": {"schema": {"type": "object"}}}
-    responses = {str(endpoint.status): success}
-    if endpoint.name in _TRIPS:
-        responses["304"] = {"description": "The client has this version"}
+    responses = {str(endpoint.status): _success(endpoint)}
+    if endpoint.answer is OneTrip:
+        known = {"description": "The client has this version", "headers": _headers(endpoint, 304)}
+        responses["304"] = known
     by_status: dict[int, list[str]] = {}
-    for code in dict.fromkeys(codes_of(endpoint)):
+    for code in codes_of(endpoint):
         by_status.setdefault(PROBLEMS[code].status, []).append(code)
     for status, codes in sorted(by_status.items()):
-        responses[str(status)] = {
-            "description": ", ".join(f"`{code}`" for code in codes),
-            "content": {"application/problem+json": {"schema": {"$ref": _SCHEMAS + "Problem"}}},
-        }
+        responses[str(status)] = _refusal(endpoint, status, codes)
     return responses
+
+
+def _success(endpoint: Endpoint) -> dict[str, Any]:
+    success: dict[str, Any] = {
+        "description": endpoint.summary, "headers": _headers(endpoint, endpoint.status),
+    }  # fmt: skip
+    if endpoint.answer is not None:
+        schema = {"$ref": _SCHEMAS + endpoint.answer.__name__}
+        success["content"] = {"application/json": {"schema": schema}}
+    elif endpoint.media_type is not None:
+        success["content"] = {endpoint.media_type: {}}
+    return success
+
+
+def _refusal(endpoint: Endpoint, status: int, codes: list[str]) -> dict[str, Any]:
+    schema = {"$ref": _SCHEMAS + "Problem", "properties": {"response_code": {"enum": codes}}}
+    examples = {code: {"$ref": f"#/components/examples/{code}"} for code in codes}
+    return {
+        "description": ", ".join(f"`{code}`" for code in codes),
+        "headers": _headers(endpoint, status),
+        "content": {_PROBLEM: {"schema": schema, "examples": examples}},
+    }
+
+
+def _headers(endpoint: Endpoint, status: int) -> dict[str, Any]:
+    return {name: {"$ref": f"#/components/headers/{name}"} for name in header_names(endpoint, status)}
 
 
 def render(vehicle_types: Collection[str]) -> bytes:

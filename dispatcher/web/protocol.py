@@ -2,23 +2,22 @@
 
 A frame is a JSON object with a `type`. What a client sends is read and checked here. Of what the
 server sends, `welcome`, `ack` and `error` are encoded here; the others are encoded where the change
-happens, which may be another server, and are described here.
+happens, which may be another server. `server_frames` says what is in them.
 """
 
 from __future__ import annotations
 
 from enum import IntEnum, StrEnum
-from typing import Any, Final, NamedTuple, TypedDict
+from typing import Any, Final, NamedTuple
 
 import orjson
+from pydantic import BaseModel
 
 from dispatcher.core.actors import Actor, Role
 from dispatcher.core.errors import Refusal
 from dispatcher.core.idempotency import IdempotencyKey
 from dispatcher.service.answers import Answer
-from dispatcher.service.messages import DriverFrame
-from dispatcher.service.zone_picture import ZoneViewFrame
-from dispatcher.web import query_parameters, requests
+from dispatcher.web import client_frames, query_parameters, requests, server_frames
 from dispatcher.web.idempotency_key import key_of
 from dispatcher.web.json_object import MAX_BODY, parse_json_object
 
@@ -29,7 +28,10 @@ MAX_FRAME: Final = MAX_BODY
 
 
 class CloseCode(IntEnum):
-    """Why the server closes a socket: codes of RFC 6455, and our own from 4400 on."""
+    """Why the server closes a socket: codes of RFC 6455, and our own from 4400 on.
+
+    CLOSE_REASONS has each of them in words.
+    """
 
     PROTOCOL_ERROR = 1002
     UNSUPPORTED = 1003
@@ -45,6 +47,23 @@ class CloseCode(IntEnum):
     TOO_MANY_FRAMES = 4429
 
 
+CLOSE_REASONS: Final = {
+    CloseCode.PROTOCOL_ERROR: "a frame against RFC 6455: one that is not masked, for instance",
+    CloseCode.UNSUPPORTED: "a binary frame",
+    CloseCode.INVALID_TEXT: "text that is not UTF-8",
+    CloseCode.TOO_BIG: "a frame over 64 KiB",
+    CloseCode.INTERNAL_ERROR: "something went wrong on our side",
+    CloseCode.RESTART: "the server restarts: come back, to a snapshot",
+    CloseCode.TRY_AGAIN_LATER: "Redis or Postgres is away: come back in a moment, to a snapshot",
+    CloseCode.BAD_FIRST_FRAME: "the first frame was not an `auth` frame",
+    CloseCode.UNAUTHORIZED: "no valid token in time, or the token has expired",
+    CloseCode.NO_HEARTBEAT: "no sign of life",
+    CloseCode.TOO_SLOW: "the client does not read",
+    CloseCode.TOO_MANY_FRAMES: "more frames, pings included, than `DISPATCHER_LIMIT_CONNECTION`, also "
+    "after an `error` frame `too_many_frames`",
+}
+
+
 # --- from the client
 
 
@@ -55,6 +74,7 @@ class ClientFrameType(StrEnum):
     HEARTBEAT = "heartbeat"
     LOCATION = "location"
     TRIP_ACTION = "trip_action"
+    AVAILABILITY = "availability"
     WATCH = "watch"
     UNWATCH = "unwatch"
 
@@ -166,101 +186,37 @@ class ServerFrameType(StrEnum):
     ERROR = "error"
 
 
-class WelcomeFrame(TypedDict):
-    """After the opening, and whenever messages may have been lost: the user's state as it is."""
-
-    type: str
-    connection_id: str
-    heartbeat_s: int
-    timeout_s: int
-    snapshot: dict[str, Any]
-
-
-class OfferFrame(TypedDict):
-    """A trip that the driver may accept until the deadline (lua/offer_trip.lua)."""
-
-    type: str
-    trip: dict[str, Any]
-    wave: int
-    distance_m: float
-    deadline_ms: int
-    expires_in_ms: int
-
-
-class OfferWithdrawnFrame(TypedDict):
-    """An offer that has ended; `reason` is the event that ended it (`service.messages`), or
-    `driver_not_available`: the driver has taken another trip or left (lua/settle_changes.lua)."""
-
-    type: str
-    trip_request_id: str
-    reason: str
-
-
-class TripFrame(TypedDict):
-    """A change of one of the user's trips (`service.messages`)."""
-
-    type: str
-    event: str
-    trip: dict[str, Any]
-
-
-class DriverLocationFrame(TypedDict):
-    """Where the driver of the customer's trip is (`service.positions`). Only the newest is kept."""
-
-    type: str
-    trip_request_id: str
-    driver_id: str
-    lat: float
-    lng: float
-    recorded_at_ms: int
-
-
-class AckFrame(TypedDict):
-    """What was asked is done; the fields of the body that HTTP would have had stand beside these."""
-
-    type: str
-    id: str | int | None
-    status: int
-    replayed: bool
-
-
-class RateLimitField(TypedDict):
-    """How the limit stands that counted a refused frame; `reset` in s since the epoch."""
-
-    limit: int
-    remaining: int
-    reset: int
-
-
-class _ErrorHead(TypedDict):
-    type: str
-    id: str | int | None
-    replayed: bool
-    problem: str
-
-
-class ErrorFrame(_ErrorHead, total=False):
-    """A frame that is refused; the problem's fields stand beside these, with its type in `problem`."""
-
-    rate_limit: RateLimitField
-
-
-SERVER_FRAMES: Final[dict[ServerFrameType, type]] = {
-    ServerFrameType.WELCOME: WelcomeFrame,
-    ServerFrameType.OFFER: OfferFrame,
-    ServerFrameType.OFFER_WITHDRAWN: OfferWithdrawnFrame,
-    ServerFrameType.TRIP: TripFrame,
-    ServerFrameType.DRIVER: DriverFrame,
-    ServerFrameType.DRIVER_LOCATION: DriverLocationFrame,
-    ServerFrameType.ZONE_VIEW: ZoneViewFrame,
-    ServerFrameType.ACK: AckFrame,
-    ServerFrameType.ERROR: ErrorFrame,
+#: What each frame says, for their description; a frame of several forms has several models.
+CLIENT_FRAMES: Final[dict[ClientFrameType, tuple[type[BaseModel], ...]]] = {
+    ClientFrameType.AUTH: (client_frames.AuthFrame,),
+    ClientFrameType.HEARTBEAT: (client_frames.HeartbeatFrame,),
+    ClientFrameType.LOCATION: (client_frames.FixFrame, client_frames.FixesFrame),
+    ClientFrameType.TRIP_ACTION: (client_frames.TripActionFrame, client_frames.CancelFrame),
+    ClientFrameType.AVAILABILITY: (client_frames.AvailabilityFrame,),
+    ClientFrameType.WATCH: (client_frames.WatchFrame,),
+    ClientFrameType.UNWATCH: (client_frames.UnwatchFrame,),
+}
+SERVER_FRAMES: Final[dict[ServerFrameType, tuple[type[BaseModel], ...]]] = {
+    ServerFrameType.WELCOME: (server_frames.WelcomeFrame,),
+    ServerFrameType.OFFER: (server_frames.OfferFrame,),
+    ServerFrameType.OFFER_WITHDRAWN: (server_frames.OfferWithdrawnFrame,),
+    ServerFrameType.TRIP: (server_frames.TripFrame,),
+    ServerFrameType.DRIVER: (server_frames.DriverFrame,),
+    ServerFrameType.DRIVER_LOCATION: (server_frames.DriverLocationFrame,),
+    ServerFrameType.ZONE_VIEW: (server_frames.ZoneViewFrame,),
+    ServerFrameType.ACK: (
+        server_frames.TripAck,
+        server_frames.AvailabilityAck,
+        server_frames.LocationAck,
+        server_frames.Ack,
+    ),
+    ServerFrameType.ERROR: (server_frames.ErrorFrame,),
 }
 
 
 def encode_welcome(connection_id: str, timeout_s: int, snapshot: dict[str, Any]) -> bytes:
     """The first frame of the server. A heartbeat may be lost, and the next one is in time."""
-    frame: WelcomeFrame = {
+    frame = {
         "type": ServerFrameType.WELCOME,
         "connection_id": connection_id,
         "heartbeat_s": max(1, timeout_s // 3),
@@ -272,7 +228,7 @@ def encode_welcome(connection_id: str, timeout_s: int, snapshot: dict[str, Any])
 
 def encode_ack(id_: str | int | None, answer: Answer) -> bytes:
     """The answer of a success, whose body is a JSON object with at least one field."""
-    head: AckFrame = {
+    head = {
         "type": ServerFrameType.ACK, "id": id_, "status": answer.status, "replayed": answer.replayed,
     }  # fmt: skip
     return orjson.dumps(head)[:-1] + b"," + answer.body[1:]
@@ -281,7 +237,7 @@ def encode_ack(id_: str | int | None, answer: Answer) -> bytes:
 def encode_error(id_: str | int | None, answer: Answer) -> bytes:
     """The answer of a refusal, whose body is a problem."""
     problem = orjson.loads(answer.body)
-    head: ErrorFrame = {
+    head = {
         "type": ServerFrameType.ERROR,
         "id": id_,
         "replayed": answer.replayed,

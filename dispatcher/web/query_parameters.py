@@ -49,6 +49,24 @@ class _PageQuery(_QueryParameters):
     limit: PageSize = 50
 
 
+class RidesQuery(_PageQuery):
+    """Which of a customer's live trips."""
+
+
+class ZonePendingQuery(_PageQuery):
+    """The zone of a path, and which of its pending trips."""
+
+    zone: ZoneName
+
+
+class DeadLettersQuery(_QueryParameters):
+    """The zone of a path, and which of its dead letters."""
+
+    zone: ZoneName
+    after: Annotated[str, Field(pattern=r"^\d{1,15}-\d{1,10}$")] | None = None
+    limit: PageSize = 50
+
+
 class TripsQuery(_PageQuery):
     """Which trips: of a zone, in a state, or the id of a trip, a customer or a driver."""
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from datetime import datetime
 from typing import Annotated, Any, Final, Literal, Self, TypeVar
 
@@ -53,10 +53,11 @@ def _timestamp_ms(value: object) -> object:
     return int(datetime.fromisoformat(value.upper()).timestamp() * 1000)
 
 
-TripId = Annotated[str, _pattern(trips.TRIP_ID)]
+_TRIP_ID: Final = "default_9f86d081884c7d65"
+TripId = Annotated[str, _pattern(trips.TRIP_ID), Field(examples=[_TRIP_ID])]
 NewTripId = Annotated[str, _pattern(trips.TRIP_ID, trips.TRIP_SUFFIX)]
-ZoneName = Annotated[str, _pattern(zones.ZONE)]
-DriverId = Annotated[str, _pattern(USER_ID)]
+ZoneName = Annotated[str, _pattern(zones.ZONE), Field(examples=[zones.DEFAULT_ZONE])]
+DriverId = Annotated[str, _pattern(USER_ID), Field(examples=["driver-1"])]
 #: One of the setting's types: the handler looks.
 VehicleType = str
 # The bounds come first: behind the converter they would be missing in the description.
@@ -90,8 +91,17 @@ class _RequestBody(BaseModel):
     model_config = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False, frozen=True)
 
 
+def _example(of: dict[str, Any]) -> ConfigDict:
+    return ConfigDict(json_schema_extra={"examples": [of]})
+
+
+_PLACE: Final = {"lat": 40.7549, "lng": -73.984}
+
+
 class Place(_RequestBody):
     """A position in degrees (WGS 84)."""
+
+    model_config = _example(_PLACE)
 
     lat: float = Field(ge=-MAX_LATITUDE, le=MAX_LATITUDE)
     lng: float = Field(ge=-180, le=180)
@@ -101,8 +111,17 @@ class Place(_RequestBody):
         return self.lat, self.lng
 
 
+def check_vehicle_type(vehicle_type: str | None, known: Collection[str]) -> None:
+    """Raises Refusal invalid_vehicle_type, which names those that there are."""
+    if vehicle_type is not None and vehicle_type not in known:
+        message = f"vehicle_type: must be one of {', '.join(known)}."
+        raise Refusal("invalid_vehicle_type", message, field="vehicle_type")
+
+
 class NewTrip(_RequestBody):
     """A trip that a customer asks for."""
+
+    model_config = _example({"pickup": _PLACE, "vehicle_type": DEFAULT_VEHICLE_TYPE})
 
     pickup: Place
     dropoff: Place | None = None
@@ -114,6 +133,8 @@ class NewTrip(_RequestBody):
 class Cancellation(_RequestBody):
     """A trip that is not wanted any more."""
 
+    model_config = _example({"trip_request_id": _TRIP_ID, "reason": "plans have changed"})
+
     trip_request_id: TripId
     version: Version | None = None
     reason: Reason | None = None
@@ -121,6 +142,8 @@ class Cancellation(_RequestBody):
 
 class Ending(_RequestBody):
     """A trip that has started and is to end without its driver."""
+
+    model_config = _example({"trip_request_id": _TRIP_ID, "reason": "the driver is gone"})
 
     trip_request_id: TripId
     version: Version | None = None
@@ -130,6 +153,8 @@ class Ending(_RequestBody):
 class Assignment(_RequestBody):
     """A pending trip, and the driver who is to have it."""
 
+    model_config = _example({"trip_request_id": _TRIP_ID, "driver_id": "driver-1"})
+
     trip_request_id: TripId
     driver_id: DriverId
     version: Version | None = None
@@ -138,11 +163,15 @@ class Assignment(_RequestBody):
 class ForcedOffline(_RequestBody):
     """The driver who is to be offline."""
 
+    model_config = _example({"driver_id": "driver-1"})
+
     driver_id: DriverId
 
 
 class TripAction(_RequestBody):
     """A driver's step with a trip."""
+
+    model_config = _example({"action": "accept", "trip_request_id": _TRIP_ID})
 
     action: Action
     trip_request_id: TripId
@@ -153,21 +182,24 @@ class TripAction(_RequestBody):
 class Fix(Place):
     """A position, and when it was measured; RFC 3339 text, or milliseconds since the epoch."""
 
+    model_config = _example({**_PLACE, "recorded_at": "2026-03-01T08:29:58.120Z"})
+
     recorded_at: TimestampMs | None = None
 
 
 class Fixes(_RequestBody):
     """Positions that were gathered, in any order."""
 
+    model_config = _example({"points": [{**_PLACE, "recorded_at": "2026-03-01T08:29:58.120Z"}]})
+
     points: list[Fix] = Field(min_length=1, max_length=100)
 
 
 def _names_something(schema: dict[str, Any]) -> None:
     """Describes that one field at least has a value."""
-    schema["anyOf"] = [
-        {"required": [name], "properties": {name: {"not": {"type": "null"}}}}
-        for name in schema["properties"]
-    ]
+    schema["examples"] = [{"is_online": True, "availability_status": "available", "location": _PLACE}]
+    # Not as a choice of several schemas, of which generators of clients make several classes.
+    schema["not"] = {"properties": {name: {"type": "null"} for name in schema["properties"]}}
 
 
 class Availability(_RequestBody):

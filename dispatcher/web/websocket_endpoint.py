@@ -207,16 +207,21 @@ class WebSocketEndpoint:
                 return await self._frames.location(connection.actor, frame, ip)
             case ClientFrameType.TRIP_ACTION:
                 return await self._frames.trip_action(connection.actor, frame, ip)
-            case ClientFrameType.WATCH:
-                self._zone_views.watch(read_watched_zone(connection.actor, frame), connection)
-                return _WATCHING
-            case ClientFrameType.UNWATCH:
-                self._zone_views.unwatch(connection)
-                return _NOT_WATCHING
+            case ClientFrameType.AVAILABILITY:
+                return await self._frames.availability(connection.actor, frame, ip)
+            case ClientFrameType.WATCH | ClientFrameType.UNWATCH:
+                return self._watch(connection, frame)
             case ClientFrameType.AUTH:
                 return self._renew_token(connection, frame)
             case _:
                 raise Refusal("unknown_frame_type")
+
+    def _watch(self, connection: WebSocketConnection, frame: Frame) -> Answer:
+        if frame["type"] == ClientFrameType.WATCH:
+            self._zone_views.watch(read_watched_zone(connection.actor, frame), connection)
+            return _WATCHING
+        self._zone_views.unwatch(connection)
+        return _NOT_WATCHING
 
     def _renew_token(self, connection: WebSocketConnection, frame: Frame) -> Answer:
         identity = self._authenticator.verify(read_token(frame))

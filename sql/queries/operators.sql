@@ -28,6 +28,24 @@ SELECT t.*, NULL AS driver_vehicle_type
    AND (:statuses::text[] IS NULL OR t.current_status = ANY (:statuses::text[]))
  ORDER BY t.updated_at DESC, t.id::text DESC LIMIT :max_rows;
 
+-- name: pending_of_zone(zone, after, after_id, max_rows)
+-- The pending trips of a zone, those that have waited longest first.
+SELECT t.*, NULL AS driver_vehicle_type
+  FROM trip_requests t
+ WHERE t.current_status = 'pending' AND t.zone = :zone
+   AND (t.created_at, t.id::text) > (:after::timestamptz, :after_id::text)
+ ORDER BY t.created_at, t.id::text LIMIT :max_rows;
+
+-- name: zone_driver_statistics(zone)^
+-- How many drivers are online in a zone, and how many of them have a trip, are free, or have made themselves unavailable.
+SELECT count(*) AS online, count(t.id) AS on_trip,
+       count(*) FILTER (WHERE t.id IS NULL AND d.availability_status = 'available') AS free,
+       count(*) FILTER (WHERE t.id IS NULL AND d.availability_status <> 'available') AS unavailable
+  FROM driver_details d
+  LEFT JOIN trip_requests t
+    ON t.driver_id = d.user_id AND t.current_status IN ('accepted', 'arrived', 'ongoing')
+ WHERE d.zone = :zone AND d.is_online;
+
 -- name: page_of_trip_offers(trip_id, after_wave, after_driver, max_rows)
 -- The offers of a trip, wave by wave.
 SELECT driver_id, wave, distance_m, offered_at, deadline, outcome, outcome_at, score

@@ -4,13 +4,14 @@ SELECT t.*, d.vehicle_type AS driver_vehicle_type
   FROM trip_requests t LEFT JOIN driver_details d ON d.user_id = t.driver_id
  WHERE t.id = :trip_id;
 
--- name: live_trips_of_customer(customer_id, max_rows)
--- A customer's trips that are pending or active, the newest first.
+-- name: live_trips_of_customer(customer_id, before, before_id, max_rows)
+-- A page of a customer's trips that are pending or active, the newest first.
 SELECT t.*, d.vehicle_type AS driver_vehicle_type
   FROM trip_requests t LEFT JOIN driver_details d ON d.user_id = t.driver_id
  WHERE t.customer_id = :customer_id
    AND t.current_status IN ('pending', 'accepted', 'arrived', 'ongoing')
- ORDER BY t.created_at DESC LIMIT :max_rows;
+   AND (t.created_at, t.id::text) < (:before::timestamptz, :before_id::text)
+ ORDER BY t.created_at DESC, t.id::text DESC LIMIT :max_rows;
 
 -- name: live_trips_of_zone(zone, after, page_size)
 -- A page, by id, of a zone's trips that are pending or active: Redis is filled again from these.

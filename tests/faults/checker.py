@@ -6,25 +6,19 @@ from collections.abc import Callable, Iterator
 
 import orjson
 
+from tests.faults.driver_model import check_driver
 from tests.faults.evidence import Evidence
 from tests.faults.history import Attempt
-
-_ACTIVE = ("accepted", "arrived", "ongoing")
-_FINAL = ("completed", "cancelled", "expired")
-_ACTIONS = {
-    "accept": "accepted",
-    "arrive": "arrived",
-    "start": "started",
-    "complete": "completed",
-    "cancel": "released",
-}
+from tests.faults.intents import EVENTS, Intent, intents
+from tests.faults.limits import limits_are_kept
+from tests.faults.trip_model import ACTIVE, FINAL, check_trip
 
 
 def one_winner(evidence: Evidence) -> Iterator[str]:
     """No trip has two drivers, no driver two trips, in the rows, the histories and the answers."""
     holding: dict[str, str] = {}
     for trip_id, trip in evidence.trips.items():
-        if trip["current_status"] in _ACTIVE:
+        if trip["current_status"] in ACTIVE:
             other = holding.setdefault(trip["driver_id"], trip_id)
             if other != trip_id:
                 yield f"{trip['driver_id']} holds {other} and {trip_id}"
@@ -35,7 +29,7 @@ def one_winner(evidence: Evidence) -> Iterator[str]:
                 if holder:
                     yield f"{trip_id} was accepted by {event.actor} while {holder} had it"
                 holder = event.actor
-            elif event.event in ("released", *_FINAL):
+            elif event.event in ("released", *FINAL):
                 holder = ""
     won: dict[tuple[str, int], Attempt] = {}
     for attempt in _successes(evidence):
@@ -91,20 +85,39 @@ def versions_are_gapless(evidence: Evidence) -> Iterator[str]:
         yield f"{trip_id} has a history and no row"
 
 
-def order_is_possible(evidence: Evidence) -> Iterator[str]:
-    """What was answered before another intent was first sent has the lower version of the trip."""
-    spans: dict[str, list[tuple[float, float, int]]] = {}
-    for attempts in evidence.history.by_key().values():
-        for attempt in attempts:
-            if attempt.is_success and (effect := _effect(attempt)) and attempt.answered_at is not None:
-                span = (attempts[0].sent_at, attempt.answered_at, effect[1])
-                spans.setdefault(effect[0], []).append(span)
-                break
-    for trip_id, known in spans.items():
-        for _, answered_at, version in known:
-            for sent_at, _, later in known:
-                if answered_at < sent_at and version >= later:
-                    yield f"{trip_id}: version {later} was asked for after {version} had been answered"
+def trips_have_an_order(evidence: Evidence) -> Iterator[str]:
+    """For each trip, what its clients were told has an order that the table of transitions allows."""
+    by_trip: dict[str, list[Intent]] = {}
+    by_user: dict[str, list[Intent]] = {}
+    for intent in intents(evidence):
+        if intent.trip:
+            by_trip.setdefault(intent.trip, []).append(intent)
+        else:  # a creation whose answer nobody knows, or a change of availability
+            by_user.setdefault(intent.user, []).append(intent)
+    for trip, row in evidence.trips.items():
+        about = by_trip.get(trip, [])
+        users = {row["customer_id"], *(intent.user for intent in about)}
+        about += [intent for user in sorted(users) for intent in by_user.get(user, ())]
+        if why_not := check_trip(evidence, trip, about):
+            yield f"{trip}: {why_not}"
+    for trip in by_trip.keys() - evidence.trips.keys():
+        if any(intent.answer for intent in by_trip[trip]):
+            yield f"{trip} was answered, and is in no table"
+
+
+def drivers_have_an_order(evidence: Evidence) -> Iterator[str]:
+    """For each driver, what they were told has an order: one trip at a time, and only while online."""
+    all_ = list(intents(evidence))
+    cancels: dict[str, list[Intent]] = {}
+    for intent in all_:
+        if intent.event == "cancelled":
+            cancels.setdefault(intent.trip, []).append(intent)
+    for driver in sorted({intent.user for intent in all_ if "/driver/" in intent.endpoint}):
+        own = [intent for intent in all_ if intent.user == driver]
+        trips = {intent.trip for intent in own if intent.event == "accepted"}
+        about = own + [cancel for trip in sorted(trips) for cancel in cancels.get(trip, ())]
+        if why_not := check_driver(evidence, driver, about):
+            yield f"{driver}: {why_not}"
 
 
 def every_event_is_heard(evidence: Evidence) -> Iterator[str]:
@@ -128,7 +141,7 @@ def redis_equals_postgres(evidence: Evidence) -> Iterator[str]:
     """Once quiet, the live state says of every live trip and every driver what Postgres says."""
     for trip_id, trip in evidence.trips.items():
         live = evidence.live_trips.get(trip_id)
-        if live is None and trip["current_status"] in _FINAL:
+        if live is None and trip["current_status"] in FINAL:
             continue
         if live is None or not live.get("version"):
             yield f"{trip_id} is {trip['current_status']}, and Redis does not know it"
@@ -146,7 +159,7 @@ def _drivers(evidence: Evidence) -> Iterator[str]:
     trips = {
         trip["driver_id"]: trip_id
         for trip_id, trip in evidence.trips.items()
-        if trip["current_status"] in _ACTIVE
+        if trip["current_status"] in ACTIVE
     }
     for (zone, driver), live in evidence.live_drivers.items():
         row = evidence.drivers.get(driver)
@@ -175,7 +188,7 @@ def _drivers(evidence: Evidence) -> Iterator[str]:
 def nothing_is_stuck(evidence: Evidence) -> Iterator[str]:
     """Once quiet, no trip is live, and no claim, offer or wave stands."""
     for trip_id, trip in evidence.trips.items():
-        if trip["current_status"] not in _FINAL:
+        if trip["current_status"] not in FINAL:
             yield f"{trip_id} is still {trip['current_status']}"
     for kind, zone, name in evidence.pending_work:
         yield f"a {kind} of {zone} is left: {name}"
@@ -187,8 +200,10 @@ CHECKS: tuple[Callable[[Evidence], Iterator[str]], ...] = (
     successes_are_durable,
     one_answer_a_key,
     versions_are_gapless,
-    order_is_possible,
+    trips_have_an_order,
+    drivers_have_an_order,
     every_event_is_heard,
+    limits_are_kept,
     redis_equals_postgres,
     nothing_is_stuck,
 )
@@ -210,7 +225,7 @@ def _effect(attempt: Attempt) -> tuple[str, int, str] | None:
     elif attempt.endpoint.endswith("/cancel"):
         event = "cancelled"
     else:
-        event = _ACTIONS.get(attempt.body.get("action", ""))
+        event = EVENTS.get(attempt.body.get("action", ""))
     if event is None:
         return None
     trip = attempt.answer["trip"]

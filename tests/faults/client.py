@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
+import time
 from random import Random
 from typing import Any
 
 import aiohttp
 import orjson
 
+from dispatcher.client import CONNECTION_ERRORS, HttpCalls, Intent, Socket
 from tests.faults.history import Attempt, History
 from tests.harness.servers import make_token
 
@@ -18,8 +20,11 @@ _ANSWER_S = 4.0  # twice the servers' deadline
 _INTENT_S = 25.0  # longer than any fault
 _RETRY_S = (0.05, 0.3)
 #: Errors of a connection that a server under faults ends, or does not take.
-_AWAY = (aiohttp.ClientError, OSError, TimeoutError)
-_FRAME_ENDPOINT = "/api/driver/ride/trip-action"
+_AWAY = (*CONNECTION_ERRORS, OSError)
+#: Long ago, for servers whose clock steps back.
+_ISSUED_AT = int(time.time()) - 300
+#: What can be asked for by a frame as well.
+_FRAMES = {"/api/driver/ride/trip-action": "trip_action", "/api/driver/availability": "availability"}
 
 
 class Client:
@@ -39,13 +44,10 @@ class Client:
         self.snapshot: dict[str, Any] = {}
         self.offers: list[str] = []
         self.welcomed = asyncio.Event()
-        self._http = http
-        self._urls = urls
+        self._servers = [HttpCalls(http, url, make_token(user, role, iat=_ISSUED_AT)) for url in urls]
         self._history = history
-        self._headers = {"Authorization": f"Bearer {make_token(user, role)}"}
         self._keys = itertools.count()
-        self._socket: aiohttp.ClientWebSocketResponse | None = None
-        self._waiting: dict[str, asyncio.Future[dict[str, Any]]] = {}
+        self._socket: Socket | None = None
 
     async def intend(
         self,
@@ -76,34 +78,29 @@ class Client:
 
     async def _send_once(self, endpoint: str, key: str, body: dict[str, Any]) -> Attempt:
         attempt = self._history.begin(self.user, endpoint, key, body)
-        if endpoint == _FRAME_ENDPOINT and self._socket is not None and self.random.random() < 0.4:
+        if endpoint in _FRAMES and self._socket is not None and self.random.random() < 0.4:
             await self._by_frame(attempt)
         else:
             await self._by_http(attempt)
         return attempt
 
     async def _by_http(self, attempt: Attempt) -> None:
-        url = self.random.choice(self._urls) + attempt.endpoint
-        headers = {**self._headers, "Idempotency-Key": attempt.key}
+        intent = Intent(attempt.endpoint, attempt.body, key=attempt.key)
         with contextlib.suppress(*_AWAY):
             async with asyncio.timeout(_ANSWER_S):
-                async with self._http.post(url, json=attempt.body, headers=headers) as response:
-                    attempt.answered(response.status, await response.read())
+                reply = await self.random.choice(self._servers).send(intent)
+                attempt.answered(reply.status, reply.raw or b"")
 
     async def _by_frame(self, attempt: Attempt) -> None:
         attempt.is_frame = True
         assert self._socket is not None
-        frame_id = f"{attempt.key}/{id(attempt)}"
-        future = self._waiting[frame_id] = asyncio.get_running_loop().create_future()
-        frame = {"type": "trip_action", "id": frame_id, "idempotency_key": attempt.key, **attempt.body}
-        try:
-            with contextlib.suppress(*_AWAY):
-                async with asyncio.timeout(_ANSWER_S):
-                    await self._socket.send_json(frame)
-                    answer = await future
-                    attempt.answered(answer["status"], orjson.dumps(answer))
-        finally:
-            self._waiting.pop(frame_id, None)
+        frame = _FRAMES[attempt.endpoint]
+        with contextlib.suppress(*_AWAY):
+            async with asyncio.timeout(_ANSWER_S):
+                reply = await self._socket.ask(
+                    Intent(attempt.endpoint, attempt.body, frame, attempt.key)
+                )
+                attempt.answered(reply.status, orjson.dumps(reply.body))
 
     async def stay_connected(self) -> None:
         """Holds a socket for ever, on any server, and reads what it brings."""
@@ -123,32 +120,19 @@ class Client:
         """Sends a frame that is not answered, if there is a socket."""
         if self._socket is not None:
             with contextlib.suppress(*_AWAY):
-                await self._socket.send_json(frame)
+                await self._socket.send(frame)
 
     async def _hold_socket(self) -> None:
-        url = self.random.choice(self._urls) + "/ws"
-        timeout = aiohttp.ClientWSTimeout(ws_close=0.5)
         async with asyncio.timeout(_ANSWER_S):
-            socket = await self._http.ws_connect(url, headers=self._headers, timeout=timeout)
-        beats = asyncio.create_task(self._beat(socket))
+            socket = await Socket.open(self.random.choice(self._servers))
         try:
-            while (message := await socket.receive()).type is aiohttp.WSMsgType.TEXT:
-                self._take(socket, orjson.loads(message.data))
+            async for frame in socket.frames():
+                self._take(socket, frame)
         finally:
             self._socket = None
-            beats.cancel()
-            for future in self._waiting.values():
-                if not future.done():
-                    future.set_exception(ConnectionResetError("the socket ended"))
-            await asyncio.gather(beats, return_exceptions=True)
             await socket.close()
 
-    async def _beat(self, socket: aiohttp.ClientWebSocketResponse) -> None:
-        while True:
-            await asyncio.sleep(0.5)
-            await socket.send_json({"type": "heartbeat"})
-
-    def _take(self, socket: aiohttp.ClientWebSocketResponse, frame: dict[str, Any]) -> None:
+    def _take(self, socket: Socket, frame: dict[str, Any]) -> None:
         self._history.hear(self.user, frame)
         match frame["type"]:
             case "welcome":
@@ -157,7 +141,3 @@ class Client:
                 self.welcomed.set()
             case "offer":
                 self.offers.append(frame["trip"]["id"])
-            case "ack" | "error":
-                future = self._waiting.get(frame.get("id") or "")
-                if future is not None and not future.done():
-                    future.set_result(frame)

@@ -14,13 +14,14 @@ from tests.faults.history import History
 
 
 class Event(NamedTuple):
-    """A row of trip_events; `at` in seconds since the epoch."""
+    """A row of trip_events; `at` in seconds since the epoch, `role` that of the actor."""
 
     version: int
     event: str
     actor: str
     driver: str | None
     at: float
+    role: str = ""
 
 
 @dataclass
@@ -61,7 +62,8 @@ async def _read_postgres(evidence: Evidence, database_url: str) -> None:
                 evidence.drivers[row["user_id"]] = dict(row)
             for row in await connection.fetch(
                 "SELECT trip_id, version, event, actor_id, payload ->> 'driver_id' AS driver,"
-                " extract(epoch FROM created_at)::float8 AS at FROM trip_events ORDER BY trip_id, version"
+                " extract(epoch FROM created_at)::float8 AS at, actor_role FROM trip_events"
+                " ORDER BY trip_id, version"
             ):
                 trip_id, *event = row.values()
                 evidence.events.setdefault(trip_id, []).append(Event(*event))

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 import orjson
@@ -39,7 +40,7 @@ class Attempt:
 
     @property
     def code(self) -> str:
-        return str(self.answer.get("response_code", ""))
+        return str(self.answer.get("response_code", "")) if self.raw else ""
 
     @property
     def is_success(self) -> bool:
@@ -70,6 +71,8 @@ class History:
     attempts: list[Attempt] = field(default_factory=list)
     heard: list[Heard] = field(default_factory=list)
     told: set[tuple[str, int]] = field(default_factory=set)
+    #: From when to when Redis could not decide, or forgot what it had admitted.
+    undecided: list[tuple[float, float]] = field(default_factory=list)
 
     def begin(self, user: str, endpoint: str, key: str, body: dict[str, Any]) -> Attempt:
         attempt = Attempt(user, endpoint, key, body, time.time())
@@ -88,6 +91,31 @@ class History:
         for _, fields in entries:
             trip = orjson.loads(fields["event"])["trip"]
             self.told.add((trip["id"], trip["version"]))
+
+    def write(self, file: Path) -> None:
+        """Writes down what clients did and heard, for whoever looks into a round later."""
+        file.write_bytes(
+            orjson.dumps(
+                {
+                    "attempts": [
+                        {
+                            "at": attempt.sent_at,
+                            "answered_at": attempt.answered_at,
+                            "user": attempt.user,
+                            "endpoint": attempt.endpoint,
+                            "key": attempt.key,
+                            "is_frame": attempt.is_frame,
+                            "body": attempt.body,
+                            "status": attempt.status,
+                            "answer": attempt.raw.decode(),
+                        }
+                        for attempt in self.attempts
+                    ],
+                    "heard": [asdict(item) for item in self.heard],
+                },
+                option=orjson.OPT_INDENT_2,
+            )
+        )
 
     def by_key(self) -> dict[tuple[str, str, str], list[Attempt]]:
         """The attempts of each intent, in the order they were sent."""

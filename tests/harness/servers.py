@@ -18,6 +18,8 @@ from typing import Any
 import jwt
 import psutil
 
+from tests.harness.least_privilege import RESTRICTED
+
 JWT_SECRET = "a-secret-for-tests-with-more-than-32-bytes"
 _READY_S = 60.0
 
@@ -73,10 +75,11 @@ class Serve:
         variables: dict[str, str | None] = {
             **{name: value for name, value in os.environ.items() if "DISPATCHER_" not in name},
             "DISPATCHER_PORT": "0",
+            "DISPATCHER_REDIS_TIMEOUT_S": "10",  # slow is not dead, unless a test is about that
             "DISPATCHER_DATA_DIR": str(self._data_dir),
             "DISPATCHER_JWT_SECRET": JWT_SECRET,
-            "DISPATCHER_REDIS_URL": None if embedded else self._redis_url,
-            "DISPATCHER_DATABASE_URL": None if embedded else self._database_url,
+            "DISPATCHER_REDIS_URL": None if embedded else RESTRICTED.redis_url(self._redis_url),
+            "DISPATCHER_DATABASE_URL": None if embedded else RESTRICTED.database_url(self._database_url),
             **(env or {}),
         }
         given = {name: value for name, value in variables.items() if value is not None}

@@ -20,13 +20,18 @@ from dispatcher.core.errors import Refusal
 from dispatcher.core.idempotency import IdempotencyKey
 from dispatcher.core.zones import Zones
 from dispatcher.jobs.loop import FunctionJob
+from dispatcher.live.client import connect
 from dispatcher.live.keys import Keys, keys_of
+from dispatcher.live.pipeline import Pipeline
 from dispatcher.service.answers import Answer
 from dispatcher.service.commands.actions import trip_action
 from dispatcher.service.commands.create import create_trip
 from dispatcher.web.problems import counted_answer
+from tests.harness.least_privilege import RESTRICTED
 
 PLACE = (40.7559, -73.9864)
+#: A test that is slow does not take Redis for dead, unless it is about that.
+_PATIENT = {"redis_timeout_s": 10.0}
 
 
 def driver(name: str) -> Actor:
@@ -48,9 +53,10 @@ def code_of(answer: Answer) -> str:
 class City:
     """One server's services and a connection of the test's own to Postgres."""
 
-    def __init__(self, parts: Services, postgres: asyncpg.Connection) -> None:
+    def __init__(self, parts: Services, postgres: asyncpg.Connection, look: Pipeline) -> None:
         self.parts = parts
         self.postgres = postgres
+        self._look = look
 
     async def trip(self, *, customer: str = "rider", **more: Any) -> str:
         caller = Caller(rider(customer), more.pop("key", None), more.pop("ip", None))
@@ -92,7 +98,7 @@ class City:
         return keys_of(trip_id.partition("_")[0])
 
     async def redis(self, *command: Any) -> Any:
-        return await self.parts.live.pipeline.command(*command)
+        return await self._look.command(*command)
 
     def reconcile(self) -> FunctionJob:
         """The jobs that put right what a server left behind, of all zones."""
@@ -127,10 +133,27 @@ async def open_city(
 ) -> AsyncIterator[City]:
     """The services of a server, without its background jobs, and with limits out of the way."""
     wide = {f"limit_{name}": "100000/60" for name in ("trip_accept", "trip_cancel", "general")}
-    settings = load_settings(redis_url=redis_url, database_url=database_url, **{**wide, **more})
-    async with services(settings, zones or Zones()) as parts:
+    urls = {
+        "redis_url": RESTRICTED.redis_url(redis_url),
+        "database_url": RESTRICTED.database_url(database_url),
+    }
+    settings = load_settings(**{**urls, **wide, **_PATIENT, **more})
+    async with services(settings, zones or Zones()) as parts, _look(parts, redis_url) as look:
         postgres = await asyncpg.connect(database_url)
         try:
-            yield City(parts, postgres)
+            yield City(parts, postgres, look)
         finally:
             await postgres.close()
+
+
+@contextlib.asynccontextmanager
+async def _look(parts: Services, redis_url: str) -> AsyncIterator[Pipeline]:
+    """What looks into Redis for the tests: the product's own connection, where that has every right."""
+    if parts.settings.redis_url == redis_url:
+        yield parts.live.pipeline
+        return
+    client = connect(redis_url, cluster=False)
+    pipeline = Pipeline(client)
+    yield pipeline
+    await pipeline.close()
+    await client.aclose()

@@ -21,6 +21,6 @@ async def zone(request: pytest.FixtureRequest, redis_url: str) -> AsyncIterator[
 @pytest.fixture
 async def client(redis_url: str) -> AsyncIterator[Any]:
     """A client as servers have it, of the real engine."""
-    opened = connect(redis_url, cluster=False)
+    opened = connect(redis_url)
     yield opened
     await opened.aclose()

@@ -13,7 +13,7 @@ from dispatcher.core.idempotency import StoredAnswer
 from dispatcher.core.transitions import ACCEPT
 from dispatcher.core.trips import Trip
 from dispatcher.live.claims import Attempt
-from dispatcher.live.settle import Settlement
+from dispatcher.live.settlement import Settlement
 from tests.harness.lua_zone import START_MS, Zone
 
 

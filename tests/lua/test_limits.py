@@ -167,7 +167,7 @@ async def test_fifty_clients_and_never_more_than_ten_in_any_window(redis_url: st
 
         async def client() -> None:
             nonlocal admitted, refused
-            redis = connect(redis_url, cluster=False)
+            redis = connect(redis_url)
             stack.push_async_callback(redis.aclose)
             pipeline = Pipeline(redis)
             scripts = LimitScripts(pipeline)
@@ -202,7 +202,7 @@ async def test_fifty_clients_and_never_more_than_ten_in_any_window(redis_url: st
 
 
 async def test_a_limit_without_redis_says_so() -> None:
-    redis = connect("redis://127.0.0.1:1/0", cluster=False)
+    redis = connect("redis://127.0.0.1:1/0")
     with pytest.raises(StoreUnavailable):
         await LimitScripts(Pipeline(redis)).check_limit(keys_of("z"), [limit(1)])
     await redis.aclose()

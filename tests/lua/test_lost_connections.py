@@ -81,7 +81,7 @@ def _port_of(url: str) -> int:
 
 async def test_a_lost_connection_is_told_and_nothing_is_sent_twice(redis_url: str) -> None:
     async with Proxy(_port_of(redis_url)).listen(redis_url) as proxy:
-        client = connect(proxy.url, cluster=False)
+        client = connect(proxy.url)
         pipeline = Pipeline(client)
         limits, keys = LimitScripts(pipeline), keys_of("lost")
         await pipeline.load_scripts()
@@ -121,7 +121,7 @@ async def test_a_connection_that_was_lost_while_idle(redis_url: str, client: Any
 async def test_nobody_is_there() -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))  # not listening
-        client = connect(f"redis://127.0.0.1:{taken.getsockname()[1]}/0", cluster=False)
+        client = connect(f"redis://127.0.0.1:{taken.getsockname()[1]}/0")
         with pytest.raises(StoreUnavailable):
             await Pipeline(client).command("PING")
         await client.aclose()
@@ -130,7 +130,7 @@ async def test_nobody_is_there() -> None:
 async def test_what_ran_is_told_where_loading_scripts_fails(redis_url: str) -> None:
     """Only the calls that were to be sent again are lost."""
     async with Proxy(_port_of(redis_url)).listen(redis_url) as proxy:
-        client = connect(proxy.url, cluster=False)
+        client = connect(proxy.url)
         pipeline = Pipeline(client)
         limits, keys = LimitScripts(pipeline), keys_of("half")
         await client.script_flush()
@@ -182,7 +182,7 @@ async def test_a_node_that_was_demoted_is_left_for_its_successor(redis_url: str,
         new = _port_of(redis_url)
         old_url = redis_url.replace(f":{new}/", f":{old}/")
         async with Proxy(old).listen(old_url) as proxy:
-            client = connect(proxy.url, cluster=False)
+            client = connect(proxy.url)
             pipeline = Pipeline(client)
             async with asyncio.timeout(10):
                 while True:  # it starts
@@ -214,7 +214,7 @@ async def test_a_server_that_accepts_and_says_nothing(monkeypatch: pytest.Monkey
     accepted: list[asyncio.StreamWriter] = []
     listener = await asyncio.start_server(lambda _, writer: accepted.append(writer), "127.0.0.1", 0)
     port = listener.sockets[0].getsockname()[1]
-    client = connect(f"redis://127.0.0.1:{port}/0", cluster=False)
+    client = connect(f"redis://127.0.0.1:{port}/0")
     pipeline = Pipeline(client)
     try:
         async with asyncio.timeout(5):

@@ -39,7 +39,7 @@ async def test_an_unknown_script_is_loaded_and_only_its_call_is_sent_again(
 
 
 async def test_more_zones_ask_at_once_than_there_are_connections(redis_url: str) -> None:
-    client = connect(redis_url, cluster=False)
+    client = connect(redis_url)
     pipeline = Pipeline(client)
     run_ids = await asyncio.gather(*(pipeline.run_id(f"zone-{i}") for i in range(300)))
     assert len(set(run_ids)) == 1

@@ -18,11 +18,11 @@ import fakeredis
 import hiredis
 import pytest
 import redis
+import uvloop
 from redis.exceptions import ResponseError
 
 import dispatcher.live
 from dispatcher.core.errors import StoreUnavailable
-from dispatcher.live import protocol
 from dispatcher.live.client import connect
 from dispatcher.live.pipeline import Pipeline
 from dispatcher.live.protocol import Call, CallProtocol, RedisProtocol, has_socket
@@ -77,12 +77,45 @@ async def test_a_connection_has_the_writer_of_a_stream(connection: Any) -> None:
     assert has_socket(connection)
 
 
+async def test_a_connection_that_ended_after_the_handshake_is_refused(
+    client: Any, connection: Any
+) -> None:
+    """Nobody would tell whoever reads in redis-py's place that it has ended."""
+    await connection.send_command("CLIENT", "ID")
+    number = await connection.read_response()
+    await client.execute_command("CLIENT", "KILL", "ID", number)
+    async with asyncio.timeout(10):
+        while not connection._reader.at_eof():
+            await asyncio.sleep(0)
+    with pytest.raises(redis.exceptions.ConnectionError):
+        _Replies(connection)
+
+
 async def test_a_connection_of_fakeredis_has_no_socket() -> None:
     client = fakeredis.FakeAsyncRedis(server=fakeredis.FakeServer(version=(7,)))
     fake = await client.connection_pool.get_connection()
     assert fake._writer is not None
     assert not has_socket(fake)
     await client.aclose()
+
+
+def test_a_connection_under_uvloop_has_one(redis_url: str) -> None:
+    """Servers run on uvloop, whose transports are of no class of asyncio's."""
+
+    async def look() -> bool:
+        client = connect(redis_url)
+        try:
+            pool = client.connection_pool
+            taken = await pool.get_connection()
+            try:
+                return has_socket(taken)
+            finally:
+                await pool.release(taken)
+        finally:
+            await client.aclose()
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        assert runner.run(look())
 
 
 async def test_a_connection_comes_after_its_handshake(client: Any, connection: Any) -> None:
@@ -185,9 +218,8 @@ async def test_each_reply_belongs_to_the_oldest_call(connection: Any) -> None:
     assert answered == [(call, call.command[1]) for batch in batches for call in batch]
 
 
-async def test_a_redis_that_is_silent_is_away(client: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(protocol, "_REPLY_TIMEOUT_S", 0.05)
-    pipeline = Pipeline(client)
+async def test_a_redis_that_is_silent_is_away(client: Any) -> None:
+    pipeline = Pipeline(client, timeout_s=0.05)
     assert await pipeline.command("PING") == "PONG"
     with pytest.raises(StoreUnavailable):
         await asyncio.wait_for(pipeline.command("BLPOP", "nothing", 0), 5)
@@ -208,7 +240,7 @@ async def test_a_client_sends_nothing_by_itself_again(redis_url: str) -> None:
         writer.close()
 
     server = await asyncio.start_server(serve, "127.0.0.1", 0)
-    client = connect(f"redis://127.0.0.1:{server.sockets[0].getsockname()[1]}/0", cluster=False)
+    client = connect(f"redis://127.0.0.1:{server.sockets[0].getsockname()[1]}/0")
     with pytest.raises(redis.ConnectionError):
         await client.execute_command("EVALSHA", "0" * 40, 0)
     assert sum(data.count(b"EVALSHA") for data in seen) == 1
@@ -227,8 +259,8 @@ def test_no_other_module_touches_private_parts() -> None:
         for node in ast.walk(ast.parse(path.read_text())):
             if not isinstance(node, ast.Attribute) or not re.match("_[^_]", node.attr):
                 continue
-            if isinstance(node.value, ast.Name) and node.value.id in {"self", "cls"}:
+            if ast.unparse(node.value) in {"self", "cls", "super()"}:
                 continue
             if node.attr not in of_named_tuples:
                 found.setdefault(path.stem, set()).add(node.attr)
-    assert found == {"protocol": {"_writer"}}
+    assert found == {"protocol": {"_writer", "_reader"}}

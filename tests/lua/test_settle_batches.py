@@ -7,7 +7,7 @@ import asyncio
 from dispatcher.core.errors import StoreUnavailable
 from dispatcher.core.transitions import ACCEPT, GIVE_BACK
 from dispatcher.core.trips import Status, Trip
-from dispatcher.live.settle import Message, SettleEffect
+from dispatcher.live.settlement import Message, SettleEffect
 from tests.harness.lua_zone import START_MS, Zone, key, make_trip, open_zone
 from tests.lua.claim_kinds import code_of
 from tests.lua.settling import accepted, answer_of, geo, listening, place, put_on_offer, settle, spy_on

@@ -11,7 +11,7 @@ import pytest
 from dispatcher.core.transitions import COMPLETE, GIVE_BACK
 from dispatcher.core.trips import Status
 from dispatcher.live.positions import DriverFix
-from dispatcher.live.settle import SettleEffect
+from dispatcher.live.settlement import SettleEffect
 from tests.harness.lua_zone import FIX_AGE_MS, START_MS, Zone, make_driver
 from tests.lua.settling import accepted, geo, listening, place, put_on_offer, settle
 

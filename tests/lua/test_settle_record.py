@@ -17,7 +17,8 @@ from dispatcher.live import settle
 from dispatcher.live.claims import Attempt
 from dispatcher.live.keys import keys_of
 from dispatcher.live.pipeline import Pipeline
-from dispatcher.live.settle import Message, SettleEffect, Settlement, Settler
+from dispatcher.live.settle import Settler
+from dispatcher.live.settlement import Message, SettleEffect, Settlement
 from tests.harness.lua_zone import START_MS, key, make_driver, make_trip
 from tests.lua.sources import header_and_code
 

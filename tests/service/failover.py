@@ -17,12 +17,11 @@ class StaleReplica:
     @classmethod
     async def of(cls, city: City) -> StaleReplica:
         """A replica of what Redis holds now, which gets no write from now on."""
-        raw: Any = city.parts.live.pipeline
-        names = await raw.command("KEYS", "*")
+        names = await city.redis("KEYS", "*")
         held = {}
         for name in names:
-            kind = await raw.command("TYPE", name)
-            held[name] = (kind, await _read(city, kind, name), await raw.command("PTTL", name))
+            kind = await city.redis("TYPE", name)
+            held[name] = (kind, await _read(city, kind, name), await city.redis("PTTL", name))
         return cls(city, held)  # type: ignore[arg-type]
 
     async def take_over(self, *, notice: bool = True) -> None:

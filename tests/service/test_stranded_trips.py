@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from typing import Any
 
-import orjson
 import pytest
 
 from dispatcher.core.actors import Actor, Role
@@ -47,7 +46,7 @@ async def _vanish(city: City, name: str = "d1", *, ago_s: int = 0) -> None:
 
 async def _last_event(city: City, trip: str) -> tuple[str, str, str, str]:
     event = (await city.parts.reads.timeline(trip))[-1]
-    reason = orjson.loads(event["payload"])["reason"]
+    reason = event["payload"]["reason"]
     return event["event"], event["actor_id"], event["actor_role"], reason
 
 

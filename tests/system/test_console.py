@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import os
 import re
-import shutil
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -14,25 +13,18 @@ from urllib.parse import urlsplit
 import aiohttp
 import asyncpg
 import pytest
-from playwright.async_api import Browser, Page, async_playwright, expect
+from playwright.async_api import Browser, Page, expect
 
+from tests.harness.browser import CHROMIUM, NO_CHROMIUM, WAIT_MS, Faults, open_browser
 from tests.harness.servers import Serve, Server, make_token
 
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-pytestmark = pytest.mark.skipif(
-    CHROMIUM is None, reason="there is no Chromium here: Debian's package chromium has one"
-)
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason=NO_CHROMIUM)
 
 #: Where CI keeps what the console looked like.
 SCREENSHOTS = os.environ.get("CONSOLE_SCREENSHOTS")
 HERE = {"lat": 40.7559, "lng": -73.9864}
 MARKUP = "<img src=x onerror=\"document.title='run'\"><b>late</b>"
-_WAIT_MS = 15_000
-expect.set_options(timeout=_WAIT_MS)
-_FLAGS = [
-    "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-component-update",
-    "--disable-background-networking", "--disable-sync",
-]  # fmt: skip
+expect.set_options(timeout=WAIT_MS)
 _SETTINGS = {
     f"DISPATCHER_LIMIT_{name}": "off" for name in ("TRIP_ACCEPT", "LOCATION_UPDATE", "GENERAL")
 } | {"DISPATCHER_POSITION_FLUSH_S": "0.2", "DISPATCHER_DRAIN_S": "0"}  # fmt: skip
@@ -40,10 +32,8 @@ _SETTINGS = {
 
 @pytest.fixture(scope="module")
 async def browser() -> AsyncIterator[Browser]:
-    async with async_playwright() as playwright:
-        started = await playwright.chromium.launch(executable_path=CHROMIUM, args=_FLAGS)
+    async with open_browser() as started:
         yield started
-        await started.close()
 
 
 class Screen:
@@ -52,19 +42,8 @@ class Screen:
     def __init__(self, page: Page, server: Server) -> None:
         self.page = page
         self.server = server
-        self.faults: list[str] = []
-        page.set_default_timeout(_WAIT_MS)
-        page.on("pageerror", lambda error: self.faults.append(str(error)))
-        page.on("console", self._on_message)
-        page.on("request", self._on_request)
-
-    def _on_message(self, message: Any) -> None:
-        if "Content Security Policy" in message.text:
-            self.faults.append(message.text)
-
-    def _on_request(self, request: Any) -> None:
-        if urlsplit(request.url).netloc != urlsplit(self.server.url).netloc:
-            self.faults.append(f"asked elsewhere: {request.url}")
+        self.faults = Faults(page, server.url)
+        page.set_default_timeout(WAIT_MS)
 
     async def sign_in(self) -> None:
         """Opens the link that signs in, as the demo prints it."""
@@ -228,8 +207,8 @@ async def test_why_a_driver_is_not_asked(server: Server, apps: Apps, open_screen
     await screen.page.get_by_label("Driver", exact=True).press("Enter")
     answer = screen.page.locator("[data-part=why]")
     await expect(answer.locator("[data-verdict]")).to_contain_text("no offer now")
-    await expect(answer.locator("[data-filter=vehicle_type][data-passes=false]")).to_be_visible()
-    await expect(answer.locator("[data-filter=present][data-passes=true]")).to_be_visible()
+    await expect(answer.locator("[data-filter=other_vehicle_type][data-passes=false]")).to_be_visible()
+    await expect(answer.locator("[data-filter=not_present][data-passes=true]")).to_be_visible()
     await screen.keep("why")
     await screen.page.get_by_label("Driver", exact=True).fill("<b>nobody</b>")
     await screen.page.get_by_role("button", name="Explain").click()
@@ -271,7 +250,7 @@ async def test_drivers_move_and_have_a_page(server: Server, apps: Apps, open_scr
     await expect(screen.page.locator("img[src=x]")).to_have_count(0)
     trip = await apps.ask()
     await apps.act("d-1", "accept", trip)
-    await expect(screen.page.locator(".obstacles li[data-code=on_a_trip]")).to_be_visible()
+    await expect(screen.page.locator(".obstacles li[data-code=active_trip]")).to_be_visible()
     await screen.keep("driver-dark")
 
 

@@ -16,6 +16,7 @@ from tests.harness.servers import Serve, make_token
 _ZONE_IS_NAMED = (
     "/api/customer/ride/create", "/api/driver/availability", "/api/admin/rides", "/api/admin/drivers",
     "/api/admin/rides/abandoned", "/api/admin/why", "/api/admin/zones/{zone}/statistics",
+    "/api/admin/zones/{zone}/pending", "/api/admin/zones/{zone}/dead-letters",
 )  # fmt: skip
 _CONFIGURATION = """
 [checks.positive_data_acceptance]

@@ -12,7 +12,9 @@ from pathlib import Path
 
 import pytest
 
+from dispatcher.client.replies import PASSING_CODES
 from dispatcher.config import ENV_PREFIX, Settings
+from dispatcher.core.errors import PROBLEMS
 from dispatcher.live.keys import Keys
 from dispatcher.web.endpoints import ENDPOINTS
 from dispatcher.web.protocol import CloseCode
@@ -20,6 +22,7 @@ from tests.harness.servers import Serve
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
+INTEGRATE = (ROOT / "docs" / "integrate.md").read_text()
 
 
 def _rows(name: str) -> list[list[str]]:
@@ -64,6 +67,23 @@ def test_every_key_is_documented() -> None:
 def test_every_close_code_is_documented() -> None:
     documented = {int(code) for code in re.findall(r"^\| (\d{4}) \|", README, re.MULTILINE)}
     assert documented == set(CloseCode)
+
+
+def test_the_readme_shows_the_app_that_is_tested() -> None:
+    shown = README.split("<!-- driver app -->\n```python\n")[1].split("```")[0]
+    assert shown == (ROOT / "docs" / "driver_app.py").read_text()
+    assert len(shown.splitlines()) <= 34
+
+
+def test_the_page_for_integrators() -> None:
+    passing = INTEGRATE.split("<!-- passing -->")[1].split("<!-- /passing -->")[0]
+    assert set(re.findall(r"`(\w+)`", passing)) == PASSING_CODES
+    rows = INTEGRATE.split("| code | the app |")[1].split("\n\n")[0]
+    named = set(re.findall(r"`(\w+)`", "".join(row.split("|")[1] for row in rows.splitlines()[2:])))
+    assert named <= set(PROBLEMS) - PASSING_CODES
+    assert "aiohttp" in INTEGRATE.split("<!-- run webhook -->")[1].split("```")[1]
+    for block in INTEGRATE.split("```python\n")[1:]:
+        compile(block.split("```")[0], "docs/integrate.md", "exec")
 
 
 def test_the_commands_come_first_and_ci_runs_them() -> None:

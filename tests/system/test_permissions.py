@@ -12,35 +12,41 @@ from typing import Any
 import asyncpg
 import pytest
 import redis.asyncio
+from redis.exceptions import NoPermissionError, ResponseError
 
 import dispatcher.live
 from dispatcher.config import SettingsError
 from dispatcher.ledger import migrate
 from dispatcher.ledger.cleanup import delete_expired
 from dispatcher.ledger.preflight import check_privileges
-from dispatcher.live.permissions import CHANNEL_COMMANDS, KEYED_COMMANDS, OTHER_COMMANDS
+from dispatcher.live.permissions import CHANNEL_COMMANDS, KEYED_COMMANDS, OTHER_COMMANDS, acl_rules
 from dispatcher.live.preflight import check_redis
 from dispatcher.resources import LUA_DIR
+from tests.harness.least_privilege import (
+    ACL_FILE,
+    APP_ROLE,
+    OWNER_ROLE,
+    ROLES_FILE,
+    acl_line,
+    make_roles,
+)
 from tests.harness.servers import JWT_SECRET
 from tests.harness.services import PLACE, City, driver, open_city
 from tests.system.test_cli import _run
 
-#: What the README tells an operator to allow, and no more.
-COMMANDS = [*KEYED_COMMANDS, *CHANNEL_COMMANDS, *OTHER_COMMANDS, "EVAL", "SELECT"]
 AclUser = Callable[..., Awaitable[str]]
 
 
 @pytest.fixture
 async def acl_user(redis_url: str) -> AsyncIterator[AclUser]:
-    """Makes a user of the session's Valkey, with these rules after the usual ones; returns its URL."""
+    """Makes a user of the session's Valkey, with these rules after the shipped ones; returns its URL."""
     async with redis.asyncio.Redis.from_url(redis_url) as client:
         names = []
 
         async def make(*rules: str) -> str:
             name, password = f"user-{secrets.token_hex(4)}", secrets.token_hex(8)
-            allowed = [f"+{command.lower().replace(' ', '|')}" for command in COMMANDS]
-            usual = ("on", f">{password}", "~dsp:*", "&dsp:*", *allowed)
-            await client.execute_command("ACL", "SETUSER", name, *usual, *rules)
+            shipped = acl_line()[2:]
+            await client.execute_command("ACL", "SETUSER", name, *shipped, f">{password}", *rules)
             names.append(name)
             return f"redis://{name}:{password}@{redis_url.partition('@')[2]}"
 
@@ -55,13 +61,39 @@ def test_every_command_that_is_run_is_asked_for() -> None:
         for path in LUA_DIR.rglob("*.lua")
         # The other inspections are run by operators, as users of their own.
         if path.parent.name != "inspect" or path.stem == "why"
-        for command in re.findall(r"redis\.call\('(\w+)'", path.read_text())
+        for command in re.findall(r"redis\.p?call\('(\w+)'", path.read_text())
     }
     for path in Path(dispatcher.live.__path__[0]).glob("*.py"):
         run |= set(re.findall(r"command\(\s*\(?\"([A-Z]+)\"", path.read_text()))
     assert len(run) > 30
-    assert run - {"EVAL"} <= {*KEYED_COMMANDS, *CHANNEL_COMMANDS, *OTHER_COMMANDS}
-    assert set(KEYED_COMMANDS) <= run, "nothing is asked for that nobody runs"
+    keyed = {name.partition(" ")[0] for name in KEYED_COMMANDS}
+    assert run - {"EVAL"} <= {*keyed, *CHANNEL_COMMANDS, *OTHER_COMMANDS}
+    assert keyed <= run, "nothing is asked for that nobody runs"
+
+
+def test_the_acl_file_is_what_the_command_prints() -> None:
+    printed = _run("grants", "redis")
+    assert printed.returncode == 0
+    assert printed.stdout == ACL_FILE.read_text()
+    assert acl_line() == ["user", "dispatcher", *acl_rules()]
+    assert _run("grants", "postgres").stdout == ROLES_FILE.read_text()
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("FLUSHALL",), ("CONFIG", "GET", "*"), ("KEYS", "*"), ("ACL", "LIST"), ("SAVE",),
+        ("GET", "other"), ("SET", "dsp:default:epoch", "1"), ("SSUBSCRIBE", "other"),
+        ("SPUBLISH", "dsp:{default}:other", "x"), ("CLIENT", "LIST"), ("MONITOR",), ("SHUTDOWN",),
+        ("EVAL", "return redis.call('FLUSHALL')", "0"),
+        ("EVAL", "return redis.call('GET', 'other')", "0"),
+    ],
+    ids=" ".join,
+)  # fmt: skip
+async def test_the_user_may_do_nothing_else(acl_user: AclUser, command: tuple[str, ...]) -> None:
+    async with redis.asyncio.Redis.from_url(await acl_user()) as client:
+        with pytest.raises((NoPermissionError, ResponseError), match=r"permission|ACL"):
+            await client.execute_command(*command)
 
 
 async def test_what_is_asked_for_is_enough(acl_user: AclUser, database_url: str) -> None:
@@ -95,7 +127,7 @@ async def _a_day(city: City) -> None:
         (["-@write"], r"its user may not run DEL, .*ZADD"),
         (["-eval"], r"its user may not do what a server does: .*'eval'"),
         (["-info"], r"its user may not do what a server does: .*'info'"),
-        (["resetkeys"], r"its user may not use the keys dsp:\{@servers\}:alive, .* and 28 more$"),
+        (["resetkeys"], r"its user may not use the keys dsp:\{@servers\}:alive, .* and 30 more$"),
         (["resetkeys", "~other:*"], r"its user may not use the keys dsp:\{@servers\}:"),
         (["resetkeys", "~dsp:{@servers}:*", "~dsp:{default}:[a-su-z]*"],
          r"its user may not use the keys dsp:\{default\}:trip:\*, dsp:\{default\}:turned-down$"),
@@ -151,20 +183,19 @@ PRIVILEGES = {
     "trip_events": "SELECT, INSERT",
     "idempotency_keys": "SELECT, INSERT, UPDATE, DELETE",
     "trip_offers": "SELECT, INSERT, UPDATE",
+    "zone_authorities": "SELECT, INSERT, UPDATE",
 }
 
 
 class Role:
-    """A role that may do what the README says; `owner` is a session that may change that."""
+    """A role with the rights of the shipped one; `owner` is a session that may change that."""
 
     def __init__(self, name: str, url: str, owner: asyncpg.Connection) -> None:
         self.name, self.owner = name, owner
         self.url = url.replace("://postgres@", f"://{name}@")
 
     async def make(self) -> None:
-        await self.owner.execute(f"CREATE ROLE {self.name} LOGIN")
-        for table, privileges in PRIVILEGES.items():
-            await self.owner.execute(f"GRANT {privileges} ON {table} TO {self.name}")
+        await self.owner.execute(ROLES_FILE.read_text().replace(APP_ROLE, self.name))
 
     async def drop(self) -> None:
         await self.owner.execute(f"DROP OWNED BY {self.name}; DROP ROLE {self.name}")
@@ -190,6 +221,51 @@ async def test_those_privileges_are_enough(role: Role, redis_url: str) -> None:
     assert await delete_expired(role.url) > 0
 
 
+async def test_the_role_may_do_what_is_asked_for_and_no_more(role: Role) -> None:
+    rows = await role.owner.fetch(
+        """
+        SELECT c.relname AS name, string_agg(p, ', ' ORDER BY o) AS privileges
+          FROM pg_class c, unnest(ARRAY['SELECT', 'INSERT', 'UPDATE', 'DELETE', 'TRUNCATE', 'REFERENCES',
+                                        'TRIGGER']) WITH ORDINALITY AS t (p, o)
+         WHERE c.relnamespace = 'public'::regnamespace AND c.relkind IN ('r', 'p', 'v')
+           AND has_table_privilege($1, c.oid, p)
+         GROUP BY c.relname
+        """,
+        role.name,
+    )
+    assert {row["name"]: row["privileges"] for row in rows} == PRIVILEGES
+    connection = await asyncpg.connect(role.url)
+    try:
+        for statement in (
+            "CREATE TABLE t ()", "CREATE TEMPORARY TABLE t ()", "DROP TABLE trip_offers", "TRUNCATE trip_events",
+            "ALTER TABLE trip_requests ADD COLUMN x int", "DELETE FROM trip_requests",
+            "UPDATE trip_events SET event = event", "CREATE FUNCTION f() RETURNS int LANGUAGE sql AS 'SELECT 1'",
+            "CREATE SCHEMA s", "CREATE ROLE r", "DELETE FROM schema_migrations",
+        ):  # fmt: skip
+            with pytest.raises(asyncpg.InsufficientPrivilegeError):
+                await connection.execute(statement)
+    finally:
+        await connection.close()
+
+
+async def test_one_role_migrates_and_the_other_serves(empty_database_url: str) -> None:
+    await make_roles(empty_database_url)
+    owner, app = (
+        empty_database_url.replace("://postgres@", f"://{name}@") for name in (OWNER_ROLE, APP_ROLE)
+    )
+    with pytest.raises(SettingsError, match=r"may not migrate the schema: .* as its owner"):
+        await migrate.up(app)
+    applied = await migrate.up(owner)
+    with pytest.raises(SettingsError, match=r"its role lacks "):
+        await check_privileges(app)
+    await make_roles(empty_database_url)
+    await check_privileges(app)
+    assert await migrate.up(app) == []
+    with pytest.raises((SettingsError, asyncpg.InsufficientPrivilegeError)):
+        await migrate.down(app, 1)
+    assert len(await migrate.down(owner, 1_000)) == len(applied)
+
+
 @pytest.mark.parametrize(
     ("table", "privilege"),
     [(t, p) for t, all_ in PRIVILEGES.items() for p in all_.split(", ") if t != "schema_migrations"],
@@ -208,7 +284,7 @@ async def test_a_role_that_lacks_a_function(role: Role) -> None:
 
 
 async def test_a_role_that_does_not_see_the_schema(role: Role) -> None:
-    await role.owner.execute("REVOKE USAGE ON SCHEMA public FROM PUBLIC")
+    await role.owner.execute(f"REVOKE USAGE ON SCHEMA public FROM PUBLIC, {role.name}")
     with pytest.raises(SettingsError, match=r"its role sees no table driver_details, .*USAGE"):
         await check_privileges(role.url)
     with pytest.raises(SettingsError, match="its role may not migrate the schema"):

@@ -84,10 +84,13 @@ async def test_versions(
 async def test_the_kind_of_server_must_be_the_one_that_is_set(
     engines: EngineUrls, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with pytest.raises(SettingsError, match=r"DISPATCHER_REDIS_CLUSTER: is true.*standalone"):
-        await check_redis(engines.redis_url, cluster=True)
+    url = engines.redis_url.replace("redis://", "redis+cluster://").removesuffix("/0")
+    with pytest.raises(
+        SettingsError, match=r"_URL: 127\.0\.0\.1:\d+ is a single node in standalone mode"
+    ):
+        await check_redis(url)
     _pretend(monkeypatch, redis_mode="cluster", redis_version="7.2.0")
-    with pytest.raises(SettingsError, match=r"DISPATCHER_REDIS_CLUSTER: is false.*cluster"):
+    with pytest.raises(SettingsError, match=r"_URL: is a node of a cluster: write redis\+cluster://"):
         await check_redis(engines.redis_url)
     _pretend(monkeypatch, redis_mode="sentinel", redis_version="7.2.0")
     with pytest.raises(SettingsError, match=r"DISPATCHER_REDIS_URL: is a Sentinel"):

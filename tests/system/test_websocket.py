@@ -437,3 +437,36 @@ async def test_fifteen_accepts_in_a_minute(serve: Serve, session: aiohttp.Client
     async with session.post(path, json=body, headers=app.headers) as answer:
         assert answer.status == 409
     assert any("Rate limit exceeded" in line for line in server.log_lines())
+
+
+async def test_availability_by_frame_is_that_by_http(
+    serve: Serve, session: aiohttp.ClientSession
+) -> None:
+    """One command, one key, one answer, whichever way it comes and however often."""
+    server = await serve(env=FAST)
+    app = await App(session, server, "driver", "d1").open()
+    await app.frame("welcome")
+    change = {"is_online": True, "vehicle_type": "van", "location": PLACE}
+    frames = [{"type": "availability", "id": i, "idempotency_key": "k1", **change} for i in (1, 2)]
+    for frame in frames:
+        await app.send(frame)
+    acks = [await app.frame("ack", lambda f, i=i: f["id"] == i) for i in (1, 2)]
+    assert [ack["replayed"] for ack in acks] == [False, True]
+    path = "/api/driver/availability"
+    status, body = await app.post(path, change, **{"Idempotency-Key": "k1"})
+    assert status == 200
+    assert {**body, "type": "ack", "id": 1, "status": 200, "replayed": False} == acks[0]
+    assert body["response_code"] == "availability_updated"
+    assert body["keeps_offers_away"] == []
+    await app.send({"type": "availability", "id": 3, "idempotency_key": "k1", "is_online": False})
+    assert (await app.frame("error", lambda f: f["id"] == 3))["response_code"] == (
+        "idempotency_key_reused"
+    )
+    async with session.get(server.url + "/api/driver/state", headers=app.headers) as answer:
+        state = await answer.json()
+    assert (state["driver"]["vehicle_type"], state["keeps_offers_away"]) == ("van", [])
+    await app.send({"type": "availability", "id": 4, "is_online": False})
+    ack = await app.frame("ack", lambda f: f["id"] == 4)
+    assert ack["keeps_offers_away"] == ["offline"]
+    await app.send({"type": "availability", "id": 5, "zone": "nowhere"})
+    assert (await app.frame("error", lambda f: f["id"] == 5))["response_code"] == "invalid_zone"

@@ -18,6 +18,8 @@ from dispatcher.ledger.migrate import read_migrations, MIGRATIONS_DIR
 assert "site-packages" in str(SQL_DIR), SQL_DIR
 from dispatcher.web.console_pages import ConsolePages
 assert {"index.html", "app.js", "leaflet.js", "leaflet-license.txt"} <= ConsolePages()._files.keys()
+from dispatcher.web.api_page import ApiPage
+assert {"swagger-ui-bundle.js", "swagger-ui-license.txt"} <= ApiPage(["car"])._files.keys()
 print(len(list(LUA_DIR.rglob("*.lua"))), len(list(SQL_DIR.rglob("*.sql"))))
 assert read_migrations(MIGRATIONS_DIR)
 """

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import re
 from collections.abc import AsyncIterator
 from typing import Any
 from unittest import mock
@@ -26,8 +27,11 @@ from dispatcher.web.auth import Authenticator
 from dispatcher.web.boundary import Boundary
 from dispatcher.web.client_ip import ClientIp
 from dispatcher.web.door import Door
+from dispatcher.web.endpoints import ENDPOINTS
 from dispatcher.web.fastpath import make_runner
+from dispatcher.web.frame_handlers import FrameHandlers
 from dispatcher.web.handlers import Handlers
+from dispatcher.web.refusal_codes import codes_of
 from tests.harness.servers import JWT_SECRET, make_token
 
 NOW_MS = 1_800_000_000_500
@@ -122,6 +126,22 @@ class Notes:
         self.calls.append(("zone_statistics", zone))
         return {"zone": zone, "trips": {}}
 
+    async def driver_state(self, actor: Actor) -> dict[str, Any]:
+        self.calls.append(("driver_state", actor.user_id))
+        return {"driver": None, "trip": None, "offers": [], "keeps_offers_away": ["offline"]}
+
+    async def rides(self, actor: Actor, after: str | None, limit: int) -> dict[str, Any]:
+        self.calls.append(("rides", (actor.user_id, after, limit)))
+        return {"trips": [], "next": None}
+
+    async def pending(self, zone: str, after: str | None, limit: int) -> dict[str, Any]:
+        self.calls.append(("pending", (zone, after, limit)))
+        return {"zone": zone, "trips": [], "next": None}
+
+    async def dead_letters(self, zone: str, after: str | None, limit: int) -> dict[str, Any]:
+        self.calls.append(("dead_letters", (zone, after, limit)))
+        return {"zone": zone, "dead_letters": [], "next": None}
+
     async def why(self, trip_id: str, driver_id: str) -> dict[str, Any]:
         self.calls.append(("why", (trip_id, driver_id)))
         return {"verdict": {"codes": ["would_be_offered"]}}
@@ -172,7 +192,15 @@ class Notes:
         return refusal_answer(refusal, limit)
 
     async def readiness(self) -> tuple[bool, dict[str, Any]]:
-        return self.is_ready, {"redis": "ok" if self.is_ready else "away"}
+        return self.is_ready, {"status": "ready", "redis": "ok" if self.is_ready else "away"}
+
+
+def frame_handlers_of(notes: Notes, **more: Any) -> FrameHandlers:
+    service: Any = notes
+    return FrameHandlers(
+        zones=Zones(), coordinator=service, positions=service, availability=service, limits=service,
+        vehicle_types=Settings().vehicle_types, **more,
+    )  # fmt: skip
 
 
 def details_of(caller: Caller) -> dict[str, Any]:
@@ -220,7 +248,7 @@ def handlers_of(notes: Notes, metrics: Metrics) -> Handlers:
     service: Any = notes
     return Handlers(
         zones=Zones(), coordinator=service, availability=service, positions=service, stranded_trips=service,
-        reads=service, explanation=service, operator_reads=service,
+        reads=service, snapshots=service, explanation=service, operator_reads=service,
         readiness=notes.readiness, metrics=metrics, vehicle_types=Settings().vehicle_types,
     )  # fmt: skip
 
@@ -250,7 +278,10 @@ class Client:
         ) as response:
             raw = await response.read()
             is_json = "json" in response.headers.get("Content-Type", "")
-            return response.status, response.headers, orjson.loads(raw) if raw and is_json else raw
+            answer = orjson.loads(raw) if raw and is_json else raw
+            if response.status >= 400 and answer:
+                check_described(method, response.url.raw_path, answer["response_code"])
+            return response.status, response.headers, answer
 
     async def good(self, path: str, **more: Any) -> tuple[int, Any, Any]:
         token, body = GOOD[path]
@@ -284,6 +315,15 @@ def check_problem(status: int, headers: Any, problem: Any) -> None:
     assert problem["type"] == f"urn:dispatcher:problem:{row.code}"
     assert problem["title"] == row.title
     assert problem["detail"] == problem["message"]
+
+
+def check_described(method: str, raw_path: str, code: str) -> None:
+    """The description of the endpoint, if it is one, names this refusal."""
+    for endpoint in ENDPOINTS:
+        pattern = re.sub(r"{\w+}", "[^/]+", endpoint.path)
+        if endpoint.method == method and re.fullmatch(pattern, raw_path):
+            assert code in codes_of(endpoint), f"{endpoint.name} does not say that it answers {code}"
+            return
 
 
 async def open_client(door: Door | None = None, **settings: Any) -> AsyncIterator[Client]:

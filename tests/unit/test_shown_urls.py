@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from dispatcher.server.supervisor import shown_redis_url, shown_url
+from dispatcher.config import shown_url
+from dispatcher.server.supervisor import shown_redis_url
 
 
 @pytest.mark.parametrize(
@@ -17,6 +18,11 @@ from dispatcher.server.supervisor import shown_redis_url, shown_url
         ("unix:///run/redis.sock?password=hunter2&db=1", "unix:///run/redis.sock?password=***&db=1"),
         ("redis://[::1]:6379/0", "redis://[::1]:6379/0"),
         ("unix:///run/a:b@c.sock", "unix:///run/a:b@c.sock"),
+        (
+            "rediss+sentinel://app:hunter2@a:1,b:2/main/1?sentinel_password=hunter3&ssl_ca_certs=/ca",
+            "rediss+sentinel://app:***@a:1,b:2/main/1?sentinel_password=***&ssl_ca_certs=/ca",
+        ),
+        ("redis+cluster://:hunter2@[::1]:7000,b", "redis+cluster://default:***@[::1]:7000,b"),
     ],
 )
 def test_a_redis_url(given: str, shown: str) -> None:

@@ -96,9 +96,14 @@ async def test_questions(client: Client) -> None:
     await client.send("GET", "/api/admin/rides/abandoned?older_than_s=60", ADMIN)
     await client.send("GET", "/api/admin/rides/abandoned?zone=nyc", ADMIN)
     await client.send("GET", "/api/admin/zones/nyc/statistics", ADMIN)
+    await client.send("GET", "/api/admin/zones/nyc/pending?after=5~t&limit=2", ADMIN)
+    await client.send("GET", "/api/admin/zones/nyc/dead-letters?after=5-1", ADMIN)
+    await client.send("GET", "/api/driver/state", DRIVER)
+    await client.send("GET", "/api/customer/rides?limit=3", CUSTOMER)
     assert client.notes.calls == [
         ("pending_near", 7), ("pending_near", 20), ("timeline", TRIP), ("abandoned", (None, 60)),
         ("abandoned", ("nyc", 3600)), ("zone_statistics", "nyc"),
+        ("pending", ("nyc", "5~t", 2)), ("dead_letters", ("nyc", "5-1", 50)), ("driver_state", "d1"), ("rides", ("c1", None, 3)),
     ]  # fmt: skip
     assert {c[0] for c in client.notes.counted} == {"general"}
     for path, code in (

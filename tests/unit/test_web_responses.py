@@ -12,9 +12,9 @@ from dispatcher.core.errors import PROBLEMS, OutcomeUnknown, Refusal, StoreUnava
 from dispatcher.core.limits import LimitState
 from dispatcher.observe.metrics import Metrics
 from dispatcher.service.answers import Answer, RateLimited, refusal_answer
-from dispatcher.web import openapi
 from dispatcher.web.application import build_application
 from dispatcher.web.endpoints import ENDPOINTS
+from dispatcher.web.refusal_codes import codes_of
 from tests.harness.servers import JWT_SECRET
 from tests.unit.http_harness import (
     ACTION,
@@ -128,7 +128,7 @@ async def test_every_route_is_described(client: Client) -> None:
     for endpoint in ENDPOINTS:
         operation = described["paths"][endpoint.path][endpoint.method.lower()]
         assert str(endpoint.status) in operation["responses"]
-        assert set(openapi.codes_of(endpoint)) <= set(PROBLEMS)
+        assert set(codes_of(endpoint)) <= set(PROBLEMS)
         assert [p["name"] for p in operation["parameters"] if p["in"] == "path"] == re.findall(
             r"{(\w+)}", endpoint.path
         )

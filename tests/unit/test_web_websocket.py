@@ -33,7 +33,7 @@ async def test_a_header_opens_it(app: App) -> None:
     }  # fmt: skip
     assert app.notes.counted == [("general", "d1", "127.0.0.1")]
     assert app.presence.present == ["d1"]
-    app.hub.deliver("driver:d1", b'{"type":"offer"}')
+    app.hub.hand_on("driver:d1", b'{"type":"offer"}')
     assert await frame(socket) == {"type": "offer"}
     app.hub.resync("driver:d1")
     assert (await frame(socket))["type"] == "welcome"

@@ -15,7 +15,6 @@ from aiohttp import web
 from dispatcher.config import Settings
 from dispatcher.core.actors import Actor
 from dispatcher.core.errors import Refusal
-from dispatcher.core.zones import Zones
 from dispatcher.observe.metrics import Metrics
 from dispatcher.service.hub import Hub
 from dispatcher.service.presence import Connection
@@ -24,7 +23,6 @@ from dispatcher.web.auth import Authenticator
 from dispatcher.web.client_ip import ClientIp
 from dispatcher.web.door import Door
 from dispatcher.web.fastpath import make_runner
-from dispatcher.web.frame_handlers import FrameHandlers
 from dispatcher.web.websocket_endpoint import WebSocketEndpoint
 from tests.harness.servers import JWT_SECRET
 from tests.unit.http_harness import (
@@ -33,6 +31,7 @@ from tests.unit.http_harness import (
     boundary_of,
     check_problem,
     commands_as_notes,
+    frame_handlers_of,
     handlers_of,
 )
 
@@ -173,7 +172,7 @@ async def open_app(door: Door | None = None) -> AsyncIterator[App]:
     endpoint = WebSocketEndpoint(
         authenticator=Authenticator.from_settings(settings),
         client_ip=ClientIp([]),
-        frames=FrameHandlers(zones=Zones(), coordinator=service, positions=service, limits=service),
+        frames=frame_handlers_of(notes),
         hub=hub, channels=listening, presence=shown, snapshots=read, zone_views=views, limits=service,
         allowed_origins=["https://listed.example"], heartbeat_timeout_s=60,
     )  # fmt: skip

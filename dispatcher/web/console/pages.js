@@ -116,9 +116,7 @@ export class TripPage extends Page {
       api.get(`ride/${id}`), api.get(`ride/${id}/timeline`), api.get(`ride/${id}/offers`, { limit: MAX_OFFERS }),
     ]);
     this.version = trip.version;
-    // The API gives an event's payload as it is stored: as text.
-    const history = events.map((event) => ({ ...event, payload: typeof event.payload === "string" ? JSON.parse(event.payload) : event.payload }));
-    return [this.#facts(trip), this.#actions(trip), section("History", historyOf(trip, history, offers)), this.#offers(offers), this.why.element];
+    return [this.#facts(trip), this.#actions(trip), section("History", historyOf(trip, events, offers)), this.#offers(offers), this.why.element];
   }
 
   #facts(trip) {

@@ -1,0 +1,55 @@
+"""What a setting may be: its text from the environment, read and checked."""
+
+from __future__ import annotations
+
+import base64
+from ipaddress import IPv4Network, IPv6Network
+from typing import Annotated, Literal
+
+from pydantic import BeforeValidator, SecretStr, StringConstraints
+from pydantic_settings import NoDecode
+
+from dispatcher.core.limits import Rate
+from dispatcher.core.trips import VEHICLE_TYPE
+
+
+def _parse_rate(value: object) -> object:
+    """Parse `REQUESTS/SECONDS` or `off`; pydantic checks what is not a string."""
+    if not isinstance(value, str):
+        return value
+    if value.strip().lower() == "off":
+        return Rate(0, 1)
+    limit, slash, window = value.partition("/")
+    if not slash or not limit.strip().isdigit() or not window.strip().isdigit():
+        raise ValueError("takes REQUESTS/SECONDS, like 10/60, or off")
+    rate = Rate(int(limit), int(window))
+    if not 1 <= rate.limit <= 100_000 or not 1 <= rate.window_s <= 86_400:
+        raise ValueError("takes 1 to 100000 requests in 1 to 86400 seconds")
+    return rate
+
+
+def _split_at_commas(value: object) -> object:
+    if isinstance(value, str):
+        return [part.strip() for part in value.split(",") if part.strip()]
+    return value
+
+
+RateSetting = Annotated[Rate, NoDecode, BeforeValidator(_parse_rate)]
+Networks = Annotated[list[IPv4Network | IPv6Network], NoDecode, BeforeValidator(_split_at_commas)]
+Origins = Annotated[list[str], NoDecode, BeforeValidator(_split_at_commas)]
+_VehicleType = Annotated[str, StringConstraints(pattern=f"^{VEHICLE_TYPE.pattern}$")]
+VehicleTypes = Annotated[list[_VehicleType], NoDecode, BeforeValidator(_split_at_commas)]
+_WebhookUrl = Annotated[str, StringConstraints(pattern=r"^https?://[^/\s?#]+\S*$")]
+WebhookUrls = Annotated[list[_WebhookUrl], NoDecode, BeforeValidator(_split_at_commas)]
+Page = Literal["metrics", "openapi", "docs"]
+Pages = Annotated[list[Page], NoDecode, BeforeValidator(_split_at_commas)]
+
+
+def is_webhook_secret(secret: SecretStr | None) -> bool:
+    """Whether it is one as Standard Webhooks has it."""
+    head, _, text = secret.get_secret_value().partition("_") if secret else ("", "", "")
+    try:
+        key = base64.b64decode(text, validate=True)
+    except ValueError:
+        return False
+    return head == "whsec" and 24 <= len(key) <= 64
