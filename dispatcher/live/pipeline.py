@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Coroutine, Sequence
+from collections.abc import AsyncIterator, Coroutine, Hashable, Sequence
 from contextvars import Context
 from typing import Any
 
@@ -258,16 +258,18 @@ class Pipeline(CorruptionReports, LeftAlone):
             else:
                 self._answer(repeated, error)
 
+    def node_of(self, key: str) -> Hashable:
+        """The node that is asked about `key`: calls to one node are answered in their order."""
+        return ""
+
     async def load_scripts(self) -> None:
         """Makes every script known to Redis."""
         for text in self._scripts.texts.values():
             await self._redis.script_load(text)
 
     async def run_id(self, key: str) -> str:
-        """The run id of the server that holds `key`: another one after a restart or failover.
-
-        Asked where scripts run: while a failover goes on, another connection may lead elsewhere.
-        """
+        """The run id of the server that holds `key`: another one after a restart or failover."""
+        # Asked where scripts run: while a failover goes on, another connection may lead elsewhere.
         return run_id_of(await self.command("INFO", "server"))
 
     async def scan(self, key: str, prefix: str) -> AsyncIterator[list[str]]:
@@ -277,10 +279,8 @@ class Pipeline(CorruptionReports, LeftAlone):
         """
         cursor: Any = "0"
         while True:
-            cursor, found = await self.command(
-                "SCAN", cursor, "MATCH", prefix + "*", "COUNT", _SCAN_KEYS
-            )
-            yield found
+            cursor, got = await self.command("SCAN", cursor, "MATCH", prefix + "*", "COUNT", _SCAN_KEYS)
+            yield got
             if int(cursor) == 0:
                 return
 

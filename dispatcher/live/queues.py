@@ -70,7 +70,11 @@ class QueueScripts:
         """Numbers these drivers, who follow on `before` others, and takes out who holds no place."""
         reply = await self._pipeline.run(
             "number_queue",
-            (keys.queue(queue, vehicle_type), keys.push, *(keys.driver(name) for name in drivers)),
+            (
+                keys.queue(queue, vehicle_type),
+                keys.channel(""),
+                *(keys.driver(name) for name in drivers),
+            ),
             (queue, vehicle_type, before, *drivers),
         )
         return QueueCount(*reply)

@@ -36,8 +36,13 @@ MORE_CANDIDATES: Final = 10
 _MAX_HEAD_STARTS: Final = 10_000
 
 
+class ZoneLost(Exception):
+    """Another server does the rounds of this zone by now. Nothing was done."""
+
+
 class Offers:
-    """Runs waves. Any server may run the next wave of any trip; the scripts see to it that one does."""
+    """Runs waves. One server at a time runs those of a zone; the scripts see to it that a wave is run
+    once, whoever believes to be that server."""
 
     def __init__(
         self,
@@ -67,10 +72,12 @@ class Offers:
         self._fix_age_ms = fix_age_s * 1000
         self._first_offered: dict[str, None] = {}
 
-    async def run_due(self, zone_name: str) -> int | None:
+    async def run_due(self, zone_name: str, zone_fence: str = "") -> int | None:
         """Runs the waves that are due in a zone; returns ms until the next one is, or None.
 
-        Raises StoreUnavailable, OutcomeUnknown. The failure of one wave does not hold up the others.
+        `zone_fence` is that by which this server holds the zone; an empty one needs none. Raises
+        ZoneLost where the zone is another server's, StoreUnavailable, OutcomeUnknown. The failure of one
+        wave does not hold up the others.
         """
         zone = self._zones.get(zone_name)
         assert zone is not None
@@ -78,19 +85,22 @@ class Offers:
             return None  # dispatcher/service/ledger_offers.py makes them
         rounds = self._rounds
         due = await self._scripts.claim_waves(
-            keys_of(zone_name), max_trips=rounds.max_trips(zone), again_ms=rounds.again_ms(zone)
-        )
+            keys_of(zone_name), max_trips=rounds.max_trips(zone), again_ms=rounds.again_ms(zone),
+            zone_fence=zone_fence,
+        )  # fmt: skip
+        if not due.is_held:
+            raise ZoneLost(zone_name)
         going_on: Sequence[str] = due.trip_ids
         planned = MatchedRound()
         if rounds.applies(zone, due):
             in_line = await self._queues.trips_with_a_line(zone, due.trip_ids)
             # First, so that the round counts what the front of a queue is offered.
-            await self._run_all({trip_id: self._run(zone, trip_id) for trip_id in in_line})
+            await self._run_all({trip_id: self._run(zone, trip_id, zone_fence) for trip_id in in_line})
             others = [trip_id for trip_id in due.trip_ids if trip_id not in in_line]
-            planned = await rounds.begin(zone, due._replace(trip_ids=others))
+            planned = await rounds.begin(zone, due._replace(trip_ids=others), zone_fence)
             going_on = planned.going_on
-        waves = {trip_id: self._run(zone, trip_id) for trip_id in going_on} | {
-            matched.trip.id: self._run_matched(zone, matched, planned.fence)
+        waves = {trip_id: self._run(zone, trip_id, zone_fence) for trip_id in going_on} | {
+            matched.trip.id: self._run_matched(zone, matched, planned.fence, zone_fence)
             for matched in planned.matched
         }
         await self._run_all(waves)
@@ -107,7 +117,7 @@ class Offers:
             if error is not None:
                 log.error("wave failed", trip_id=trip_id, exc_info=error)
 
-    async def _run(self, zone: Zone, trip_id: str) -> None:
+    async def _run(self, zone: Zone, trip_id: str, zone_fence: str) -> None:
         TRIP_ID.set(trip_id)
         keys = keys_of(zone.name)
         waiting = await self._state.read_waiting(keys, trip_id)
@@ -123,21 +133,23 @@ class Offers:
         )  # fmt: skip
         line = await self._queues.in_line(zone, trip) if zone.queues else InLine()
         result = await self._offer(
-            zone, trip, round_number, line.before(candidates),
+            zone, trip, round_number, line.before(candidates), zone_fence=zone_fence,
             again_ms=step.again_ms, scores=line.scores(), queue=line.queue, queued=len(line.candidates),
             head_start_ms=round(zone.matching.head_start_s * 1000) if line.candidates else 0,
         )  # fmt: skip
         if result.code is WaveCode.NOBODY and step.is_widest:
             await self._rounds.found_nobody(zone, trip_id, result.now_ms)
 
-    async def _run_matched(self, zone: Zone, matched: MatchedTrip, fence: int) -> None:
+    async def _run_matched(
+        self, zone: Zone, matched: MatchedTrip, fence: int, zone_fence: str = ""
+    ) -> None:
         """Offers a trip to the driver whom a round has matched; one without waits for the next round."""
         TRIP_ID.set(matched.trip.id)
         await self._offer(
             zone, matched.trip, matched.round_number,
             [Candidate(ranked.driver_id, ranked.distance_m) for ranked in matched.order],
             again_ms=zone.matching.every_ms, scores=matched.scores(),
-            fence=fence, head_start_ms=round(zone.matching.head_start_s * 1000),
+            fence=fence, zone_fence=zone_fence, head_start_ms=round(zone.matching.head_start_s * 1000),
         )  # fmt: skip
 
     async def _offer(

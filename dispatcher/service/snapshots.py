@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, Final
 
@@ -21,6 +22,12 @@ from dispatcher.service.pages import Place, next_place
 from dispatcher.service.queues import Queues
 
 _MAX_TRIPS: Final = 50
+
+
+def zones_of(snapshot: Mapping[str, Any]) -> set[str]:
+    """The zones that a user's live state is in."""
+    parts = [snapshot.get("driver"), snapshot.get("trip"), *snapshot.get("trips", ())]
+    return {part["zone"] for part in parts if part is not None}
 
 
 class Snapshots:
