@@ -25,6 +25,8 @@ log = structlog.get_logger("dispatcher.pubsub")
 _RETRY_S = 0.5
 #: A subscription that is silent this long is checked by a ping, and given up after as long again.
 _QUIET_S = 5.0
+#: How long a connection may take to open or to close; what takes longer is left, and another one made.
+_CONNECT_S = 10.0
 #: How long a start waits for all subscriptions, once one stands.
 _OTHERS_S = 2.0
 #: How long a start waits for the first subscription.
@@ -70,6 +72,7 @@ class _Subscription(RedisProtocol):
                 asked = False
             elif asked:
                 self.transport.abort()
+                raise ConnectionError("no answer")  # also where nobody tells of the end
             else:
                 self.transport.write(hiredis.pack_command(("PING",)))
                 asked = True
@@ -154,12 +157,15 @@ class Subscriber:
 
         client = await self._client(channels[0])
         try:
-            subscription = _Subscription(await client.connection_pool.get_connection(), heard)
+            async with asyncio.timeout(_CONNECT_S):
+                connection = await client.connection_pool.get_connection()
+            subscription = _Subscription(connection, heard)
             command: Any = ("SSUBSCRIBE", *channels)
             subscription.transport.write(hiredis.pack_command(command))
             await subscription.watch()
         finally:
-            await client.aclose()
+            async with asyncio.timeout(_CONNECT_S):
+                await client.aclose()
 
     async def _client(self, channel: str) -> Any:
         if self._topology is None:
