@@ -278,6 +278,7 @@ def _handlers_and_boundary(
         snapshots=parts.snapshots,
         explanation=parts.explanation,
         operator_reads=parts.operator_reads,
+        operator_offers=parts.operator_offers,
         readiness=readiness.check,
         metrics=metrics,
         vehicle_types=parts.settings.vehicle_types,

@@ -27,6 +27,7 @@ from dispatcher.service.live_drivers import LiveDrivers
 from dispatcher.service.matched_rounds import MatchedRounds
 from dispatcher.service.offer_log import OfferLog
 from dispatcher.service.offers import Offers
+from dispatcher.service.operator_offers import OperatorOffers
 from dispatcher.service.operator_reads import OperatorReads
 from dispatcher.service.outbox import Outbox
 from dispatcher.service.positions import Positions
@@ -59,6 +60,7 @@ class Services:
     stranded_trips: StrandedTrips
     reads: Reads
     operator_reads: OperatorReads
+    operator_offers: OperatorOffers
     explanation: Explanation
     offers: Offers
     matched_rounds: MatchedRounds
@@ -145,6 +147,7 @@ async def services(settings: Settings, zones: Zones) -> AsyncIterator[Services]:
             offer_log=effects.offer_log,
             matched_rounds=matched_rounds,
             webhook=webhook,
+            database=database,
             fix_age_s=settings.fix_max_age_s,
         )
         reads = Reads(
@@ -170,6 +173,15 @@ async def services(settings: Settings, zones: Zones) -> AsyncIterator[Services]:
             database=database,
             fix_age_s=settings.fix_max_age_s,
         )
+        operator_offers = OperatorOffers(
+            zones=zones,
+            offers=offers,
+            scripts=live.offers,
+            positions=live.positions,
+            explanation=explanation,
+            database=database,
+            limits=limits,
+        )
         outages = PresenceOutages(
             zones.names(), ttl_s=settings.presence_ttl_s, grace_s=settings.presence_grace_s
         )
@@ -186,8 +198,8 @@ async def services(settings: Settings, zones: Zones) -> AsyncIterator[Services]:
         await webhook.begin(zones.names())
         yield Services(
             settings, zones, live, ledger, rehydration, coordinator, limits, positions,
-            availability, stranded_trips, reads, operator_reads, explanation, offers, matched_rounds,
-            webhook, presence, outages, snapshots, effects,
+            availability, stranded_trips, reads, operator_reads, operator_offers, explanation, offers,
+            matched_rounds, webhook, presence, outages, snapshots, effects,
         )  # fmt: skip
 
 

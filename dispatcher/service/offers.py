@@ -12,6 +12,7 @@ import structlog
 from dispatcher.core.errors import OutcomeUnknown, StoreUnavailable
 from dispatcher.core.trips import Trip
 from dispatcher.core.zones import Zone, Zones
+from dispatcher.ledger.database import Database
 from dispatcher.live.keys import keys_of
 from dispatcher.live.offers import Candidate, OfferScripts, WaveCode, WaveResult
 from dispatcher.live.state import StateScripts
@@ -28,6 +29,10 @@ log = structlog.get_logger("dispatcher.offers")
 #: Candidates looked at for each offer of a wave: many of the nearest are busy or have declined.
 CANDIDATES_PER_OFFER: Final = 6
 MORE_CANDIDATES: Final = 10
+#: An offer by hand is one more, however many are out.
+_ANY_NUMBER: Final = 1_000_000
+#: When the next wave of a trip is due that could not be offered by hand.
+_AGAIN_MS: Final = 1_000
 
 
 class Offers:
@@ -44,6 +49,7 @@ class Offers:
         offer_log: OfferLog,
         matched_rounds: MatchedRounds,
         webhook: Webhook,
+        database: Database,
         fix_age_s: int,
     ) -> None:
         self._zones = zones
@@ -54,6 +60,7 @@ class Offers:
         self._offer_log = offer_log
         self._rounds = matched_rounds
         self._webhook = webhook
+        self._database = database
         self._fix_age_ms = fix_age_s * 1000
 
     async def run_due(self, zone_name: str) -> int | None:
@@ -115,6 +122,26 @@ class Offers:
             fence=fence, head_start_ms=round(zone.matching.head_start_s * 1000),
         )  # fmt: skip
 
+    async def offer_by_hand(
+        self, zone: Zone, trip_id: str, candidate: Candidate, operator: str
+    ) -> WaveResult | None:
+        """An operator's wave of one: others keep their offers, and the next wave follows when this one
+        has ended. None where there is no such trip. Raises StoreUnavailable, also where the offer is
+        out and its row could not be saved, which is tried again."""
+        keys = keys_of(zone.name)
+        hash_ = await self._state.read_hash(keys.trip(trip_id))
+        if not hash_.get("id"):
+            await self._rehydration.reload_trip(keys, trip_id)
+            hash_ = await self._state.read_hash(keys.trip(trip_id))
+        if not hash_.get("id"):
+            return None
+        result = await self._offer(
+            zone, Trip.from_hash(hash_), int(hash_.get("round") or 0), [candidate],
+            again_ms=_AGAIN_MS, operator=operator, size=_ANY_NUMBER, ask_again=True,
+        )  # fmt: skip
+        await self._offer_log.save_offers(self._database)
+        return result
+
     async def _offer(
         self,
         zone: Zone,
@@ -124,22 +151,26 @@ class Offers:
         *,
         again_ms: int,
         scores: Mapping[str, str] | None = None,
+        operator: str | None = None,
+        size: int | None = None,
+        ask_again: bool | None = None,
         **of_round: Any,
     ) -> WaveResult:
         step = look(zone.waves, round_number)
         result = await self._scripts.offer_trip(
             keys_of(zone.name), trip, orjson.dumps(trip.to_json()).decode(), candidates,
-            round_number=round_number, size=step.wave.size,
+            round_number=round_number, size=size or step.wave.size,
             answer_ms=int(step.wave.deadline_s * 1000), again_ms=again_ms,
             max_open_offers=zone.offers_per_driver, fix_age_ms=self._fix_age_ms,
-            max_wait_ms=longest_wait_ms(zone.waves), ask_again=step.is_widest, **of_round,
+            max_wait_ms=longest_wait_ms(zone.waves),
+            ask_again=step.is_widest if ask_again is None else ask_again, **of_round,
         )  # fmt: skip
         self._offer_log.record(trip.id, result.expired, OfferOutcome.EXPIRED, result.now_ms)
         distances = dict(candidates)
         self._offer_log.add_offers(
             OfferRow(
                 trip.id, driver, result.wave, distances[driver], result.now_ms, result.deadline_ms,
-                (scores or {}).get(driver),
+                (scores or {}).get(driver), operator,
             )
             for driver in result.offered
         )  # fmt: skip

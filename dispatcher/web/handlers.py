@@ -22,6 +22,7 @@ from dispatcher.service.commands.actions import assign_trip, trip_action
 from dispatcher.service.commands.create import create_trip
 from dispatcher.service.coordinator import Coordinator
 from dispatcher.service.explanation import Explanation
+from dispatcher.service.operator_offers import OperatorOffers
 from dispatcher.service.operator_reads import OperatorReads
 from dispatcher.service.positions import Positions
 from dispatcher.service.reads import Reads
@@ -54,6 +55,7 @@ class Handlers:
         snapshots: Snapshots,
         explanation: Explanation,
         operator_reads: OperatorReads,
+        operator_offers: OperatorOffers,
         readiness: Readiness,
         metrics: Metrics,
         vehicle_types: Collection[str],
@@ -70,6 +72,7 @@ class Handlers:
         self._snapshots = snapshots
         self._explanation = explanation
         self._operator_reads = operator_reads
+        self._operator_offers = operator_offers
         self._readiness = readiness
         self._metrics = metrics
         self._vehicle_types = vehicle_types
@@ -142,6 +145,9 @@ class Handlers:
             self._zones, caller, body.trip_request_id, body.driver_id, version=body.version
         )
         return await self._coordinator.execute(command)
+
+    async def offer(self, caller: Caller, body: requests.OfferByHand) -> Answer:
+        return await self._operator_offers.offer(caller, body.trip_request_id, body.driver_id)
 
     async def force_offline(self, caller: Caller, body: requests.ForcedOffline) -> Answer:
         return await self._availability.force_offline(caller, body.driver_id)
