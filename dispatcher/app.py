@@ -63,9 +63,13 @@ async def run(
     authenticator = Authenticator.from_settings(settings)
     zones = load_zones(settings.zones_file)
     async with _closed_in_time(services(settings, zones), stop) as parts:
-        hub = Hub()
+        hub = parts.hub
         readiness = Readiness(
-            zones=zones, state=parts.live.state, database=parts.ledger.database, stop=stop
+            zones=zones,
+            state=parts.live.state,
+            database=parts.ledger.database,
+            authorities=parts.authorities,
+            stop=stop,
         )
         metrics, door = Metrics(place), _door(settings)
         metrics.gauge("dispatcher_connections", "Open connections.", lambda: len(door))

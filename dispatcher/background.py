@@ -5,6 +5,7 @@ from __future__ import annotations
 from dispatcher.composition import Services, drift_check
 from dispatcher.jobs.absent_drivers import AbsentDrivers
 from dispatcher.jobs.cleanup import Cleanup
+from dispatcher.jobs.degraded_zones import DegradedZones
 from dispatcher.jobs.drift_watch import DriftWatch
 from dispatcher.jobs.flush import Flush
 from dispatcher.jobs.loop import JobLoop
@@ -12,6 +13,8 @@ from dispatcher.jobs.presence_flush import PresenceFlush
 from dispatcher.jobs.reconcile import Reconcile
 from dispatcher.jobs.waves import Waves
 from dispatcher.jobs.webhook_delivery import WebhookDelivery
+from dispatcher.service.event_tail import EventTail
+from dispatcher.service.ledger_offers import LedgerOffers
 
 
 def job_loops(parts: Services) -> list[JobLoop]:
@@ -28,6 +31,7 @@ def job_loops(parts: Services) -> list[JobLoop]:
         ),
         JobLoop(Cleanup(parts.ledger.database, interval_s=settings.cleanup_interval_s)),
         JobLoop(presence_flush_job(parts)),
+        JobLoop(degraded_zones_job(parts)),
     ]
     for zone in parts.zones.names():
         waves = JobLoop(Waves(parts.offers, zone))
@@ -40,12 +44,36 @@ def job_loops(parts: Services) -> list[JobLoop]:
     return loops
 
 
+def degraded_zones_job(parts: Services) -> DegradedZones:
+    """The job that looks after zones whose Redis is away."""
+    database = parts.ledger.database
+    tail = EventTail(
+        outbox=parts.outbox, database=database, deliver=parts.hub.deliver, node=parts.presence.node
+    )
+    offers = LedgerOffers(
+        database=database,
+        hub=parts.hub,
+        offer_log=parts.effects.offer_log,
+        fix_age_s=parts.settings.fix_max_age_s,
+    )
+    return DegradedZones(
+        zones=parts.zones,
+        authorities=parts.authorities,
+        rehydration=parts.rehydration,
+        tail=tail,
+        offers=offers,
+        wakeups=parts.effects.wakeups,
+    )
+
+
 def drift_watch_job(parts: Services) -> DriftWatch:
     """The job that compares the zones with Postgres, one after the other."""
     return DriftWatch(
         check=drift_check(parts.settings, parts.live, parts.ledger),
         scripts=parts.live.comparison,
+        mending=parts.live.mending,
         zones=parts.zones.names(),
+        authorities=parts.authorities,
         node=parts.presence.node,
         interval_s=parts.settings.drift_interval_s,
     )
@@ -82,6 +110,7 @@ def absent_drivers_job(parts: Services, name: str) -> AbsentDrivers:
         availability=parts.availability,
         outages=parts.outages,
         notices=parts.ledger.notices,
+        authorities=parts.authorities,
         node=parts.presence.node,
         ttl_s=parts.settings.presence_ttl_s,
         grace_s=parts.settings.presence_grace_s,

@@ -24,7 +24,7 @@ _DATA_DIR = click.option(
 
 
 def main() -> None:
-    """Entry point. Exit status: 0 done, 1 failed, 2 wrong settings or wrong usage."""
+    """Entry point. Exit status: 0 done, 1 failed, 2 wrong settings, schema or usage."""
     # Standard output is for results, so log lines go to stderr; the server sets their form later.
     structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))
     try:
@@ -32,6 +32,8 @@ def main() -> None:
     except SettingsError as error:
         _exit_with_error(error, status=2)
     except Exception as error:
+        if isinstance(error, _refusals()):
+            _exit_with_error(error, status=2)
         if isinstance(error, _expected_errors()):
             _exit_with_error(error, status=1)
         raise
@@ -152,10 +154,11 @@ def token(role: str, sub: str, ttl_s: int, data_dir: Path | None) -> None:
 @_DATA_DIR
 def cleanup(chunk: int, data_dir: Path | None) -> None:
     """Delete expired rows, a chunk in each transaction."""
-    from dispatcher.ledger import cleanup
+    from dispatcher.ledger import cleanup, migrate
     from dispatcher.ledger.preflight import check_privileges
 
     with _database_url(_settings(data_dir=data_dir)) as url:
+        asyncio.run(migrate.check_current(url))
         asyncio.run(check_privileges(url))
         click.echo(f"{asyncio.run(cleanup.delete_expired(url, chunk))} rows deleted")
 
@@ -232,6 +235,13 @@ def _print_labels(labels: list[str], verb: str, nothing: str) -> None:
         click.echo(f"{verb} {label}")
     if not labels:
         click.echo(nothing)
+
+
+def _refusals() -> tuple[type[Exception], ...]:
+    """Errors by which nothing was begun, since what is there is not what this program works with."""
+    from dispatcher.ledger.migrate import SchemaError
+
+    return (SchemaError,)
 
 
 def _expected_errors() -> tuple[type[Exception], ...]:

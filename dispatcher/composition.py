@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import secrets
 from collections.abc import AsyncIterator
@@ -15,6 +14,7 @@ from dispatcher.live.keys import keys_of
 from dispatcher.live.pubsub import Publisher
 from dispatcher.live.zone_view import ZoneViewScripts
 from dispatcher.routing.osrm import OsrmRouting
+from dispatcher.service.authorities import Authorities
 from dispatcher.service.availability import AvailabilityService
 from dispatcher.service.commands.command import SideEffects
 from dispatcher.service.coordinator import Coordinator
@@ -23,7 +23,13 @@ from dispatcher.service.drift import DriftCheck
 from dispatcher.service.drift_looks import Looks
 from dispatcher.service.driver_directory import DriverDirectory
 from dispatcher.service.explanation import Explanation
+from dispatcher.service.hub import Hub
+from dispatcher.service.ledger_claims import LedgerClaims
+from dispatcher.service.ledger_decider import LedgerDecider
+from dispatcher.service.ledger_rows import LedgerRows
+from dispatcher.service.limit_seeds import LimitSeeds
 from dispatcher.service.live_drivers import LiveDrivers
+from dispatcher.service.local_limits import LocalLimits
 from dispatcher.service.matched_rounds import MatchedRounds
 from dispatcher.service.offer_log import OfferLog
 from dispatcher.service.offers import Offers
@@ -35,6 +41,7 @@ from dispatcher.service.presence import Presence
 from dispatcher.service.presence_outages import PresenceOutages
 from dispatcher.service.rate_limits import RateLimits
 from dispatcher.service.reads import Reads
+from dispatcher.service.redis_decider import RedisDecider
 from dispatcher.service.rehydration import Rehydration
 from dispatcher.service.snapshots import Snapshots
 from dispatcher.service.stranded_trips import StrandedTrips
@@ -69,6 +76,10 @@ class Services:
     outages: PresenceOutages
     snapshots: Snapshots
     effects: SideEffects
+    authorities: Authorities
+    hub: Hub
+    rows: LedgerRows
+    outbox: Outbox
 
 
 @contextlib.asynccontextmanager
@@ -81,18 +92,28 @@ async def services(settings: Settings, zones: Zones) -> AsyncIterator[Services]:
     ):
         database = ledger.database
         node = secrets.token_hex(6)
+        authorities = Authorities(
+            zones.names(), database=database, pipeline=live.pipeline, state=live.state, node=node
+        )
+        await authorities.load()
         outbox = Outbox(settler=live.settler, state=live.state, database=database)
-        rehydration = Rehydration(live.state, database, outbox, lease_ms=settings.claim_lease_ms)
+        local_limits = LocalLimits(lambda: authorities.servers)
+        seeds = LimitSeeds(local_limits, live.limits, has_one_node=not settings.has_redis_cluster)
+        rehydration = Rehydration(
+            live.state, database, outbox, authorities, seeds, lease_ms=settings.claim_lease_ms
+        )
         stack.push_async_callback(rehydration.close)
-        limits = RateLimits(settings, live.limits)
+        limits = RateLimits(settings, live.limits, local_limits, authorities)
         directory = DriverDirectory(database)
         effects = SideEffects(WaveWakeups(), OfferLog(), directory)
         live.settler.on_withdrawn(effects.offer_log.record_withdrawn)
+        hub = Hub()
+        rows = LedgerRows(database)
         coordinator = Coordinator(
-            claims=live.claims,
+            by_redis=RedisDecider(live.claims, live.settler, rehydration, local_limits),
+            by_ledger=LedgerDecider(LedgerClaims(rows, local_limits), hub.deliver),
+            authorities=authorities,
             commits=ledger.commits,
-            settler=live.settler,
-            rehydration=rehydration,
             database=database,
             limits=limits,
             effects=effects,
@@ -105,17 +126,22 @@ async def services(settings: Settings, zones: Zones) -> AsyncIterator[Services]:
         stack.push_async_callback(coordinator.close)
         positions = Positions(
             scripts=live.positions,
-            limit_scripts=live.limits,
             rehydration=rehydration,
             database=database,
             directory=directory,
             limits=limits,
             tracking=CustomerTracking(state=live.state, publisher=Publisher(live.pipeline)),
             zones=zones,
+            authorities=authorities,
+            rows=rows,
             fix_age_s=settings.fix_max_age_s,
         )
         presence = Presence(
-            scripts=live.presence, directory=directory, node=node, ttl_s=settings.presence_ttl_s
+            scripts=live.presence,
+            directory=directory,
+            authorities=authorities,
+            node=node,
+            ttl_s=settings.presence_ttl_s,
         )
         availability = AvailabilityService(
             coordinator=coordinator,
@@ -125,7 +151,13 @@ async def services(settings: Settings, zones: Zones) -> AsyncIterator[Services]:
             presence=presence,
             fix_age_s=settings.fix_max_age_s,
         )
-        drivers = LiveDrivers(state=live.state, rehydration=rehydration, directory=directory)
+        drivers = LiveDrivers(
+            state=live.state,
+            rehydration=rehydration,
+            directory=directory,
+            database=database,
+            authorities=authorities,
+        )
         stranded_trips = StrandedTrips(
             coordinator=coordinator,
             zones=zones,
@@ -146,6 +178,7 @@ async def services(settings: Settings, zones: Zones) -> AsyncIterator[Services]:
             coordinator=coordinator,
             offer_log=effects.offer_log,
             matched_rounds=matched_rounds,
+            authorities=authorities,
             webhook=webhook,
             database=database,
             fix_age_s=settings.fix_max_age_s,
@@ -156,6 +189,7 @@ async def services(settings: Settings, zones: Zones) -> AsyncIterator[Services]:
             drivers=drivers,
             offers=live.offers,
             positions=live.positions,
+            authorities=authorities,
         )
         operator_reads = OperatorReads(
             zones=zones,
@@ -191,15 +225,19 @@ async def services(settings: Settings, zones: Zones) -> AsyncIterator[Services]:
             positions=live.positions,
             database=database,
             drivers=drivers,
+            authorities=authorities,
             fix_age_s=settings.fix_max_age_s,
         )
         live.pipeline.epochs = [keys_of(zone).epoch for zone in zones.names()]
-        await asyncio.gather(*(rehydration.warm(zone) for zone in zones.names()))
-        await webhook.begin(zones.names())
+        # Zones whose Redis another server cannot reach are loaded once they are given back.
+        mine = [zone for zone in zones.names() if not authorities.of(zone).is_degraded]
+        await rehydration.warm_all(mine)
+        await webhook.begin(mine)
         yield Services(
             settings, zones, live, ledger, rehydration, coordinator, limits, positions,
             availability, stranded_trips, reads, operator_reads, operator_offers, explanation, offers,
-            matched_rounds, webhook, presence, outages, snapshots, effects,
+            matched_rounds, webhook, presence, outages, snapshots, effects, authorities, hub, rows,
+            outbox,
         )  # fmt: skip
 
 
@@ -229,4 +267,6 @@ def drift_check(settings: Settings, live: LiveWing, ledger: LedgerWing) -> Drift
         fix_age_s=settings.fix_max_age_s,
         presence_ttl_s=settings.presence_ttl_s,
     )
-    return DriftCheck(scripts=live.comparison, database=ledger.database, looks=looks)
+    return DriftCheck(
+        scripts=live.comparison, database=ledger.database, looks=looks, mending=live.mending
+    )

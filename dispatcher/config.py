@@ -65,6 +65,10 @@ class Settings(BaseSettings):
         description="Redis 7.2+ or Valkey 8+, one, by Sentinel or a cluster (docs/redis.md); "
         "unset: an embedded Valkey below the data directory",
     )
+    redis_timeout_s: float = Field(
+        0.75, ge=0.05, le=30,
+        description="a Redis that is silent for so long is away: Postgres decides until it is back",
+    )  # fmt: skip
     database_url: str | None = Field(
         None,
         pattern=r"^postgres(ql)?://",
@@ -220,9 +224,9 @@ class Settings(BaseSettings):
         "info", description="lowest level that is logged"
     )
     log_format: Literal["json", "console"] = Field("json", description="form of the log lines")
-    halt_at: Literal["", "after_claim", "after_commit"] = Field(
-        "", description="test switch: a change stops for good at this point, to be killed there"
-    )
+    halt_at: Literal[
+        "", "after_claim", "before_commit", "after_commit", "before_settle", "after_settle"
+    ] = Field("", description="test switch: a change stops for good at this point, to be killed there")
 
     @property
     def has_redis_cluster(self) -> bool:

@@ -17,6 +17,7 @@ from dispatcher.live.deployment import open_pipeline
 from dispatcher.live.inspection import InspectionScripts
 from dispatcher.live.limits import LimitScripts
 from dispatcher.live.matching import MatchScripts
+from dispatcher.live.mending import Mending
 from dispatcher.live.offers import OfferScripts
 from dispatcher.live.pipeline import Pipeline
 from dispatcher.live.positions import PositionScripts
@@ -40,6 +41,7 @@ class LiveWing:
     limits: LimitScripts
     inspection: InspectionScripts
     comparison: ComparisonScripts
+    mending: Mending
     deliveries: DeliveryScripts
 
 
@@ -57,7 +59,12 @@ async def open_live(settings: Settings) -> AsyncIterator[LiveWing]:
     """Connects to Redis, and lets go of it once everything was sent."""
     assert settings.redis_url is not None
     async with contextlib.AsyncExitStack() as stack:
-        pipeline = await stack.enter_async_context(open_pipeline(settings.redis_url))
+        pipeline = await stack.enter_async_context(
+            open_pipeline(settings.redis_url, timeout_s=settings.redis_timeout_s, breaks=True)
+        )
+        mending = Mending(pipeline)
+        pipeline.on_corrupt = mending.suspect
+        stack.push_async_callback(mending.close)
         settler = Settler(pipeline, fix_age_s=settings.fix_max_age_s)
         stack.callback(settler.close)
         yield LiveWing(
@@ -72,6 +79,7 @@ async def open_live(settings: Settings) -> AsyncIterator[LiveWing]:
             LimitScripts(pipeline),
             InspectionScripts(pipeline),
             ComparisonScripts(pipeline),
+            mending,
             DeliveryScripts(pipeline),
         )
 

@@ -17,8 +17,9 @@ local driver, geo, seen, former_geo = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
 local version, driver_id = tonumber(ARGV[1]), ARGV[2]
 local lat, lng, fix_ms = ARGV[3], ARGV[4], ARGV[5]
 
-local known = redis.call('HMGET', driver, 'version', 'fix_ms')
-if known[1] and tonumber(known[1]) >= version then
+local known = redis.call('HMGET', driver, 'version', 'fix_ms', 'is_online')
+-- Half a hash is none, whatever its version: claims would ask for the driver again and again.
+if known[1] and known[3] and tonumber(known[1]) >= version then
   return 0
 end
 redis.call('HSET', driver, unpack(ARGV, 6))

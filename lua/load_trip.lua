@@ -30,8 +30,9 @@ local last_wave, barred_count = tonumber(ARGV[7]), tonumber(ARGV[8])
 local FIRST_INBOX, FIRST_BARRED = 8, 9
 local BARRED_S = 86400
 
-local known = redis.call('HMGET', trip, 'version', 'wave')
-local is_newer = not known[1] or tonumber(known[1]) < version
+local known = redis.call('HMGET', trip, 'version', 'wave', 'current_status')
+-- Half a hash is none, whatever its version: claims would ask for the trip again and again.
+local is_newer = not known[1] or not known[3] or tonumber(known[1]) < version
 if is_newer then
   redis.call('HSET', trip, unpack(ARGV, FIRST_BARRED + barred_count))
   if ttl_s ~= '' then

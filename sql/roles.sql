@@ -27,7 +27,8 @@ BEGIN
             ('driver_details', 'SELECT, INSERT, UPDATE'),
             ('trip_events', 'SELECT, INSERT'),
             ('idempotency_keys', 'SELECT, INSERT, UPDATE, DELETE'),
-            ('trip_offers', 'SELECT, INSERT, UPDATE')
+            ('trip_offers', 'SELECT, INSERT, UPDATE'),
+            ('zone_authorities', 'SELECT, INSERT, UPDATE')
         ) AS tables (name, privileges)
         WHERE to_regclass(name) IS NOT NULL
     LOOP

@@ -5,7 +5,7 @@
 -- both ways end in the same schema. So a change of the schema is made in two places: a new migration, and here.
 --
 --   1. values     domains: what a zone, a trip's id, a position and a trip's state look like
---   2. tables     trip_requests, driver_details, trip_events, idempotency_keys, trip_offers
+--   2. tables     trip_requests, driver_details, trip_events, idempotency_keys, trip_offers, zone_authorities
 --   3. the commit the type of a change, and the functions that write a batch of changes
 --
 -- Positions are native points (x = longitude, y = latitude, in degrees), so no extension is needed.
@@ -160,6 +160,19 @@ COMMENT ON COLUMN trip_offers.offered_by IS
 CREATE INDEX trip_offers_driver ON trip_offers (driver_id, offered_at);
 CREATE INDEX trip_offers_open ON trip_offers (deadline) WHERE outcome = 'open';
 
+CREATE TABLE zone_authorities (
+    zone       zone_name PRIMARY KEY,
+    engine     text NOT NULL DEFAULT 'redis' CHECK (engine IN ('redis', 'postgres')),
+    fence      bigint NOT NULL DEFAULT 0,                 -- raised with each change of the engine
+    changed_at timestamptz NOT NULL DEFAULT clock_timestamp(),
+    changed_by text NOT NULL DEFAULT '',                  -- the server that changed it
+    held_until timestamptz NOT NULL DEFAULT '-infinity'   -- until then, some server cannot reach the zone's Redis
+);
+COMMENT ON TABLE zone_authorities IS
+    'Who decides about a zone: Redis, or Postgres alone while a server cannot reach its Redis. See docs/architecture.md.';
+COMMENT ON COLUMN zone_authorities.fence IS 'What a change was decided under must still hold when it is committed.';
+CREATE INDEX zone_authorities_changed ON zone_authorities (changed_at);
+
 -- 3. The commit -----------------------------------------------------------------------------------------------------
 -- A server gathers changes and commits a batch of them with one call of apply_changes(). If a row breaks a
 -- constraint, the batch goes to commit_changes(), where that row fails alone.
@@ -202,7 +215,9 @@ CREATE TYPE ledger_change AS (
     fingerprint     text,
     response        text,
     status_code     smallint,
-    expires_at      timestamptz
+    expires_at      timestamptz,
+    fence           bigint,           -- guard: the fence of `zone`, under which this was decided; NULL is not compared
+    is_fallback     boolean           -- whether Postgres alone has decided it
 );
 COMMENT ON TYPE ledger_change IS 'One change of a batch, as apply_changes() takes it.';
 

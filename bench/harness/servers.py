@@ -99,17 +99,19 @@ def start_dispatcher(
         log = data_dir / "server.log"
         process, ready = _spawn(command, {**settings, "DISPATCHER_JWT_SECRET": SECRET}, log)
         undo.callback(_stop, process)
+        # A script looks into one Redis, and into none of a cluster.
+        redis_url = None if "+" in ready["redis_url"] else ready["redis_url"]
         server = Server(
             url=ready["url"],
             secret=SECRET,
-            redis_url=ready["redis_url"],
+            redis_url=redis_url,
             database_url=ready["database_url"],
             process=process,
             log=log,
             data_dir=data_dir,
             processes=MeasuredProcesses(
                 process.pid,
-                engines.redis_pid(ready["redis_url"]),
+                engines.redis_pid(redis_url) if redis_url else None,
                 engines.postmaster_pid(ready["database_url"]),
             ),
             _folder=folder,

@@ -82,7 +82,7 @@ class DriverSnapshot(Model):
 
 
 class DriverState(DriverSnapshot):
-    """The same, and what keeps offers away: `dispatcher.core.drivers.Hindrance` has the words."""
+    """The same, and what keeps offers away: `dispatcher.core.obstacles.Obstacle` has the words."""
 
     keeps_offers_away: tuple[str, ...] = ()
 

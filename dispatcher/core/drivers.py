@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
+from dispatcher.core.obstacles import Obstacle
 from dispatcher.core.times import iso
 from dispatcher.core.trips import DEFAULT_VEHICLE_TYPE
 
@@ -15,16 +16,6 @@ class AvailabilityStatus(StrEnum):
 
     AVAILABLE = "available"
     UNAVAILABLE = "unavailable"
-
-
-class Hindrance(StrEnum):
-    """What a driver can see of what keeps every offer from them, and can change."""
-
-    OFFLINE = "offline"
-    UNAVAILABLE = "unavailable"
-    ACTIVE_TRIP = "active_trip"
-    NO_POSITION = "no_position"
-    STALE_POSITION = "stale_position"
 
 
 def is_free(*, is_online: bool, availability_status: str, trip_id: str | None) -> bool:
@@ -57,16 +48,17 @@ class Driver:
             "updated_at": iso(self.updated_at),
         }
 
-    def hindrances(self, fix_age_ms: int | None, max_fix_age_ms: int) -> list[Hindrance]:
-        """What keeps offers away; `fix_age_ms` is the age of the last fix, None where there is none.
+    def obstacles(self, fix_age_ms: int | None, max_fix_age_ms: int) -> list[Obstacle]:
+        """What keeps every offer away and the driver can see and change; `fix_age_ms` is the age of the
+        last fix, None where there is none.
 
         The waves themselves decide by `lua/lib/candidates.lua`, which knows more than the driver does.
         """
         found = {
-            Hindrance.OFFLINE: not self.is_online,
-            Hindrance.UNAVAILABLE: self.availability_status is not AvailabilityStatus.AVAILABLE,
-            Hindrance.ACTIVE_TRIP: self.trip_id is not None,
-            Hindrance.NO_POSITION: fix_age_ms is None,
-            Hindrance.STALE_POSITION: fix_age_ms is not None and fix_age_ms >= max_fix_age_ms,
+            Obstacle.OFFLINE: not self.is_online,
+            Obstacle.UNAVAILABLE: self.availability_status is not AvailabilityStatus.AVAILABLE,
+            Obstacle.ACTIVE_TRIP: self.trip_id is not None,
+            Obstacle.NO_POSITION: fix_age_ms is None,
+            Obstacle.STALE_POSITION: fix_age_ms is not None and fix_age_ms >= max_fix_age_ms,
         }
-        return [hindrance for hindrance, holds in found.items() if holds]
+        return [obstacle for obstacle, holds in found.items() if holds]

@@ -137,5 +137,10 @@ class ReplyLost(StoreUnavailable):
     """A call was sent to Redis and its reply was lost: it may have run."""
 
 
+class CorruptState(ReplyLost):
+    """Redis holds something at a key that does not belong there: the call came to nothing, or to half of
+    what it was to do. The key is looked into; a repeated call finds it mended."""
+
+
 class OutcomeUnknown(Exception):
     """A commit was sent and its answer was lost: it may have happened."""

@@ -16,6 +16,7 @@ from dispatcher.ledger.outage_notices import OutageNotices
 from dispatcher.live.keys import keys_of
 from dispatcher.live.presence import PresenceScripts
 from dispatcher.live.state import StateScripts
+from dispatcher.service.authorities import Authorities
 from dispatcher.service.availability import AvailabilityService
 from dispatcher.service.clock_watch import ClockWatch
 from dispatcher.service.commands.availability import DriverCameBack, DriverElsewhere
@@ -48,6 +49,7 @@ class AbsentDrivers:
         availability: AvailabilityService,
         outages: PresenceOutages,
         notices: OutageNotices,
+        authorities: Authorities,
         node: str,
         ttl_s: int,
         grace_s: float,
@@ -64,6 +66,7 @@ class AbsentDrivers:
         self._availability = availability
         self._outages = outages
         self._notices = notices
+        self._authorities = authorities
         self._epoch: str | None = None
         # Whoever is connected has that much left of their life, at least.
         self._clock = ClockWatch(tolerance_ms=ttl_s * 1000 // _LOOKS_PER_LIFE)
@@ -72,6 +75,9 @@ class AbsentDrivers:
         self._grace_ms = int(grace_s * 1000)
 
     async def run(self) -> None:
+        if self._authorities.of(self._zone.name).is_degraded:
+            self._outages.began(self._zone.name)
+            return
         try:
             await self._expect_online()
             await self._release_absent()

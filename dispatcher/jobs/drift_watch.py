@@ -10,6 +10,8 @@ import structlog
 
 from dispatcher.live.comparison import ComparisonScripts
 from dispatcher.live.keys import keys_of
+from dispatcher.live.mending import Mending
+from dispatcher.service.authorities import Authorities
 from dispatcher.service.drift import DriftCheck, DriftKind
 
 log = structlog.get_logger("dispatcher.drift")
@@ -29,14 +31,18 @@ class DriftWatch:
         *,
         check: DriftCheck,
         scripts: ComparisonScripts,
+        mending: Mending,
         zones: Sequence[str],
+        authorities: Authorities,
         node: str,
         interval_s: float,
     ) -> None:
         self.interval_s = interval_s / len(zones)
         self._check = check
         self._scripts = scripts
+        self._mending = mending
         self._zones = list(zones)
+        self._authorities = authorities
         self._node = node
         self._every_ms = int(interval_s * 900)  # below the interval, whose rests vary by a tenth
         self._turn = 0
@@ -53,11 +59,15 @@ class DriftWatch:
     async def run(self) -> None:
         zone = self._zones[self._turn % len(self._zones)]
         self._turn += 1
+        if self._authorities.of(zone).is_degraded:
+            return  # it differs, as it should
         if not await self._scripts.begin_look(keys_of(zone), self._node, every_ms=self._every_ms):
             self._found[zone] = Counter()
             return
         counts: Counter[DriftKind] = Counter()
         async for drift in self._check.check(zone, every_key=False):
+            if drift.kind is DriftKind.VALUES:
+                await self._mending.mend([drift.subject])  # it cannot be right
             counts[drift.kind] += 1
             if counts.total() <= _NAMED:
                 log.warning(
@@ -65,4 +75,4 @@ class DriftWatch:
                 )
         self._found[zone] = counts
         if counts:
-            log.warning("zone drifts", zone=zone, **{kind.value: n for kind, n in counts.items()})
+            log.warning("zone drifts", zone=zone, things={kind.value: n for kind, n in counts.items()})

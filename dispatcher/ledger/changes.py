@@ -37,6 +37,8 @@ class Change(NamedTuple):
     set_vehicle: str | None = None
     expect_driver_version: int | None = None
     declines: str | None = None
+    fence: int | None = None
+    is_fallback: bool = False
 
     @property
     def version(self) -> int:
@@ -50,6 +52,7 @@ class OutcomeCode(StrEnum):
     OK = "ok"
     STALE = "stale"  # a guard did not hold: Postgres knows better
     REPLAY = "replay"  # the key has an answer already
+    FENCED = "fenced"  # who decides about the zone has changed meanwhile
 
 
 class Outcome(NamedTuple):
@@ -65,8 +68,9 @@ def to_composite(index: int, change: Change, answer: KeyedAnswer | None) -> tupl
     `index` is its place in the batch, from 0.
     """
     head = (index, *change[:17], moment(change.at_ms), *change[18:25])
+    tail = change[25:]
     if answer is None:
-        return (*head, None, None, None, None, None, None, None, None)
+        return (*head, None, None, None, None, None, None, None, None, *tail)
     key = answer.key
     return (
         *head,
@@ -78,4 +82,5 @@ def to_composite(index: int, change: Change, answer: KeyedAnswer | None) -> tupl
         answer.body,
         answer.status,
         moment(answer.expires_at_ms),
+        *tail,
     )

@@ -91,6 +91,13 @@ def answer_from_row(row: Any) -> StoredAnswer:
     )
 
 
+def key_from_row(row: Any) -> IdempotencyKey:
+    """The key of a stored answer from a row of `idempotency_keys`."""
+    return IdempotencyKey(
+        row["user_id"], row["endpoint"], row["idempotency_key"], row["request_fingerprint"]
+    )
+
+
 class Database:
     """A small pool for everything but the ledger. Raises StoreUnavailable where Postgres is away."""
 

@@ -36,6 +36,10 @@ class MigrationError(Exception):
     """The migrations of this program and the state of the database do not fit together."""
 
 
+class SchemaError(MigrationError):
+    """The database is of another version than this program: nothing was done."""
+
+
 @dataclass(frozen=True)
 class Migration:
     """One step of the schema, with the text of both directions."""
@@ -162,6 +166,16 @@ async def status(database_url: str, directory: Path = MIGRATIONS_DIR) -> list[Mi
     ]
 
 
+async def check_current(database_url: str) -> None:
+    """Raises SchemaError where the database is not of this program's version."""
+    missing = [step for step in await status(database_url) if step.applied_at is None]
+    if missing:
+        raise SchemaError(
+            f"this database is behind: it lacks migration {missing[0].version:04}_{missing[0].name}; "
+            "run `dispatcher migrate up`"
+        )
+
+
 def read_migrations(directory: Path) -> list[Migration]:
     """The migrations of a directory by version, which must run 1, 2, 3 … without a gap."""
     found: dict[str, dict[str, str]] = {}
@@ -235,15 +249,15 @@ async def _check_applied(connection: Any, migrations: list[Migration]) -> dict[i
     for expected, row in enumerate(rows, start=1):
         label = f"{row['version']:04}_{row['name']}"
         if row["version"] > len(migrations):
-            raise MigrationError(
+            raise SchemaError(
                 f"this database is from a newer version of the program: it has migration {label}, "
                 f"and this version knows {len(migrations)}; update the program"
             )
         if row["version"] != expected:
-            raise MigrationError(f"migration {expected:04} was not applied, but {label} was")
+            raise SchemaError(f"migration {expected:04} was not applied, but {label} was")
         migration = migrations[expected - 1]
         if (row["name"], row["checksum"]) != (migration.name, migration.checksum):
-            raise MigrationError(
+            raise SchemaError(
                 f"migration {migration.label} was changed after it was applied (as {label}): "
                 "put its file back as it was, and add a new migration for the change"
             )

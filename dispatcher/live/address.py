@@ -13,19 +13,26 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import StrEnum
-from pathlib import Path
 from typing import Any, Final
 from urllib.parse import unquote, urlsplit
 
 from redis.asyncio.connection import parse_url
 
+from dispatcher.live.tls import TlsContext
+
 _PORT: Final = 6379
 _SENTINEL_PORT: Final = 26379
-_CREDENTIALS: Final = ("username", "password", "client_name")
-_TLS_FILES: Final = ("ssl_ca_certs", "ssl_certfile", "ssl_keyfile")
-_TLS: Final = (*_TLS_FILES, "ssl_ca_path", "ssl_password", "ssl_cert_reqs", "ssl_check_hostname")
-_SENTINEL: Final = ("sentinel_username", "sentinel_password")
-_VERIFY: Final = ("none", "optional", "required")
+CREDENTIALS: Final = ("username", "password", "client_name")
+TLS_OPTIONS: Final[tuple[str, ...]] = (
+    "ssl_ca_certs",
+    "ssl_ca_path",
+    "ssl_certfile",
+    "ssl_keyfile",
+    "ssl_password",
+    "ssl_cert_reqs",
+    "ssl_check_hostname",
+)
+SENTINEL_OPTIONS: Final = ("sentinel_username", "sentinel_password")
 
 
 class Kind(StrEnum):
@@ -39,23 +46,14 @@ class Kind(StrEnum):
 @dataclass(frozen=True, slots=True)
 class RedisAddress:
     """A Redis URL, read. `options` are redis-py's, for each connection to a data node, and
-    `sentinel_options` those to a Sentinel; both lack host and port."""
+    `sentinel_options` those to a Sentinel; both lack host, port and what concerns TLS."""
 
     kind: Kind
     hosts: tuple[tuple[str, int], ...]
     master: str = ""
     options: dict[str, Any] = field(default_factory=dict, repr=False)
     sentinel_options: dict[str, Any] = field(default_factory=dict, repr=False)
-
-    def check_files(self) -> None:
-        """Raises ValueError, which names the option, where a certificate or key cannot be read."""
-        for name in _TLS_FILES:
-            path = self.options.get(name)
-            try:
-                if path is not None:
-                    Path(path).read_bytes()
-            except OSError as error:
-                raise ValueError(f"{name}: {path} cannot be read: {error.strerror}") from None
+    tls: TlsContext | None = field(default=None, repr=False)
 
 
 def parse_address(url: str) -> RedisAddress:
@@ -89,14 +87,16 @@ def parse_address(url: str) -> RedisAddress:
     _check_options(options, kind, is_tls=is_tls)
     if kind is Kind.CLUSTER and options.pop("db", 0):
         raise ValueError("a cluster has no database but 0")
-    if options.get("ssl_cert_reqs") == "none":  # no name to check without a certificate
-        options["ssl_check_hostname"] = False
-    if is_tls:
-        options["ssl"] = True
-    own = {name: options.pop(name) for name in _SENTINEL if name in options}
-    tls = {name: value for name, value in options.items() if name.startswith("ssl")}
-    sentinel = {name.removeprefix("sentinel_"): value for name, value in own.items()} | tls
-    return RedisAddress(kind, hosts, unquote(master), options, sentinel if kind is Kind.SENTINEL else {})
+    own = {name: options.pop(name) for name in SENTINEL_OPTIONS if name in options}
+    tls = {name: options.pop(name) for name in TLS_OPTIONS if name in options}
+    return RedisAddress(
+        kind,
+        hosts,
+        unquote(master),
+        options,
+        {name.removeprefix("sentinel_"): value for name, value in own.items()},
+        TlsContext(tls) if is_tls else None,
+    )
 
 
 def _host(text: str, port: int, kind: Kind) -> tuple[str, int]:
@@ -112,16 +112,16 @@ def _host(text: str, port: int, kind: Kind) -> tuple[str, int]:
 
 
 def _check_options(options: dict[str, Any], kind: Kind, *, is_tls: bool) -> None:
-    allowed = {"db", *_CREDENTIALS}
+    allowed = {"db", *CREDENTIALS}
     if "path" in options:
         allowed.add("path")
     if kind is Kind.SENTINEL:
-        allowed.update(_SENTINEL)
+        allowed.update(SENTINEL_OPTIONS)
     for name in options:
-        if name in _TLS and not is_tls:
+        if name in TLS_OPTIONS and not is_tls:
             raise ValueError(f"{name} needs rediss://, as it is for TLS")
-        if name not in allowed and name not in _TLS:
-            known = ", ".join(sorted(allowed | (set(_TLS) if is_tls else set())))
+        if name not in allowed and name not in TLS_OPTIONS:
+            known = ", ".join(sorted(allowed | (set(TLS_OPTIONS) if is_tls else set())))
             raise ValueError(f"does not take the option {name}; it takes {known}")
-    if options.get("ssl_cert_reqs", "required") not in _VERIFY:
-        raise ValueError(f"ssl_cert_reqs takes {', '.join(_VERIFY)}")
+    if "ssl_keyfile" in options and "ssl_certfile" not in options:
+        raise ValueError("ssl_keyfile needs ssl_certfile, whose key it is")

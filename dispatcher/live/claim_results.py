@@ -59,8 +59,8 @@ UNRESOLVED: Final = frozenset(
 )
 # An enum's own look-up takes three times as long.
 _CODES: Final = {code.value: code for code in ClaimCode}
-# What a refusal of these adds is the trip's version and state.
-_BY_THE_TRIP_OR_DRIVER: Final = frozenset(
+#: The limits have counted what is refused by these; what they add is the trip's version and state.
+BY_THE_TRIP_OR_DRIVER: Final = frozenset(
     {
         ClaimCode.TRIP_NOT_FOUND,
         ClaimCode.TRIP_EXISTS,
@@ -168,7 +168,7 @@ def decode_claim(
     text, now_ms, limit_index, remaining, reset_ms, *rest = reply
     limit = limit_state(limits, limit_index, remaining, reset_ms, now_ms)
     code = _CODES.get(text) or ClaimCode(text)
-    if code in _BY_THE_TRIP_OR_DRIVER:
+    if code in BY_THE_TRIP_OR_DRIVER:
         version, status = rest
         return Refused(code, limit, *decode_version(version, status))
     if code is ClaimCode.CLAIMED:

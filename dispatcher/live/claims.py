@@ -6,9 +6,11 @@ strictly what it says (claim_results).
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from enum import StrEnum
-from typing import Any, Final, Literal, NamedTuple
+from typing import Any, Final, Literal, NamedTuple, TypeVar
+
+import structlog
 
 from dispatcher.core.actors import Actor
 from dispatcher.core.idempotency import IdempotencyKey
@@ -30,11 +32,15 @@ from dispatcher.live.claim_results import (
 from dispatcher.live.keys import Keys
 from dispatcher.live.limits import limit_keys_and_rates
 from dispatcher.live.pipeline import Pipeline
+from dispatcher.live.redis_errors import UNREADABLE
+
+log = structlog.get_logger("dispatcher.claims")
 
 #: A sweeper that dies leaves its entries to another one after this long.
 _SWEEP_AGAIN_MS: Final = 10_000
 #: Stands in entries and keys for what an attempt does not have.
 NOBODY: Final = "-"
+_ClaimedT = TypeVar("_ClaimedT")
 
 
 class Resolved(StrEnum):
@@ -58,6 +64,10 @@ class Attempt(NamedTuple):
     key_ttl_ms: int
     limits: Sequence[Limit] = ()
     resolved: frozenset[Resolved] = frozenset()
+
+    def resolve(self, what: Resolved) -> Attempt:
+        """The same attempt, knowing more."""
+        return self._replace(resolved=self.resolved | {what})
 
     @property
     def entry(self) -> str:
@@ -107,8 +117,7 @@ class ClaimScripts:
             keys.driver_claim(driver_id), keys.offers(trip_id), keys.raced(trip_id),
         )  # fmt: skip
         args = ("" if version is None else version, driver_id, policy)
-        reply = await self._claim("claim_accept", keys, attempt, names, args)
-        return decode_claim(reply, attempt.limits, accept_claimed)
+        return await self._claim("claim_accept", keys, attempt, names, args, accept_claimed)
 
     async def claim_transition(
         self,
@@ -125,14 +134,12 @@ class ClaimScripts:
         args = (
             "" if version is None else version, actor.role, actor.user_id, f",{','.join(sources)},",
         )  # fmt: skip
-        reply = await self._claim("claim_transition", keys, attempt, names, args)
-        return decode_claim(reply, attempt.limits, transition_claimed)
+        return await self._claim("claim_transition", keys, attempt, names, args, transition_claimed)
 
     async def claim_creation(self, keys: Keys, attempt: Attempt) -> CreationClaimed | NotClaimed:
         """Claims a trip's id."""
         names = (keys.trip(attempt.trip_id), keys.trip_claim(attempt.trip_id))
-        reply = await self._claim("claim_creation", keys, attempt, names, ())
-        return decode_claim(reply, attempt.limits, CreationClaimed)
+        return await self._claim("claim_creation", keys, attempt, names, (), CreationClaimed)
 
     async def claim_availability(
         self,
@@ -159,9 +166,8 @@ class ClaimScripts:
             keys.present,
         )
         args = (trip_id, int(goes_offline), int(changes_zone), vehicle_type or "", absentee, from_zone)
-
-        reply = await self._claim("claim_availability", keys, attempt, names, args)
-        return decode_claim(reply, attempt.limits, availability_claimed(driver_id, keys.zone))
+        decode = availability_claimed(driver_id, keys.zone)
+        return await self._claim("claim_availability", keys, attempt, names, args, decode)
 
     async def claim_decline(
         self, keys: Keys, attempt: Attempt, *, version: int | None
@@ -169,23 +175,36 @@ class ClaimScripts:
         """Lets a driver decline a pending trip."""
         names = (keys.trip(attempt.trip_id),)
         args = ("" if version is None else version,)
-        reply = await self._claim("claim_decline", keys, attempt, names, args)
-        return decode_claim(reply, attempt.limits, decline_claimed)
+        return await self._claim("claim_decline", keys, attempt, names, args, decline_claimed)
 
-    def _claim(
-        self, script: str, keys: Keys, attempt: Attempt, names: Sequence[str], args: Sequence[Any]
-    ) -> Awaitable[list[Any]]:
-        """Runs a claim: keys and arguments begin as lua/lib/claim.lua says, and end with the limits."""
+    async def _claim(
+        self,
+        script: str,
+        keys: Keys,
+        attempt: Attempt,
+        names: Sequence[str],
+        args: Sequence[Any],
+        claimed: Callable[..., _ClaimedT],
+    ) -> _ClaimedT | NotClaimed:
+        """Runs a claim: keys and arguments begin as lua/lib/claim.lua says, and end with the limits.
+
+        Raises CorruptState where a key holds what cannot be decoded.
+        """
         limit_names, rates = limit_keys_and_rates(keys, attempt.limits)
         key = attempt.key
-        return self._pipeline.run(
+        all_names = (keys.epoch, attempt.record_key(keys), keys.claims, *names, *limit_names)
+        reply = await self._pipeline.run(
             script,
-            (keys.epoch, attempt.record_key(keys), keys.claims, *names, *limit_names),
+            all_names,
             (
                 attempt.token, attempt.lease_ms, key.fingerprint if key else "", attempt.key_ttl_ms,
                 " ".join(attempt.resolved), attempt.entry, *args, *rates,
             ),
         )  # fmt: skip
+        try:
+            return decode_claim(reply, attempt.limits, claimed)
+        except UNREADABLE as error:
+            raise self._pipeline.corrupt(all_names, repr(error)) from error
 
     async def release_claim(self, keys: Keys, attempt: Attempt, *, gives_back: bool = False) -> int:
         """Drops the attempt's claims and its idempotency lease. Returns how many claims.
@@ -209,7 +228,16 @@ class ClaimScripts:
         reply: list[str] = await self._pipeline.run(
             "sweep_claims", (keys.claims,), (max_entries, _SWEEP_AGAIN_MS)
         )
-        return [OverdueClaim.decode(entry) for entry in reply]
+        return [claim for entry in reply if (claim := await self._decoded(keys, entry)) is not None]
+
+    async def _decoded(self, keys: Keys, entry: str) -> OverdueClaim | None:
+        """The attempt of an entry; one that no server can have written is dropped."""
+        try:
+            return OverdueClaim.decode(entry)
+        except ValueError:
+            log.warning("no attempt, and dropped", zone=keys.zone, entry=entry)
+            await self._pipeline.command("ZREM", keys.claims, entry)
+            return None
 
     async def forget_overdue(self, keys: Keys, claim: OverdueClaim) -> None:
         """Forgets an overdue attempt: what became of it is known."""

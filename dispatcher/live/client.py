@@ -8,7 +8,6 @@ from redis.asyncio import (
     BlockingConnectionPool,
     Connection,
     Redis,
-    SSLConnection,
     UnixDomainSocketConnection,
 )
 from redis.asyncio.retry import Retry
@@ -16,6 +15,7 @@ from redis.asyncio.sentinel import Sentinel, SentinelConnectionPool
 from redis.backoff import NoBackoff
 
 from dispatcher.live.address import Kind, RedisAddress, parse_address
+from dispatcher.live.tls import SentinelTlsConnection, TlsConnection, TlsContext
 
 _CONNECT_TIMEOUT_S = 2
 #: Of what redis-py itself asks, the handshake included; `protocol` has the pipeline's own.
@@ -47,30 +47,45 @@ def connect(url: str) -> Any:
 
 def connect_to(address: RedisAddress, host: tuple[str, int] | None = None) -> Any:
     """A client of the node at `host`, of the deployment at `address`; None: by its socket's path."""
-    options = {**address.options, **_timeouts(_CONNECT_TIMEOUT_S, _REPLY_TIMEOUT_S)}
-    is_tls = options.pop("ssl", False)
-    if host is None:
-        options["connection_class"] = UnixDomainSocketConnection
-    else:
-        options["connection_class"] = SSLConnection if is_tls else Connection
-        options["host"], options["port"] = host
     # Who finds none free waits for one: a server of many zones asks for all of them at once.
-    pool = BlockingConnectionPool(max_connections=_MAX_CONNECTIONS, timeout=_REPLY_TIMEOUT_S, **options)
-    return Redis.from_pool(pool)
+    return _client(address.options, host, _timeouts(_CONNECT_TIMEOUT_S, _REPLY_TIMEOUT_S), address.tls)
 
 
 def sentinels_of(address: RedisAddress) -> Sentinel:
     """The Sentinels themselves."""
-    options = {
-        **address.sentinel_options,
-        **_timeouts(_SENTINEL_TIMEOUT_S, _SENTINEL_TIMEOUT_S),
-        # A question to a Sentinel may be asked twice: its connection is idle for days.
-        "retry": Retry(NoBackoff(), 1),
-    }
-    return Sentinel(address.hosts, sentinel_kwargs=options)  # type: ignore[no-untyped-call]
+    limits = _timeouts(_SENTINEL_TIMEOUT_S, _SENTINEL_TIMEOUT_S)
+    # A question to a Sentinel may be asked twice: its connection is idle for days.
+    limits["retry"] = Retry(NoBackoff(), 1)
+    sentinels = Sentinel([])  # type: ignore[no-untyped-call]
+    sentinels.sentinels = [
+        _client(address.sentinel_options, host, limits, address.tls) for host in address.hosts
+    ]
+    return sentinels
+
+
+def _client(
+    options: dict[str, Any],
+    host: tuple[str, int] | None,
+    limits: dict[str, Any],
+    tls: TlsContext | None,
+) -> Any:
+    if host is None:
+        own: dict[str, Any] = {"connection_class": UnixDomainSocketConnection}
+    else:
+        own = {"connection_class": Connection, "host": host[0], "port": host[1]}
+        if tls is not None:
+            own |= {"connection_class": TlsConnection, "tls": tls}
+    return Redis.from_pool(
+        BlockingConnectionPool(
+            max_connections=_MAX_CONNECTIONS, timeout=_REPLY_TIMEOUT_S, **options, **limits, **own
+        )
+    )
 
 
 def _connect_by_sentinels(address: RedisAddress) -> Any:
+    own: dict[str, Any] = {}
+    if address.tls is not None:
+        own = {"connection_class": SentinelTlsConnection, "tls": address.tls}
     return sentinels_of(address).master_for(
         address.master,
         connection_pool_class=_BlockingSentinelPool,
@@ -78,6 +93,7 @@ def _connect_by_sentinels(address: RedisAddress) -> Any:
         timeout=_REPLY_TIMEOUT_S,
         **address.options,
         **_timeouts(_CONNECT_TIMEOUT_S, _REPLY_TIMEOUT_S),
+        **own,
     )
 
 

@@ -10,16 +10,15 @@ from typing import Any, Final
 import structlog
 from redis.exceptions import RedisError
 
-from dispatcher.core.errors import ReplyLost, StoreUnavailable
+from dispatcher.core.errors import CorruptState, ReplyLost, StoreUnavailable
+from dispatcher.core.stragglers import gather_soon
 from dispatcher.live.pipeline import Pipeline
-from dispatcher.live.protocol import Call
+from dispatcher.live.protocol import REPLY_TIMEOUT_S, Call
 from dispatcher.live.scripts import LuaScripts
 from dispatcher.live.topology import Node, Topology
 
 log = structlog.get_logger("dispatcher.cluster")
 
-# A script's first key stands behind its digest and the number of its keys; any other command's is first.
-_SCRIPTS: Final = ("EVALSHA", "EVAL")
 #: What is asked of a node itself, whatever it holds.
 _KEYLESS: Final = ("ASKING", "INFO", "SCAN")
 #: A node without an address of its own is where it was asked.
@@ -30,6 +29,8 @@ _REDIRECTION: Final = re.compile(
 _FAILING_OVER: Final = ("CLUSTERDOWN", "LOADING", "MASTERDOWN", "READONLY")
 #: Nodes that disagree about a slot send a call to each other; a failover settles that.
 _MAX_REDIRECTS: Final = 5
+#: How long a start waits for the scripts of all nodes, once one has them.
+_LOAD_S: Final = 1.0
 #: A node that is silent this long may have a successor already. Its calls may still be answered.
 _SILENT_S: Final = 0.5
 
@@ -37,10 +38,18 @@ _SILENT_S: Final = 0.5
 class ClusterPipeline(Pipeline):
     """The pipeline of a whole cluster: each call goes to the node that holds its key."""
 
-    def __init__(self, topology: Topology, scripts: LuaScripts | None = None) -> None:
+    def __init__(
+        self,
+        topology: Topology,
+        scripts: LuaScripts | None = None,
+        *,
+        timeout_s: float = REPLY_TIMEOUT_S,
+        breaks: bool = False,
+    ) -> None:
         self._topology = topology
         self._lanes: dict[Node, _Lane] = {}
         super().__init__(None, scripts)
+        self._timeout_s, self._breaks = timeout_s, breaks  # each node breaks alone
         self._watch: asyncio.TimerHandle | None = None
         topology.on_change = self._assign
 
@@ -55,7 +64,7 @@ class ClusterPipeline(Pipeline):
         self._assign()
 
     def put(self, call: Call) -> None:
-        node = self._topology.owner(_key_of(call))
+        node = self._topology.owner(call.key)
         if node is None:
             self._topology.suspect()
             if not call.reply.done():
@@ -78,16 +87,25 @@ class ClusterPipeline(Pipeline):
 
     async def load_scripts(self) -> None:
         """Makes every script known to every primary that answers. Raises where none does."""
-        nodes = list(self._topology.primaries())
-        ends = await asyncio.gather(
-            *(self._lane(node).load_scripts() for node in nodes), return_exceptions=True
-        )
+        loads = [self._lane(node).load_scripts() for node in self._topology.primaries()]
+        # Whoever lacks a script is given it later, so that one that hangs is not waited for.
+        ends = await gather_soon(loads, rest_s=_LOAD_S)
         errors = [end for end in ends if end is not None]
         for error in errors:
-            # Whatever lacks a script later is given it then.
-            if not isinstance(error, (RedisError, OSError, TimeoutError)) or len(errors) == len(nodes):
+            if not isinstance(error, (RedisError, OSError, TimeoutError)) or len(errors) == len(ends):
                 raise error
             log.warning("scripts not loaded into a node", error=str(error))
+
+    def is_left_alone(self, key: str) -> bool:
+        if self._topology.owner(key) is None:
+            self._topology.suspect()
+            return self._breaks
+        return self._lane_of(key).is_left_alone(key)
+
+    async def is_away(self, key: str) -> bool:
+        if self._topology.owner(key) is None:
+            return self.is_left_alone(key)
+        return await self._lane_of(key).is_away(key)
 
     def node_of(self, key: str) -> Node | None:
         """The node that is asked about `key`."""
@@ -119,7 +137,10 @@ class ClusterPipeline(Pipeline):
     def _lane(self, node: Node) -> _Lane:
         lane = self._lanes.get(node)
         if lane is None:
-            lane = self._lanes[node] = _Lane(self, node, self._topology.connect(node), self._scripts)
+            lane = self._lanes[node] = _Lane(
+                self, node, self._topology.connect(node), self._scripts,
+                timeout_s=self._timeout_s, breaks=self._breaks,
+            )  # fmt: skip
             lane.epochs = [epoch for epoch in self._epochs if self._topology.owner(epoch) == node]
         return lane
 
@@ -160,8 +181,15 @@ class ClusterPipeline(Pipeline):
 class _Lane(Pipeline):
     """The pipeline of one node."""
 
-    def __init__(self, cluster: ClusterPipeline, node: Node, redis: Any, scripts: LuaScripts) -> None:
-        super().__init__(redis, scripts)
+    def __init__(
+        self,
+        cluster: ClusterPipeline,
+        node: Node,
+        redis: Any,
+        scripts: LuaScripts,
+        **breaking: Any,
+    ) -> None:
+        super().__init__(redis, scripts, **breaking)
         self.node = node
         self._cluster = cluster
         self._opening_since: float | None = None
@@ -204,7 +232,7 @@ class _Lane(Pipeline):
         moved: list[Call] = []
         stays: list[Call] = []
         for call in self._waiting:
-            is_here = call.command[0] in _KEYLESS or self._cluster.node_of(_key_of(call)) == self.node
+            is_here = call.command[0] in _KEYLESS or self._cluster.node_of(call.key) == self.node
             (stays if is_here else moved).append(call)
         self._waiting = stays
         return moved
@@ -231,10 +259,8 @@ class _Lane(Pipeline):
             return
         super()._answer(call, reply)
 
-
-def _key_of(call: Call) -> str:
-    command = call.command
-    return str(command[3 if command[0] in _SCRIPTS else 1])
+    def corrupt(self, names: Sequence[str], reason: Exception | str) -> CorruptState:
+        return self._cluster.corrupt(names, reason)
 
 
 def _unheard() -> asyncio.Future[Any]:

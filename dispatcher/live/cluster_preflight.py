@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Final
 
 import structlog
 from redis.exceptions import AuthenticationError, RedisError
 
 from dispatcher.core.errors import StoreUnavailable
+from dispatcher.core.stragglers import gather_soon
 from dispatcher.live.address import RedisAddress
 from dispatcher.live.client import connect_to
 from dispatcher.live.keys import keys_of
 from dispatcher.live.node_preflight import UnfitError, check_cluster_node, mode_of
 from dispatcher.live.topology import Node, Topology
+
+#: How long nodes that hang are waited for, once one has answered.
+_REST_S: Final = 1.0
+#: Errors of a node that may come back.
+_AWAY: Final = (RedisError, OSError, TimeoutError, UnicodeError)
 
 log = structlog.get_logger("dispatcher.cluster")
 
@@ -34,44 +39,46 @@ async def check_cluster(address: RedisAddress, zones: Sequence[str]) -> None:
             raise UnfitError(f"no node of the cluster has the slot of the zone {homeless[0]}")
         nodes = sorted(topology.primaries())
         zone_of = {owner: zone for zone, owner in owners.items() if owner is not None}
-        ends = await asyncio.gather(
-            *(_check_primary(address, node, zones, zone_of.get(node)) for node in nodes)
-        )
+        checks = [_check_primary(address, node, zones, zone_of.get(node)) for node in nodes]
+        ends = await gather_soon(checks, rest_s=_REST_S)
     except StoreUnavailable as error:
         raise UnfitError(str(error)) from None
     finally:
         await topology.close()
-    away = {node: reason for node, reason in zip(nodes, ends, strict=True) if reason}
-    for node, reason in away.items():
+    away = [(node, end) for node, end in zip(nodes, ends, strict=True) if end is not None]
+    for node, end in away:
+        if not isinstance(end, _AWAY):
+            raise end
         if len(away) == len(nodes):
             place = f"{node.host}:{node.port}"
-            raise UnfitError(f"no primary of the cluster can be reached; {place}: {reason}")
-        log.warning("a primary of the cluster is away", host=node.host, port=node.port, reason=reason)
+            raise UnfitError(f"no primary of the cluster can be reached; {place}: {end}")
+        log.warning("a primary of the cluster is away", host=node.host, port=node.port, reason=str(end))
 
 
 async def _check_named(address: RedisAddress) -> None:
     """The nodes of the URL that answer must be of a cluster, and one must answer."""
-    errors = []
-    for host in address.hosts:
-        client = connect_to(address, host)
-        try:
-            mode = await mode_of(client)
-        except (RedisError, OSError, TimeoutError, UnicodeError) as error:
-            errors.append(error)
-            continue
-        finally:
-            await client.aclose()
-        if mode != "cluster":
-            kind = "a Sentinel" if mode == "sentinel" else f"a single node in {mode} mode"
-            raise UnfitError(f"{host[0]}:{host[1]} is {kind}, not one of a cluster")
-    if len(errors) == len(address.hosts):
+    ends = await gather_soon((_mode_at(address, host) for host in address.hosts), rest_s=_REST_S)
+    for (host, port), end in zip(address.hosts, ends, strict=True):
+        if isinstance(end, str) and end != "cluster":
+            kind = "a Sentinel" if end == "sentinel" else f"a single node in {end} mode"
+            raise UnfitError(f"{host}:{port} is {kind}, not one of a cluster")
+    errors = [end for end in ends if isinstance(end, BaseException)]
+    if len(errors) == len(ends):
         raise errors[0]
+
+
+async def _mode_at(address: RedisAddress, host: tuple[str, int]) -> str:
+    client = connect_to(address, host)
+    try:
+        return await mode_of(client)
+    finally:
+        await client.aclose()
 
 
 async def _check_primary(
     address: RedisAddress, node: Node, zones: Sequence[str], own_zone: str | None
-) -> str:
-    """Why the node cannot be asked now, or nothing. Raises UnfitError."""
+) -> None:
+    """Raises UnfitError, or what kept the node from answering."""
     client: Any = connect_to(address, node)
     try:
         await check_cluster_node(client, zones, own_zone)
@@ -79,8 +86,5 @@ async def _check_primary(
         raise UnfitError(f"{node.host}:{node.port}: {error}") from None
     except AuthenticationError as error:
         raise UnfitError(f"{node.host}:{node.port} refuses the user: {error}") from None
-    except (RedisError, OSError, TimeoutError, UnicodeError) as error:
-        return str(error)
     finally:
         await client.aclose()
-    return ""

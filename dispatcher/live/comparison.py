@@ -46,6 +46,11 @@ class ComparisonScripts:
                     page[kind].append(rest)
             yield page
 
+    async def names(self, keys: Keys) -> AsyncIterator[list[str]]:
+        """The names of all keys of a zone, in pages. Looks at every key of the node."""
+        async for found in self._pipeline.scan(keys.epoch, keys.prefix):
+            yield found
+
     async def members(self, key: str) -> AsyncIterator[list[str]]:
         """The members of a sorted set, in pages. A member may come twice."""
         cursor = "0"
@@ -110,7 +115,8 @@ class ComparisonScripts:
             command("ZREM", keys.seen, driver_id),
             *(command("ZREM", keys.geo(v), driver_id) for v in await self.vehicles(keys)),
         )
-        return Fix(float(lat), float(lng), int(fix_ms)) if fix_ms else None
+        with self._pipeline.decoding(driver):
+            return Fix(float(lat), float(lng), int(fix_ms)) if fix_ms else None
 
     async def drop_offer(self, keys: Keys, trip_id: str, driver_id: str) -> None:
         """Takes a trip that is not on offer to a driver out of their inbox."""

@@ -9,12 +9,17 @@ from dispatcher.live.address import Kind, parse_address
 from dispatcher.live.client import connect
 from dispatcher.live.cluster import ClusterPipeline
 from dispatcher.live.pipeline import Pipeline
+from dispatcher.live.protocol import REPLY_TIMEOUT_S
 from dispatcher.live.topology import Topology
 
 
 @contextlib.asynccontextmanager
-async def open_pipeline(url: str) -> AsyncIterator[Pipeline]:
+async def open_pipeline(
+    url: str, *, timeout_s: float = REPLY_TIMEOUT_S, breaks: bool = False
+) -> AsyncIterator[Pipeline]:
     """Connects to what `url` leads to, and lets go of it once everything was sent.
+
+    A node that is silent for `timeout_s` is away; with `breaks`, it is left alone then.
 
     Raises ValueError, StoreUnavailable, redis.exceptions.RedisError.
     """
@@ -24,11 +29,11 @@ async def open_pipeline(url: str) -> AsyncIterator[Pipeline]:
             topology = Topology(address)
             stack.push_async_callback(topology.close)
             await topology.refresh()
-            pipeline: Pipeline = ClusterPipeline(topology)
+            pipeline: Pipeline = ClusterPipeline(topology, timeout_s=timeout_s, breaks=breaks)
         else:
             redis = connect(url)
             stack.push_async_callback(redis.aclose)
-            pipeline = Pipeline(redis)
+            pipeline = Pipeline(redis, timeout_s=timeout_s, breaks=breaks)
         stack.push_async_callback(pipeline.close)
         await pipeline.load_scripts()
         yield pipeline

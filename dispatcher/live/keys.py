@@ -97,3 +97,23 @@ class Keys:
 def keys_of(zone: str) -> Keys:
     """The keys of a zone; made once."""
     return Keys(zone)
+
+
+def names_of_zone(keys: Keys) -> list[str]:
+    """The keys that a zone has one of each; the push channel is none."""
+    return [
+        keys.epoch, keys.loading, keys.claims, keys.seen, keys.present, keys.presence_look,
+        keys.drift_look, keys.vehicles, keys.waves, keys.matching, keys.turned_down, keys.events,
+        keys.ready,
+    ]  # fmt: skip
+
+
+def names_of_trip(keys: Keys, trip_id: str) -> list[str]:
+    """The keys of one trip that decide on it."""
+    kinds = (keys.trip, keys.trip_claim, keys.offers, keys.barred, keys.passed, keys.raced)
+    return [name(trip_id) for name in kinds]
+
+
+def names_of_driver(keys: Keys, driver_id: str) -> list[str]:
+    """The keys of one driver that decide on them."""
+    return [name(driver_id) for name in (keys.driver, keys.driver_claim, keys.inbox)]

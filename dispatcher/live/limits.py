@@ -61,3 +61,12 @@ class LimitScripts:
         text, now_ms, limit_index, remaining, reset_ms = reply
         state = limit_state(limits, limit_index, remaining, reset_ms, now_ms)
         return Admission(_Code(text) is _Code.ADMITTED, state)
+
+    async def seed_limits(self, logs: Sequence[tuple[str, int, Sequence[int]]]) -> int:
+        """Adds admissions that Redis does not know to logs of one node: each log's key, its window (s),
+        and times (ms), oldest first. Returns how many it did not know. Raises StoreUnavailable."""
+        args: list[int] = []
+        for _, window_s, times_ms in logs:
+            args += (window_s, len(times_ms), *times_ms)
+        added: int = await self._pipeline.run("seed_limits", [key for key, *_ in logs], args)
+        return added

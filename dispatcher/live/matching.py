@@ -99,7 +99,8 @@ class MatchScripts:
             "read_nearby", names, (max_wait_ms, *driver_ids)
         )
         found = zip(driver_ids, reply, strict=True)
-        return [_nearby_driver(driver_id, who) for driver_id, who in found if who[6]]
+        with self._pipeline.decoding(*names):
+            return [_nearby_driver(driver_id, who) for driver_id, who in found if who[6]]
 
     async def around(
         self, keys: Keys, vehicle_type: str, place: tuple[float, float], *, radius_m: float, most: int

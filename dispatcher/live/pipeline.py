@@ -8,17 +8,26 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import re
 from collections.abc import AsyncIterator, Coroutine, Sequence
 from typing import Any
 
 import structlog
-from redis.exceptions import RedisError, ResponseError
+from redis.exceptions import RedisError
 
-from dispatcher.core.errors import ReplyLost, StoreUnavailable
-from dispatcher.live.protocol import Call, CallProtocol, has_socket
-from dispatcher.live.redis_errors import error_of, is_demoted, is_unknown_script
+from dispatcher.core.errors import CorruptState, ReplyLost, StoreUnavailable
+from dispatcher.core.zones import DEFAULT_ZONE
+from dispatcher.live.breaker import Breaker
+from dispatcher.live.corruption import CorruptionReports
+from dispatcher.live.keys import keys_of
+from dispatcher.live.protocol import REPLY_TIMEOUT_S, Call, CallProtocol, has_socket
+from dispatcher.live.redis_errors import (
+    error_of,
+    is_demoted,
+    is_no_help,
+    is_unknown_script,
+)
 from dispatcher.live.scripts import LuaScripts
+from dispatcher.live.zone_check import check_zones, run_id_of
 
 log = structlog.get_logger("dispatcher.redis")
 
@@ -28,16 +37,31 @@ _MAX_BATCH = 512
 _MAX_IN_FLIGHT = 4
 # This many calls leave at once: Redis works on them while we take the next requests.
 _SEND_AT_ONCE = 16
-_RUN_ID = re.compile(r"run_id:(\w+)")
 # Keys looked at by one SCAN: it keeps Redis busy for less than a millisecond.
 _SCAN_KEYS = 1_000
+# What a probe writes goes by itself.
+_PROBE_MS = 1_000
 
 
-class Pipeline:
-    """Gathers calls of one event loop. `run` calls a script, `command` anything else."""
+class Pipeline(CorruptionReports):
+    """Gathers calls of one event loop. `run` calls a script, `command` anything else.
 
-    def __init__(self, redis: Any, scripts: LuaScripts | None = None) -> None:
+    A Redis that is silent for `timeout_s` is away. With `breaks`, one that is away or no help fails
+    every call at once, until a write to it has gone through.
+    """
+
+    def __init__(
+        self,
+        redis: Any,
+        scripts: LuaScripts | None = None,
+        *,
+        timeout_s: float = REPLY_TIMEOUT_S,
+        breaks: bool = False,
+    ) -> None:
+        super().__init__()
         self._redis = redis
+        self._timeout_s = timeout_s
+        self.breaker = Breaker(self._probe, timeout_s=timeout_s) if breaks else None
         self._scripts = scripts or LuaScripts.read()
         self._waiting: list[Call] = []
         self._unknown_scripts: list[Call] = []
@@ -65,6 +89,9 @@ class Pipeline:
 
     def put(self, call: Call) -> None:
         """Sends a call after all that wait."""
+        if self.breaker is not None and self.breaker.reason:
+            self._answer(call, StoreUnavailable(self.breaker.reason))
+            return
         self._waiting.append(call)
         if self._in_flight < _MAX_IN_FLIGHT:
             if len(self._waiting) >= _SEND_AT_ONCE:
@@ -114,51 +141,29 @@ class Pipeline:
 
     async def _open(self) -> None:
         connection: Any = None
+        self._run_id = ""
         try:
-            connection = await self._redis.connection_pool.get_connection()
-            if has_socket(connection):
-                await self._mark_cold(connection)
+            async with asyncio.timeout(self._timeout_s):
+                connection = await self._redis.connection_pool.get_connection()
+                if has_socket(connection):
+                    self._run_id = await check_zones(
+                        connection, lambda: self.epochs, self._scripts.texts["mark_cold"]
+                    )
+                    ends = (self._answer, self._batches_done, self._closed)
+                    self._connection = CallProtocol(connection, *ends, timeout_s=self._timeout_s)
         except (RedisError, OSError, TimeoutError) as error:
             if connection is not None:
                 await connection.disconnect(nowait=True)
                 await self._redis.connection_pool.release(connection)
             waiting, self._waiting = self._waiting, []
             log.warning("redis did not answer", calls=len(waiting), error=str(error))
+            self._trip(f"not reached: {error}")
             for call in waiting:
                 self._answer(call, StoreUnavailable("redis"))
             return
-        if has_socket(connection):
-            self._connection = CallProtocol(connection, self._answer, self._batches_done)
-        else:
+        if not has_socket(connection):
             self._sent_by_client = True
             await self._redis.connection_pool.release(connection)
-
-    async def _mark_cold(self, connection: Any) -> None:
-        self._run_id = ""
-        if not self.epochs:
-            return
-        script = self._scripts.texts["mark_cold"]
-        checked: set[str] = set()
-        refused: list[ResponseError] = []
-        try:
-            await connection.send_command("INFO", "server")
-            self._run_id = _run_id_of(await connection.read_response())
-        except ResponseError as error:
-            refused.append(error)
-        # A cluster may move other zones here meanwhile.
-        while self._run_id and (epochs := set(self.epochs) - checked):
-            for epoch in epochs:
-                await connection.send_command("EVAL", script, 1, epoch, self._run_id)
-                try:
-                    await connection.read_response()
-                except ResponseError as error:
-                    refused.append(error)
-            checked |= epochs
-        if refused:
-            # What refuses this refuses a claim, too; the reconcile job looks again.
-            log.warning(
-                "zones not checked on a new connection", zones=len(refused), error=str(refused[0])
-            )
 
     async def _reopen(self, lost: CallProtocol) -> None:
         with contextlib.suppress(RedisError, OSError, TimeoutError):
@@ -166,6 +171,37 @@ class Pipeline:
             await self._redis.connection_pool.disconnect(inuse_connections=False)
         await self._release(lost)
         await self._open()
+
+    def _closed(self, connection: CallProtocol, *, is_silent: bool) -> None:
+        """A connection is lost: whether Redis is away is found out at once, and not by the next call."""
+        if self.breaker is None or connection is not self._connection:
+            return
+        if is_silent:
+            self._trip("silent")
+        self._connection = None
+        self._spawn(self._reopen(connection), batches=_MAX_IN_FLIGHT)
+
+    def _trip(self, reason: str) -> None:
+        if self.breaker is not None:
+            self.breaker.trip(reason)
+
+    def is_left_alone(self, key: str) -> bool:
+        """Whether the node that holds `key` is away or no help, so that it is not asked."""
+        return self.breaker is not None and self.breaker.is_open
+
+    async def is_away(self, key: str) -> bool:
+        """The same, but where the node's connection was lost just now, once it is known."""
+        while self._tasks and self._connection is None and not self.is_left_alone(key):
+            await asyncio.wait(self._tasks, return_when=asyncio.FIRST_COMPLETED)
+        return self.is_left_alone(key)
+
+    async def _probe(self) -> None:
+        # Idle connections may lead to a node that was replaced behind its name.
+        await self._redis.connection_pool.disconnect(inuse_connections=False)
+        epoch = next(
+            iter(self.epochs), keys_of(DEFAULT_ZONE).epoch
+        )  # a node of a cluster has its own zones
+        await self._redis.set(epoch.removesuffix("epoch") + "ready", 1, px=_PROBE_MS)
 
     async def _release(self, lost: CallProtocol) -> None:
         await lost.connection.disconnect(nowait=True)
@@ -197,8 +233,13 @@ class Pipeline:
                 return
             if self._connection is not None and is_demoted(reply):
                 self._connection.retire()  # the next batch connects anew
+            if is_no_help(reply):
+                self._trip(str(reply))
+            told = error_of(reply)
+            if isinstance(told, CorruptState):
+                told = self.corrupt(call.keys, told)
             if not call.reply.done():
-                call.reply.set_exception(error_of(reply))
+                call.reply.set_exception(told)
         elif not call.reply.done():
             call.reply.set_result(reply)
 
@@ -227,7 +268,7 @@ class Pipeline:
 
         Asked where scripts run: while a failover goes on, another connection may lead elsewhere.
         """
-        return _run_id_of(await self.command("INFO", "server"))
+        return run_id_of(await self.command("INFO", "server"))
 
     async def scan(self, key: str, prefix: str) -> AsyncIterator[list[str]]:
         """The keys that begin with `prefix` on the server that holds `key`, in pages.
@@ -251,14 +292,9 @@ class Pipeline:
 
     async def close(self) -> None:
         """Waits for what is on its way, then lets go of the connection."""
+        if self.breaker is not None:
+            await self.breaker.close()
         await self.drain()
         if self._connection is not None:
             connection, self._connection = self._connection, None
             await self._release(connection)
-
-
-def _run_id_of(info: Any) -> str:
-    if isinstance(info, dict):  # a client has read it already
-        return str(info["run_id"])
-    (run_id,) = _RUN_ID.findall(str(info))
-    return str(run_id)

@@ -98,7 +98,8 @@ class PositionScripts:
         online, lat, lng = await self._pipeline.command(
             "HMGET", keys.driver(driver_id), "is_online", "lat", "lng"
         )
-        return (float(lat), float(lng)) if online == "1" and lat else None
+        with self._pipeline.decoding(keys.driver(driver_id)):
+            return (float(lat), float(lng)) if online == "1" and lat else None
 
     async def last_fix_ms(self, keys: Keys, driver_id: str) -> int | None:
         """When the last fix of a driver was measured; None where there is none."""

@@ -25,7 +25,8 @@ async def check_redis(url: str, *, zones: Sequence[str] = (DEFAULT_ZONE,)) -> No
     """
     try:
         address = parse_address(url)
-        address.check_files()
+        if address.tls is not None:
+            address.tls.check_files()
     except ValueError as error:
         raise url_refused("redis_url", url, f"is not a Redis URL: {error}") from None
     try:

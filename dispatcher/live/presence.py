@@ -14,6 +14,8 @@ from dispatcher.live.pipeline import Pipeline
 
 #: A sweeper that dies leaves its users to another one after this long.
 _SWEEP_AGAIN_MS: Final = 10_000
+#: Scores are doubles, and may be infinite.
+_LATEST_MS: Final = 2**53
 
 
 class Touch(NamedTuple):
@@ -120,9 +122,16 @@ class PresenceScripts:
             about = await self._pipeline.command("GET", keys.presence(address, connection_id))
             until = await self._pipeline.command("ZSCORE", keys.connections(address), connection_id)
             if about is not None and until is not None:
-                found.append(OpenConnection(connection_id, int(float(until)), orjson.loads(about)))
-        return (None if ends is None else int(float(ends))), found
+                with self._pipeline.decoding(
+                    keys.presence(address, connection_id), keys.connections(address)
+                ):
+                    found.append(OpenConnection(connection_id, _time_ms(until), orjson.loads(about)))
+        return (None if ends is None else _time_ms(ends)), found
 
     async def forget_absent(self, keys: Keys, address: str) -> bool:
         """Forgets a user who is gone; False where they came back."""
         return bool(await self._pipeline.run("forget_absent", (keys.present,), (address,)))
+
+
+def _time_ms(score: str) -> int:
+    return int(min(float(score), _LATEST_MS))

@@ -1,7 +1,7 @@
 """Connections that redis-py opens and this package reads.
 
-This is the one module that touches private attributes of redis-py (`_writer` of a connection);
-tests/lua/test_protocol.py fails where the library changes them.
+This is the one module that touches private attributes of redis-py (`_writer` and `_reader` of a
+connection); tests/lua/test_protocol.py fails where the library changes them.
 """
 
 from __future__ import annotations
@@ -13,14 +13,16 @@ from typing import Any, NamedTuple
 
 import hiredis
 import structlog
+from redis.exceptions import ConnectionError as NotConnected
 from redis.exceptions import ResponseError
 
 from dispatcher.core.errors import ReplyLost
 
 log = structlog.get_logger("dispatcher.redis")
 
-# A batch takes milliseconds: a Redis that is silent this long is away.
-_REPLY_TIMEOUT_S = 5.0
+#: A batch takes milliseconds: a Redis that is silent this long is away, where no other time is set.
+REPLY_TIMEOUT_S = 5.0
+_LAST_CHANCE_S = 0.05
 
 
 class RedisProtocol(asyncio.Protocol):
@@ -31,8 +33,15 @@ class RedisProtocol(asyncio.Protocol):
     """
 
     def __init__(self, connection: Any) -> None:
+        """Raises redis.exceptions.ConnectionError where the connection has ended by now.
+
+        Redis may have ended it right after the handshake. redis-py's stream knows that, and nobody
+        would tell it to whoever reads in its place: they would wait for ever.
+        """
         self.connection = connection
         self.transport: asyncio.Transport = connection._writer.transport
+        if self.transport.is_closing() or connection._reader.at_eof():
+            raise NotConnected("ended after the handshake")
         self._stream_protocol = self.transport.get_protocol()
         self.transport.set_protocol(self)
         self.parser = hiredis.Reader(encoding="utf-8", replyError=ResponseError)
@@ -64,6 +73,10 @@ def has_socket(connection: Any) -> bool:
     return hasattr(getattr(connection._writer, "transport", None), "set_protocol")
 
 
+#: Where commands have their first key, if it does not follow their name.
+_FIRST_KEY = {"EVALSHA": 3, "EVAL": 3, "XGROUP": 2, "XREADGROUP": 7}
+
+
 class Call(NamedTuple):
     """A command, the future of its reply, whether it was sent before its script was known, and how often
     a node of a cluster has named another one."""
@@ -72,6 +85,18 @@ class Call(NamedTuple):
     reply: asyncio.Future[Any]
     is_repeated: bool = False
     redirects: int = 0
+
+    @property
+    def key(self) -> str:
+        """The first key: all keys of a call are of one node."""
+        return str(self.command[_FIRST_KEY.get(self.command[0], 1)])
+
+    @property
+    def keys(self) -> list[str]:
+        """The keys of a script; of any other command its first."""
+        if self.command[0] == "EVALSHA":
+            return [str(name) for name in self.command[3 : 3 + int(self.command[2])]]
+        return [self.key] if len(self.command) > 1 else []
 
 
 class CallProtocol(RedisProtocol):
@@ -82,8 +107,14 @@ class CallProtocol(RedisProtocol):
         connection: Any,
         on_reply: Callable[[Call, Any], None],
         on_batch_done: Callable[[], None],
+        on_closed: Callable[..., None] | None = None,
+        *,
+        timeout_s: float = REPLY_TIMEOUT_S,
     ) -> None:
         super().__init__(connection)
+        self._on_closed = on_closed
+        self._timeout_s = timeout_s
+        self._is_silent = False
         self._on_reply = on_reply
         self._on_batch_done = on_batch_done
         self._calls: deque[Call] = deque()
@@ -95,10 +126,10 @@ class CallProtocol(RedisProtocol):
     def send(self, batch: Sequence[Call]) -> None:
         """Writes a batch in one piece."""
         self._calls.extend(batch)
-        self._batches.append((len(batch), self._loop.time() + _REPLY_TIMEOUT_S))
+        self._batches.append((len(batch), self._loop.time() + self._timeout_s))
         self.transport.write(b"".join([hiredis.pack_command(call.command) for call in batch]))
         if self._timer is None:
-            self._timer = self._loop.call_later(_REPLY_TIMEOUT_S, self._check_overdue)
+            self._timer = self._loop.call_later(self._timeout_s, self._check_overdue)
 
     def replies_received(self) -> None:
         parser, calls, on_reply = self.parser, self._calls, self._on_reply
@@ -106,6 +137,7 @@ class CallProtocol(RedisProtocol):
         while (reply := parser.gets()) is not False:
             received += 1
             on_reply(calls.popleft(), reply)
+        self._is_silent = False
         batches = self._batches
         while received:
             unanswered, deadline = batches[0]
@@ -119,7 +151,7 @@ class CallProtocol(RedisProtocol):
     @property
     def silent_since(self) -> float | None:
         """When the oldest batch that has no reply was sent, by the loop's clock."""
-        return self._batches[0][1] - _REPLY_TIMEOUT_S if self._batches else None
+        return self._batches[0][1] - self._timeout_s if self._batches else None
 
     def retire(self) -> None:
         """Takes no more batches. The owner closes it once it is noticed, with the next batch."""
@@ -135,13 +167,19 @@ class CallProtocol(RedisProtocol):
         while self._batches:
             self._batches.popleft()
             self._on_batch_done()
+        if self._on_closed is not None:
+            self._on_closed(self, is_silent=self._is_silent)
 
     def _check_overdue(self) -> None:
         self._timer = None
         if not self._batches:
             return
         _, deadline = self._batches[0]
-        if deadline <= self._loop.time():
+        if deadline > self._loop.time():
+            self._timer = self._loop.call_at(deadline, self._check_overdue)
+        elif self._is_silent:
             self.transport.abort()
         else:
-            self._timer = self._loop.call_at(deadline, self._check_overdue)
+            # This process may have stood still itself: what has come meanwhile is read first.
+            self._is_silent = True
+            self._timer = self._loop.call_later(_LAST_CHANCE_S, self._check_overdue)

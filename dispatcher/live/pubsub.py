@@ -25,6 +25,8 @@ log = structlog.get_logger("dispatcher.pubsub")
 _RETRY_S = 0.5
 #: A subscription that is silent this long is checked by a ping, and given up after as long again.
 _QUIET_S = 5.0
+#: How long a start waits for all subscriptions, once one stands.
+_OTHERS_S = 2.0
 
 Deliver = Callable[[list[str], Any], None]
 
@@ -96,13 +98,21 @@ class Subscriber:
         self._tasks: list[asyncio.Task[None]] = []
 
     async def start(self) -> None:
-        """Begins to listen; returns once every subscription stands."""
+        """Begins to listen; returns once every subscription stands, or a node of a cluster is away.
+
+        Raises TimeoutError where none stands.
+        """
         ready = [asyncio.Event() for _ in self._groups()]
         self._tasks = [
             asyncio.create_task(self._listen(channels, event), name="subscriber")
             for channels, event in zip(self._groups(), ready, strict=True)
         ]
-        await asyncio.wait_for(asyncio.gather(*(event.wait() for event in ready)), 10)
+        standing = [asyncio.create_task(event.wait()) for event in ready]
+        async with asyncio.timeout(10):
+            await asyncio.wait(standing, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait(standing, timeout=_OTHERS_S)
+        for waiting in standing:
+            waiting.cancel()
 
     def _groups(self) -> list[list[str]]:
         # In a cluster each channel lives on its slot's node; elsewhere one connection hears all.

@@ -12,7 +12,7 @@ from redis.exceptions import (
     TryAgainError,
 )
 
-from dispatcher.core.errors import ReplyLost, StoreUnavailable
+from dispatcher.core.errors import CorruptState, ReplyLost, StoreUnavailable
 
 #: Errors of a server that is starting, failing over, full or read-only: nothing was done. redis-py has
 #: classes for some of them (one that is loading counts as a lost connection there) …
@@ -38,6 +38,24 @@ UNAVAILABLE_CODES = (
     "READONLY",
     "TRYAGAIN",
 )
+#: A slot that is on its way from node to node is asked for again (TRYAGAIN); these last for longer.
+_NO_HELP_ERRORS = tuple(error for error in UNAVAILABLE_ERRORS if error is not TryAgainError)
+_NO_HELP_CODES = tuple(code for code in UNAVAILABLE_CODES if code != "TRYAGAIN")
+#: What commands say of a key that holds something else than they work on.
+_CORRUPT_CODES = (
+    "WRONGTYPE",
+    "ERR hash value is not",
+    "ERR increment",
+    "ERR value is not",
+    "ERR The stream",
+    "ERR The ID specified in XADD",
+)
+#: What says nothing against what a key holds: a right that is missing, a group that there is not yet.
+_HEALTHY_CODES = ("NOPERM", "NOGROUP")
+#: What an error carries that ended a script of ours, its own code or a command's.
+_IN_A_SCRIPT = "user_script"
+#: What decoding raises of content that none of our servers has written.
+UNREADABLE = (ValueError, TypeError, KeyError, IndexError, OverflowError)
 
 
 def is_unknown_script(error: Exception) -> bool:
@@ -47,7 +65,12 @@ def is_unknown_script(error: Exception) -> bool:
 
 def is_demoted(error: Exception) -> bool:
     """Whether the node is no primary any more."""
-    return isinstance(error, _DEMOTED_ERRORS) or str(error).startswith(_DEMOTED_CODES)
+    return isinstance(error, _DEMOTED_ERRORS) or _code_of(str(error)) in _DEMOTED_CODES
+
+
+def is_no_help(error: Exception) -> bool:
+    """Whether the server answers, and cannot do what it is asked, whatever that is."""
+    return isinstance(error, _NO_HELP_ERRORS) or _code_of(str(error)) in _NO_HELP_CODES
 
 
 def error_of(error: Exception) -> Exception:
@@ -56,9 +79,21 @@ def error_of(error: Exception) -> Exception:
     # redis-py cuts the code off where it has a class for it. Each future gets an exception of its own.
     if isinstance(error, StoreUnavailable):
         return type(error)(*error.args)
-    # BUSY is one of them, and BUSYGROUP is not.
-    code = str(error).partition(" ")[0]
-    is_unavailable = isinstance(error, UNAVAILABLE_ERRORS) or code in UNAVAILABLE_CODES
+    is_unavailable = isinstance(error, UNAVAILABLE_ERRORS) or _code_of(str(error)) in UNAVAILABLE_CODES
     if is_unavailable:
         return StoreUnavailable(str(error))
+    if is_corrupt(str(error)):
+        return CorruptState(str(error))
     return error if isinstance(error, ResponseError) else ReplyLost(str(error))
+
+
+def is_corrupt(text: str) -> bool:
+    """Whether an error's text says that a key holds something that a call cannot work on."""
+    if _code_of(text) in (*UNAVAILABLE_CODES, *_HEALTHY_CODES):
+        return False
+    return text.startswith(_CORRUPT_CODES) or _IN_A_SCRIPT in text
+
+
+def _code_of(text: str) -> str:
+    """The code that an error begins with, to its end: BUSYGROUP is not BUSY."""
+    return text.partition(" ")[0]

@@ -12,6 +12,7 @@ import contextlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
+from functools import partial
 from typing import Any, Final
 
 import orjson
@@ -23,8 +24,9 @@ from dispatcher.core.trips import FINAL, Status, Trip
 from dispatcher.live.claims import NOBODY, Attempt
 from dispatcher.live.hashes import driver_fields
 from dispatcher.live.idempotency import done_record
-from dispatcher.live.keys import Keys
+from dispatcher.live.keys import Keys, names_of_driver, names_of_trip, names_of_zone
 from dispatcher.live.pipeline import Pipeline
+from dispatcher.live.redis_errors import is_corrupt
 from dispatcher.live.state import FINISHED_TTL_S
 
 #: A batch this large keeps Redis busy for half a millisecond; more would only delay others.
@@ -174,7 +176,9 @@ class Settler:
 
     def _send(self, batch: _Batch) -> None:
         del self._filling[batch.keys.zone]
-        self.settle_changes(batch.keys, batch.changes).add_done_callback(batch.answered)
+        reply = self.settle_changes(batch.keys, batch.changes)
+        reply.add_done_callback(batch.answered)
+        reply.add_done_callback(partial(self._look_for_corrupt, batch))
 
     def settle_changes(
         self, keys: Keys, changes: Sequence[tuple[Attempt, Settlement, StoredAnswer | None]]
@@ -204,6 +208,26 @@ class Settler:
                 settlement.event, settlement.messages,
             )  # fmt: skip
         return self._pipeline.run("settle_changes", names, args)
+
+    def _look_for_corrupt(self, batch: _Batch, reply: asyncio.Future[list[SettleResult]]) -> None:
+        """Has the keys looked into where a change stumbled over one: a later try finds it mended."""
+        if reply.cancelled() or reply.exception() is not None:
+            return
+        texts = [text for text in reply.result() if isinstance(text, str) and is_corrupt(text)]
+        if texts:
+            self._pipeline.corrupt(_names_of(batch), texts[0])
+
+
+def _names_of(batch: _Batch) -> list[str]:
+    """The keys that a batch's changes touch."""
+    keys = batch.keys
+    names = names_of_zone(keys)
+    for attempt, settlement, _ in batch.changes:
+        names += (attempt.record_key(keys), keys.geo(settlement.driver_vehicle_type or NOBODY))
+        names += names_of_trip(keys, attempt.trip_id or NOBODY)
+        for driver in {attempt.driver_id, settlement.driver_id, *settlement.inboxes}:
+            names += names_of_driver(keys, driver or NOBODY)
+    return names
 
 
 def _record(attempt: Attempt, settlement: Settlement, answer: StoredAnswer | None) -> dict[str, Any]:

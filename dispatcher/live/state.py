@@ -17,6 +17,7 @@ from dispatcher.live.hashes import driver_fields, driver_from_hash, flat_to_dict
 from dispatcher.live.idempotency import done_record
 from dispatcher.live.keys import Keys
 from dispatcher.live.pipeline import Pipeline
+from dispatcher.live.shapes import check_trip
 
 #: A finished trip stays this long: late losers are still answered from there.
 FINISHED_TTL_S: Final = 3_600
@@ -44,6 +45,11 @@ class Fix(NamedTuple):
     lat: float
     lng: float
     at_ms: int
+
+    @classmethod
+    def of(cls, lat: float | None, lng: float | None, at_ms: int | None) -> Fix | None:
+        """A fix of what may not be known."""
+        return None if lat is None or lng is None or at_ms is None else cls(lat, lng, at_ms)
 
 
 class StateScripts:
@@ -111,12 +117,23 @@ class StateScripts:
     async def read_trip(self, keys: Keys, trip_id: str) -> Trip | None:
         """A trip as Redis has it."""
         hash_ = await self.read_hash(keys.trip(trip_id))
-        return Trip.from_hash(hash_) if hash_.get("id") else None
+        with self._pipeline.decoding(keys.trip(trip_id)):
+            return Trip.from_hash(hash_) if hash_.get("id") else None
+
+    async def read_waiting(self, keys: Keys, trip_id: str) -> tuple[Trip, int] | None:
+        """A trip as Redis has it, with the number of its round."""
+        hash_ = await self.read_hash(keys.trip(trip_id))
+        if not hash_.get("id"):
+            return None
+        with self._pipeline.decoding(keys.trip(trip_id)):
+            check_trip(hash_, trip_id)
+            return Trip.from_hash(hash_), int(hash_.get("round", "0"))
 
     async def read_driver(self, keys: Keys, driver_id: str) -> Driver | None:
         """A driver as Redis has them."""
         hash_ = await self.read_hash(keys.driver(driver_id))
-        return driver_from_hash(driver_id, keys.zone, hash_) if hash_ else None
+        with self._pipeline.decoding(keys.driver(driver_id)):
+            return driver_from_hash(driver_id, keys.zone, hash_) if hash_ else None
 
     async def read_hash(self, key: str) -> dict[str, str]:
         """All fields of a hash; empty where there is none."""
@@ -141,7 +158,8 @@ class StateScripts:
     async def version_of(self, keys: Keys, trip_id: str) -> int | None:
         """The version of a trip; None where Redis does not have it."""
         version: str | None = await self._pipeline.command("HGET", keys.trip(trip_id), "version")
-        return None if version is None else int(version)
+        with self._pipeline.decoding(keys.trip(trip_id)):
+            return None if version is None else int(version)
 
     async def changed_by(self, keys: Keys, trip_id: str) -> str:
         """The token of the attempt that holds the claim on a trip, or empty."""
@@ -165,8 +183,9 @@ class StateScripts:
         text = await self._pipeline.command("GET", keys.epoch)
         if text is None:
             return None
-        loaded_ms, horizon_ms, run_id = text.split(" ")
-        return Epoch(int(loaded_ms), int(horizon_ms), run_id)
+        with self._pipeline.decoding(keys.epoch):
+            loaded_ms, horizon_ms, run_id = text.split(" ")
+            return Epoch(int(loaded_ms), int(horizon_ms), run_id)
 
     async def run_id(self, keys: Keys) -> str:
         """The run id of the Redis that holds the zone."""
@@ -215,7 +234,8 @@ class StateScripts:
             )
             for name, (lat, lng, fix_ms) in zip(theirs, replies, strict=True):
                 if fix_ms:
-                    fixes[name.removeprefix(drivers)] = Fix(float(lat), float(lng), int(fix_ms))
+                    with self._pipeline.decoding(name):
+                        fixes[name.removeprefix(drivers)] = Fix(float(lat), float(lng), int(fix_ms))
             if names:
                 await self._pipeline.command("UNLINK", *names)
         return fixes
@@ -233,12 +253,20 @@ class StateScripts:
             "XRANGE", keys.events, after, "+", "COUNT", _EVENTS_PAGE
         ):
             for _, fields in page:
-                text = fields["event"] if isinstance(fields, dict) else fields[1]
-                trip = orjson.loads(text).get("trip") or {}
-                heard.add((trip.get("id", ""), trip.get("version", 0)))
+                if (trip := _trip_of_entry(fields)) is not None:
+                    heard.add(trip)
             after = "(" + page[-1][0]
         return heard
 
     async def check_writable(self, keys: Keys) -> None:
         """Raises StoreUnavailable where Redis cannot be written, as a claim would."""
         await self._pipeline.command("SET", keys.ready, now_ms(), "PX", _READY_MS)
+
+
+def _trip_of_entry(fields: Any) -> tuple[str, int] | None:
+    """The trip and version of an entry of the stream; None where somebody else wrote it."""
+    try:
+        trip = orjson.loads(fields["event"] if isinstance(fields, dict) else fields[1])["trip"]
+        return str(trip["id"]), int(trip["version"])
+    except (ValueError, TypeError, KeyError, IndexError):
+        return None

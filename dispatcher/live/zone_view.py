@@ -39,7 +39,8 @@ class OpenWave(NamedTuple):
 
 
 class ZoneEvent(NamedTuple):
-    """An entry of the zone's stream: its id there, and the event as `service.messages` made it."""
+    """An entry of the zone's stream: its id there, and the event as `service.messages` made it; empty
+    where somebody else wrote the entry."""
 
     id: str
     event: dict[str, Any]
@@ -64,12 +65,8 @@ class ZoneViewScripts:
                 for chunk in _chunks(driver_ids)
             )
         )
-        return [
-            SeenDriver(name, online == "1", status, trip, vehicle, float(lat or 0), float(lng or 0),
-                       int(fix_ms or 0))
-            for name, (online, status, trip, vehicle, lat, lng, fix_ms)
-            in zip(driver_ids, chain.from_iterable(replies), strict=True)
-        ]  # fmt: skip
+        with self._pipeline.decoding(*(keys.driver(name) for name in driver_ids)):
+            return _seen_drivers(driver_ids, replies)
 
     async def read_waves(self, keys: Keys, trip_ids: Sequence[str]) -> dict[str, OpenWave]:
         """The waves and open offers of several trips, by trip."""
@@ -83,8 +80,9 @@ class ZoneViewScripts:
                 for chunk in _chunks(trip_ids)
             )
         )
-        waves = (OpenWave(*wave) for wave in chain.from_iterable(replies))
-        return dict(zip(trip_ids, waves, strict=True))
+        with self._pipeline.decoding(*(keys.trip(trip) for trip in trip_ids)):
+            waves = [OpenWave(*wave) for wave in chain.from_iterable(replies)]
+            return dict(zip(trip_ids, waves, strict=True))
 
     async def newest_event(self, keys: Keys) -> str:
         """The id of the zone's newest event; `0-0` where there is none."""
@@ -96,11 +94,25 @@ class ZoneViewScripts:
         found = await self._pipeline.command(
             "XRANGE", keys.events, f"({after}", "+", "COUNT", max_events
         )
-        return [
-            ZoneEvent(id_, orjson.loads(fields["event"] if isinstance(fields, dict) else fields[1]))
-            for id_, fields in found
-        ]
+        return [ZoneEvent(id_, _event_of(fields)) for id_, fields in found]
 
 
 def _chunks(names: Sequence[str]) -> list[Sequence[str]]:
     return [names[start : start + _CHUNK] for start in range(0, len(names), _CHUNK)]
+
+
+def _seen_drivers(driver_ids: Sequence[str], replies: Sequence[Any]) -> list[SeenDriver]:
+    return [
+        SeenDriver(name, online == "1", status, trip, vehicle, float(lat or 0), float(lng or 0),
+                   int(fix_ms or 0))
+        for name, (online, status, trip, vehicle, lat, lng, fix_ms)
+        in zip(driver_ids, chain.from_iterable(replies), strict=True)
+    ]  # fmt: skip
+
+
+def _event_of(fields: Any) -> dict[str, Any]:
+    try:
+        event = orjson.loads(fields["event"] if isinstance(fields, dict) else fields[1])
+    except (ValueError, KeyError, IndexError):
+        return {}
+    return event if isinstance(event, dict) else {}

@@ -25,6 +25,7 @@ async def fsck(bench: Workbench, zones: list[str], *, repairs: bool) -> dict[str
     repair = Repairs(
         check=check,
         scripts=bench.live.comparison,
+        mending=bench.live.mending,
         state=bench.live.state,
         claims=bench.live.claims,
         presence=bench.live.presence,

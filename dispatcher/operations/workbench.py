@@ -12,6 +12,9 @@ from dispatcher.embedded.engines import running_database_url, running_redis_url
 from dispatcher.ledger import migrate
 from dispatcher.ledger.preflight import check_postgres
 from dispatcher.live.preflight import check_redis
+from dispatcher.service.authorities import Authorities
+from dispatcher.service.limit_seeds import LimitSeeds
+from dispatcher.service.local_limits import LocalLimits
 from dispatcher.service.outbox import Outbox
 from dispatcher.service.rehydration import Rehydration
 from dispatcher.wings import LedgerWing, LiveWing, open_ledger, open_live
@@ -41,15 +44,17 @@ async def open_workbench(settings: Settings) -> AsyncIterator[Workbench]:
     redis_url, database_url = settings.redis_url or "", settings.database_url or ""
     await check_redis(redis_url, zones=zones.names())
     await check_postgres(database_url)
-    missing = [step for step in await migrate.status(database_url) if step.applied_at is None]
-    if missing:
-        raise migrate.MigrationError(
-            f"this database is behind: it lacks migration {missing[0].version:04}_{missing[0].name}; "
-            "run `dispatcher migrate up`"
-        )
+    await migrate.check_current(database_url)
     async with open_live(settings) as live, open_ledger(settings) as ledger:
         outbox = Outbox(settler=live.settler, state=live.state, database=ledger.database)
-        rehydration = Rehydration(live.state, ledger.database, outbox, lease_ms=settings.claim_lease_ms)
+        authorities = Authorities(
+            zones.names(), database=ledger.database, pipeline=live.pipeline, state=live.state, node=""
+        )
+        # It admits nothing, so there is nothing to seed.
+        seeds = LimitSeeds(LocalLimits(lambda: 1), live.limits, has_one_node=True)
+        rehydration = Rehydration(
+            live.state, ledger.database, outbox, authorities, seeds, lease_ms=settings.claim_lease_ms
+        )  # fmt: skip
         yield Workbench(settings, zones, live, ledger, rehydration)
         await rehydration.close()
 

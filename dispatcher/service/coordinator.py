@@ -16,6 +16,7 @@ from dispatcher.ledger.changes import Change, Outcome, OutcomeCode
 from dispatcher.ledger.commits import Commits, was_committed
 from dispatcher.ledger.database import Database
 from dispatcher.live.claim_results import (
+    BY_THE_TRIP_OR_DRIVER,
     PROBLEM_CODES,
     ClaimCode,
     NotClaimed,
@@ -23,23 +24,22 @@ from dispatcher.live.claim_results import (
     Replayed,
     Unresolved,
 )
-from dispatcher.live.claims import Attempt, ClaimScripts, Resolved
+from dispatcher.live.claims import Attempt, Resolved
 from dispatcher.live.keys import Keys, keys_of
-from dispatcher.live.settle import Settler
 from dispatcher.observe.refusal_log import log_refusal
-from dispatcher.service.abandoned_claims import AbandonedClaims
 from dispatcher.service.answers import (
     Answer,
     claim_refusal,
     replayed_answer,
     stored_answer,
 )
+from dispatcher.service.authorities import Authorities
 from dispatcher.service.claim_refusals import answer_refused
 from dispatcher.service.commands.command import ClaimedT, Command, Plan, SideEffects
 from dispatcher.service.deadlines import Deadline, Deadlines
-from dispatcher.service.persistent_settles import PersistentSettles, Telling
+from dispatcher.service.decider import Decider
+from dispatcher.service.persistent_settles import Telling
 from dispatcher.service.rate_limits import RateLimits
-from dispatcher.service.rehydration import Rehydration
 
 log = structlog.get_logger("dispatcher.coordinator")
 
@@ -60,10 +60,10 @@ class Coordinator:
     def __init__(
         self,
         *,
-        claims: ClaimScripts,
+        by_redis: Decider,
+        by_ledger: Decider,
+        authorities: Authorities,
         commits: Commits,
-        settler: Settler,
-        rehydration: Rehydration,
         database: Database,
         limits: RateLimits,
         effects: SideEffects,
@@ -73,10 +73,10 @@ class Coordinator:
         deadline_s: float,
         halt_at: str = "",
     ) -> None:
-        self._claims = claims
-        self._abandoned = AbandonedClaims(claims)
+        self._by_redis = by_redis
+        self._by_ledger = by_ledger
+        self._authorities = authorities
         self._commits = commits
-        self._rehydration = rehydration
         self._database = database
         self._limits = limits
         self._effects = effects
@@ -86,7 +86,6 @@ class Coordinator:
         self._deadlines = Deadlines(deadline_s)
         self._halt_at = halt_at
         self._attempts = itertools.count(1)
-        self._settles = PersistentSettles(settler)
 
     async def execute(self, command: Command[ClaimedT]) -> Answer:
         """Claims, commits and settles one change; the answer leaves once it is durable.
@@ -109,35 +108,52 @@ class Coordinator:
 
     async def close(self) -> None:
         """Leaves to their lease what Redis could not be told yet."""
-        await self._abandoned.close()
-        await self._settles.close()
+        await self._by_redis.close()
+        await self._by_ledger.close()
 
     async def _execute(
         self, command: Command[ClaimedT], keys: Keys, attempt: Attempt, deadline: Deadline
     ) -> Answer:
+        zone = command.zone.name
         for _ in range(_MAX_PLANS):
-            attempt, result = await self._claim(command, keys, attempt)
+            # Before the claim: what was claimed under an older fence is not committed.
+            authority = self._authorities.of(zone)
+            decider = self._by_ledger if authority.is_degraded else self._by_redis
+            try:
+                attempt, result = await self._claim(decider, command, keys, attempt)
+            except StoreUnavailable:
+                if authority.is_degraded or not await self._authorities.has_left_redis(zone):
+                    raise
+                attempt = attempt._replace(resolved=frozenset())
+                continue
             if isinstance(result, Answer):
                 return result
             await self._halt("after_claim")
             plan = command.plan(attempt, result)
             answer = self._keyed_answer(attempt, plan, result.now_ms)
-            outcome = await self._commit(keys, attempt, plan.change, answer, deadline)
+            await self._halt("before_commit")
+            change = plan.change._replace(fence=authority.fence, is_fallback=authority.is_degraded)
+            outcome = await self._commit(decider, keys, attempt, change, answer, deadline)
             if outcome.code is OutcomeCode.OK:
                 await self._halt("after_commit")
-                await self._settle(keys, attempt, plan, answer.stored if answer else None, deadline)
+                told = _tellings(keys, attempt, plan, answer.stored if answer else None)
+                await self._settle(decider, told, deadline)
+                await self._halt("after_settle")
                 command.committed(result, plan, self._effects)
                 return Answer(plan.status, plan.body, result.limit)
-            await self._release(keys, attempt)
+            await decider.release(keys, attempt)
             if outcome.code is OutcomeCode.REPLAY:
-                return await self._replay(keys, attempt, outcome, result.limit)
-            # Someone was faster in Postgres: the live state is stale. Look again, once it is not.
-            log_refusal(
-                "version_conflict", trip_id=attempt.trip_id, user=command.caller.actor.user_id,
-                source="postgres",
-            )  # fmt: skip
-            await self._rehydration.reload(keys, attempt.trip_id, attempt.driver_id)
-            attempt = _resolve(attempt, Resolved.LIMITS)
+                return await self._replay(decider, keys, attempt, outcome, result.limit)
+            if outcome.code is OutcomeCode.FENCED:
+                await self._authorities.refresh()
+            else:
+                # Someone was faster in Postgres: the live state is stale. Look again, once it is not.
+                log_refusal(
+                    "version_conflict", trip_id=attempt.trip_id, user=command.caller.actor.user_id,
+                    source="postgres",
+                )  # fmt: skip
+                await decider.catch_up(keys, attempt)
+            attempt = attempt.resolve(Resolved.LIMITS)
         return claim_refusal(PROBLEM_CODES[ClaimCode.TRIP_BUSY])
 
     def _attempt(self, command: Command[Any]) -> Attempt:
@@ -153,60 +169,39 @@ class Coordinator:
         )
 
     async def _claim(
-        self, command: Command[ClaimedT], keys: Keys, attempt: Attempt
+        self, decider: Decider, command: Command[ClaimedT], keys: Keys, attempt: Attempt
     ) -> tuple[Attempt, ClaimedT | Answer]:
         """Asks for the claim until it is granted or answered, and provides what is missing."""
         wait_s = _FIRST_WAIT_S
         for asked in range(_MAX_CLAIMS):
             result: ClaimedT | NotClaimed
             try:
-                result = await command.claim(self._claims, keys, attempt)
+                result = await command.claim(decider.claims, keys, attempt)
             except (ReplyLost, asyncio.CancelledError):
-                self._abandoned.let_go(keys, attempt)  # it may have been granted
+                decider.let_go(keys, attempt)  # it may have been granted
                 raise
             match result:
                 case Refused():
+                    if result.code in BY_THE_TRIP_OR_DRIVER:
+                        decider.admitted(attempt, result.limit)
                     return attempt, answer_refused(command.caller, attempt.trip_id, result)
                 case Replayed():
                     return attempt, replayed_answer(result)
                 case Unresolved(code=ClaimCode.TRIP_BUSY):
                     if asked == _CLAIMS_BEFORE_RELOAD and attempt.trip_id:
                         # That change may have been committed, and its settle lost.
-                        await self._rehydration.reload_trip(keys, attempt.trip_id)
+                        await decider.reload_trip(keys, attempt.trip_id)
                     await asyncio.sleep(wait_s * random.uniform(0.5, 1.0))  # noqa: S311
                     wait_s = min(2 * wait_s, _MAX_WAIT_S)
                 case Unresolved():
-                    provided = await self._provide(keys, attempt, result)
+                    provided = await decider.provide(keys, attempt, result)
                     if isinstance(provided, Answer):
                         return attempt, provided
                     attempt = provided
                 case _:
+                    decider.admitted(attempt, result.limit)
                     return attempt, result
         return attempt, claim_refusal(PROBLEM_CODES[ClaimCode.TRIP_BUSY])
-
-    async def _provide(self, keys: Keys, attempt: Attempt, missing: Unresolved) -> Attempt | Answer:
-        """Brings to Redis what a claim misses; or the answer, where Postgres has one for the key."""
-        match missing.code:
-            case ClaimCode.COLD:
-                await self._rehydration.warm(keys.zone)
-            case ClaimCode.KEY_UNRESOLVED if attempt.key is not None:
-                stored = await self._rehydration.reload_answer(
-                    keys, attempt.key, trip_id=attempt.trip_id, driver_id=attempt.driver_id
-                )
-                if stored is not None:
-                    return stored_answer(attempt.key, stored, missing.limit)
-                return _resolve(attempt, Resolved.KEY)
-            case ClaimCode.TRIP_UNKNOWN:
-                if await self._rehydration.reload_trip(keys, attempt.trip_id) is None:
-                    return _resolve(attempt, Resolved.TRIP)
-            case ClaimCode.DRIVER_UNKNOWN | ClaimCode.DRIVER_ELSEWHERE as code:
-                driver = await self._rehydration.reload_driver(keys, attempt.driver_id)
-                # Who was elsewhere may have come back unheard: the next claim of this zone tells.
-                if driver is None or code is ClaimCode.DRIVER_ELSEWHERE:
-                    return _resolve(attempt, Resolved.DRIVER)
-            case ClaimCode.DRIVER_MOVED:
-                return attempt._replace(trip_id=missing.trip_id)
-        return attempt
 
     def _keyed_answer(self, attempt: Attempt, plan: Plan, now_ms: int) -> KeyedAnswer | None:
         if attempt.key is None:
@@ -215,6 +210,7 @@ class Coordinator:
 
     async def _commit(
         self,
+        decider: Decider,
         keys: Keys,
         attempt: Attempt,
         change: Change,
@@ -234,58 +230,36 @@ class Coordinator:
             # It may still be under way: the claim is left to its lease, the reconcile job will look.
             raise
         except asyncio.CancelledError:
-            self._abandoned.let_go(keys, attempt)  # the change was not sent
+            decider.let_go(keys, attempt)  # the change was not sent
             raise
         except Exception:
-            await self._release(keys, attempt, gives_back=True)
+            await decider.release(keys, attempt, gives_back=True)
             raise
 
-    async def _settle(
-        self,
-        keys: Keys,
-        attempt: Attempt,
-        plan: Plan,
-        answer: StoredAnswer | None,
-        deadline: Deadline,
-    ) -> None:
+    async def _settle(self, decider: Decider, told: list[Telling], deadline: Deadline) -> None:
+        keys, attempt, *_ = told[0]
         try:
-            await self._tell_zones(keys, attempt, plan, answer)
+            await self._halt("before_settle")
+            await decider.tell(told)
         except asyncio.CancelledError:
             if not deadline.expired():
                 raise
             # It is durable, so it is answered; the settle itself goes on.
             log.warning("settle takes too long", zone=keys.zone, trip_id=attempt.trip_id)
 
-    async def _tell_zones(
-        self, keys: Keys, attempt: Attempt, plan: Plan, answer: StoredAnswer | None
-    ) -> None:
-        told = [Telling(keys, attempt, plan.settlement, answer)]
-        if plan.other_settlement is not None:
-            # The other zone comes first: as long as this one is not settled, the reconcile job knows of
-            # the attempt. Both keep the answer: a retry asks where the driver works by then.
-            elsewhere = attempt._replace(trip_id="")
-            other = Telling(keys_of(plan.other_zone), elsewhere, plan.other_settlement, answer)
-            told.insert(0, other)
-        await self._settles.settle(told)
-
     async def _replay(
-        self, keys: Keys, attempt: Attempt, outcome: Outcome, limit: LimitState | None
+        self,
+        decider: Decider,
+        keys: Keys,
+        attempt: Attempt,
+        outcome: Outcome,
+        limit: LimitState | None,
     ) -> Answer:
         """The answer that the commit found stored; Redis keeps it from now on."""
         assert attempt.key is not None
         assert outcome.stored is not None
-        await self._rehydration.reload_answer(
-            keys, attempt.key, trip_id=attempt.trip_id, driver_id=attempt.driver_id
-        )
+        await decider.keep_answer(keys, attempt)
         return stored_answer(attempt.key, outcome.stored, limit)
-
-    async def _release(self, keys: Keys, attempt: Attempt, *, gives_back: bool = False) -> None:
-        try:
-            await self._claims.release_claim(keys, attempt, gives_back=gives_back)
-        except (StoreUnavailable, asyncio.CancelledError) as error:
-            self._abandoned.let_go(keys, attempt)
-            if isinstance(error, asyncio.CancelledError):
-                raise
 
     async def _halt(self, point: str) -> None:
         if self._halt_at == point:
@@ -293,5 +267,11 @@ class Coordinator:
             await asyncio.Event().wait()
 
 
-def _resolve(attempt: Attempt, what: Resolved) -> Attempt:
-    return attempt._replace(resolved=attempt.resolved | {what})
+def _tellings(keys: Keys, attempt: Attempt, plan: Plan, answer: StoredAnswer | None) -> list[Telling]:
+    told = [Telling(keys, attempt, plan.settlement, answer)]
+    if plan.other_settlement is not None:
+        # The other zone comes first: as long as this one is not settled, the reconcile job knows of the
+        # attempt. Both keep the answer: a retry asks where the driver works by then.
+        elsewhere = attempt._replace(trip_id="")
+        told.insert(0, Telling(keys_of(plan.other_zone), elsewhere, plan.other_settlement, answer))
+    return told

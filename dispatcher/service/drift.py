@@ -13,7 +13,8 @@ from typing import Final, NamedTuple
 
 from dispatcher.ledger.database import Database
 from dispatcher.live.comparison import ComparisonScripts
-from dispatcher.live.keys import Keys, keys_of
+from dispatcher.live.keys import Keys, keys_of, names_of_driver, names_of_trip, names_of_zone
+from dispatcher.live.mending import Mending
 from dispatcher.service.drift_looks import Look, LookCode, Looks
 
 #: How many things are compared together: what bounds the memory of a comparison.
@@ -39,6 +40,7 @@ class DriftKind(StrEnum):
     CLAIMS = "claims"
     PRESENCE = "presence"
     ANSWERS = "answers"
+    VALUES = "values"
 
 
 class Drift(NamedTuple):
@@ -59,17 +61,25 @@ class DriftCheck:
         scripts: ComparisonScripts,
         database: Database,
         looks: Looks,
+        mending: Mending,
         pause_s: float = 0.5,
     ) -> None:
         self._scripts = scripts
         self._database = database
         self._looks = looks
+        self._mending = mending
         self._pause_s = pause_s
 
     async def check(self, zone: str, *, every_key: bool) -> AsyncIterator[Drift]:
         """What differs in a zone, as it is found. With `every_key`, Redis' whole key space is gone
         through; without, what Postgres and the zone's own indexes name, which is cheap."""
         keys = keys_of(zone)
+        is_sound = True
+        async for drift in self._values(keys, every_key=every_key):
+            yield drift
+            is_sound &= not await self.still_differs(drift)
+        if not is_sound:
+            return  # nothing else can be compared with what cannot be read
         if not await self._looks.is_warm(keys):
             yield Drift(zone, DriftKind.ZONE, zone, "is cold: its live state is not loaded")
             return
@@ -119,9 +129,35 @@ class DriftCheck:
             DriftKind.ZONE: looks.zone, DriftKind.TRIP: looks.trips, DriftKind.DRIVER: looks.drivers,
             DriftKind.GEO: looks.places, DriftKind.OFFERS: looks.offers,
             DriftKind.CLAIMS: looks.claims, DriftKind.PRESENCE: looks.presences,
-            DriftKind.ANSWERS: looks.answers,
+            DriftKind.ANSWERS: looks.answers, DriftKind.VALUES: self._unsound,
         }[kind]  # fmt: skip
         return await look(keys, list(dict.fromkeys(ids)))
+
+    async def _unsound(self, keys: Keys, ids: Sequence[str]) -> dict[str, Look]:
+        """Names of keys that hold what they should not."""
+        faults = await self._mending.find(ids, deep=True)
+        return {name: Look(LookCode.AT_REST, fault) for name, fault in faults.items()}
+
+    async def _values(self, keys: Keys, *, every_key: bool) -> AsyncIterator[Drift]:
+        """Keys of the zone that hold what they should not. Beside requests, only types and lives are
+        looked at: what a trip or driver says is compared with Postgres anyway."""
+        async for names in self._names(keys, every_key=every_key):
+            for start in range(0, len(names), _CHUNK_OF_A_JOB):
+                some = names[start : start + _CHUNK_OF_A_JOB]
+                faults = await self._mending.find(some, deep=every_key)
+                for name, fault in faults.items():
+                    yield Drift(keys.zone, DriftKind.VALUES, name, fault)
+
+    async def _names(self, keys: Keys, *, every_key: bool) -> AsyncIterator[list[str]]:
+        yield names_of_zone(keys)
+        if every_key:
+            async for names in self._scripts.names(keys):
+                yield names
+            return
+        async for ids in self._pages("live_trip_ids_of_zone", "id", keys):
+            yield [name for trip_id in ids for name in names_of_trip(keys, trip_id)]
+        async for ids in self._pages("online_driver_ids_of_zone", "user_id", keys):
+            yield [name for driver_id in ids for name in names_of_driver(keys, driver_id)]
 
     async def _from_postgres(self, keys: Keys) -> AsyncIterator[tuple[DriftKind, list[str]]]:
         async for ids in self._pages("live_trip_ids_of_zone", "id", keys):

@@ -250,6 +250,7 @@ def _driver_differs(zone: str, row: Driver | None, hash_: dict[str, str]) -> str
     if row is None:
         return "is not in Postgres"
     ours: dict[str, object] = {
+        "zone": hash_.get("zone", zone),
         "is_online": hash_["is_online"] == "1",
         "availability_status": hash_.get("availability_status"),
         "vehicle_type": hash_.get("vehicle_type"),
@@ -257,6 +258,7 @@ def _driver_differs(zone: str, row: Driver | None, hash_: dict[str, str]) -> str
         "version": hash_.get("version"),
     }
     theirs: dict[str, object] = {
+        "zone": zone,
         "is_online": row.is_online,
         "availability_status": str(row.availability_status),
         "vehicle_type": row.vehicle_type,

@@ -7,6 +7,7 @@ from typing import Any, Final
 from dispatcher.core.actors import Role
 from dispatcher.core.drivers import Driver
 from dispatcher.core.errors import Refusal
+from dispatcher.core.obstacles import ROUND_OF_MATCHING, Obstacle
 from dispatcher.core.times import iso, millis
 from dispatcher.core.transitions import Event
 from dispatcher.core.trips import Status, Trip
@@ -30,16 +31,10 @@ _OF_AN_OFFER: Final = {
 #: What an offer by hand asks as well.
 _BY_HAND: Final = frozenset(
     {
-        "online",
-        "available",
-        "no_trip",
-        "vehicle_type",
-        "fresh_fix",
-        "present",
-        "not_barred",
-        "open_offers",
+        "offline", "unavailable", "active_trip", "other_vehicle_type", "no_position", "stale_position",
+        "not_present", "barred", "enough_offers",
     }
-)
+)  # fmt: skip
 
 
 class Explanation:
@@ -55,7 +50,8 @@ class Explanation:
 
     async def why(self, trip_id: str, driver_id: str) -> dict[str, Any]:
         """The `verdict` (a code or several, and a sentence), the `filters` of the trip's next wave, each
-        with `passes` (null where it could not be asked) and `saw`, and the `history` of both.
+        named by what it keeps back (`core.obstacles`), with `passes` (null where it could not be asked)
+        and `saw`, and the `history` of both.
 
         Raises Refusal trip_not_found, driver_not_found.
         """
@@ -117,9 +113,8 @@ class Explanation:
 
 
 def _zone_filter(zone: Zone, driver: Driver) -> FilterView:
-    return FilterView(
-        "zone", driver.zone == zone.name, f"works in {driver.zone}, and the trip is in {zone.name}"
-    )
+    saw = f"works in {driver.zone}, and the trip is in {zone.name}"
+    return FilterView(Obstacle.OTHER_ZONE, driver.zone == zone.name, saw)
 
 
 def _verdict(
@@ -130,7 +125,7 @@ def _verdict(
         if not refusing:
             text = (
                 "the next round of matching may choose this driver"
-                if any(view.name == "round_of_matching" for view in filters)
+                if any(view.name == ROUND_OF_MATCHING for view in filters)
                 else "the next wave would offer the trip to this driver"
             )
             return {"codes": ["would_be_offered"], "text": text}

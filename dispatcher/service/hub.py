@@ -35,6 +35,10 @@ class Hub:
             if not listeners:
                 del self._listeners[address]
 
+    def addresses(self) -> list[str]:
+        """Whose sockets are open."""
+        return list(self._listeners)
+
     def deliver(self, addresses: list[str], frame: dict[str, Any]) -> None:
         """Sends a frame to every socket of every addressee; most have theirs on other servers."""
         here = [self._listeners[address] for address in addresses if address in self._listeners]

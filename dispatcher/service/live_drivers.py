@@ -1,12 +1,15 @@
-"""Drivers as Redis has them, in the zone where they work."""
+"""Drivers as Redis has them, in the zone where they work; as Postgres has them while that is away."""
 
 from __future__ import annotations
 
 from typing import Final
 
 from dispatcher.core.drivers import Driver
+from dispatcher.core.errors import StoreUnavailable
+from dispatcher.ledger.database import Database
 from dispatcher.live.keys import Keys, keys_of
 from dispatcher.live.state import StateScripts
+from dispatcher.service.authorities import Authorities
 from dispatcher.service.driver_directory import DriverDirectory
 from dispatcher.service.rehydration import Rehydration
 
@@ -18,8 +21,16 @@ class LiveDrivers:
     """Reads the live state of drivers. All raise StoreUnavailable."""
 
     def __init__(
-        self, *, state: StateScripts, rehydration: Rehydration, directory: DriverDirectory
+        self,
+        *,
+        state: StateScripts,
+        rehydration: Rehydration,
+        directory: DriverDirectory,
+        database: Database,
+        authorities: Authorities,
     ) -> None:
+        self._database = database
+        self._authorities = authorities
         self._state = state
         self._rehydration = rehydration
         self._directory = directory
@@ -34,7 +45,14 @@ class LiveDrivers:
             if entry is None:
                 return None
             keys = keys_of(entry.zone)
-            driver = await self._read(keys, driver_id)
+            if self._authorities.of(entry.zone).is_degraded:
+                return await self._database.driver(driver_id)
+            try:
+                driver = await self._read(keys, driver_id)
+            except StoreUnavailable:
+                if not await self._authorities.has_left_redis(entry.zone):
+                    raise
+                continue
             if driver is None or driver.zone == entry.zone:
                 return driver
             # They have moved by way of another server, or this zone has not heard of their return.

@@ -8,7 +8,8 @@ from typing import Any
 import orjson
 
 from dispatcher.core.actors import Actor, Role, address_of
-from dispatcher.core.drivers import Driver, Hindrance
+from dispatcher.core.drivers import Driver
+from dispatcher.core.obstacles import Obstacle
 from dispatcher.core.times import iso
 from dispatcher.core.transitions import Event
 from dispatcher.core.trips import Trip
@@ -35,14 +36,14 @@ def trip_body(response_code: str, trip: orjson.Fragment) -> bytes:
     return orjson.dumps({"response_code": response_code, "trip": trip})
 
 
-def driver_body(driver: Driver, released: Trip | None, hindrances: Sequence[Hindrance]) -> bytes:
-    """The body of a change of availability; `hindrances` are what keeps offers away."""
+def driver_body(driver: Driver, released: Trip | None, obstacles: Sequence[Obstacle]) -> bytes:
+    """The body of a change of availability; `obstacles` are what keeps offers away."""
     return orjson.dumps(
         {
             "response_code": "availability_updated",
             "driver": driver.to_json(),
             "released_trip": released.to_json() if released else None,
-            "keeps_offers_away": hindrances,
+            "keeps_offers_away": obstacles,
         }
     )
 

@@ -17,6 +17,7 @@ from dispatcher.live.keys import keys_of
 from dispatcher.live.offers import Candidate, OfferScripts, WaveCode, WaveResult
 from dispatcher.live.state import StateScripts
 from dispatcher.matching.looks import longest_wait_ms, look
+from dispatcher.service.authorities import Authorities
 from dispatcher.service.commands.actions import expire_trip
 from dispatcher.service.coordinator import Coordinator
 from dispatcher.service.matched_rounds import MatchedRound, MatchedRounds, MatchedTrip
@@ -48,6 +49,7 @@ class Offers:
         coordinator: Coordinator,
         offer_log: OfferLog,
         matched_rounds: MatchedRounds,
+        authorities: Authorities,
         webhook: Webhook,
         database: Database,
         fix_age_s: int,
@@ -59,6 +61,7 @@ class Offers:
         self._coordinator = coordinator
         self._offer_log = offer_log
         self._rounds = matched_rounds
+        self._authorities = authorities
         self._webhook = webhook
         self._database = database
         self._fix_age_ms = fix_age_s * 1000
@@ -70,6 +73,8 @@ class Offers:
         """
         zone = self._zones.get(zone_name)
         assert zone is not None
+        if self._authorities.of(zone_name).is_degraded:
+            return None  # dispatcher/service/ledger_offers.py makes them
         rounds = self._rounds
         due = await self._scripts.claim_waves(
             keys_of(zone_name), max_trips=rounds.max_trips(zone), again_ms=rounds.again_ms(zone)
@@ -96,20 +101,18 @@ class Offers:
 
     async def _run(self, zone: Zone, trip_id: str) -> None:
         keys = keys_of(zone.name)
-        hash_ = await self._state.read_hash(keys.trip(trip_id))
-        if not hash_.get("id"):
+        waiting = await self._state.read_waiting(keys, trip_id)
+        if waiting is None:
             if await self._rehydration.reload_trip(keys, trip_id) is None:
                 await self._scripts.forget_wave(keys, trip_id)
             return
-        step = look(zone.waves, int(hash_.get("round") or 0))
-        trip = Trip.from_hash(hash_)
+        trip, round_number = waiting
+        step = look(zone.waves, round_number)
         candidates = await self._scripts.nearest(
             keys, trip, radius_m=step.wave.radius_m,
             max_drivers=step.wave.size * CANDIDATES_PER_OFFER + MORE_CANDIDATES,
         )  # fmt: skip
-        result = await self._offer(
-            zone, trip, int(hash_.get("round") or 0), candidates, again_ms=step.again_ms
-        )
+        result = await self._offer(zone, trip, round_number, candidates, again_ms=step.again_ms)
         if result.code is WaveCode.NOBODY and step.is_widest:
             await self._rounds.found_nobody(zone, trip_id, result.now_ms)
 
@@ -129,14 +132,14 @@ class Offers:
         has ended. None where there is no such trip. Raises StoreUnavailable, also where the offer is
         out and its row could not be saved, which is tried again."""
         keys = keys_of(zone.name)
-        hash_ = await self._state.read_hash(keys.trip(trip_id))
-        if not hash_.get("id"):
+        waiting = await self._state.read_waiting(keys, trip_id)
+        if waiting is None:
             await self._rehydration.reload_trip(keys, trip_id)
-            hash_ = await self._state.read_hash(keys.trip(trip_id))
-        if not hash_.get("id"):
+            waiting = await self._state.read_waiting(keys, trip_id)
+        if waiting is None:
             return None
         result = await self._offer(
-            zone, Trip.from_hash(hash_), int(hash_.get("round") or 0), [candidate],
+            zone, *waiting, [candidate],
             again_ms=_AGAIN_MS, operator=operator, size=_ANY_NUMBER, ask_again=True,
         )  # fmt: skip
         await self._offer_log.save_offers(self._database)

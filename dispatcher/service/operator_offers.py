@@ -28,9 +28,9 @@ log = structlog.get_logger("dispatcher.offers")
 
 #: Refusals of their own of filters that apps know already; for any other it is driver_not_eligible.
 _CODES: Final = {
-    "online": "driver_not_online",
-    "available": "driver_not_available",
-    "no_trip": "driver_not_available",
+    "offline": "driver_not_online",
+    "unavailable": "driver_not_available",
+    "active_trip": "driver_not_available",
 }
 
 

@@ -7,8 +7,9 @@ from datetime import timedelta
 from typing import Any, Final
 
 from dispatcher.core.actors import Role, address_of
-from dispatcher.core.drivers import AvailabilityStatus, Driver
+from dispatcher.core.drivers import Driver
 from dispatcher.core.errors import Refusal
+from dispatcher.core.obstacles import Obstacle
 from dispatcher.core.times import iso, millis, now_ms
 from dispatcher.core.trips import Trip
 from dispatcher.core.zones import Zones
@@ -234,17 +235,12 @@ class OperatorReads:
 
     def _obstacles(
         self, driver: Driver, fix: Fix | None, present_ms: int | None, offers: int, at_ms: int
-    ) -> list[str]:
-        """What keeps offers from a driver, as `lua/offer_trip.lua` filters candidates."""
+    ) -> list[Obstacle]:
+        """What keeps offers from a driver, whatever the trip, as `lua/lib/candidates.lua` says."""
         zone = self._zones.get(driver.zone)
-        most_offers = zone.offers_per_driver if zone is not None else 0
-        found = {
-            "offline": not driver.is_online,
-            "unavailable": driver.availability_status is not AvailabilityStatus.AVAILABLE,
-            "on_a_trip": bool(driver.trip_id),
-            "not_present": (present_ms or 0) <= at_ms,
-            "no_position": fix is None,
-            "old_position": fix is not None and fix.at_ms <= at_ms - self._fix_age_ms,
-            "enough_offers": offers >= most_offers,
-        }
-        return [code for code, holds in found.items() if holds]
+        found = driver.obstacles(at_ms - fix.at_ms if fix else None, self._fix_age_ms)
+        if (present_ms or 0) <= at_ms:
+            found.append(Obstacle.NOT_PRESENT)
+        if offers >= (zone.offers_per_driver if zone is not None else 0):
+            found.append(Obstacle.ENOUGH_OFFERS)
+        return found

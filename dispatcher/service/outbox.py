@@ -167,20 +167,45 @@ class Outbox:
         self, keys: Keys, ids: Sequence[str], missed: Mapping[str, Sequence[int]]
     ) -> None:
         trips = [trip_from_row(row) for row in await self._database.rows("trips_by_id", ids=ids)]
-        histories: dict[str, list[PastEvent]] = defaultdict(list)
-        for row in await self._database.rows("events_of_trips", ids=ids):
-            histories[row["trip_id"]].append(PastEvent.from_row(row))
         await asyncio.gather(
-            *(self._settle(keys, trip, histories[trip.id], missed[trip.id]) for trip in trips)
+            *(
+                self._settle(keys, trip, history, missed[trip.id])
+                for trip, history in await self._histories(trips)
+            )
         )
+
+    async def messages_of(self, events: Sequence[tuple[str, int]], *, but_of: str) -> list[str]:
+        """What sockets are to be told of these trips and versions, as JSON lists of messages.
+
+        Left out are events whose attempt's token begins with `but_of`.
+        """
+        ids = sorted({trip_id for trip_id, _ in events})
+        wanted: dict[str, set[int]] = defaultdict(set)
+        for trip_id, version in events:
+            wanted[trip_id].add(version)
+        messages = []
+        for start in range(0, len(ids), _MAX_TRIPS):
+            some = ids[start : start + _MAX_TRIPS]
+            trips = [trip_from_row(row) for row in await self._database.rows("trips_by_id", ids=some)]
+            for trip, history in await self._histories(trips):
+                past = _past(trip, history)
+                for event in history:
+                    known = event.version in wanted[trip.id] and event.version in past
+                    if known and not event.attempt.startswith(but_of):
+                        before = past.get(event.version - 1)
+                        messages.append(_settlement(event, before, past[event.version], ()).messages)
+        return messages
+
+    async def _histories(self, trips: Sequence[Trip]) -> list[tuple[Trip, list[PastEvent]]]:
+        histories: dict[str, list[PastEvent]] = defaultdict(list)
+        for row in await self._database.rows("events_of_trips", ids=[trip.id for trip in trips]):
+            histories[row["trip_id"]].append(PastEvent.from_row(row))
+        return [(trip, histories[trip.id]) for trip in trips]
 
     async def _settle(
         self, keys: Keys, trip: Trip, history: Sequence[PastEvent], missed: Sequence[int]
     ) -> None:
-        past = replay(trip, history)
-        # The row is the last version itself, and knows what no event tells.
-        past = {version: then for version, then in past.items() if version < trip.version}
-        past[trip.version] = trip
+        past = _past(trip, history)
         for event in history:
             if event.version not in missed or event.version not in past:
                 continue
@@ -205,6 +230,14 @@ class Outbox:
             return known.vehicle_type
         driver = await self._database.driver(driver_id)
         return driver.vehicle_type if driver else DEFAULT_VEHICLE_TYPE
+
+
+def _past(trip: Trip, history: Sequence[PastEvent]) -> dict[int, Trip]:
+    """The trip after each of its events, by version."""
+    # The row is the last version itself, and knows what no event tells.
+    past = {version: then for version, then in replay(trip, history).items() if version < trip.version}
+    past[trip.version] = trip
+    return past
 
 
 def replay(trip: Trip, history: Sequence[PastEvent]) -> dict[int, Trip]:

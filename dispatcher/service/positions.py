@@ -13,15 +13,16 @@ import orjson
 from dispatcher.core.callers import Caller
 from dispatcher.core.errors import Refusal, StoreUnavailable
 from dispatcher.core.limits import Limit, LimitClass, LimitState
-from dispatcher.core.times import moment
+from dispatcher.core.times import moment, now_ms
 from dispatcher.core.zones import DEFAULT_ZONE, Zones
 from dispatcher.ledger.database import Database
 from dispatcher.live.keys import keys_of
-from dispatcher.live.limits import LimitScripts
 from dispatcher.live.positions import DriverFix, FixCode, FixResult, PositionScripts
 from dispatcher.service.answers import Answer, rate_limited_answer, refusal_answer
+from dispatcher.service.authorities import Authorities
 from dispatcher.service.customer_tracking import CustomerTracking
 from dispatcher.service.driver_directory import DirectoryEntry, DriverDirectory
+from dispatcher.service.ledger_rows import LedgerRows
 from dispatcher.service.rate_limits import RateLimits, log_limited
 from dispatcher.service.rehydration import Rehydration
 
@@ -64,23 +65,25 @@ class Positions:
         self,
         *,
         scripts: PositionScripts,
-        limit_scripts: LimitScripts,
         rehydration: Rehydration,
         database: Database,
         directory: DriverDirectory,
         limits: RateLimits,
         tracking: CustomerTracking,
         zones: Zones,
+        authorities: Authorities,
+        rows: LedgerRows,
         fix_age_s: int,
     ) -> None:
         self._scripts = scripts
-        self._limit_scripts = limit_scripts
         self._rehydration = rehydration
         self._database = database
         self._directory = directory
         self._limits = limits
         self._tracking = tracking
         self._zones = zones
+        self._authorities = authorities
+        self._rows = rows
         self._fix_age_ms = fix_age_s * 1000
         self._waiting: dict[_Group, list[_WaitingFix]] = defaultdict(list)
         self._is_sending = False
@@ -126,8 +129,17 @@ class Positions:
             if entry is None:
                 break
             limits = () if is_counted else self._limits_of(caller, entry.zone)
-            result = await self._join_batch(fix, entry, limits)
+            if self._authorities.of(entry.zone).is_degraded:
+                return await self._put_without_redis(fix, limits)
+            try:
+                result = await self._join_batch(fix, entry, limits)
+            except StoreUnavailable:
+                if not await self._authorities.has_left_redis(entry.zone):
+                    raise
+                continue
             limit = result.limit or limit
+            if limits and result.code not in (FixCode.COLD, FixCode.RATE_LIMITED):
+                self._limits.local.note(limits, result.limit)
             if result.code in (FixCode.TAKEN, FixCode.LATE, FixCode.RATE_LIMITED):
                 return _Report(result.code, limit, result.at_ms)
             is_counted = is_counted or result.code is not FixCode.COLD
@@ -135,11 +147,26 @@ class Positions:
                 break
         if not is_counted and (limits := self._limits_of(caller, DEFAULT_ZONE)):
             # No zone that counted the call: whoever was never online is limited all the same.
-            admission = await self._limit_scripts.check_limit(keys_of(DEFAULT_ZONE), limits)
+            admission = await self._limits.check(limits)
             if not admission.is_admitted:
                 return _Report(FixCode.RATE_LIMITED, admission.limit)
             limit = admission.limit
         return _Report(None, limit)
+
+    async def _put_without_redis(self, fix: DriverFix, limits: Sequence[Limit]) -> _Report:
+        """Takes a fix for Postgres alone; Redis gets it with the zone."""
+        is_admitted, limit = self._limits.local.check(limits)
+        if not is_admitted:
+            return _Report(FixCode.RATE_LIMITED, limit)
+        limit = self._limits.local.record(limits, limit)
+        found = await self._rows.drivers.find(fix.driver_id)
+        if found is None or not found[0].is_online:
+            return _Report(None, limit)
+        now, known = now_ms(), self.unsaved.get(fix.driver_id)
+        at_ms = now if fix.at_ms is None else min(fix.at_ms, now)
+        if known is not None and known.at_ms is not None and known.at_ms > at_ms:
+            return _Report(FixCode.LATE, limit)
+        return _Report(FixCode.TAKEN, limit, at_ms)
 
     def _limits_of(self, caller: Caller | None, zone: str) -> Sequence[Limit]:
         if caller is None:

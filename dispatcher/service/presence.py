@@ -19,6 +19,7 @@ from dispatcher.core.times import iso, now_ms
 from dispatcher.core.zones import DEFAULT_ZONE
 from dispatcher.live.keys import keys_of
 from dispatcher.live.presence import PresenceScripts, Touch, TouchResult
+from dispatcher.service.authorities import Authorities
 from dispatcher.service.connections import HTTP, Connection, Connections
 from dispatcher.service.driver_directory import DriverDirectory
 
@@ -54,8 +55,15 @@ class Presence:
     """
 
     def __init__(
-        self, *, scripts: PresenceScripts, directory: DriverDirectory, node: str, ttl_s: int
+        self,
+        *,
+        scripts: PresenceScripts,
+        directory: DriverDirectory,
+        authorities: Authorities,
+        node: str,
+        ttl_s: int,
     ) -> None:
+        self._authorities = authorities
         self._scripts = scripts
         self._directory = directory
         self.node = node
@@ -75,9 +83,15 @@ class Presence:
         connection = self._add(connection_id, actor, ip, user_agent)
         try:
             await self._find_zones([connection])
-            moves = await self._relocate(await self._touch([connection]))
-            await self._touch([move.connection for move in moves])
-            await self._drop_moved(moves)
+            try:
+                moves = await self._relocate(await self._touch([connection]))
+                await self._touch([move.connection for move in moves])
+            except StoreUnavailable:
+                # The flush tells of it once Redis is back; until then nobody is judged absent.
+                if not await self._authorities.has_left_redis(connection.zone):
+                    raise
+            else:
+                await self._drop_moved(moves)
         except BaseException:
             self.connections.remove(connection)
             raise

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from dispatcher.config import Settings
 from dispatcher.core.actors import Actor, Role
 from dispatcher.core.errors import Refusal, StoreUnavailable
 from dispatcher.core.limits import Limit, LimitClass, LimitState, Rate
 from dispatcher.core.zones import DEFAULT_ZONE, Zone
 from dispatcher.live.keys import keys_of
-from dispatcher.live.limits import LimitScripts
+from dispatcher.live.limits import Admission, LimitScripts
 from dispatcher.observe.refusal_log import log_refusal
 from dispatcher.service.answers import Answer, RateLimited, rate_limited_answer, refusal_answer
+from dispatcher.service.authorities import Authorities
+from dispatcher.service.local_limits import LocalLimits
 
 
 class RateLimits:
@@ -22,10 +26,21 @@ class RateLimits:
     A user has one allowance of each class, whatever the zones: its log is the default zone's. A limit
     that a zone sets itself has a log of its own, there. In a cluster, each zone has logs of its own,
     since a script decides on the keys of one zone.
+
+    While Redis is away, each process counts what it admits itself, against its share of each allowance.
     """
 
-    def __init__(self, settings: Settings, scripts: LimitScripts) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        scripts: LimitScripts,
+        local: LocalLimits,
+        authorities: Authorities,
+    ) -> None:
         self._scripts = scripts
+        self._authorities = authorities
+        #: What counts while the zone that keeps the logs does without its Redis.
+        self.local = local
         # One node runs a script on keys of several zones; the nodes of a cluster do not.
         self._has_one_node = not settings.has_redis_cluster
         self._rates: dict[LimitClass, Rate] = {
@@ -46,7 +61,9 @@ class RateLimits:
         """
         if actor is not None and actor.role is Role.SYSTEM:
             return []
-        rate, shared_log = self._rates[limit_class], DEFAULT_ZONE if self._has_one_node else ""
+        rate, shared_log = self._rates[limit_class], DEFAULT_ZONE
+        if zone is not None and not self._has_one_node:
+            shared_log = zone.name
         log = shared_log
         if zone is not None and limit_class in zone.limits:
             rate, log = Rate(*zone.limits[limit_class]), zone.name
@@ -65,11 +82,29 @@ class RateLimits:
         limits = self.of(limit_class, actor, ip)
         if not limits:
             return None
-        admission = await self._scripts.check_limit(keys_of(DEFAULT_ZONE), limits)
+        admission = await self.check(limits)
         if not admission.is_admitted and admission.limit is not None:
             log_limited(admission.limit, actor, ip)
             raise RateLimited(admission.limit)
         return admission.limit
+
+    async def check(self, limits: Sequence[Limit]) -> Admission:
+        """Counts one call against these limits, in the process alone where Redis is away.
+
+        Raises StoreUnavailable where it is not known to be.
+        """
+        if not self._authorities.of(DEFAULT_ZONE).is_degraded:
+            try:
+                admission = await self._scripts.check_limit(keys_of(DEFAULT_ZONE), limits)
+            except StoreUnavailable:
+                if not await self._authorities.has_left_redis(DEFAULT_ZONE):
+                    raise
+            else:
+                if admission.is_admitted:
+                    self.local.note(limits, admission.limit)
+                return admission
+        is_admitted, state = self.local.check(limits)
+        return Admission(is_admitted, self.local.record(limits, state) if is_admitted else state)
 
     async def refuse(self, refusal: Refusal, actor: Actor | None, ip: str | None) -> Answer:
         """Answers a call that was refused before anything counted it, and counts it.

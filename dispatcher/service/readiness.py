@@ -11,6 +11,7 @@ from dispatcher.core.zones import Zones
 from dispatcher.ledger.database import Database
 from dispatcher.live.keys import keys_of
 from dispatcher.live.state import StateScripts
+from dispatcher.service.authorities import Authorities
 
 #: A balancer that asks each second is answered within it.
 _TIMEOUT_S: Final = 0.8
@@ -27,14 +28,23 @@ _REASONS: Final = {
 }
 _POSTGRES_REASONS: Final = ("read_only", "locked", "no_schema")
 _OK: Final = "ok"
+#: Zones that are named at most.
+_MAX_NAMED: Final = 100
 
 
 class Readiness:
     """Asks both engines at once. A question that is not answered yet is not asked again."""
 
     def __init__(
-        self, *, zones: Zones, state: StateScripts, database: Database, stop: asyncio.Event
+        self,
+        *,
+        zones: Zones,
+        state: StateScripts,
+        database: Database,
+        authorities: Authorities,
+        stop: asyncio.Event,
     ) -> None:
+        self._authorities = authorities
         self._zones = zones
         self._state = state
         self._database = database
@@ -50,10 +60,14 @@ class Readiness:
             self._ask("redis", self._redis), self._ask("postgres", self._postgres)
         )
         is_stopping = self._stop.is_set()
-        is_ready = redis == postgres == _OK and not is_stopping
-        status = "ready" if is_ready else "not ready"
+        # Postgres alone decides where Redis is away; where that is about to be found out, too.
+        is_ready = postgres == _OK and not is_stopping
+        degraded = sorted(self._authorities.degraded())
+        status = "not ready"
+        if is_ready:
+            status = "ready" if redis == _OK and not degraded else "degraded"
         details = {"redis": redis, "postgres": postgres, "stopping": is_stopping}
-        return is_ready, {"status": status, **details}
+        return is_ready, {"status": status, **details, "degraded_zones": degraded[:_MAX_NAMED]}
 
     async def close(self) -> None:
         """Gives up what is not answered."""

@@ -8,7 +8,7 @@ from typing import Any, Final
 import orjson
 
 from dispatcher.core.actors import Actor, Role
-from dispatcher.core.drivers import AvailabilityStatus
+from dispatcher.core.drivers import AvailabilityStatus, Driver
 from dispatcher.core.errors import Refusal
 from dispatcher.core.times import iso, millis
 from dispatcher.core.trips import Trip
@@ -17,6 +17,7 @@ from dispatcher.ledger.database import Database, trip_from_row
 from dispatcher.live.keys import keys_of
 from dispatcher.live.offers import OfferScripts
 from dispatcher.live.positions import PositionScripts
+from dispatcher.service.authorities import Authorities
 from dispatcher.service.commands.actions import zone_of_trip
 from dispatcher.service.live_drivers import LiveDrivers
 
@@ -39,7 +40,9 @@ class Reads:
         drivers: LiveDrivers,
         offers: OfferScripts,
         positions: PositionScripts,
+        authorities: Authorities,
     ) -> None:
+        self._authorities = authorities
         self._zones = zones
         self._database = database
         self._drivers = drivers
@@ -117,14 +120,19 @@ class Reads:
         if driver.availability_status is not AvailabilityStatus.AVAILABLE or driver.trip_id:
             raise Refusal("driver_not_available")
         keys = keys_of(driver.zone)
-        position = await self._positions.last_position(keys, driver.user_id)
+        is_degraded = self._authorities.of(driver.zone).is_degraded
+        position = (
+            await self._saved_position(driver.user_id)
+            if is_degraded
+            else await self._positions.last_position(keys, driver.user_id)
+        )
         if position is None:
             raise Refusal("driver_not_online", "Go online and send a position first.")
         lat, lng = position
         offered, box = None, _box_around(lat, lng)
         zone = self._zones.get(driver.zone)
         if zone is not None and zone.accept_policy == "offered":
-            offered = [offer.trip_id for offer in await self._offers.read_offers(keys, driver.user_id)]
+            offered = await self._offered(driver, is_degraded=is_degraded)
             box = _EVERYWHERE
         rows = await self._database.rows(
             "pending_near",
@@ -135,6 +143,20 @@ class Reads:
             {**trip_from_row(row).to_json(), "distance_m": round(row["distance_m"], 1)} for row in rows
         ]
         return sorted(found, key=lambda trip: trip["distance_m"])
+
+    async def _saved_position(self, driver_id: str) -> tuple[float, float] | None:
+        row = await self._database.row("position_of_driver", driver_id=driver_id)
+        return (row["lat"], row["lng"]) if row else None
+
+    async def _offered(self, driver: Driver, *, is_degraded: bool) -> list[str]:
+        """The trips that the driver holds an open offer of."""
+        if is_degraded:
+            rows = await self._database.rows(
+                "open_offers_of_driver", driver_id=driver.user_id, max_rows=_MAX_ROWS
+            )
+            return [row["id"] for row in rows]
+        offers = await self._offers.read_offers(keys_of(driver.zone), driver.user_id)
+        return [offer.trip_id for offer in offers]
 
 
 def offer_from_row(row: Any) -> dict[str, Any]:

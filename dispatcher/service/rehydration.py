@@ -12,6 +12,7 @@ from typing import Any, Final
 
 import structlog
 
+from dispatcher.core.authority import Authority
 from dispatcher.core.drivers import Driver
 from dispatcher.core.errors import StoreUnavailable
 from dispatcher.core.idempotency import IdempotencyKey, StoredAnswer
@@ -21,10 +22,13 @@ from dispatcher.ledger.database import (
     Database,
     answer_from_row,
     driver_from_row,
+    key_from_row,
     trip_from_row,
 )
 from dispatcher.live.keys import Keys, keys_of
 from dispatcher.live.state import Epoch, Fix, StateScripts
+from dispatcher.service.authorities import Authorities
+from dispatcher.service.limit_seeds import LimitSeeds
 from dispatcher.service.outbox import Outbox
 
 log = structlog.get_logger("dispatcher.rehydration")
@@ -41,11 +45,17 @@ class Rehydration:
     """Brings Redis up to what Postgres knows. All raise StoreUnavailable."""
 
     def __init__(
-        self, state: StateScripts, database: Database, outbox: Outbox, *, lease_ms: int
+        self,
+        state: StateScripts,
+        database: Database,
+        outbox: Outbox,
+        authorities: Authorities,
+        limit_seeds: LimitSeeds,
+        *,
+        lease_ms: int,
     ) -> None:
-        self._state = state
-        self._database = database
-        self._outbox = outbox
+        self._state, self._database, self._outbox = state, database, outbox
+        self._authorities, self._limit_seeds = authorities, limit_seeds
         self._lease_ms = lease_ms
         self._warming: dict[str, asyncio.Task[None]] = {}
 
@@ -56,6 +66,17 @@ class Rehydration:
         restarted, restored or promoted may lack the last writes.
         """
         await asyncio.shield(self._warm_once(zone))
+
+    async def warm_all(self, zones: Sequence[str]) -> None:
+        """Loads zones at a start. One whose node of a cluster is away is loaded once it is back.
+
+        Raises StoreUnavailable where that is so for all of them.
+        """
+        loads = (self.warm(zone) for zone in zones)
+        errors = [end for end in await asyncio.gather(*loads, return_exceptions=True) if end is not None]
+        for error in errors:
+            if not isinstance(error, StoreUnavailable) or len(errors) == len(zones):
+                raise error
 
     async def rebuild(self, zone: str) -> None:
         """Makes a zone cold and loads it anew, while servers run: their claims wait for it."""
@@ -72,9 +93,12 @@ class Rehydration:
     async def check_epoch(self, zone: str) -> bool:
         """Whether the zone is loaded into the Redis that answers.
 
-        Where it is not, it is being loaded from now on, without waiting: other zones go on.
+        Where it is not, it is being loaded from now on, without waiting: other zones go on. One that
+        does without its Redis is left alone.
         """
         keys = keys_of(zone)
+        if self._authorities.of(zone).is_degraded:
+            return False
         if not await self._state.mark_cold(keys, await self._state.run_id(keys)):
             return True
         self._warm_once(zone)
@@ -99,16 +123,21 @@ class Rehydration:
 
     async def _warm(self, keys: Keys) -> None:
         token = secrets.token_hex(8)
-        give_up = time.monotonic() + _MAX_WAIT_S
+        give_up, waited = time.monotonic() + _MAX_WAIT_S, False
         while True:
             run_id = await self._state.run_id(keys)
             if not await self._state.mark_cold(keys, run_id):
+                if waited:  # who has loaded it knows what it has admitted itself
+                    await self._limit_seeds.seed(keys.zone)
                 return
+            authority = await self._authorities.read(keys.zone)
+            if authority.is_degraded:
+                raise StoreUnavailable(f"postgres decides about zone {keys.zone}")
             if await self._state.begin_loading(keys, token):
                 try:
                     # Another server may have come to the end of it meanwhile.
                     if await self._state.mark_cold(keys, run_id):
-                        await self._load(keys, token, run_id)
+                        await self._load(keys, token, run_id, authority)
                 finally:
                     with contextlib.suppress(StoreUnavailable):
                         await self._state.end_loading(keys, token)
@@ -116,8 +145,9 @@ class Rehydration:
             if time.monotonic() > give_up:
                 raise StoreUnavailable(f"zone {keys.zone} is being loaded")
             await asyncio.sleep(_LOOK_AGAIN_S)
+            waited = True
 
-    async def _load(self, keys: Keys, token: str, run_id: str) -> None:
+    async def _load(self, keys: Keys, token: str, run_id: str, authority: Authority) -> None:
         """Makes the live state equal to Postgres, in both directions.
 
         What it holds is dropped first: what is written meanwhile by settles is newer than the rows
@@ -139,16 +169,20 @@ class Rehydration:
         elif trips or answers:
             # A commit that was under way while we read has its row within its lease.
             horizon_ms = loaded_ms + self._lease_ms
+        await self._limit_seeds.seed(keys.zone)
+        if await self._authorities.read(keys.zone) != authority:
+            # Postgres has decided alone meanwhile, some of it after it was read.
+            raise StoreUnavailable(f"postgres has decided about zone {keys.zone}")
         if await self._state.end_loading(keys, token, Epoch(loaded_ms, horizon_ms, run_id)):
-            log.info(
-                "zone loaded", zone=keys.zone, trips=trips, drivers=drivers, answers=answers,
-                missed_events=missed, seconds=round(time.monotonic() - started, 3),
-            )  # fmt: skip
+            seconds = round(time.monotonic() - started, 3)
+            log.info("zone loaded", zone=keys.zone, trips=trips, drivers=drivers, answers=answers,
+                     missed_events=missed, seconds=seconds)  # fmt: skip
 
     async def _load_drivers(self, keys: Keys, fixes: Mapping[str, Fix]) -> int:
         count = 0
         async for page in self._pages("online_drivers_of_zone", "user_id", keys):
-            drivers = [(driver_from_row(row), _fix(row)) for row in page]
+            fixes_of = [(row["lat"], row["lng"], millis(row["location_updated_at"])) for row in page]
+            drivers = [(driver_from_row(r), Fix.of(*f)) for r, f in zip(page, fixes_of, strict=True)]
             await asyncio.gather(
                 *(
                     self._state.load_driver(keys, driver, fix=_newest(fix, fixes.get(driver.user_id)))
@@ -194,7 +228,7 @@ class Rehydration:
             await self._state.go_on_loading(keys)
             await asyncio.gather(
                 *(
-                    self._state.keep_answer(keys, _key(row), answer_from_row(row))
+                    self._state.keep_answer(keys, key_from_row(row), answer_from_row(row))
                     for row in rows[start : start + _PAGE_ROWS]
                 )
             )
@@ -248,12 +282,16 @@ class Rehydration:
         if known is not None and known.trip_id and known.trip_id != driver.trip_id:
             await self.reload_trip(keys, known.trip_id, former_driver=driver_id)
         if driver.zone != keys.zone:
-            await self._state.load_driver(keys, driver, former_vehicle=_vehicle(known))
+            await self._state.load_driver(
+                keys, driver, former_vehicle=known.vehicle_type if known else ""
+            )
             keys = keys_of(driver.zone)
             known = await self._state.read_driver(keys, driver_id)
         if driver.trip_id is not None:
             await self.reload_trip(keys, driver.trip_id)
-        await self._state.load_driver(keys, driver, fix=fix, former_vehicle=_vehicle(known))
+        await self._state.load_driver(
+            keys, driver, fix=fix, former_vehicle=known.vehicle_type if known else ""
+        )
         return driver
 
     async def reload_answer(
@@ -270,20 +308,8 @@ class Rehydration:
         return answer
 
 
-def _key(row: Any) -> IdempotencyKey:
-    return IdempotencyKey(
-        row["user_id"], row["endpoint"], row["idempotency_key"], row["request_fingerprint"]
-    )
-
-
 def _vehicle(known: Driver | None) -> str:
     return known.vehicle_type if known else ""
-
-
-def _fix(row: Any) -> Fix | None:
-    if row["lat"] is None or row["location_updated_at"] is None:
-        return None
-    return Fix(row["lat"], row["lng"], millis(row["location_updated_at"]) or 0)
 
 
 def _newest(*fixes: Fix | None) -> Fix | None:

@@ -10,6 +10,7 @@ from dispatcher.ledger.database import Database, answer_from_row
 from dispatcher.live.claims import ClaimScripts, OverdueClaim
 from dispatcher.live.comparison import ComparisonScripts
 from dispatcher.live.keys import Keys, keys_of
+from dispatcher.live.mending import Mending
 from dispatcher.live.presence import PresenceScripts
 from dispatcher.live.state import StateScripts
 from dispatcher.service.drift import Drift, DriftCheck, DriftKind
@@ -30,6 +31,7 @@ class Repairs:
         *,
         check: DriftCheck,
         scripts: ComparisonScripts,
+        mending: Mending,
         state: StateScripts,
         claims: ClaimScripts,
         presence: PresenceScripts,
@@ -39,6 +41,7 @@ class Repairs:
     ) -> None:
         self._check = check
         self._scripts = scripts
+        self._mending = mending
         self._state = state
         self._claims = claims
         self._presence = presence
@@ -74,6 +77,9 @@ class Repairs:
                 await self._presence.expect_present(
                     keys, [address_of(Role.DRIVER, subject)], life_ms=self._presence_ttl_ms
                 )
+            case DriftKind.VALUES:
+                await self._mending.mend([subject])
+                await self._rehydration.warm(drift.zone)
             case DriftKind.ANSWERS:
                 await self._repair_answer(keys, subject)
         is_repaired = not await self._check.still_differs(drift)

@@ -7,7 +7,7 @@ from typing import Any, Final
 
 from dispatcher.core.actors import Actor, Role
 from dispatcher.core.drivers import Driver
-from dispatcher.core.times import now_ms
+from dispatcher.core.times import millis, now_ms
 from dispatcher.core.trips import ACTIVE, Status, Trip
 from dispatcher.core.zones import DEFAULT_ZONE
 from dispatcher.ledger.database import Database, trip_from_row
@@ -15,6 +15,7 @@ from dispatcher.live.keys import keys_of
 from dispatcher.live.offers import OfferScripts
 from dispatcher.live.positions import PositionScripts
 from dispatcher.live.state import StateScripts
+from dispatcher.service.authorities import Authorities
 from dispatcher.service.live_drivers import LiveDrivers
 from dispatcher.service.pages import Place, next_place
 
@@ -32,8 +33,10 @@ class Snapshots:
         positions: PositionScripts,
         database: Database,
         drivers: LiveDrivers,
+        authorities: Authorities,
         fix_age_s: int,
     ) -> None:
+        self._authorities = authorities
         self._state = state
         self._offers = offers
         self._positions = positions
@@ -75,9 +78,15 @@ class Snapshots:
         if driver is None:
             driver = Driver(actor.user_id, DEFAULT_ZONE)
         driver = replace(driver, trip_id=snapshot["trip"] and snapshot["trip"]["id"])
-        fix_ms = await self._positions.last_fix_ms(keys_of(driver.zone), driver.user_id)
+        fix_ms = await self._last_fix_ms(driver)
         fix_age_ms = None if fix_ms is None else now_ms() - fix_ms
-        return {**snapshot, "keeps_offers_away": driver.hindrances(fix_age_ms, self._fix_age_ms)}
+        return {**snapshot, "keeps_offers_away": driver.obstacles(fix_age_ms, self._fix_age_ms)}
+
+    async def _last_fix_ms(self, driver: Driver) -> int | None:
+        if self._authorities.of(driver.zone).is_degraded:
+            row = await self._database.row("position_of_driver", driver_id=driver.user_id)
+            return millis(row["location_updated_at"]) if row else None
+        return await self._positions.last_fix_ms(keys_of(driver.zone), driver.user_id)
 
     async def _of_driver(self, driver_id: str, driver: Driver | None) -> dict[str, Any]:
         if driver is None:
@@ -99,11 +108,15 @@ class Snapshots:
         """The driver's trip, if it is theirs and not over."""
         if driver.trip_id is None:
             return None
+        if self._authorities.of(driver.zone).is_degraded:
+            return await self._database.trip(driver.trip_id)
         trip = await self._state.read_trip(keys_of(driver.zone), driver.trip_id)
         is_held = trip and trip.driver_id == driver.user_id and trip.current_status in ACTIVE
         return trip if is_held else None
 
     async def _offers_of(self, driver: Driver) -> list[dict[str, Any]]:
+        if self._authorities.of(driver.zone).is_degraded:
+            return await self._offers_by_ledger(driver)
         keys, offers = keys_of(driver.zone), []
         for offer in await self._offers.read_offers(keys, driver.user_id):
             offered = await self._state.read_trip(keys, offer.trip_id)
@@ -116,3 +129,17 @@ class Snapshots:
                     }
                 )
         return offers
+
+    async def _offers_by_ledger(self, driver: Driver) -> list[dict[str, Any]]:
+        rows = await self._database.rows(
+            "open_offers_of_driver", driver_id=driver.user_id, max_rows=_MAX_TRIPS
+        )
+        now = now_ms()
+        return [
+            {
+                "trip": trip_from_row(row).to_json(),
+                "deadline_ms": (deadline := millis(row["deadline"]) or now),
+                "expires_in_ms": max(0, deadline - now),
+            }
+            for row in rows
+        ]

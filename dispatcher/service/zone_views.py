@@ -192,7 +192,10 @@ class ZoneSampler:
             await self._look()
         for event in await scripts.events_after(keys, self._last_event, _MAX_EVENTS):
             self._last_event = event.id
-            picture.take_event(event, now_s)
+            try:
+                picture.take_event(event, now_s)
+            except (ValueError, TypeError, KeyError, AttributeError) as error:
+                log.warning("no event, and left out", zone=keys.zone, id=event.id, reason=repr(error))
         waves, seen = await asyncio.gather(
             scripts.read_waves(keys, picture.waiting(_MAX_TRIPS)),
             scripts.seen_drivers(keys, _MAX_DRIVERS),

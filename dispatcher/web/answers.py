@@ -13,8 +13,9 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, WithJsonSc
 
 from dispatcher.core import trips
 from dispatcher.core.actors import USER_ID
-from dispatcher.core.drivers import AvailabilityStatus, Hindrance
+from dispatcher.core.drivers import AvailabilityStatus
 from dispatcher.core.errors import PROBLEMS
+from dispatcher.core.obstacles import Obstacle
 from dispatcher.core.trips import Status
 
 TripId = Annotated[str, StringConstraints(pattern=f"^{trips.TRIP_ID.pattern}$")]
@@ -39,8 +40,16 @@ class Body(BaseModel):
 
 
 def example(of: dict[str, Any]) -> ConfigDict:
-    """The configuration of a model that has this example."""
-    return ConfigDict(json_schema_extra={"examples": [of]}, defer_build=True)
+    """The configuration of a model that has this example.
+
+    A model that inherits it and asks for more fields has another example, or none.
+    """
+
+    def show(schema: dict[str, Any]) -> None:
+        if of.keys() >= set(schema.get("required", ())):
+            schema["examples"] = [of]
+
+    return ConfigDict(json_schema_extra=show, defer_build=True)
 
 
 def absent(description: str) -> Any:
@@ -210,7 +219,7 @@ class AvailabilityUpdated(Body):
     response_code: Literal["availability_updated"]
     driver: Driver
     released_trip: Trip | None
-    keeps_offers_away: list[Hindrance]
+    keeps_offers_away: list[Obstacle]
 
 
 # --- questions
@@ -243,7 +252,7 @@ class DriverState(Body):
     driver: Driver | None
     trip: Trip | None
     offers: list[OpenOffer]
-    keeps_offers_away: list[Hindrance]
+    keeps_offers_away: list[Obstacle]
 
 
 class CustomerRides(Body):

@@ -205,7 +205,7 @@ class Handlers:
     async def readyz(self, _: web.Request) -> HttpResponse:
         is_ready, details = await self._readiness()
         if is_ready:
-            return json_response({"status": "ready", **details})
+            return json_response(details)
         fields = {**details, "status": 503, "state": details.get("status")}
         return answer_response(refusal_answer(Refusal("service_unavailable", **fields)))
 

@@ -16,11 +16,14 @@ class Alive(Body):
 
 
 class Ready(Body):
-    """The server can decide."""
+    """The server can decide; `degraded`: without the Redis of the zones that are named, 100 at most."""
 
-    model_config = example({"status": "ready", "redis": "ok", "postgres": "ok", "stopping": False})
+    model_config = example(
+        {"status": "ready", "redis": "ok", "postgres": "ok", "stopping": False, "degraded_zones": []}
+    )
 
-    status: Literal["ready"]
+    status: Literal["ready", "degraded"]
     redis: str
     postgres: str
     stopping: bool
+    degraded_zones: list[str]

@@ -6,6 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
+from dispatcher.core.obstacles import Obstacle
 from dispatcher.core.trips import Status
 from dispatcher.web.answers import (
     DRIVER,
@@ -121,20 +122,20 @@ class DriverNow(Body):
     presence: Presence
     trip: Trip | None
     offers: list[HeldOffer]
-    obstacles: list[str]
+    obstacles: list[Obstacle]
 
 
 class FilterSaid(Body):
-    """What one filter of a wave says of a driver; `passes` is null where it could not be asked, or
-    decides later."""
+    """What one filter of a wave says of a driver, named by what it keeps back; `passes` is null where it
+    could not be asked, or decides later."""
 
-    filter: str
+    filter: Obstacle | Literal["round_of_matching"]
     passes: bool | None
     saw: str
 
 
 class Verdict(Body):
-    """In codes, and in a sentence."""
+    """In codes, and in a sentence: the obstacles while the trip waits, then what came of it."""
 
     codes: list[str]
     text: str
@@ -155,11 +156,11 @@ class Why(Body):
         {
             "trip_id": TRIP["id"], "driver_id": "driver-2", "current_status": "pending",
             "verdict": {
-                "codes": ["fresh_fix"], "text": "no offer now: fix 75 s old, 60 s at most",
+                "codes": ["stale_position"], "text": "no offer now: fix 75 s old, 60 s at most",
             },
             "filters": [
-                {"filter": "online", "passes": True, "saw": "online"},
-                {"filter": "fresh_fix", "passes": False, "saw": "fix 75 s old, 60 s at most"},
+                {"filter": "offline", "passes": True, "saw": "online"},
+                {"filter": "stale_position", "passes": False, "saw": "fix 75 s old, 60 s at most"},
             ],
             "history": [],
         }

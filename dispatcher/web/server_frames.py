@@ -5,7 +5,7 @@ No frame is made from these; tests hold real ones against them, as they do answe
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import Field
 
@@ -232,6 +232,22 @@ class WatchedEvent(Body):
     actor_role: Role
 
 
+class Figures(Body):
+    """Counts of what is shown, rates over some seconds and minutes, and how the server stands."""
+
+    trips: dict[str, int] = Field(description="Live trips by state")
+    ended: dict[str, int] = Field(description="Trips that ended in the last five minutes, by state")
+    drivers: dict[str, int] = Field(description="Drivers by state")
+    offers: int
+    accepts_per_s: float
+    wait_p50_s: float | None = Field(description="From creation to assignment; null: there was none")
+    wait_p95_s: float | None
+    refused: int = Field(description="Since this server shows the zone")
+    limited: int = Field(description="Since this server shows the zone")
+    drift: int
+    engines: dict[str, str | float] = Field(description="What each engine says, and its latency in ms")
+
+
 class ZoneViewFrame(Body):
     """To an admin who watches a zone: all of it where it is `full`, else what has changed since the
     frame before (`service.zone_picture`). `drivers` are by id; `offers` are the drivers who hold an open
@@ -248,7 +264,12 @@ class ZoneViewFrame(Body):
                     "driver_id": "driver-1", "actor_role": "driver",
                 }
             ],
-            "figures": {"offers": 0, "accepts_per_s": 0.1},
+            "figures": {
+                "trips": {"pending": 0, "accepted": 1, "arrived": 0, "ongoing": 0}, "ended": {},
+                "drivers": {"to_pickup": 1}, "offers": 0, "accepts_per_s": 0.1, "wait_p50_s": 7.4,
+                "wait_p95_s": 7.4, "refused": 2, "limited": 0, "drift": 0,
+                "engines": {"redis": "ok", "postgres": "ok", "redis_ms": 0.4, "postgres_ms": 1.1},
+            },
         }
     )  # fmt: skip
 
@@ -264,4 +285,4 @@ class ZoneViewFrame(Body):
     trips_gone: list[str]
     offers: dict[str, list[str]]
     events: list[WatchedEvent]
-    figures: dict[str, Any] = Field(description="Counts by name, rates, and the engines' health")
+    figures: Figures

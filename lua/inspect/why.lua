@@ -9,7 +9,7 @@
 -- ARGV[3] candidates that are looked at for each offer of a wave
 -- ARGV[4] candidates that are looked at beyond those
 -- ARGV[5...] the zone's waves, as pairs: most drivers who may hold an offer, radius in m
--- RETURNS a row a filter, in the order in which they are asked: {filter, yes (it lets the driver through), no, or - (it
+-- RETURNS a row a filter, in the order in which they are asked: {filter, named by what it keeps back; yes (it lets the driver through), no, or - (it
 --   cannot be asked, or decides later: round_of_matching, where the trip takes part in one), what it saw}. The last row is {verdict, the filters that say no or would_be_offered, a sentence}
 --- @copy "clock"
 -- Redis' own clock: one clock for all servers of a zone.
@@ -42,6 +42,10 @@ local function is_free(is_online, availability_status, trip_id)
   return works(is_online) and wants_trips(availability_status) and not has_trip(trip_id)
 end
 
+local function has_fix(fix_ms)
+  return fix_ms and true or false
+end
+
 local function is_fresh(fix_ms, fix_age_ms)
   return (fix_ms and tonumber(fix_ms) > now_ms - fix_age_ms) or false
 end
@@ -60,18 +64,20 @@ end
 --     is_barred, has_passed; offered_until_ms (of this trip; 0: never); open_offers
 --   wave: vehicle_type, fix_age_ms, max_open_offers; ask_again where drivers who let it pass may be asked again
 
--- A filter is {name, whether it lets the driver through, whether who is refused has no place in the geo set}.
+-- A filter is {what it keeps back: a code of dispatcher/core/obstacles.py; whether it lets the driver through; whether
+-- who is refused has no place in the geo set}.
 local CANDIDATE_FILTERS = {
-  { 'online', function(driver) return works(driver.is_online) end, true },
-  { 'available', function(driver) return wants_trips(driver.availability_status) end, true },
-  { 'no_trip', function(driver) return not has_trip(driver.trip_id) end, true },
-  { 'vehicle_type', function(driver, wave) return driver.vehicle_type == wave.vehicle_type end, true },
-  { 'fresh_fix', function(driver, wave) return is_fresh(driver.fix_ms, wave.fix_age_ms) end },
-  { 'present', function(driver) return driver.presence_ends_ms > now_ms end },
-  { 'not_barred', function(driver) return not driver.is_barred end },
-  { 'not_passed', function(driver, wave) return wave.ask_again or not driver.has_passed end },
-  { 'not_on_offer', function(driver) return driver.offered_until_ms <= now_ms end },
-  { 'open_offers', function(driver, wave) return driver.open_offers < wave.max_open_offers end },
+  { 'offline', function(driver) return works(driver.is_online) end, true },
+  { 'unavailable', function(driver) return wants_trips(driver.availability_status) end, true },
+  { 'active_trip', function(driver) return not has_trip(driver.trip_id) end, true },
+  { 'other_vehicle_type', function(driver, wave) return driver.vehicle_type == wave.vehicle_type end, true },
+  { 'no_position', function(driver) return has_fix(driver.fix_ms) end },
+  { 'stale_position', function(driver, wave) return is_fresh(driver.fix_ms, wave.fix_age_ms) end },
+  { 'not_present', function(driver) return driver.presence_ends_ms > now_ms end },
+  { 'barred', function(driver) return not driver.is_barred end },
+  { 'passed', function(driver, wave) return wave.ask_again or not driver.has_passed end },
+  { 'on_offer', function(driver) return driver.offered_until_ms <= now_ms end },
+  { 'enough_offers', function(driver, wave) return driver.open_offers < wave.max_open_offers end },
 }
 
 -- The first filter that refuses a driver, or nil.
@@ -121,12 +127,12 @@ end
 -- The trip, and which wave comes next.
 local state = redis.call('HMGET', trip, 'current_status', 'round', 'vehicle_type', 'pickup_lng', 'pickup_lat', 'driver_id')
 local status, round, vehicle_type = state[1], tonumber(state[2] or 0), state[3]
-tell('trip_pending', status == 'pending', status
+tell('trip_not_pending', status == 'pending', status
   and 'the trip is ' .. status .. ((state[6] or '') ~= '' and ' with driver ' .. state[6] or '')
   or 'the trip is not in Redis: Postgres knows what became of it')
 local number = math.min(round + 1, #waves)
 local size, radius_m = waves[number][1], waves[number][2]
-tell('trip_unclaimed', redis.call('EXISTS', prefix .. 'claim:trip:' .. trip_id) == 0,
+tell('trip_claimed', redis.call('EXISTS', prefix .. 'claim:trip:' .. trip_id) == 0,
   redis.call('EXISTS', prefix .. 'claim:trip:' .. trip_id) == 1 and 'somebody is changing the trip right now'
   or 'nobody is changing the trip right now')
 
@@ -164,41 +170,46 @@ end
 
 -- What each of the shared filters saw, in words.
 local SAW = {
-  online = function(who)
+  offline = function(who)
     if not who.is_online then
       return 'the driver is not known in this zone'
     end
     return works(who.is_online) and 'online' or 'offline in this zone' .. (who.zone and ', works in ' .. who.zone or '')
   end,
-  available = function(who) return who.availability_status or 'unknown' end,
-  no_trip = function(who) return has_trip(who.trip_id) and 'on trip ' .. who.trip_id or 'on no trip' end,
-  vehicle_type = function(who) return (who.vehicle_type or 'none') .. ' for a trip that asks for ' .. (vehicle_type or '?') end,
-  fresh_fix = function(who)
-    return who.fix_ms and string.format('fix %s old, %s at most', seconds(now_ms - who.fix_ms), seconds(fix_age_ms))
-      or 'no position yet'
+  unavailable = function(who) return who.availability_status or 'unknown' end,
+  active_trip = function(who) return has_trip(who.trip_id) and 'on trip ' .. who.trip_id or 'on no trip' end,
+  other_vehicle_type = function(who) return (who.vehicle_type or 'none') .. ' for a trip that asks for ' .. (vehicle_type or '?') end,
+  no_position = function(who) return has_fix(who.fix_ms) and 'has a position' or 'no position yet' end,
+  stale_position = function(who)
+    return has_fix(who.fix_ms) and string.format('fix %s old, %s at most', seconds(now_ms - who.fix_ms), seconds(fix_age_ms))
+      or 'there is no fix to be old'
   end,
-  present = function(who)
+  not_present = function(who)
     if who.presence_ends_ms == 0 then
       return 'no connection'
     end
     return who.presence_ends_ms > now_ms and 'present for ' .. seconds(who.presence_ends_ms - now_ms) .. ' more'
       or 'gone for ' .. seconds(now_ms - who.presence_ends_ms)
   end,
-  not_barred = function(who) return who.is_barred and 'declined the trip or gave it back' or 'has neither declined it nor given it back' end,
-  not_passed = function(who)
+  barred = function(who) return who.is_barred and 'declined the trip or gave it back' or 'has neither declined it nor given it back' end,
+  passed = function(who)
     return (who.has_passed and 'let an offer of the trip pass' or 'has let no offer of it pass')
       .. (filters.ask_again and '; the widest wave asks again' or '')
   end,
-  not_on_offer = function(who)
+  on_offer = function(who)
     return who.offered_until_ms > now_ms and 'holds an offer of the trip for ' .. seconds(who.offered_until_ms - now_ms) .. ' more'
       or 'holds no offer of the trip'
   end,
-  open_offers = function(who) return string.format('has %d open offers, %d at most', who.open_offers, max_open_offers) end,
+  enough_offers = function(who) return string.format('has %d open offers, %d at most', who.open_offers, max_open_offers) end,
 }
 local who = candidate(driver_id)
+local cannot_be_asked = {
+  other_vehicle_type = not vehicle_type,
+  stale_position = not has_fix(who.fix_ms),
+}
 for _, filter in ipairs(CANDIDATE_FILTERS) do
   local passes = nil
-  if vehicle_type or filter[1] ~= 'vehicle_type' then
+  if not cannot_be_asked[filter[1]] then
     passes = filter[2](who, filters)
   end
   tell(filter[1], passes, SAW[filter[1]](who))
@@ -231,19 +242,19 @@ end
 local wave = string.format('wave %d reaches %s', number, km(radius_m))
 local away_m = status and who.lat and distance_m(state[4], state[5], who.lng, who.lat)
 if not away_m then
-  tell('in_reach', nil, 'there is no distance to compare; ' .. wave)
+  tell('out_of_reach', nil, 'there is no distance to compare; ' .. wave)
 else
-  tell('in_reach', away_m <= radius_m, km(away_m) .. ' away, ' .. wave)
+  tell('out_of_reach', away_m <= radius_m, km(away_m) .. ' away, ' .. wave)
   if rank then
-    tell('among_nearest', true, string.format('number %d of the %d who were found', rank, #found))
+    tell('not_among_nearest', true, string.format('number %d of the %d who were found', rank, #found))
   elseif away_m <= radius_m then
-    tell('among_nearest', false, redis.call('ZSCORE', geo, driver_id) and string.format('the %d nearest are looked at', #found)
+    tell('not_among_nearest', false, redis.call('ZSCORE', geo, driver_id) and string.format('the %d nearest are looked at', #found)
       or 'not in the geo set of the vehicle type: the next position brings them there')
   else
-    tell('among_nearest', nil, 'out of reach')
+    tell('not_among_nearest', nil, 'out of reach')
   end
 end
-tell('place_left', open + ahead < size, string.format('%d of %d offers are out, %d go to nearer drivers', open, size, ahead))
+tell('no_place_left', open + ahead < size, string.format('%d of %d offers are out, %d go to nearer drivers', open, size, ahead))
 
 if #refusing == 0 then
   rows[#rows + 1] = { 'verdict', 'would_be_offered', is_in_round and 'the next round of matching may choose this driver'

@@ -4,18 +4,20 @@
 --     is_barred, has_passed; offered_until_ms (of this trip; 0: never); open_offers
 --   wave: vehicle_type, fix_age_ms, max_open_offers; ask_again where drivers who let it pass may be asked again
 
--- A filter is {name, whether it lets the driver through, whether who is refused has no place in the geo set}.
+-- A filter is {what it keeps back: a code of dispatcher/core/obstacles.py; whether it lets the driver through; whether
+-- who is refused has no place in the geo set}.
 local CANDIDATE_FILTERS = {
-  { 'online', function(driver) return works(driver.is_online) end, true },
-  { 'available', function(driver) return wants_trips(driver.availability_status) end, true },
-  { 'no_trip', function(driver) return not has_trip(driver.trip_id) end, true },
-  { 'vehicle_type', function(driver, wave) return driver.vehicle_type == wave.vehicle_type end, true },
-  { 'fresh_fix', function(driver, wave) return is_fresh(driver.fix_ms, wave.fix_age_ms) end },
-  { 'present', function(driver) return driver.presence_ends_ms > now_ms end },
-  { 'not_barred', function(driver) return not driver.is_barred end },
-  { 'not_passed', function(driver, wave) return wave.ask_again or not driver.has_passed end },
-  { 'not_on_offer', function(driver) return driver.offered_until_ms <= now_ms end },
-  { 'open_offers', function(driver, wave) return driver.open_offers < wave.max_open_offers end },
+  { 'offline', function(driver) return works(driver.is_online) end, true },
+  { 'unavailable', function(driver) return wants_trips(driver.availability_status) end, true },
+  { 'active_trip', function(driver) return not has_trip(driver.trip_id) end, true },
+  { 'other_vehicle_type', function(driver, wave) return driver.vehicle_type == wave.vehicle_type end, true },
+  { 'no_position', function(driver) return has_fix(driver.fix_ms) end },
+  { 'stale_position', function(driver, wave) return is_fresh(driver.fix_ms, wave.fix_age_ms) end },
+  { 'not_present', function(driver) return driver.presence_ends_ms > now_ms end },
+  { 'barred', function(driver) return not driver.is_barred end },
+  { 'passed', function(driver, wave) return wave.ask_again or not driver.has_passed end },
+  { 'on_offer', function(driver) return driver.offered_until_ms <= now_ms end },
+  { 'enough_offers', function(driver, wave) return driver.open_offers < wave.max_open_offers end },
 }
 
 -- The first filter that refuses a driver, or nil.

@@ -17,6 +17,10 @@ local function is_free(is_online, availability_status, trip_id)
   return works(is_online) and wants_trips(availability_status) and not has_trip(trip_id)
 end
 
+local function has_fix(fix_ms)
+  return fix_ms and true or false
+end
+
 local function is_fresh(fix_ms, fix_age_ms)
   return (fix_ms and tonumber(fix_ms) > now_ms - fix_age_ms) or false
 end

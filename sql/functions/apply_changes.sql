@@ -3,6 +3,7 @@
 -- Answers one row per change:
 --   'ok'      the change is written: the trip, its event, the driver's state, the declined offer, the stored answer;
 --   'replay'  its idempotency key was used before: nothing is written, and the stored answer comes with the row;
+--   'fenced'  who decides about its zone has changed since it was decided: nothing is written;
 --   'stale'   a guard did not hold (the version, the state, the driver): nothing is written.
 -- Raises where a row breaks a constraint. Nothing of the batch is written then; see commit_changes().
 --
@@ -29,6 +30,7 @@ DECLARE
     has_creations     boolean;
     has_events        boolean;
     has_declines      boolean;
+    fallback_zones    text[];     -- of the changes that were decided without Redis
     drivers_written   bigint;
 BEGIN
     -- What is in the batch. A statement costs as much as a change, so those with nothing to do are left out below.
@@ -36,8 +38,9 @@ BEGIN
            array_agg(coalesce(change.set_driver, change.required_driver))
                FILTER (WHERE change.set_driver IS NOT NULL OR change.required_driver IS NOT NULL),
            bool_or(change.idem_key IS NOT NULL), bool_or(change.set_driver IS NOT NULL),
-           bool_or(change.is_creation), bool_or(change.event IS NOT NULL), bool_or(change.declines IS NOT NULL)
-      INTO trip_ids, driver_ids, has_keys, has_driver_states, has_creations, has_events, has_declines
+           bool_or(change.is_creation), bool_or(change.event IS NOT NULL), bool_or(change.declines IS NOT NULL),
+           array_agg(change.zone) FILTER (WHERE change.is_fallback)
+      INTO trip_ids, driver_ids, has_keys, has_driver_states, has_creations, has_events, has_declines, fallback_zones
       FROM unnest(changes) change;
 
     -- Every batch of every server locks in the same order, so no two of them wait for each other: drivers first,
@@ -49,12 +52,21 @@ BEGIN
         PERFORM 1 FROM trip_requests t WHERE t.id = ANY (trip_ids) ORDER BY t.id FOR NO KEY UPDATE;
     END IF;
 
+    -- Before Redis decides about a zone again, the last change that was decided without it is committed: whoever gives
+    -- the zone back to Redis waits for this lock. The other way needs none, since the locks above order all changes.
+    IF fallback_zones IS NOT NULL THEN
+        PERFORM 1 FROM zone_authorities a
+          WHERE a.zone = ANY (fallback_zones) AND a.engine = 'postgres' ORDER BY a.zone FOR SHARE;
+    END IF;
+
     -- The guards.
     SELECT array_agg(change.idx) INTO permitted
       FROM unnest(changes) change
       LEFT JOIN trip_requests t ON t.id = change.trip_id
       LEFT JOIN driver_details d ON d.user_id = coalesce(change.set_driver, change.required_driver)
-     WHERE CASE
+      LEFT JOIN zone_authorities a ON a.zone = change.zone
+     WHERE (a.fence = change.fence) IS NOT FALSE
+       AND CASE
                WHEN change.trip_id IS NULL THEN true
                WHEN change.is_creation THEN t.id IS NULL
                WHEN change.declines IS NOT NULL THEN t.current_status = ANY (change.sources)
@@ -191,9 +203,11 @@ BEGIN
                    FROM unnest(applied) applied_idx;
     IF coalesce(cardinality(applied), 0) < cardinality(changes) THEN
         RETURN QUERY
-        SELECT change.idx, CASE WHEN k.id IS NULL THEN 'stale' ELSE 'replay' END,
+        SELECT change.idx,
+               CASE WHEN k.id IS NOT NULL THEN 'replay' WHEN a.fence <> change.fence THEN 'fenced' ELSE 'stale' END,
                k.status_code, k.response_payload, k.request_fingerprint
           FROM unnest(changes) change
+          LEFT JOIN zone_authorities a ON a.zone = change.zone
           LEFT JOIN idempotency_keys k
             ON k.user_id = change.idem_user AND k.endpoint = change.idem_endpoint
            AND k.idempotency_key = change.idem_key AND k.expires_at > now()

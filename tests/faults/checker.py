@@ -10,6 +10,7 @@ from tests.faults.driver_model import check_driver
 from tests.faults.evidence import Evidence
 from tests.faults.history import Attempt
 from tests.faults.intents import EVENTS, Intent, intents
+from tests.faults.limits import limits_are_kept
 from tests.faults.trip_model import ACTIVE, FINAL, check_trip
 
 
@@ -202,6 +203,7 @@ CHECKS: tuple[Callable[[Evidence], Iterator[str]], ...] = (
     trips_have_an_order,
     drivers_have_an_order,
     every_event_is_heard,
+    limits_are_kept,
     redis_equals_postgres,
     nothing_is_stuck,
 )

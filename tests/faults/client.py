@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
+import time
 from random import Random
 from typing import Any
 
@@ -20,6 +21,8 @@ _INTENT_S = 25.0  # longer than any fault
 _RETRY_S = (0.05, 0.3)
 #: Errors of a connection that a server under faults ends, or does not take.
 _AWAY = (*CONNECTION_ERRORS, OSError)
+#: Long ago, for servers whose clock steps back.
+_ISSUED_AT = int(time.time()) - 300
 #: What can be asked for by a frame as well.
 _FRAMES = {"/api/driver/ride/trip-action": "trip_action", "/api/driver/availability": "availability"}
 
@@ -41,7 +44,7 @@ class Client:
         self.snapshot: dict[str, Any] = {}
         self.offers: list[str] = []
         self.welcomed = asyncio.Event()
-        self._servers = [HttpCalls(http, url, make_token(user, role)) for url in urls]
+        self._servers = [HttpCalls(http, url, make_token(user, role, iat=_ISSUED_AT)) for url in urls]
         self._history = history
         self._keys = itertools.count()
         self._socket: Socket | None = None

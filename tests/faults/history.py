@@ -40,7 +40,7 @@ class Attempt:
 
     @property
     def code(self) -> str:
-        return str(self.answer.get("response_code", ""))
+        return str(self.answer.get("response_code", "")) if self.raw else ""
 
     @property
     def is_success(self) -> bool:
@@ -71,6 +71,8 @@ class History:
     attempts: list[Attempt] = field(default_factory=list)
     heard: list[Heard] = field(default_factory=list)
     told: set[tuple[str, int]] = field(default_factory=set)
+    #: From when to when Redis could not decide, or forgot what it had admitted.
+    undecided: list[tuple[float, float]] = field(default_factory=list)
 
     def begin(self, user: str, endpoint: str, key: str, body: dict[str, Any]) -> Attempt:
         attempt = Attempt(user, endpoint, key, body, time.time())

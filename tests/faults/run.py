@@ -18,11 +18,16 @@ from tests.faults.checker import check
 from tests.faults.client import Client
 from tests.faults.evidence import Evidence, gather
 from tests.faults.history import History
+from tests.faults.impossible import Impossible
+from tests.faults.kinds.fault import Fault
+from tests.faults.kinds.servers import pause_server
 from tests.faults.stage import ZONES, Stage
 
 _DRIVERS_EACH, _RIDERS = 5, 4
 #: Repairs take a lease (1.5 s), a presence with its grace (4 s), the waves of a trip (3 s), and a slow machine's time.
 _QUIET_S = 20.0
+#: How long after a fault of Redis servers may still decide without it.
+_RETURN_S = 2.5
 
 
 @dataclass
@@ -31,6 +36,8 @@ class Outcome:
 
     seed: int
     faults: list[str] = field(default_factory=list)
+    #: Faults that this machine cannot bring about, with the reason.
+    skipped: list[str] = field(default_factory=list)
     breaches: list[str] = field(default_factory=list)
     errors: list[str] = field(default_factory=list)
     attempts: int = 0
@@ -49,17 +56,27 @@ class Crowd:
 
 
 async def play(
-    directory: Path, seed: int, fault_s: float, always: Sequence[kinds.Fault] = kinds.ALWAYS
+    directory: Path,
+    seed: int,
+    fault_s: float,
+    always: Sequence[Fault] = kinds.ALWAYS,
+    others: Sequence[Fault] = kinds.ALL,
+    *,
+    small_disk: bool = False,
+    cluster: Path | None = None,
 ) -> Outcome:
-    """Plays a round in an empty directory: each fault of `always`, others until `fault_s` are over, then quiet."""
+    """Plays a round in an empty directory: each fault of `always`, `others` until `fault_s` are over, then quiet."""
     random = Random(seed)
     history = History()
     outcome = Outcome(seed)
-    async with Stage(directory, history) as stage, _crowd(stage, seed) as crowd:
+    async with (
+        Stage(directory, history, small_disk=small_disk, cluster=cluster) as stage,
+        _crowd(stage, seed) as crowd,
+    ):
         work = [asyncio.create_task(app.run(crowd.stopped)) for app in (*crowd.riders, *crowd.drivers)]
         try:
             await asyncio.sleep(0.7)
-            await _bring_faults(stage, random, fault_s, always, outcome)
+            await _bring_faults(stage, random, fault_s, (always, others), outcome)
         finally:
             crowd.stopped.set()
             await asyncio.gather(*work)
@@ -104,18 +121,31 @@ async def _crowd(stage: Stage, seed: int) -> AsyncIterator[Crowd]:
 
 
 async def _bring_faults(
-    stage: Stage, random: Random, fault_s: float, always: Sequence[kinds.Fault], outcome: Outcome
+    stage: Stage,
+    random: Random,
+    fault_s: float,
+    faults: tuple[Sequence[Fault], Sequence[Fault]],
+    outcome: Outcome,
 ) -> None:
-    """Each fault of `always`, in an order of the seed, then any, until the time is over."""
+    """Each fault of the first, in an order of the seed, then any of the second, until the time is over."""
     loop = asyncio.get_running_loop()
     ends_at = loop.time() + fault_s
+    always, others = faults
     order = random.sample(always, len(always))
     while order or loop.time() < ends_at:
-        fault = order.pop() if order else random.choice(kinds.ALL)
+        fault = order.pop() if order else random.choice(others)
         # Beside some, a server stands still: it goes on with what it believed before.
-        beside = [kinds.pause_server] if fault in kinds.WITH_A_PAUSE and random.random() < 0.4 else []
-        outcome.faults.append("+".join(each.__name__ for each in (fault, *beside)))
-        await asyncio.gather(*(each(stage, random) for each in (fault, *beside)))
+        beside = [pause_server] if fault in kinds.WITH_A_PAUSE and random.random() < 0.4 else []
+        name = "+".join(each.__name__ for each in (fault, *beside))
+        began = time.time()
+        try:
+            await asyncio.gather(*(each(stage, random) for each in (fault, *beside)))
+        except Impossible as reason:
+            outcome.skipped.append(f"{name}: {reason}")
+            continue
+        outcome.faults.append(name)
+        if fault in kinds.UNDECIDED:
+            stage.history.undecided.append((began, time.time() + _RETURN_S))
         await asyncio.sleep(random.uniform(0.1, 0.8))
 
 

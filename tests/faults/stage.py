@@ -1,4 +1,4 @@
-"""What a round plays on: two servers, a Redis with a replica behind a proxy, and a Postgres."""
+"""What a round plays on: two servers, and behind proxies a Redis with a replica, and a Postgres."""
 
 from __future__ import annotations
 
@@ -10,29 +10,37 @@ import secrets
 import shutil
 import signal
 import socket
+import subprocess
 from pathlib import Path
 from types import TracebackType
 from typing import Any
+from unittest.mock import patch
+from urllib.parse import parse_qs, quote, urlsplit
 
 import psutil
 import redis.asyncio
 
 from dispatcher.embedded.engines import Engines
+from dispatcher.embedded.packages import valkey_program
 from dispatcher.embedded.private_files import write_private
 from dispatcher.embedded.valkey import Valkey
 from dispatcher.live.keys import keys_of
+from tests.faults.clock import Clock
+from tests.faults.disk import Disk
 from tests.faults.history import History
 from tests.faults.intents import LEASE_S
+from tests.faults.limits import LIMITS
 from tests.faults.proxy import Proxy
 from tests.harness.servers import Serve, Server
 
 ZONES = ("default", "north")
 _PASSWORD = "a-password-that-both-nodes-share"
+_SOCKET = ".s.PGSQL.5432"
 _WAVES = (
     "[{ size = 4, radius_m = 20000, deadline_s = 1 }, { size = 8, radius_m = 20000, deadline_s = 1 }]"
 )
 #: Times so short that every repair is due within a round. Faults last longer than the lease.
-_SETTINGS = {
+SETTINGS = {
     "CLAIM_LEASE_MS": str(round(LEASE_S * 1000)),
     "COMMIT_TIMEOUT_S": "1",
     "REQUEST_DEADLINE_S": "2",
@@ -41,25 +49,24 @@ _SETTINGS = {
     "PRESENCE_GRACE_S": "1",
     "POSITION_FLUSH_S": "0.3",
     "DRAIN_S": "0",
-    "LIMIT_TRIP_ACCEPT": "off",
-    "LIMIT_TRIP_CANCEL": "off",
-    "LIMIT_LOCATION_UPDATE": "off",
-    "LIMIT_GENERAL": "off",
+    **{f"LIMIT_{name.upper()}": f"{calls}/{window_s}" for name, (calls, window_s) in LIMITS.items()},
     "LIMIT_ANONYMOUS": "off",
 }
 
 
 class Node:
-    """One Valkey, and a client that reaches it whatever the proxy does."""
+    """One Valkey that lives by `clock`, and a client that reaches it whatever the proxy does."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, clock: Clock) -> None:
         directory.mkdir(mode=0o700)
         write_private(directory / "password", _PASSWORD)
         self.directory = directory
         self.valkey = Valkey(directory)
+        self._program = clock.wrapper(valkey_program(), directory)
 
     async def start(self) -> None:
-        await asyncio.to_thread(self.valkey.start)
+        with patch("dispatcher.embedded.valkey.valkey_program", lambda: self._program):
+            await asyncio.to_thread(self.valkey.start)
         self.client = redis.asyncio.Redis.from_url(self.valkey.url, decode_responses=True)
         await self.client.config_set("masterauth", _PASSWORD)
         await self.client.config_set("repl-diskless-sync-delay", "0")
@@ -95,13 +102,25 @@ class Node:
 
 
 class Stage:
-    """The engines and servers of one round: `async with Stage(directory, history) as stage`."""
+    """The engines and servers of one round: `async with Stage(directory, history) as stage`.
 
-    def __init__(self, directory: Path, history: History) -> None:
+    With `small_disk`, the engines work on a disk of their own where this machine can have one.
+    `cluster` is the directory of a Postgres that was started once and stopped; without it, one is made.
+    """
+
+    def __init__(
+        self, directory: Path, history: History, *, small_disk: bool = False, cluster: Path | None = None
+    ) -> None:
         self._directory = directory
+        self._small_disk = small_disk
+        self._cluster = cluster
         self.history = history
-        self.engines = Engines(directory, redis=False)
+        self.disk = Disk(directory / "disk" if small_disk else directory)
+        self.engines = Engines(self.disk.directory, redis=False)
+        self.redis_clock = Clock(directory / "clock-of-redis")
+        self.server_clocks = [Clock(directory / f"clock-of-server-{place}") for place in range(2)]
         self.proxy = Proxy()
+        self.postgres_proxy = Proxy()
         self.servers: list[Server] = []
         self.database_url = ""
         self.redis_url = ""
@@ -123,24 +142,43 @@ class Stage:
         await self._stop()
 
     async def _start(self) -> None:
+        if self._small_disk:
+            self.disk.directory.mkdir()
+            self.disk.mount()
+        if self._cluster is not None:
+            # cp keeps the owner, which shutil does not.
+            copied = ["cp", "-pR", str(self._cluster), str(self.disk.directory / "postgres")]
+            await asyncio.to_thread(subprocess.run, copied, check=True)
         urls = await asyncio.to_thread(self.engines.start)
         self.database_url = urls.database_url
-        self.primary, self.replica = (Node(self._directory / name) for name in ("node-a", "node-b"))
+        self.primary, self.replica = (
+            Node(self.disk.directory / name, self.redis_clock) for name in ("node-a", "node-b")
+        )
         await asyncio.gather(self.primary.start(), self.replica.start())
         await self.replica.follow(self.primary)
         port = await self.proxy.open(self.primary.port)
         self.redis_url = f"redis://default:{_PASSWORD}@127.0.0.1:{port}/0"
+        database_url = await self._open_postgres_proxy()
         zones = self._directory / "zones.toml"
         zones.write_text("".join(f"[zones.{zone}]\nwaves = {_WAVES}\n" for zone in ZONES))
-        self._env = {f"DISPATCHER_{name}": value for name, value in _SETTINGS.items()}
+        self._env = {f"DISPATCHER_{name}": value for name, value in SETTINGS.items()}
         self._env["DISPATCHER_ZONES_FILE"] = str(zones)
-        self._serve = Serve(self.redis_url, self.database_url, self._directory, self._directory)
+        self._serve = Serve(self.redis_url, database_url, self._directory, self._directory)
         self._ports = [_free_port(), _free_port()]
         self.servers = list(await asyncio.gather(self._serve_on(0), self._serve_on(1)))
 
-    async def _serve_on(self, place: int) -> Server:
-        port = str(self._ports[place])
-        return await self._serve(env={**self._env, "DISPATCHER_PORT": port})
+    async def _open_postgres_proxy(self) -> str:
+        """Puts a proxy before Postgres; returns the URL that leads through it."""
+        directory = self._directory / "proxy"
+        directory.mkdir(mode=0o700)
+        sockets = parse_qs(urlsplit(self.database_url).query)["host"][0]
+        await self.postgres_proxy.open(Path(sockets) / _SOCKET, directory / _SOCKET)
+        return self.database_url.replace(quote(sockets), quote(str(directory)))
+
+    async def _serve_on(self, place: int, halt_at: str = "") -> Server:
+        env = {**self._env, **self.server_clocks[place].environment}
+        env |= {"DISPATCHER_PORT": str(self._ports[place]), "DISPATCHER_HALT_AT": halt_at}
+        return await self._serve(env=env)
 
     async def _stop(self) -> None:
         for server in self._serve.servers if hasattr(self, "_serve") else []:
@@ -148,9 +186,11 @@ class Stage:
             assert server.process.stdout is not None
             server.process.stdout.close()
         await self.proxy.close()
+        await self.postgres_proxy.close()
         for node in (self.primary, self.replica) if hasattr(self, "replica") else ():
             await node.stop()
         await asyncio.to_thread(self.engines.stop)
+        self.disk.unmount()
 
     @property
     def urls(self) -> list[str]:
@@ -168,11 +208,31 @@ class Stage:
         for server in self.servers:
             server.kill9()
 
-    async def restart_server(self, place: int) -> None:
-        """Kills a server and starts it again on its port."""
+    async def restart_server(self, place: int, *, halt_at: str = "") -> None:
+        """Kills a server and starts it again on its port; with `halt_at` its changes come to that point."""
         self.servers[place].kill9()
-        # A server does not start without its engines; the supervisor of a real one tries again as well.
-        self.servers[place] = await self._serve_on(place)
+        self.servers[place] = await self._serve_on(place, halt_at)
+
+    async def wait_until_halted(self, place: int, *, within_s: float) -> None:
+        """Waits until a change of a server has come to its point, and some more had the time to."""
+        async with asyncio.timeout(within_s):
+            with contextlib.suppress(TimeoutError):
+                while not any('"halted"' in line for line in self.servers[place].log_lines()):
+                    await asyncio.sleep(0.05)
+                await asyncio.sleep(0.3)
+
+    async def crash_postgres(self, away_s: float) -> None:
+        """Kills Postgres with all its sessions, and starts it again: it recovers what was committed."""
+        for pid in self.postgres_pids():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        await asyncio.sleep(away_s)
+        await self.revive_postgres()
+
+    async def revive_postgres(self) -> None:
+        """Starts Postgres again where it has died."""
+        assert self.engines.postgres is not None
+        await asyncio.to_thread(self.engines.revive)
 
     def postgres_pids(self) -> list[int]:
         """Postgres and its sessions."""

@@ -75,6 +75,7 @@ class Serve:
         variables: dict[str, str | None] = {
             **{name: value for name, value in os.environ.items() if "DISPATCHER_" not in name},
             "DISPATCHER_PORT": "0",
+            "DISPATCHER_REDIS_TIMEOUT_S": "10",  # slow is not dead, unless a test is about that
             "DISPATCHER_DATA_DIR": str(self._data_dir),
             "DISPATCHER_JWT_SECRET": JWT_SECRET,
             "DISPATCHER_REDIS_URL": None if embedded else RESTRICTED.redis_url(self._redis_url),

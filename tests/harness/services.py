@@ -30,6 +30,8 @@ from dispatcher.web.problems import counted_answer
 from tests.harness.least_privilege import RESTRICTED
 
 PLACE = (40.7559, -73.9864)
+#: A test that is slow does not take Redis for dead, unless it is about that.
+_PATIENT = {"redis_timeout_s": 10.0}
 
 
 def driver(name: str) -> Actor:
@@ -135,7 +137,7 @@ async def open_city(
         "redis_url": RESTRICTED.redis_url(redis_url),
         "database_url": RESTRICTED.database_url(database_url),
     }
-    settings = load_settings(**{**urls, **wide, **more})
+    settings = load_settings(**{**urls, **wide, **_PATIENT, **more})
     async with services(settings, zones or Zones()) as parts, _look(parts, redis_url) as look:
         postgres = await asyncpg.connect(database_url)
         try:

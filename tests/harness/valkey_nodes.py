@@ -8,6 +8,7 @@ import secrets
 import signal
 import socket
 import subprocess
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,10 @@ from dispatcher.live.keys import keys_of
 
 SLOTS = 16_384
 #: Long enough that a busy machine is not taken for a dead node; tests of a failover make it shorter.
-_NODE_TIMEOUT_MS = 15_000
+_NODE_TIMEOUT_MS = 60_000
 _READY_S = 30.0
+#: A replica gets its primary's data without a rest in which others might ask for it as well.
+_AT_ONCE = ("--repl-diskless-sync-delay", "0")
 
 
 def free_ports(number: int) -> list[int]:
@@ -36,13 +39,16 @@ def free_ports(number: int) -> list[int]:
 class ValkeyNode:
     """A process of the embedded program, with a directory of its own."""
 
-    def __init__(self, directory: Path, port: int, *settings: str) -> None:
+    def __init__(self, directory: Path, port: int, *settings: str, config: Path | None = None) -> None:
         directory.mkdir(exist_ok=True)
         self.port = port
-        self._command = [
-            str(valkey_program()), "--bind", "127.0.0.1", "--port", str(port), "--dir", str(directory),
-            "--save", "", "--appendonly", "no", *settings,
-        ]  # fmt: skip
+        # A Sentinel has all its settings in a file, which it rewrites.
+        how = (
+            [str(config), "--sentinel"]
+            if config
+            else ["--port", str(port), "--save", "", *_AT_ONCE, *settings]
+        )
+        self._command = [str(valkey_program()), *how, "--dir", str(directory), "--bind", "127.0.0.1"]
         self.process = self._start()
 
     def _start(self) -> subprocess.Popen[bytes]:
@@ -130,8 +136,6 @@ class ValkeyCluster:
                     str(_NODE_TIMEOUT_MS),
                     "--cluster-replica-validity-factor",
                     "0",
-                    "--repl-diskless-sync-delay",
-                    "0",
                     "--maxmemory-policy",
                     "noeviction",
                 )
@@ -154,13 +158,18 @@ class ValkeyCluster:
                 await node.until("master_link_status:up", "INFO", "replication")
 
     async def primary_of(self, zone: str) -> ValkeyNode:
-        """The node that holds a zone, as those that live see it."""
-        slot = slot_of(zone)
+        """The node that holds a zone, as the first one that lives sees it."""
         for node in self.nodes:
-            with contextlib.suppress(RedisError, OSError, TimeoutError):
-                for first, last, served, *_ in await node.ask("CLUSTER", "SLOTS"):
-                    if first <= slot <= last:
-                        return next(n for n in self.nodes if n.port == served[1])
+            if node.process.poll() is None:
+                return await self.owner_by(node, zone)
+        raise AssertionError(zone)
+
+    async def owner_by(self, witness: ValkeyNode, zone: str) -> ValkeyNode:
+        """The node that holds a zone, as another node sees it."""
+        slot = slot_of(zone)
+        for first, last, served, *_ in await witness.ask("CLUSTER", "SLOTS"):
+            if first <= slot <= last:
+                return next(node for node in self.nodes if node.port == served[1])
         raise AssertionError(zone)
 
     async def replica_of(self, primary: ValkeyNode) -> ValkeyNode:
@@ -246,3 +255,42 @@ def zones_on_each_node(primaries: int = 3) -> list[list[str]]:
         found[shard].append(name)
         number += 1
     return found
+
+
+class SentinelGroup:
+    """A primary with a replica, and a Sentinel that knows the primary as `dispatch`."""
+
+    master = "dispatch"
+
+    def __init__(self, primary: ValkeyNode, replica: ValkeyNode, sentinel: ValkeyNode) -> None:
+        self.primary, self.replica, self.sentinel = primary, replica, sentinel
+
+    @classmethod
+    @contextlib.asynccontextmanager
+    async def run(cls, directory: Path, *settings: str) -> AsyncIterator[SentinelGroup]:
+        """A group that is ready: the replica has its primary's data, and the Sentinel knows both."""
+        ports = free_ports(3)
+        with contextlib.ExitStack() as stack:
+            primary = ValkeyNode(directory / "primary", ports[0], *settings)
+            stack.callback(primary.end)
+            follow = ("--replicaof", f"127.0.0.1 {ports[0]}")
+            replica = ValkeyNode(directory / "replica", ports[1], *settings, *follow)
+            stack.callback(replica.end)
+            await replica.until("master_link_status:up", "INFO", "replication")
+            # Only now: a Sentinel that finds no replica looks again after ten seconds.
+            config = directory / "sentinel.conf"
+            config.write_text(
+                f"port {ports[2]}\n"
+                f"sentinel monitor {cls.master} 127.0.0.1 {ports[0]} 1\n"
+                f"sentinel down-after-milliseconds {cls.master} 300\n"
+                f"sentinel failover-timeout {cls.master} 3000\n"
+            )
+            sentinel = ValkeyNode(directory / "sentinel", ports[2], config=config)
+            stack.callback(sentinel.end)
+            await sentinel.until(str(ports[1]), "SENTINEL", "REPLICAS", cls.master)
+            yield cls(primary, replica, sentinel)
+
+    def url(self, *others: int, database: int = 0) -> str:
+        """The Sentinel, and others that may not be there."""
+        hosts = ",".join(f"127.0.0.1:{port}" for port in (*others, self.sentinel.port))
+        return f"redis+sentinel://{hosts}/{self.master}/{database}"

@@ -29,7 +29,13 @@ FIRST, SECOND, THIRD = (zones[0] for zones in ZONES)
 
 @pytest.fixture
 async def pipeline(cluster: ValkeyCluster) -> AsyncIterator[Pipeline]:
-    async with open_pipeline(cluster.url) as opened:
+    async with _opened(cluster) as opened:
+        yield opened
+
+
+@contextlib.asynccontextmanager
+async def _opened(cluster: ValkeyCluster, **more: Any) -> AsyncIterator[Pipeline]:
+    async with open_pipeline(cluster.url, **more) as opened:
         opened.epochs = [keys_of(zone).epoch for zones in ZONES for zone in zones]
         yield opened
 
@@ -79,10 +85,15 @@ async def test_each_zone_is_asked_where_it_is(pipeline: Pipeline, cluster: Valke
 
 @pytest.mark.parametrize("fault", [signal.SIGKILL, signal.SIGSTOP])
 async def test_a_node_that_fails_stops_no_calls_of_another_one(
-    pipeline: Pipeline, cluster: ValkeyCluster, fault: signal.Signals, monkeypatch: pytest.MonkeyPatch
+    cluster: ValkeyCluster, fault: signal.Signals
 ) -> None:
     """Neither those of the same turn nor later ones; its own calls end, and its zones come back."""
-    monkeypatch.setattr("dispatcher.live.protocol._REPLY_TIMEOUT_S", 60)  # a deadline helps nobody here
+    # A deadline helps nobody here.
+    async with _opened(cluster, timeout_s=60) as pipeline:
+        await _fail(pipeline, cluster, fault)
+
+
+async def _fail(pipeline: Pipeline, cluster: ValkeyCluster, fault: signal.Signals) -> None:
     await asyncio.gather(*(_ask(pipeline, zone) for zone in (FIRST, SECOND, THIRD)))
     node = await cluster.primary_of(SECOND)
     node.signal(fault)

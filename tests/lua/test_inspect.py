@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from dispatcher.config import Settings
+from dispatcher.core.obstacles import Obstacle
 from dispatcher.core.zones import DEFAULT_WAVES, Zone
 from dispatcher.live.inspection import FilterView, InspectionScripts
 from dispatcher.resources import LUA_DIR
@@ -75,17 +76,20 @@ async def test_who_is_kept_by_nothing_would_be_offered_the_trip(zone: LiveZone) 
     await zone.trip()
     await _near(zone)
     assert await _refusing(zone) == {}
-    assert all(row.passes for row in (await _why(zone)).values())
+    rows = await _why(zone)
+    assert all(row.passes for row in rows.values())
+    # Postgres knows the zone; all others are asked here, each under its code and in the list's order.
+    assert list(rows) == [code for code in Obstacle if code is not Obstacle.OTHER_ZONE]
 
 
 @pytest.mark.parametrize(
     ("columns", "name", "saw"),
     [
-        ({"is_online": False}, "online", "offline in this zone, works in z"),
-        ({"availability_status": "unavailable"}, "available", "unavailable"),
-        ({"trip_id": "z_9"}, "no_trip", "on trip z_9"),
-        ({"vehicle_type": "van"}, "vehicle_type", "van for a trip that asks for car"),
-        ({"fix_ms": START_MS - 75_000}, "fresh_fix", "fix 75.0 s old, 60.0 s at most"),
+        ({"is_online": False}, "offline", "offline in this zone, works in z"),
+        ({"availability_status": "unavailable"}, "unavailable", "unavailable"),
+        ({"trip_id": "z_9"}, "active_trip", "on trip z_9"),
+        ({"vehicle_type": "van"}, "other_vehicle_type", "van for a trip that asks for car"),
+        ({"fix_ms": START_MS - 75_000}, "stale_position", "fix 75.0 s old, 60.0 s at most"),
     ],
 )
 async def test_what_the_drivers_own_state_says(
@@ -100,7 +104,7 @@ async def test_no_position_yet(zone: LiveZone) -> None:
     await zone.trip()
     await zone.driver("d1")
     await zone.redis.zadd(zone.keys.present, {"driver:d1": START_MS + 9_000})
-    assert (await _refusing(zone))["fresh_fix"] == "no position yet"
+    assert (await _refusing(zone))["no_position"] == "no position yet"
 
 
 @pytest.mark.parametrize(
@@ -112,21 +116,21 @@ async def test_not_present(zone: LiveZone, presence_ends_ms: int | None, saw: st
     await zone.redis.zrem(zone.keys.present, "driver:d1")
     if presence_ends_ms:
         await zone.redis.zadd(zone.keys.present, {"driver:d1": presence_ends_ms})
-    assert await _refusing(zone) == {"present": saw}
+    assert await _refusing(zone) == {"not_present": saw}
 
 
 async def test_declined(zone: LiveZone) -> None:
     await zone.trip()
     await _near(zone)
     await zone.redis.sadd(zone.keys.barred("z_1"), "d1")
-    assert await _refusing(zone) == {"not_barred": "declined the trip or gave it back"}
+    assert await _refusing(zone) == {"barred": "declined the trip or gave it back"}
 
 
 async def test_let_it_pass_until_the_widest_wave_asks_again(zone: LiveZone) -> None:
     await zone.trip()
     await _near(zone)
     await zone.redis.sadd(zone.keys.passed("z_1"), "d1")
-    assert await _refusing(zone) == {"not_passed": "let an offer of the trip pass"}
+    assert await _refusing(zone) == {"passed": "let an offer of the trip pass"}
     await zone.redis.hset(zone.keys.trip("z_1"), "round", len(DEFAULT_WAVES) - 1)
     assert await _refusing(zone) == {}
 
@@ -135,7 +139,7 @@ async def test_holds_an_offer_of_the_trip_already(zone: LiveZone) -> None:
     await zone.trip()
     await _near(zone)
     await put_on_offer(zone, "d1")
-    assert await _refusing(zone) == {"not_on_offer": "holds an offer of the trip for 15.0 s more"}
+    assert await _refusing(zone) == {"on_offer": "holds an offer of the trip for 15.0 s more"}
 
 
 async def test_has_three_open_offers(zone: LiveZone) -> None:
@@ -143,21 +147,21 @@ async def test_has_three_open_offers(zone: LiveZone) -> None:
     await _near(zone)
     for number in (7, 8, 9):
         await put_on_offer(zone, "d1", trip_id=f"z_{number}")
-    assert await _refusing(zone) == {"open_offers": "has 3 open offers, 3 at most"}
+    assert await _refusing(zone) == {"enough_offers": "has 3 open offers, 3 at most"}
 
 
 async def test_too_far_for_the_wave(zone: LiveZone) -> None:
     await zone.trip()
     await zone.redis.hset(zone.keys.trip("z_1"), "round", 1)
     await _near(zone, lng=8.6589)
-    assert await _refusing(zone) == {"in_reach": "4.2 km away, wave 2 reaches 3.0 km"}
+    assert await _refusing(zone) == {"out_of_reach": "4.2 km away, wave 2 reaches 3.0 km"}
 
 
 async def test_near_but_not_in_the_geo_set(zone: LiveZone) -> None:
     await zone.trip()
     await _near(zone)
     await zone.redis.zrem(zone.keys.geo("car"), "d1")
-    assert list(await _refusing(zone)) == ["among_nearest"]
+    assert list(await _refusing(zone)) == ["not_among_nearest"]
 
 
 async def test_nearer_drivers_take_the_places(zone: LiveZone) -> None:
@@ -166,7 +170,7 @@ async def test_nearer_drivers_take_the_places(zone: LiveZone) -> None:
     await _near(zone, lng=8.61)
     for name in ("a", "b", "c"):
         await _near(zone, name)
-    assert await _refusing(zone) == {"place_left": "0 of 3 offers are out, 3 go to nearer drivers"}
+    assert await _refusing(zone) == {"no_place_left": "0 of 3 offers are out, 3 go to nearer drivers"}
     await zone.redis.sadd(zone.keys.barred("z_1"), "b")
     assert await _refusing(zone) == {}
 
@@ -190,16 +194,16 @@ async def test_a_trip_that_is_taken_or_being_taken(zone: LiveZone) -> None:
     await _near(zone)
     await zone.redis.set(zone.keys.trip_claim("z_1"), "token")
     assert await _refusing(zone) == {
-        "trip_pending": "the trip is accepted with driver d2",
-        "trip_unclaimed": "somebody is changing the trip right now",
+        "trip_not_pending": "the trip is accepted with driver d2",
+        "trip_claimed": "somebody is changing the trip right now",
     }
 
 
 async def test_who_and_what_nobody_knows(zone: LiveZone) -> None:
     rows = await _why(zone)
-    assert rows["trip_pending"].saw == "the trip is not in Redis: Postgres knows what became of it"
-    assert rows["online"].saw == "the driver is not known in this zone"
-    assert (rows["vehicle_type"].passes, rows["in_reach"].passes) == (None, None)
+    assert rows["trip_not_pending"].saw == "the trip is not in Redis: Postgres knows what became of it"
+    assert rows["offline"].saw == "the driver is not known in this zone"
+    assert (rows["other_vehicle_type"].passes, rows["out_of_reach"].passes) == (None, None)
 
 
 @pytest.mark.parametrize(

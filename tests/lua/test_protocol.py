@@ -23,7 +23,6 @@ from redis.exceptions import ResponseError
 
 import dispatcher.live
 from dispatcher.core.errors import StoreUnavailable
-from dispatcher.live import protocol
 from dispatcher.live.client import connect
 from dispatcher.live.pipeline import Pipeline
 from dispatcher.live.protocol import Call, CallProtocol, RedisProtocol, has_socket
@@ -76,6 +75,20 @@ async def test_a_connection_has_the_writer_of_a_stream(connection: Any) -> None:
         assert callable(getattr(writer.transport, method)), method
     assert isinstance(writer.transport.get_protocol(), asyncio.StreamReaderProtocol)
     assert has_socket(connection)
+
+
+async def test_a_connection_that_ended_after_the_handshake_is_refused(
+    client: Any, connection: Any
+) -> None:
+    """Nobody would tell whoever reads in redis-py's place that it has ended."""
+    await connection.send_command("CLIENT", "ID")
+    number = await connection.read_response()
+    await client.execute_command("CLIENT", "KILL", "ID", number)
+    async with asyncio.timeout(10):
+        while not connection._reader.at_eof():
+            await asyncio.sleep(0)
+    with pytest.raises(redis.exceptions.ConnectionError):
+        _Replies(connection)
 
 
 async def test_a_connection_of_fakeredis_has_no_socket() -> None:
@@ -205,9 +218,8 @@ async def test_each_reply_belongs_to_the_oldest_call(connection: Any) -> None:
     assert answered == [(call, call.command[1]) for batch in batches for call in batch]
 
 
-async def test_a_redis_that_is_silent_is_away(client: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(protocol, "_REPLY_TIMEOUT_S", 0.05)
-    pipeline = Pipeline(client)
+async def test_a_redis_that_is_silent_is_away(client: Any) -> None:
+    pipeline = Pipeline(client, timeout_s=0.05)
     assert await pipeline.command("PING") == "PONG"
     with pytest.raises(StoreUnavailable):
         await asyncio.wait_for(pipeline.command("BLPOP", "nothing", 0), 5)
@@ -251,4 +263,4 @@ def test_no_other_module_touches_private_parts() -> None:
                 continue
             if node.attr not in of_named_tuples:
                 found.setdefault(path.stem, set()).add(node.attr)
-    assert found == {"protocol": {"_writer"}}
+    assert found == {"protocol": {"_writer", "_reader"}}

@@ -19,6 +19,7 @@ from dispatcher.live.claim_results import (
 )
 from dispatcher.live.claims import Attempt, ClaimScripts
 from dispatcher.live.comparison import ComparisonScripts
+from dispatcher.live.deliveries import DeliveryScripts, Rests
 from dispatcher.live.keys import Keys
 from dispatcher.live.limits import LimitScripts
 from dispatcher.live.matching import MatchScripts
@@ -49,6 +50,7 @@ class Walk:
         self.positions = PositionScripts(pipeline)
         self.presence = PresenceScripts(pipeline)
         self.limits = LimitScripts(pipeline)
+        self.deliveries = DeliveryScripts(pipeline)
         self.views = ZoneViewScripts(pipeline)
 
     async def take(self) -> None:
@@ -174,4 +176,19 @@ class Walk:
         assert swept.addresses == ["driver:d1"]
         assert await self.presence.forget_absent(keys, "driver:d2") is False
         assert await self.claims.sweep_claims(keys) == []
+        await self._deliver()
+        log = keys.limit("general", "c9")
+        assert await self.limits.seed_limits([(log, 60, [1_000, 2_000])]) == 2
         assert await self.positions.sweep_fixes(keys, fix_age_ms=0) >= 0
+
+    async def _deliver(self) -> None:
+        keys, stream = self.keys, self.keys.unheard
+        await self.deliveries.create_group(stream, "g", from_now_on=False)
+        assert await self.deliveries.queue_offers(keys, [("driver:d9", "{}")], "http") == 1
+        (entry,) = await self.deliveries.next_deliveries([stream], "g", 10)
+        rests = Rests(attempt_ms=0, first_ms=0, longest_ms=1)
+        pending, again = await self.deliveries.claim_deliveries(
+            stream, "g", max_entries=10, rests=rests, max_pending=10
+        )
+        assert (pending, [each.entry for each in again]) == (1, [entry.entry])
+        await self.deliveries.delivered(stream, "g", entry.entry)

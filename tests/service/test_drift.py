@@ -81,7 +81,12 @@ PLANTS: dict[str, tuple[DriftKind, Plant]] = {
         "HSET", KEYS.trip(t), "customer_id", "another")),
     "trip that Postgres never had": (DriftKind.TRIP, lambda c, w, t: c.redis(
         "HSET", KEYS.trip("default_ghost"), "id", "default_ghost", "current_status", "pending",
-        "version", 0)),
+        "version", 0, "zone", "default", "customer_id", "r1", "vehicle_type", "car", "pickup_lat", 1,
+        "pickup_lng", 1, "created_at", 1, "updated_at", 1)),
+    "claim without an end": (DriftKind.VALUES, lambda c, w, t: c.redis("SET", KEYS.trip_claim(t), "x")),
+    "offers of another type": (DriftKind.VALUES, lambda c, w, t: c.redis("SET", KEYS.passed(t), "x")),
+    "zone of a driver": (DriftKind.DRIVER, lambda c, w, t: c.redis(
+        "HSET", KEYS.driver("d2"), "zone", "south")),
     "driver lost": (DriftKind.DRIVER, lambda c, w, t: c.redis("DEL", KEYS.driver("d1"))),
     "driver bound to no trip": (DriftKind.DRIVER, lambda c, w, t: c.redis(
         "HSET", KEYS.driver("d1"), "trip_id", "")),

@@ -102,8 +102,8 @@ async def test_who_may_not_have_it_is_not_asked(city: City) -> None:
     await city.redis("HSET", city.keys().driver("stale"), "fix_ms", 1)
     await city.redis("ZREM", city.keys().present, "driver:away")
     for name, filters in (
-        ("declines", ["not_barred"]), ("van", ["vehicle_type"]), ("stale", ["fresh_fix"]),
-        ("away", ["present"]),
+        ("declines", ["barred"]), ("van", ["other_vehicle_type"]), ("stale", ["stale_position"]),
+        ("away", ["not_present"]),
     ):  # fmt: skip
         problem = orjson.loads((await ask(city, other, name)).body)
         assert (problem["response_code"], problem["filters"]) == ("driver_not_eligible", filters)

@@ -133,7 +133,7 @@ async def test_drivers_by_the_beginning_of_their_id(city: City, reads: OperatorR
 
 async def test_a_driver_with_all_that_keeps_offers_away(city: City, reads: OperatorReads) -> None:
     await city.online("d1")
-    assert (await reads.driver("d1"))["obstacles"] == ["not_present", "no_position"]
+    assert (await reads.driver("d1"))["obstacles"] == ["no_position", "not_present"]
     await city.parts.presence.register("c1", driver("d1"), "127.0.0.1", "a phone")
     await city.available("d1", location=PLACE)
     page = await reads.driver("d1")
@@ -147,10 +147,10 @@ async def test_a_driver_with_all_that_keeps_offers_away(city: City, reads: Opera
     assert [open_["trip_id"] for open_ in (await reads.driver("d1"))["offers"]] == [trip]
     assert (await city.act(driver("d1"), "accept", trip)).status == 200
     page = await reads.driver("d1")
-    assert page["obstacles"] == ["on_a_trip"]
+    assert page["obstacles"] == ["active_trip"]
     assert page["trip"]["id"] == trip
     await city.redis("HSET", city.keys().driver("d1"), "fix_ms", 1)
-    assert (await reads.driver("d1"))["obstacles"] == ["on_a_trip", "old_position"]
+    assert (await reads.driver("d1"))["obstacles"] == ["active_trip", "stale_position"]
     with pytest.raises(Refusal) as refused:
         await reads.driver("nobody")
     assert refused.value.code == "driver_not_found"

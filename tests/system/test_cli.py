@@ -202,6 +202,25 @@ def test_engines_that_cannot_be_reached_are_refused_by_name() -> None:
     assert "hunter2" not in served.stderr + migrated.stderr
 
 
+@pytest.mark.parametrize("command", ["serve", "fsck"])
+def test_a_redis_that_is_not_what_its_url_says(command: str, redis_url: str, database_url: str) -> None:
+    result = _run(
+        command,
+        **{
+            "DISPATCHER_REDIS_URL": redis_url.replace("redis://", "redis+cluster://").rpartition("/")[0],
+            "DISPATCHER_DATABASE_URL": database_url,
+            "DISPATCHER_JWT_SECRET": JWT_SECRET,
+            "DISPATCHER_PORT": "0",
+        },
+    )
+    assert result.returncode == 2
+    assert re.fullmatch(
+        r"error: DISPATCHER_REDIS_URL: 127\.0\.0\.1:\d+ is a single node in standalone mode, "
+        r"not one of a cluster\n",
+        result.stderr,
+    )
+
+
 def test_migrations_of_a_given_database(empty_database_url: str) -> None:
     url = {"DISPATCHER_DATABASE_URL": empty_database_url}
     before = _run("migrate", "status", **url).stdout.splitlines()

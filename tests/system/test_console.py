@@ -207,8 +207,8 @@ async def test_why_a_driver_is_not_asked(server: Server, apps: Apps, open_screen
     await screen.page.get_by_label("Driver", exact=True).press("Enter")
     answer = screen.page.locator("[data-part=why]")
     await expect(answer.locator("[data-verdict]")).to_contain_text("no offer now")
-    await expect(answer.locator("[data-filter=vehicle_type][data-passes=false]")).to_be_visible()
-    await expect(answer.locator("[data-filter=present][data-passes=true]")).to_be_visible()
+    await expect(answer.locator("[data-filter=other_vehicle_type][data-passes=false]")).to_be_visible()
+    await expect(answer.locator("[data-filter=not_present][data-passes=true]")).to_be_visible()
     await screen.keep("why")
     await screen.page.get_by_label("Driver", exact=True).fill("<b>nobody</b>")
     await screen.page.get_by_role("button", name="Explain").click()
@@ -250,7 +250,7 @@ async def test_drivers_move_and_have_a_page(server: Server, apps: Apps, open_scr
     await expect(screen.page.locator("img[src=x]")).to_have_count(0)
     trip = await apps.ask()
     await apps.act("d-1", "accept", trip)
-    await expect(screen.page.locator(".obstacles li[data-code=on_a_trip]")).to_be_visible()
+    await expect(screen.page.locator(".obstacles li[data-code=active_trip]")).to_be_visible()
     await screen.keep("driver-dark")
 
 

@@ -20,12 +20,14 @@ from tests.system.test_websocket import FAST, App, eventually, session
 
 __all__ = ["session"]  # the fixture
 
+#: Where a change can be halted, in the order of the road.
+POINTS = ("after_claim", "before_commit", "after_commit", "before_settle", "after_settle")
 LEASE = {"DISPATCHER_CLAIM_LEASE_MS": "1500", "DISPATCHER_COMMIT_TIMEOUT_S": "1"}
 
 
-@pytest.mark.parametrize("point", ["after_claim", "after_commit"])
+@pytest.mark.parametrize("point", POINTS)
 async def test_kill_on_the_road(serve: Serve, session: aiohttp.ClientSession, point: str) -> None:
-    """Killed between claim and commit, or commit and settle: a retry has one outcome."""
+    """Killed anywhere between claim and answer: a retry has one outcome, and the event is heard."""
     healthy = await serve(env={**FAST, **LEASE, "DISPATCHER_PRESENCE_TTL_S": "60"})
     app = App(session, healthy, "driver", "d1")
     await app.online()
@@ -68,6 +70,8 @@ async def test_kill_on_the_road(serve: Serve, session: aiohttp.ClientSession, po
         return bool(state == ["accepted", "1", "d1"] and not await client.zcard("dsp:{default}:claims"))
 
     await eventually(agrees)
+    heard = [fields["event"] for _, fields in await client.xrange("dsp:{default}:events")]
+    assert sum('"event":"accepted"' in event and trip in event for event in heard) >= 1
     await client.aclose()
 
 

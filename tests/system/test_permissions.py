@@ -182,6 +182,7 @@ PRIVILEGES = {
     "trip_events": "SELECT, INSERT",
     "idempotency_keys": "SELECT, INSERT, UPDATE, DELETE",
     "trip_offers": "SELECT, INSERT, UPDATE",
+    "zone_authorities": "SELECT, INSERT, UPDATE",
 }
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import re
 from collections.abc import AsyncIterator
 from typing import Any
 from unittest import mock
@@ -26,9 +27,11 @@ from dispatcher.web.auth import Authenticator
 from dispatcher.web.boundary import Boundary
 from dispatcher.web.client_ip import ClientIp
 from dispatcher.web.door import Door
+from dispatcher.web.endpoints import ENDPOINTS
 from dispatcher.web.fastpath import make_runner
 from dispatcher.web.frame_handlers import FrameHandlers
 from dispatcher.web.handlers import Handlers
+from dispatcher.web.refusal_codes import codes_of
 from tests.harness.servers import JWT_SECRET, make_token
 
 NOW_MS = 1_800_000_000_500
@@ -193,7 +196,7 @@ class Notes:
         return refusal_answer(refusal, limit)
 
     async def readiness(self) -> tuple[bool, dict[str, Any]]:
-        return self.is_ready, {"redis": "ok" if self.is_ready else "away"}
+        return self.is_ready, {"status": "ready", "redis": "ok" if self.is_ready else "away"}
 
 
 def frame_handlers_of(notes: Notes, **more: Any) -> FrameHandlers:
@@ -279,7 +282,10 @@ class Client:
         ) as response:
             raw = await response.read()
             is_json = "json" in response.headers.get("Content-Type", "")
-            return response.status, response.headers, orjson.loads(raw) if raw and is_json else raw
+            answer = orjson.loads(raw) if raw and is_json else raw
+            if response.status >= 400 and answer:
+                check_described(method, response.url.raw_path, answer["response_code"])
+            return response.status, response.headers, answer
 
     async def good(self, path: str, **more: Any) -> tuple[int, Any, Any]:
         token, body = GOOD[path]
@@ -313,6 +319,15 @@ def check_problem(status: int, headers: Any, problem: Any) -> None:
     assert problem["type"] == f"urn:dispatcher:problem:{row.code}"
     assert problem["title"] == row.title
     assert problem["detail"] == problem["message"]
+
+
+def check_described(method: str, raw_path: str, code: str) -> None:
+    """The description of the endpoint, if it is one, names this refusal."""
+    for endpoint in ENDPOINTS:
+        pattern = re.sub(r"{\w+}", "[^/]+", endpoint.path)
+        if endpoint.method == method and re.fullmatch(pattern, raw_path):
+            assert code in codes_of(endpoint), f"{endpoint.name} does not say that it answers {code}"
+            return
 
 
 async def open_client(door: Door | None = None, **settings: Any) -> AsyncIterator[Client]:

@@ -45,6 +45,13 @@ def test_every_frame_and_close_code_is_described() -> None:
     assert told == set(messages)
 
 
+def test_every_example_fits_its_schema() -> None:
+    for schema in DOCUMENT["components"]["schemas"].values():
+        validator = Draft202012Validator({**schema, "components": DOCUMENT["components"]})
+        for example in schema.get("examples", ()):
+            assert [error.message for error in validator.iter_errors(example)] == []
+
+
 def test_every_example_fits_its_message() -> None:
     for message in DOCUMENT["components"]["messages"].values():
         validator = Draft202012Validator({**message["payload"], "components": DOCUMENT["components"]})

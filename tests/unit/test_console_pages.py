@@ -11,6 +11,8 @@ import pytest
 import dispatcher.web
 from dispatcher.config import SettingsError, load_settings
 from dispatcher.core.actors import Actor, Role
+from dispatcher.core.drivers import Driver
+from dispatcher.core.obstacles import Obstacle
 from dispatcher.web.console_pages import ConsolePages
 from tests.unit.http_harness import ADMIN, DRIVER, TRIP, Client
 
@@ -75,6 +77,14 @@ def test_ids_and_reasons_never_become_markup() -> None:
             module.read_text(),
         )
         assert found == [], module.name
+
+
+def test_every_obstacle_of_a_driver_is_in_words() -> None:
+    words = (FOLDER / "words.js").read_text().split("export const OBSTACLES = {")[1].split("};")[0]
+    shown = re.findall(r"^  (\w+): ", words, re.MULTILINE)
+    told = Driver("d1", "default", trip_id="default_1").obstacles(None, 0)
+    told += [Obstacle.STALE_POSITION, Obstacle.NOT_PRESENT, Obstacle.ENOUGH_OFFERS]
+    assert shown == [code for code in Obstacle if code in told] == told
 
 
 def test_tiles_extend_the_policy_by_their_host_alone() -> None:

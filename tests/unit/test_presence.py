@@ -18,10 +18,20 @@ class _Away:
         raise StoreUnavailable
 
 
+class _Steady:
+    """Redis decides, whatever happens."""
+
+    async def has_left_redis(self, _: str) -> bool:
+        return False
+
+
 async def test_a_registration_that_failed_is_forgotten() -> None:
     scripts: Any = _Away()
     directory: Any = None
-    presence = Presence(scripts=scripts, directory=directory, node="n", ttl_s=60)
+    authorities: Any = _Steady()
+    presence = Presence(
+        scripts=scripts, directory=directory, authorities=authorities, node="n", ttl_s=60
+    )
     with pytest.raises(StoreUnavailable):
         await presence.register("c1", Actor("r1", Role.CUSTOMER), None, "")
     assert len(presence.connections) == 0

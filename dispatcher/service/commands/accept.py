@@ -11,9 +11,9 @@ from dispatcher.core.transitions import ACCEPT, ASSIGN, Transition
 from dispatcher.core.zones import Zone
 from dispatcher.ledger.changes import Change
 from dispatcher.live.claim_results import AcceptClaimed, NotClaimed
-from dispatcher.live.claims import Attempt, ClaimScripts
+from dispatcher.live.claims import Attempt
 from dispatcher.live.keys import Keys
-from dispatcher.service.commands.command import Plan, SideEffects
+from dispatcher.service.commands.command import Claims, Plan, SideEffects
 from dispatcher.service.commands.transition import OK, transition_columns, transition_settlement
 from dispatcher.service.messages import trip_body, trip_json
 from dispatcher.service.offer_log import OfferOutcome
@@ -42,9 +42,7 @@ class AcceptTrip:
     def transition(self) -> Transition:
         return ASSIGN if self.assignee else ACCEPT
 
-    async def claim(
-        self, claims: ClaimScripts, keys: Keys, attempt: Attempt
-    ) -> AcceptClaimed | NotClaimed:
+    async def claim(self, claims: Claims, keys: Keys, attempt: Attempt) -> AcceptClaimed | NotClaimed:
         return await claims.claim_accept(
             keys, attempt, version=self.version,
             policy="open" if self.assignee else self.zone.accept_policy,

@@ -14,10 +14,10 @@ from dispatcher.core.trips import DEFAULT_VEHICLE_TYPE, Trip
 from dispatcher.core.zones import Zone
 from dispatcher.ledger.changes import Change
 from dispatcher.live.claim_results import AvailabilityClaimed, ClaimCode, NotClaimed, Unresolved
-from dispatcher.live.claims import Attempt, ClaimScripts, Resolved
+from dispatcher.live.claims import Attempt, Resolved
 from dispatcher.live.keys import Keys
 from dispatcher.live.settle import SettleEffect, Settlement
-from dispatcher.service.commands.command import Plan, SideEffects
+from dispatcher.service.commands.command import Claims, Plan, SideEffects
 from dispatcher.service.commands.transition import OK, transition_columns, transition_settlement
 from dispatcher.service.driver_directory import DirectoryEntry
 from dispatcher.service.messages import driver_body, driver_messages, trip_json
@@ -65,7 +65,7 @@ class ChangeAvailability:
         return self.new_zone != self.zone.name
 
     async def claim(
-        self, claims: ClaimScripts, keys: Keys, attempt: Attempt
+        self, claims: Claims, keys: Keys, attempt: Attempt
     ) -> AvailabilityClaimed | NotClaimed:
         claimed = await claims.claim_availability(
             keys, attempt, goes_offline=self.is_online is False, changes_zone=self.changes_zone,
@@ -121,7 +121,7 @@ class ChangeAvailability:
         fix_ms = None if self.changes_zone else claimed.fix_ms
         fix_ms = claimed.now_ms if self.brings_position else fix_ms
         fix_age_ms = None if fix_ms is None else claimed.now_ms - fix_ms
-        return driver_body(after, released, after.hindrances(fix_age_ms, self.max_fix_age_ms))
+        return driver_body(after, released, after.obstacles(fix_age_ms, self.max_fix_age_ms))
 
     def _driver_after(self, before: Driver, at_ms: int) -> Driver:
         is_online = before.is_online if self.is_online is None else self.is_online

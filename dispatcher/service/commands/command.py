@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple, Protocol, TypeVar
+from collections.abc import Iterable
+from typing import Literal, NamedTuple, Protocol, TypeVar
 
+from dispatcher.core.actors import Actor
 from dispatcher.core.callers import Caller
 from dispatcher.core.limits import LimitClass, LimitState
+from dispatcher.core.trips import Status
 from dispatcher.core.zones import Zone
 from dispatcher.ledger.changes import Change
-from dispatcher.live.claim_results import NotClaimed
-from dispatcher.live.claims import Attempt, ClaimScripts
+from dispatcher.live.claim_results import (
+    AcceptClaimed,
+    AvailabilityClaimed,
+    CreationClaimed,
+    DeclineClaimed,
+    NotClaimed,
+    TransitionClaimed,
+)
+from dispatcher.live.claims import Attempt
 from dispatcher.live.keys import Keys
 from dispatcher.live.settle import Settlement
 from dispatcher.service.driver_directory import DriverDirectory
@@ -41,6 +51,48 @@ class SideEffects(NamedTuple):
     directory: DriverDirectory
 
 
+class Claims(Protocol):
+    """The claims, as `ClaimScripts` has them in Redis and `LedgerClaims` over Postgres. All raise
+    StoreUnavailable."""
+
+    async def claim_accept(
+        self, keys: Keys, attempt: Attempt, *, version: int | None, policy: Literal["open", "offered"]
+    ) -> AcceptClaimed | NotClaimed:
+        """Trip and driver."""
+
+    async def claim_transition(
+        self,
+        keys: Keys,
+        attempt: Attempt,
+        *,
+        version: int | None,
+        actor: Actor,
+        sources: Iterable[Status],
+    ) -> TransitionClaimed | NotClaimed:
+        """A trip in one of the states `sources`."""
+
+    async def claim_creation(self, keys: Keys, attempt: Attempt) -> CreationClaimed | NotClaimed:
+        """A trip's id."""
+
+    async def claim_availability(
+        self,
+        keys: Keys,
+        attempt: Attempt,
+        *,
+        goes_offline: bool,
+        changes_zone: bool,
+        vehicle_type: str | None,
+        from_zone: str,
+        absentee: str = "",
+    ) -> AvailabilityClaimed | NotClaimed:
+        """A driver, and the trip that is to be released."""
+
+    async def claim_decline(
+        self, keys: Keys, attempt: Attempt, *, version: int | None
+    ) -> DeclineClaimed | NotClaimed:
+        """A pending trip."""
+
+
 class Claimed(Protocol):
     """What all granted claims have: Redis' time in ms, and the limit to report."""
 
@@ -62,7 +114,7 @@ class Command(Protocol[ClaimedT]):
 
     @property
     def zone(self) -> Zone:
-        """The zone whose Redis decides."""
+        """The zone that decides."""
 
     @property
     def trip_id(self) -> str:
@@ -75,8 +127,8 @@ class Command(Protocol[ClaimedT]):
     @property
     def limit_class(self) -> LimitClass: ...
 
-    async def claim(self, claims: ClaimScripts, keys: Keys, attempt: Attempt) -> ClaimedT | NotClaimed:
-        """Asks Redis whether this may go on to its commit. Raises StoreUnavailable."""
+    async def claim(self, claims: Claims, keys: Keys, attempt: Attempt) -> ClaimedT | NotClaimed:
+        """Asks whether this may go on to its commit. Raises StoreUnavailable."""
 
     def plan(self, attempt: Attempt, claimed: ClaimedT) -> Plan:
         """What is to be written and told. Pure: it may be asked for again."""

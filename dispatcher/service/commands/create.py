@@ -15,10 +15,10 @@ from dispatcher.core.trips import TRIP_SUFFIX, Trip
 from dispatcher.core.zones import Zone, Zones
 from dispatcher.ledger.changes import Change
 from dispatcher.live.claim_results import CreationClaimed, NotClaimed
-from dispatcher.live.claims import Attempt, ClaimScripts
+from dispatcher.live.claims import Attempt
 from dispatcher.live.keys import Keys
 from dispatcher.live.settle import Settlement
-from dispatcher.service.commands.command import Plan, SideEffects
+from dispatcher.service.commands.command import Claims, Plan, SideEffects
 from dispatcher.service.messages import (
     event_payload,
     stream_event,
@@ -43,9 +43,7 @@ class CreateTrip:
     driver_id: str = ""
     limit_class: LimitClass = LimitClass.GENERAL
 
-    async def claim(
-        self, claims: ClaimScripts, keys: Keys, attempt: Attempt
-    ) -> CreationClaimed | NotClaimed:
+    async def claim(self, claims: Claims, keys: Keys, attempt: Attempt) -> CreationClaimed | NotClaimed:
         return await claims.claim_creation(keys, attempt)
 
     def plan(self, attempt: Attempt, claimed: CreationClaimed) -> Plan:

@@ -11,10 +11,10 @@ from dispatcher.core.trips import Status
 from dispatcher.core.zones import Zone
 from dispatcher.ledger.changes import Change
 from dispatcher.live.claim_results import DeclineClaimed, NotClaimed
-from dispatcher.live.claims import Attempt, ClaimScripts
+from dispatcher.live.claims import Attempt
 from dispatcher.live.keys import Keys
 from dispatcher.live.settle import Settlement
-from dispatcher.service.commands.command import Plan, SideEffects
+from dispatcher.service.commands.command import Claims, Plan, SideEffects
 from dispatcher.service.commands.transition import OK
 from dispatcher.service.messages import trip_body, trip_json
 from dispatcher.service.offer_log import OfferOutcome
@@ -33,9 +33,7 @@ class DeclineTrip:
     driver_id: str = ""
     limit_class: LimitClass = LimitClass.GENERAL
 
-    async def claim(
-        self, claims: ClaimScripts, keys: Keys, attempt: Attempt
-    ) -> DeclineClaimed | NotClaimed:
+    async def claim(self, claims: Claims, keys: Keys, attempt: Attempt) -> DeclineClaimed | NotClaimed:
         return await claims.claim_decline(keys, attempt, version=self.version)
 
     def plan(self, attempt: Attempt, claimed: DeclineClaimed) -> Plan:

@@ -17,10 +17,10 @@ from dispatcher.core.trips import Trip
 from dispatcher.core.zones import Zone
 from dispatcher.ledger.changes import Change
 from dispatcher.live.claim_results import NotClaimed, TransitionClaimed
-from dispatcher.live.claims import Attempt, ClaimScripts
+from dispatcher.live.claims import Attempt
 from dispatcher.live.keys import Keys
 from dispatcher.live.settle import SettleEffect, Settlement
-from dispatcher.service.commands.command import Plan, SideEffects
+from dispatcher.service.commands.command import Claims, Plan, SideEffects
 from dispatcher.service.messages import (
     event_payload,
     stream_event,
@@ -50,7 +50,7 @@ class TakeTransition:
         return self.transition.limit_class
 
     async def claim(
-        self, claims: ClaimScripts, keys: Keys, attempt: Attempt
+        self, claims: Claims, keys: Keys, attempt: Attempt
     ) -> TransitionClaimed | NotClaimed:
         return await claims.claim_transition(
             keys, attempt, version=self.version, actor=self.caller.actor,

@@ -24,14 +24,14 @@ export const TRIP_STATES = {
   expired: { label: "Expired", shape: "cross", color: { light: "#c23b00", dark: "#ff8a50" } },
 };
 
-/** What keeps offers from a driver, in words. */
+/** What keeps offers from a driver, in words: the codes of dispatcher/core/obstacles.py that are of the driver alone. */
 export const OBSTACLES = {
   offline: "They are offline.",
   unavailable: "They are on a break: online, but not available.",
-  on_a_trip: "They have a trip.",
-  not_present: "Their app is not connected: no sign of life in time.",
+  active_trip: "They have a trip.",
   no_position: "They have sent no position yet.",
-  old_position: "Their last position is too old.",
+  stale_position: "Their last position is too old.",
+  not_present: "Their app is not connected: no sign of life in time.",
   enough_offers: "They hold as many open offers as the zone allows.",
 };
 

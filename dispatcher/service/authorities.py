@@ -1,0 +1,154 @@
+"""Who decides about each zone, and the way from Redis to Postgres alone and back.
+
+The truth is a row in Postgres (`zone_authorities`). What is remembered here is a copy with its fence;
+a commit whose fence is old is refused. So it does not matter for what is written who learns late.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable, Sequence
+from datetime import UTC, datetime, timedelta
+from typing import Any, Final
+
+import structlog
+
+from dispatcher.core.authority import BY_REDIS, Authority, Engine
+from dispatcher.core.errors import StoreUnavailable
+from dispatcher.ledger.database import Database
+from dispatcher.live.keys import keys_of
+from dispatcher.live.pipeline import Pipeline
+from dispatcher.live.state import StateScripts
+
+log = structlog.get_logger("dispatcher.authorities")
+
+#: Redis decides again once every server has reached it for this long.
+HELD_S: Final = 3.0
+#: A change may become visible this long after the moment that it carries.
+_OVERLAP: Final = timedelta(seconds=10)
+_BEGINNING: Final = datetime(2000, 1, 1, tzinfo=UTC)
+
+
+class Authorities:
+    """What this server knows of it. What is awaited raises StoreUnavailable where Postgres is away."""
+
+    def __init__(
+        self,
+        zones: Sequence[str],
+        *,
+        database: Database,
+        pipeline: Pipeline,
+        state: StateScripts,
+        node: str,
+        held_s: float = HELD_S,
+    ) -> None:
+        self._zones = zones
+        self._database = database
+        self._pipeline = pipeline
+        self._state = state
+        self._node = node
+        #: Redis decides again once every server has reached it for this long.
+        self.held_s = held_s
+        self._known: dict[str, Authority] = {}
+        self._held: set[str] = set()
+        self._since = _BEGINNING
+        self._taking = asyncio.Lock()
+        #: Server processes there are, this one included, as of the last look.
+        self.servers = 1
+
+    def of(self, zone: str) -> Authority:
+        """Who decides, as far as this server has heard."""
+        return self._known.get(zone, BY_REDIS)
+
+    def degraded(self) -> list[str]:
+        """The zones that Postgres decides about alone."""
+        return [zone for zone, authority in self._known.items() if authority.is_degraded]
+
+    async def load(self) -> None:
+        """Makes the zones' rows where there are none, and reads them all."""
+        await self._database.execute("add_authorities", zones=list(self._zones))
+        await self.refresh()
+
+    async def refresh(self) -> None:
+        """Hears of what other servers have changed."""
+        rows = await self._database.rows("authorities_since", since=self._since - _OVERLAP)
+        self._learn(rows)
+        self._held = {row["zone"] for row in rows if row["is_held"]}
+
+    def _learn(self, rows: Iterable[Any]) -> None:
+        for row in rows:
+            zone, authority = row["zone"], Authority(Engine(row["engine"]), row["fence"])
+            known = self._known.get(zone)
+            if known is None or known.fence < authority.fence:
+                self._known[zone] = authority
+                if known is not None or authority.is_degraded:
+                    log.warning(
+                        "another engine decides", zone=zone, engine=authority.engine,
+                        fence=authority.fence,
+                    )  # fmt: skip
+            self._since = max(self._since, row["changed_at"])
+
+    async def has_left_redis(self, zone: str) -> bool:
+        """After a call to the zone's Redis has failed: whether Postgres decides from now on.
+
+        False where Redis is there after all.
+        """
+        if not self.of(zone).is_degraded and await self._pipeline.is_away(keys_of(zone).epoch):
+            async with self._taking:
+                if not self.of(zone).is_degraded:
+                    await self._take_from_redis(self._away())
+        return self.of(zone).is_degraded
+
+    def _away(self) -> list[str]:
+        return [zone for zone in self._zones if self._pipeline.is_left_alone(keys_of(zone).epoch)]
+
+    async def _take_from_redis(self, zones: list[str]) -> None:
+        rows = await self._database.rows(
+            "take_from_redis", zones=zones, server=self._node, held_s=self.held_s
+        )
+        self._learn(rows)
+        if len(rows) < len(zones):  # another server was faster
+            await self.refresh()
+
+    async def tend(self) -> list[str]:
+        """Takes the zones of a Redis that is away, and gives back those of one that is there again.
+
+        Returns the zones that were given back: they are cold.
+        """
+        await self.refresh()
+        if away := self._away():
+            if any(not self.of(zone).is_degraded for zone in away):
+                await self._take_from_redis(away)
+            await self._database.execute("hold_authorities", zones=away, held_s=self.held_s)
+        degraded = self.degraded()
+        if degraded:
+            self.servers = max(1, int(await self._database.row("count_servers")))
+        return [
+            zone
+            for zone in degraded
+            if zone in self._zones
+            and zone not in self._held
+            and zone not in away
+            and await self._give_back(zone)
+        ]
+
+    async def _give_back(self, zone: str) -> bool:
+        # What Redis holds is older than what Postgres has decided since. It is made cold first, so that
+        # whoever is told that Redis decides finds a zone that has to be loaded.
+        try:
+            await self._state.mark_cold(keys_of(zone), "")
+        except StoreUnavailable:
+            return False
+        rows = await self._database.rows(
+            "give_to_redis", zone=zone, fence=self.of(zone).fence, server=self._node
+        )
+        self._learn(rows)
+        return bool(rows)
+
+    async def read(self, zone: str) -> Authority:
+        """Who decides, as Postgres has it now."""
+        row = await self._database.row("get_authority", zone=zone)
+        if row is None:
+            return BY_REDIS
+        self._learn([row])
+        return Authority(Engine(row["engine"]), row["fence"])

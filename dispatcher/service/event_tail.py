@@ -1,0 +1,56 @@
+"""What other servers commit while a zone's Redis, and with it the push channel, is away."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Final
+
+import orjson
+
+from dispatcher.core.times import moment, now_ms
+from dispatcher.ledger.database import Database
+from dispatcher.service.outbox import Outbox
+
+Deliver = Callable[[list[str], dict[str, Any]], None]
+
+#: An event may become visible this long after the time that it carries: clocks differ.
+_OVERLAP_MS: Final = 10_000
+#: Events of a zone that are read at once.
+_MAX_EVENTS: Final = 1_000
+
+
+class EventTail:
+    """Reads a zone's newest events again and again, and hands each to this server's sockets once.
+
+    What this server has committed itself is told by dispatcher/service/ledger_decider.py, at once.
+    """
+
+    def __init__(self, *, outbox: Outbox, database: Database, deliver: Deliver, node: str) -> None:
+        self._outbox = outbox
+        self._database = database
+        self._deliver = deliver
+        self._own = node + "."
+        self._told: dict[str, dict[tuple[str, int], int]] = {}
+
+    async def tell(self, zone: str) -> int:
+        """Tells the sockets of what is new. Returns how many events. Raises StoreUnavailable."""
+        now = now_ms()
+        known = self._told.setdefault(zone, {})
+        since_ms = now - 2 * _OVERLAP_MS
+        rows = await self._database.rows(
+            "events_of_zone_since", prefix=zone + "_", since=moment(since_ms), max_rows=_MAX_EVENTS
+        )
+        new = [(row["trip_id"], row["version"]) for row in rows]
+        new = [event for event in new if event not in known]
+        messages = await self._outbox.messages_of(new, but_of=self._own) if new else []
+        for text in messages:
+            for addresses, frame in orjson.loads(text):
+                self._deliver(addresses, frame)
+        known.update(dict.fromkeys(new, now))
+        for event in [event for event, at_ms in known.items() if at_ms < since_ms - _OVERLAP_MS]:
+            del known[event]
+        return len(messages)
+
+    def forget(self, zone: str) -> None:
+        """The push channel is there again."""
+        self._told.pop(zone, None)

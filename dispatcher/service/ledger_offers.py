@@ -1,0 +1,76 @@
+"""Offers while a zone's Redis is away: from Postgres' rows, to drivers with a socket on this server.
+
+There are no rounds: the trips that wait longest come first, each is shown to the nearest drivers who are
+free, and again once its offers have ended. Trips do not expire meanwhile.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable
+from typing import Any, Final
+
+from dispatcher.core.actors import Role, address_of
+from dispatcher.core.times import now_ms
+from dispatcher.core.zones import Zone
+from dispatcher.ledger.database import Database, trip_from_row
+from dispatcher.service.hub import Hub
+from dispatcher.service.offer_log import OfferLog, OfferRow
+
+Deliver = Callable[[list[str], dict[str, Any]], None]
+
+#: Trips that are looked at in one run.
+_MAX_TRIPS: Final = 100
+
+
+class LedgerOffers:
+    """Offers the pending trips of a zone."""
+
+    def __init__(self, *, database: Database, hub: Hub, offer_log: OfferLog, fix_age_s: int) -> None:
+        self._database = database
+        self._hub = hub
+        self._offer_log = offer_log
+        self._fix_age_s = fix_age_s
+
+    async def run(self, zone: Zone) -> int:
+        """Makes the offers that are due. Returns how many. Raises StoreUnavailable."""
+        prefix = address_of(Role.DRIVER, "")
+        connected = [
+            each.removeprefix(prefix) for each in self._hub.addresses() if each.startswith(prefix)
+        ]
+        if not connected:
+            return 0
+        widest = zone.waves[-1]
+        rows = await self._database.rows(
+            "offers_to_make",
+            zone=zone.name, connected=connected, radius_m=widest.radius_m, size=widest.size,
+            fix_age_s=float(self._fix_age_s), max_offers=zone.offers_per_driver, max_rows=_MAX_TRIPS,
+        )  # fmt: skip
+        at_ms = now_ms()
+        deadline_ms = at_ms + int(widest.deadline_s * 1000)
+        held: dict[str, int] = defaultdict(int)
+        offers = []
+        for row in rows:
+            driver_id = row["offered_driver"]
+            if held[driver_id] + row["open_offers"] >= zone.offers_per_driver:
+                continue  # this run has made some since
+            held[driver_id] += 1
+            offers.append((row, OfferRow(
+                row["id"], driver_id, row["last_wave"] + 1, row["distance_m"], at_ms, deadline_ms,
+            )))  # fmt: skip
+        if not offers:
+            return 0
+        # First the rows: where a zone lets drivers accept only what they are offered, they are asked.
+        self._offer_log.add_offers(offer for _, offer in offers)
+        await self._offer_log.save(self._database)
+        for row, offer in offers:
+            frame = {
+                "type": "offer",
+                "trip": trip_from_row(row).to_json(),
+                "wave": offer.wave,
+                "distance_m": round(offer.distance_m, 1),
+                "deadline_ms": deadline_ms,
+                "expires_in_ms": deadline_ms - at_ms,
+            }
+            self._hub.deliver([address_of(Role.DRIVER, offer.driver_id)], frame)
+        return len(offers)

@@ -1,0 +1,91 @@
+"""Redis decides: a script grants each claim, and learns what was committed."""
+
+from __future__ import annotations
+
+import asyncio
+
+from dispatcher.core.errors import StoreUnavailable
+from dispatcher.core.limits import LimitState
+from dispatcher.live.claim_results import ClaimCode, Unresolved
+from dispatcher.live.claims import Attempt, ClaimScripts, Resolved
+from dispatcher.live.keys import Keys
+from dispatcher.live.settle import Settler
+from dispatcher.service.abandoned_claims import AbandonedClaims
+from dispatcher.service.answers import Answer, stored_answer
+from dispatcher.service.local_limits import LocalLimits
+from dispatcher.service.persistent_settles import PersistentSettles, Telling
+from dispatcher.service.rehydration import Rehydration
+
+
+class RedisDecider:
+    """A Decider. What raises, raises StoreUnavailable."""
+
+    def __init__(
+        self,
+        claims: ClaimScripts,
+        settler: Settler,
+        rehydration: Rehydration,
+        limits: LocalLimits,
+    ) -> None:
+        self._limits = limits
+        self.claims = claims
+        self._abandoned = AbandonedClaims(claims)
+        self._settles = PersistentSettles(settler)
+        self._rehydration = rehydration
+
+    async def provide(self, keys: Keys, attempt: Attempt, missing: Unresolved) -> Attempt | Answer:
+        match missing.code:
+            case ClaimCode.COLD:
+                await self._rehydration.warm(keys.zone)
+            case ClaimCode.KEY_UNRESOLVED if attempt.key is not None:
+                stored = await self._rehydration.reload_answer(
+                    keys, attempt.key, trip_id=attempt.trip_id, driver_id=attempt.driver_id
+                )
+                if stored is not None:
+                    return stored_answer(attempt.key, stored, missing.limit)
+                return attempt.resolve(Resolved.KEY)
+            case ClaimCode.TRIP_UNKNOWN:
+                if await self._rehydration.reload_trip(keys, attempt.trip_id) is None:
+                    return attempt.resolve(Resolved.TRIP)
+            case ClaimCode.DRIVER_UNKNOWN | ClaimCode.DRIVER_ELSEWHERE as code:
+                driver = await self._rehydration.reload_driver(keys, attempt.driver_id)
+                # Who was elsewhere may have come back unheard: the next claim of this zone tells.
+                if driver is None or code is ClaimCode.DRIVER_ELSEWHERE:
+                    return attempt.resolve(Resolved.DRIVER)
+            case ClaimCode.DRIVER_MOVED:
+                return attempt._replace(trip_id=missing.trip_id)
+        return attempt
+
+    def admitted(self, attempt: Attempt, limit: LimitState | None) -> None:
+        if Resolved.LIMITS not in attempt.resolved:
+            self._limits.note(attempt.limits, limit)
+
+    async def reload_trip(self, keys: Keys, trip_id: str) -> None:
+        await self._rehydration.reload_trip(keys, trip_id)
+
+    async def catch_up(self, keys: Keys, attempt: Attempt) -> None:
+        await self._rehydration.reload(keys, attempt.trip_id, attempt.driver_id)
+
+    async def keep_answer(self, keys: Keys, attempt: Attempt) -> None:
+        assert attempt.key is not None
+        await self._rehydration.reload_answer(
+            keys, attempt.key, trip_id=attempt.trip_id, driver_id=attempt.driver_id
+        )
+
+    async def release(self, keys: Keys, attempt: Attempt, *, gives_back: bool = False) -> None:
+        try:
+            await self.claims.release_claim(keys, attempt, gives_back=gives_back)
+        except (StoreUnavailable, asyncio.CancelledError) as error:
+            self.let_go(keys, attempt)
+            if isinstance(error, asyncio.CancelledError):
+                raise
+
+    def let_go(self, keys: Keys, attempt: Attempt) -> None:
+        self._abandoned.let_go(keys, attempt)
+
+    async def tell(self, told: list[Telling]) -> None:
+        await self._settles.settle(told)
+
+    async def close(self) -> None:
+        await self._abandoned.close()
+        await self._settles.close()

@@ -1,0 +1,367 @@
+"""Redis is away: accepts go on, decided by Postgres alone, and Redis decides again once it is loaded."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import asyncpg
+import pytest
+import redis.asyncio
+
+from dispatcher.background import degraded_zones_job
+from dispatcher.composition import drift_check
+from dispatcher.core.authority import Engine
+from dispatcher.core.errors import StoreUnavailable
+from dispatcher.core.trips import Status
+from dispatcher.embedded.valkey import Valkey
+from dispatcher.ledger.changes import Change, OutcomeCode
+from dispatcher.service.drift import DriftCheck
+from tests.harness.services import PLACE, City, code_of, driver, open_city, rider
+
+
+@pytest.fixture
+def valkey(data_dir: Path) -> Iterator[Valkey]:
+    """A Valkey of this test's own, to be killed, frozen and filled."""
+    engine = Valkey(data_dir / "valkey")
+    engine.start()
+    yield engine
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(_pid(engine), signal.SIGCONT)
+    engine.stop()
+
+
+@pytest.fixture
+async def city(valkey: Valkey, database_url: str) -> AsyncIterator[City]:
+    async with open_server(valkey, database_url) as opened:
+        yield opened
+
+
+@contextlib.asynccontextmanager
+async def open_server(valkey: Valkey, database_url: str, **more: Any) -> AsyncIterator[City]:
+    async with open_city(valkey.url, database_url, **{"redis_timeout_s": 0.3, **more}) as city:
+        city.parts.authorities.held_s = 0.2
+        yield city
+
+
+def _pid(engine: Valkey) -> int:
+    assert engine.process is not None
+    return engine.process.pid
+
+
+def kill(valkey: Valkey) -> None:
+    os.kill(_pid(valkey), signal.SIGKILL)
+
+
+async def restart(valkey: Valkey) -> None:
+    await asyncio.to_thread(valkey.stop)
+    await asyncio.to_thread(valkey.start)
+
+
+async def until(condition: Callable[[], Awaitable[bool]], timeout_s: float = 30) -> None:
+    async with asyncio.timeout(timeout_s):
+        while not await condition():
+            await asyncio.sleep(0.05)
+
+
+async def give_back(*cities: City) -> None:
+    """Runs the servers' jobs until Redis decides again, and is loaded."""
+    jobs = [degraded_zones_job(city.parts) for city in cities]
+
+    async def is_back() -> bool:
+        for each in jobs:
+            await each.run()
+        return not any(city.parts.authorities.degraded() for city in cities)
+
+    await until(is_back)
+    await cities[0].parts.rehydration.warm("default")
+
+
+async def drifts(city: City) -> list[Any]:
+    check: DriftCheck = drift_check(city.parts.settings, city.parts.live, city.parts.ledger)
+    return [drift async for drift in check.check("default", every_key=True)]
+
+
+async def take_all_steps(city: City, name: str, trip: str) -> None:
+    for action in ("accept", "arrive", "start", "complete"):
+        answer = await city.act(driver(name), action, trip, f"{name}-{action}")
+        assert answer.status == 200, (action, answer)
+
+
+async def test_every_action_goes_on_while_redis_is_dead(city: City, valkey: Valkey) -> None:
+    await city.online("d1", "d2", location=PLACE)
+    before = await city.trip()
+    kill(valkey)
+    await take_all_steps(city, "d1", before)
+    assert city.parts.authorities.degraded() == ["default"]
+    created = await city.trip()
+    await take_all_steps(city, "d2", created)
+    assert (await city.available("d1", is_online=False)).status == 200
+    assert (await city.available("d1", is_online=True, location=PLACE)).status == 200
+    cancelled, declined = await city.trip(), await city.trip()
+    assert (await city.act(rider("rider"), "cancel", cancelled)).status == 200
+    assert (await city.act(driver("d1"), "decline", declined)).status == 200
+    assert await city.double_assignments() == 0
+    await restart(valkey)
+    await give_back(city)
+    assert {(event, trip) for event, trip, _ in await city.events()} >= {
+        ("completed", before), ("completed", created), ("cancelled", cancelled), ("created", declined),
+    }  # fmt: skip
+    assert (await city.act(driver("d1"), "accept", declined)).status == 200
+    assert await drifts(city) == []
+
+
+async def test_one_of_a_crowd_on_two_servers_wins(city: City, valkey: Valkey, database_url: str) -> None:
+    names = [f"d{i}" for i in range(40)]
+    await city.online(*names)
+    trips = [await city.trip() for _ in range(4)]
+    async with open_server(valkey, database_url) as other:
+        kill(valkey)
+        answers = await asyncio.gather(
+            *(
+                (city, other)[i % 2].act(driver(name), "accept", trip, f"{name}-{trip}")
+                for trip in trips
+                for i, name in enumerate(names)
+            )
+        )
+        won = [answer for answer in answers if answer.status == 200]
+        assert len(won) == len(trips)
+        refused = {code_of(answer) for answer in answers if answer.status != 200}
+        assert refused <= {"trip_already_assigned", "driver_not_available", "trip_busy"}
+        assert await city.double_assignments() == 0
+        await restart(valkey)
+        await give_back(city, other)
+    assert await drifts(city) == []
+
+
+async def test_a_frozen_redis_delays_nobody_for_long(city: City, valkey: Valkey) -> None:
+    await city.online("d1", "d2")
+    first, second = await city.trip(), await city.trip()
+    os.kill(_pid(valkey), signal.SIGSTOP)
+    assert (await city.act(driver("d1"), "accept", first, "k")).status == 200
+    os.kill(_pid(valkey), signal.SIGCONT)
+    await give_back(city)
+    # What it held when it was frozen is old; it was loaded before it decided.
+    assert code_of(await city.act(driver("d2"), "accept", first)) == "trip_already_assigned"
+    assert code_of(await city.act(driver("d1"), "accept", second)) == "driver_not_available"
+    assert (await city.act(driver("d1"), "accept", first, "k")).replayed
+    assert await drifts(city) == []
+
+
+@pytest.mark.parametrize(
+    ("ill", "well"),
+    [
+        (("CONFIG", "SET", "maxmemory", "1"), ("CONFIG", "SET", "maxmemory", "0")),
+        (("REPLICAOF", "127.0.0.1", "1"), ("REPLICAOF", "NO", "ONE")),
+    ],
+    ids=["out of memory", "demoted"],
+)
+async def test_a_redis_that_is_no_help(
+    city: City, valkey: Valkey, ill: tuple[str, ...], well: tuple[str, ...]
+) -> None:
+    await city.online("d1")
+    trip = await city.trip()
+    client = redis.asyncio.Redis.from_url(valkey.url)
+    await client.execute_command(*ill)
+    assert (await city.act(driver("d1"), "accept", trip)).status == 200
+    assert city.parts.authorities.degraded() == ["default"]
+    await client.execute_command(*well)
+    await client.aclose()
+    await give_back(city)
+    assert (await city.act(driver("d1"), "arrive", trip)).status == 200
+    assert await drifts(city) == []
+
+
+async def test_keys_have_one_effect_and_one_answer_on_both_roads(city: City, valkey: Valkey) -> None:
+    await city.online("d1", "d2")
+    trip = await city.trip()
+    first = await city.act(driver("d1"), "accept", trip, "k1")
+    kill(valkey)
+    again = await city.act(driver("d1"), "accept", trip, "k1")
+    assert (again.replayed, again.body) == (True, first.body)
+    assert code_of(await city.act(driver("d1"), "arrive", trip, "k1")) == "idempotency_key_reused"
+    crowd = await asyncio.gather(*(city.act(driver("d1"), "arrive", trip, "k2") for _ in range(20)))
+    arrived = [answer for answer in crowd if answer.status == 200]
+    assert arrived
+    assert {a.body for a in arrived} == {arrived[0].body}
+    assert {code_of(a) for a in crowd if a.status != 200} <= {"request_in_progress"}
+    refused = await city.act(driver("d2"), "accept", trip, "k3")
+    assert code_of(refused) == "trip_already_assigned"
+    assert (await city.act(driver("d2"), "accept", trip, "k3")).replayed
+    await restart(valkey)
+    await give_back(city)
+    again = await city.act(driver("d1"), "arrive", trip, "k2")
+    assert (again.replayed, again.body) == (True, arrived[0].body)
+    assert await city.double_assignments() == 0
+
+
+async def test_a_server_that_believes_in_the_other_road_is_refused(
+    city: City, valkey: Valkey, database_url: str
+) -> None:
+    """It has claimed in Redis; meanwhile another server, which cannot reach Redis, has Postgres decide."""
+    await city.online("d1", "d2")
+    trip = await city.trip()
+    authorities = city.parts.authorities
+    before = authorities.of("default")
+    assert before.engine is Engine.REDIS
+    async with open_server(valkey, database_url) as other:
+        parts = other.parts
+        assert parts.live.pipeline.breaker is not None
+        parts.live.pipeline.breaker.trip("cut off")
+        assert (await other.act(driver("d2"), "accept", trip)).status == 200
+        # The first server has heard nothing of it: its Redis still says that the trip is pending.
+        assert authorities.of("default") == before
+        change = Change(
+            trip_id=trip, expect_version=1, sources=(Status.ACCEPTED,), to_status="arrived",
+            driver_id="d2", zone="default", event="arrived", actor_id="d2", actor_role="driver",
+            payload="{}", at_ms=1, fence=before.fence,
+        )  # fmt: skip
+        assert (await city.parts.ledger.commits.commit(change)).code is OutcomeCode.FENCED
+        assert code_of(await city.act(driver("d1"), "accept", trip)) == "trip_already_assigned"
+        assert authorities.of("default").is_degraded
+        fallback = authorities.of("default")
+        await give_back(city, other)
+        late = change._replace(fence=fallback.fence, is_fallback=True)
+        assert (await city.parts.ledger.commits.commit(late)).code is OutcomeCode.FENCED
+        assert (await city.row(trip))["version"] == 1
+    assert await drifts(city) == []
+
+
+async def test_redis_is_given_a_zone_once_what_was_decided_without_it_is_committed(
+    city: City, database_url: str
+) -> None:
+    """The lock of the change is what the giving waits for."""
+    session = await asyncpg.connect(database_url)
+    await session.execute("UPDATE zone_authorities SET engine = 'postgres', fence = fence + 1")
+    await city.parts.authorities.refresh()
+    async with session.transaction():
+        await session.execute("SELECT 1 FROM zone_authorities WHERE zone = 'default' FOR SHARE")
+        giving = asyncio.create_task(city.parts.authorities.tend())
+        waits = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND query LIKE '%UPDATE zone_authorities%'"
+        await until(lambda: _is_waiting(city, waits))
+        assert not giving.done()
+    assert await giving == ["default"]
+    await session.close()
+
+
+async def _is_waiting(city: City, query: str) -> bool:
+    return bool(await city.postgres.fetchval(query))
+
+
+async def test_a_zone_is_not_loaded_while_postgres_decides(city: City) -> None:
+    await city.postgres.execute("UPDATE zone_authorities SET engine = 'postgres', fence = fence + 1")
+    await city.redis("FLUSHDB")
+    with pytest.raises(StoreUnavailable):
+        await city.parts.rehydration.warm("default")
+    assert await city.redis("EXISTS", city.keys().epoch) == 0
+
+
+async def test_limits_hold_without_redis(valkey: Valkey, database_url: str) -> None:
+    async with open_server(valkey, database_url, limit_trip_accept="10/60") as city:
+        await city.online("d1")
+        trips = [await city.trip(customer=f"r{i}") for i in range(2)]
+        kill(valkey)
+        answers = await asyncio.gather(
+            *(city.act(driver("d1"), "accept", trips[i % 2]) for i in range(30))
+        )
+        limited = [answer for answer in answers if answer.status == 429]
+        assert len(limited) == 20
+        assert all(answer.retry_after_s for answer in limited)
+        assert sum(answer.status == 200 for answer in answers) == 1
+
+
+class Socket:
+    """A socket that remembers its frames."""
+
+    def __init__(self) -> None:
+        self.frames: list[Any] = []
+
+    def send(self, frame: bytes, *, replaces: str | None = None) -> None:
+        import orjson
+
+        self.frames.append(orjson.loads(frame))
+
+    def resync(self) -> None:
+        pass
+
+    def heard(self, kind: str) -> list[Any]:
+        return [frame for frame in self.frames if frame["type"] == kind]
+
+
+async def test_sockets_of_both_servers_hear_and_drivers_are_offered_trips(
+    city: City, valkey: Valkey, database_url: str
+) -> None:
+    await city.online("d1", "d2", location=PLACE)
+    await city.parts.positions.save()
+    customer, offered = Socket(), Socket()
+    async with open_server(valkey, database_url) as other:
+        city.parts.hub.add("driver:d1", offered)
+        other.parts.hub.add("customer:rider", customer)
+        kill(valkey)
+        trip = await city.trip()
+        jobs = [degraded_zones_job(each.parts) for each in (city, other)]
+        for job in jobs:
+            await job.run()
+        (offer,) = offered.heard("offer")
+        assert (offer["trip"]["id"], offer["wave"]) == (trip, 1)
+        (snapshot,) = (await city.parts.snapshots.of(driver("d1")))["offers"]
+        assert snapshot["trip"]["id"] == trip
+        for job in jobs:
+            await job.run()
+        assert len(offered.heard("offer")) == 1, "once, while it is open"
+        assert (await city.act(driver("d1"), "accept", trip)).status == 200
+        for job in jobs * 2:
+            await job.run()
+        assert [frame["event"] for frame in customer.heard("trip")] == ["created", "accepted"]
+    row = await city.postgres.fetchrow("SELECT driver_id, outcome FROM trip_offers")
+    assert row is not None
+    assert row["driver_id"] == "d1"
+
+
+async def test_positions_are_taken_and_saved(city: City, valkey: Valkey) -> None:
+    from dispatcher.core.callers import Caller
+
+    await city.online("d1")
+    kill(valkey)
+    answer = await city.parts.positions.report(Caller(driver("d1")), [(*PLACE, None)])
+    assert answer.status == 202
+    stranger = await city.parts.positions.report(Caller(driver("nobody")), [(*PLACE, None)])
+    assert code_of(stranger) == "driver_not_online"
+    assert await city.parts.positions.save() == 1
+    trip = await city.trip()
+    near = await city.parts.reads.pending_near(driver("d1"), 10)
+    assert [each["id"] for each in near] == [trip]
+
+
+async def test_an_emptied_redis_opens_no_second_window(city: City) -> None:
+    async with open_city(
+        str(city.parts.settings.redis_url),
+        str(city.parts.settings.database_url),
+        limit_trip_accept="10/60",
+    ) as server:
+        trip = await server.trip()
+        codes = []
+        for i in range(30):
+            if i % 5 == 4:
+                await server.redis("FLUSHDB")
+            codes.append((await server.act(driver("d1"), "accept", trip)).status)
+        assert codes.count(429) == 20
+
+
+async def test_what_was_admitted_without_redis_counts_when_it_is_back(
+    valkey: Valkey, database_url: str
+) -> None:
+    async with open_server(valkey, database_url, limit_trip_accept="10/60") as city:
+        trip = await city.trip()
+        statuses = [(await city.act(driver("d1"), "accept", trip)).status for _ in range(4)]
+        kill(valkey)
+        statuses += [(await city.act(driver("d1"), "accept", trip)).status for _ in range(4)]
+        await restart(valkey)
+        await give_back(city)
+        statuses += [(await city.act(driver("d1"), "accept", trip)).status for _ in range(4)]
+        assert statuses == [409] * 10 + [429] * 2
