@@ -251,12 +251,11 @@ def _handlers_and_boundary(
     metrics: Metrics,
     views: ZoneViews,
 ) -> tuple[Handlers, Boundary]:
-    commits = parts.ledger.commits
+    commits, matching = parts.ledger.commits, parts.matched_rounds
     metrics.gauge("dispatcher_sockets", "Open WebSockets.", lambda: len(sockets))
     metrics.gauge("dispatcher_zone_viewers", "Sockets that watch a zone.", views.viewers)
     metrics.counter("dispatcher_commits", "Batches sent.", lambda: commits.batches)
     metrics.counter("dispatcher_changes", "Changes in them.", lambda: commits.changes)
-    matching = parts.matched_rounds
     metrics.counter("dispatcher_match_rounds", "Rounds of matching.", lambda: matching.rounds)
     metrics.counter(
         "dispatcher_match_planning_seconds", "Time planning them took.", lambda: matching.planning_s
