@@ -40,8 +40,7 @@ from dispatcher.zones_file import load_zones
 
 log = structlog.get_logger("dispatcher")
 
-#: Seconds after the drain window by when the steps of a stop are given up; STOPPED_AFTER_WINDOW_S bounds
-#: all of it.
+#: When the steps of a stop are given up, in s after the window (STOPPED_AFTER_WINDOW_S for all).
 _ANSWERED_S: Final = 2.5
 _SAVED_S: Final = 3.0
 _CLOSED_S: Final = 3.2
@@ -107,9 +106,10 @@ async def run(
         ]
         if place is not None:
             loops.append(JobLoop(FunctionJob("share-metrics", WRITE_INTERVAL_S, metrics.share)))
-        metrics_runner = None
-        await subscriber.start()
+        if not await subscriber.start() and not parts.authorities.degraded():
+            raise StoreUnavailable("redis cannot be listened to")
         await runner.setup()
+        metrics_runner = None
         try:
             site = web.SockSite(runner, sock, backlog=2048)
             await site.start()

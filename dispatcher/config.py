@@ -35,7 +35,13 @@ class SettingsError(Exception):
     """A setting is wrong; the message names it and says what it takes."""
 
 
-def url_refused(name: str, url: str, reason: str) -> SettingsError:
+class EngineAway(SettingsError):
+    """What a URL leads to cannot be reached."""
+
+
+def url_refused(
+    name: str, url: str, reason: str, error: type[SettingsError] = SettingsError
+) -> SettingsError:
     """The error for a URL that cannot be used; `name` is the field of Settings that holds it.
 
     Libraries repeat the URL in their messages, so its passwords are taken out of `reason`.
@@ -43,7 +49,7 @@ def url_refused(name: str, url: str, reason: str) -> SettingsError:
     for _, password in _PASSWORD_BEFORE_HOSTS.findall(url) + _PASSWORD_PARAMETER.findall(url):
         for secret in {password, unquote(password)}:
             reason = reason.replace(secret, "***")
-    return SettingsError(f"{ENV_PREFIX}{name.upper()}: {reason}")
+    return error(f"{ENV_PREFIX}{name.upper()}: {reason}")
 
 
 def shown_url(url: str) -> str:

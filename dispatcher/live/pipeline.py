@@ -157,7 +157,7 @@ class Pipeline(CorruptionReports):
                 await self._redis.connection_pool.release(connection)
             waiting, self._waiting = self._waiting, []
             log.warning("redis did not answer", calls=len(waiting), error=str(error))
-            self._trip(f"not reached: {error}")
+            self.leave_alone(f"not reached: {error}")
             for call in waiting:
                 self._answer(call, StoreUnavailable("redis"))
             return
@@ -177,11 +177,12 @@ class Pipeline(CorruptionReports):
         if self.breaker is None or connection is not self._connection:
             return
         if is_silent:
-            self._trip("silent")
+            self.leave_alone("silent")
         self._connection = None
         self._spawn(self._reopen(connection), batches=_MAX_IN_FLIGHT)
 
-    def _trip(self, reason: str) -> None:
+    def leave_alone(self, reason: str) -> None:
+        """The node is away or no help."""
         if self.breaker is not None:
             self.breaker.trip(reason)
 
@@ -234,7 +235,7 @@ class Pipeline(CorruptionReports):
             if self._connection is not None and is_demoted(reply):
                 self._connection.retire()  # the next batch connects anew
             if is_no_help(reply):
-                self._trip(str(reply))
+                self.leave_alone(str(reply))
             told = error_of(reply)
             if isinstance(told, CorruptState):
                 told = self.corrupt(call.keys, told)

@@ -27,6 +27,8 @@ _RETRY_S = 0.5
 _QUIET_S = 5.0
 #: How long a start waits for all subscriptions, once one stands.
 _OTHERS_S = 2.0
+#: How long a start waits for the first subscription.
+_FIRST_S = 10.0
 
 Deliver = Callable[[list[str], Any], None]
 
@@ -97,10 +99,10 @@ class Subscriber:
         self._resync = resync
         self._tasks: list[asyncio.Task[None]] = []
 
-    async def start(self) -> None:
+    async def start(self) -> bool:
         """Begins to listen; returns once every subscription stands, or a node of a cluster is away.
 
-        Raises TimeoutError where none stands.
+        False where none stands in time. One that stands later tells that messages were missed.
         """
         ready = [asyncio.Event() for _ in self._groups()]
         self._tasks = [
@@ -108,11 +110,13 @@ class Subscriber:
             for channels, event in zip(self._groups(), ready, strict=True)
         ]
         standing = [asyncio.create_task(event.wait()) for event in ready]
-        async with asyncio.timeout(10):
-            await asyncio.wait(standing, return_when=asyncio.FIRST_COMPLETED)
-        await asyncio.wait(standing, timeout=_OTHERS_S)
-        for waiting in standing:
+        done, _ = await asyncio.wait(standing, timeout=_FIRST_S, return_when=asyncio.FIRST_COMPLETED)
+        if done:
+            await asyncio.wait(standing, timeout=_OTHERS_S)
+        for waiting, event in zip(standing, ready, strict=True):
             waiting.cancel()
+            event.set()
+        return bool(done)
 
     def _groups(self) -> list[list[str]]:
         # In a cluster each channel lives on its slot's node; elsewhere one connection hears all.
