@@ -70,7 +70,7 @@ class OperatorOffers:
             trip, driver = await self._pending(trip_id), await self._driver(zone, driver_id)
             open_offer = await self._open_offer(trip, driver)
             if open_offer is None:
-                await self._refuse_ineligible(zone, trip_id, driver_id)
+                await self._refuse_ineligible(zone, trip, driver_id)
                 open_offer = await self._make(zone, trip, driver, caller.actor.user_id)
         except Refusal as refusal:
             return refusal_answer(refusal, limit)
@@ -100,9 +100,9 @@ class OperatorOffers:
                 return _offer_json(driver.user_id, offer.deadline_ms, offer.left_ms)
         return None
 
-    async def _refuse_ineligible(self, zone: Zone, trip_id: str, driver_id: str) -> None:
+    async def _refuse_ineligible(self, zone: Zone, trip: Trip, driver_id: str) -> None:
         """The offer itself decides; this says what it would be refused for."""
-        refusing = await self._explanation.refusing(zone, trip_id, driver_id)
+        refusing = await self._explanation.refusing(zone, trip, driver_id)
         if not refusing:
             return
         names = [view.name for view in refusing]

@@ -13,7 +13,6 @@ import pytest
 
 from dispatcher.embedded.process import run_tool
 from dispatcher.resources import SQL_DIR
-from tests.harness.least_privilege import make_roles
 from tests.ledger.catalog import differences, read_catalog
 
 SCHEMA_FILE = SQL_DIR / "schema.sql"
@@ -30,9 +29,8 @@ async def migrated(database_url: str) -> AsyncIterator[asyncpg.Connection]:
 
 @pytest.fixture
 async def from_file(empty_database_url: str) -> AsyncIterator[asyncpg.Connection]:
-    """A connection to a database that psql has made from the schema file, with the roles' rights in it."""
+    """A connection to a database that psql has made from the schema file."""
     await asyncio.to_thread(_run_psql, empty_database_url, SCHEMA_FILE)
-    await make_roles(empty_database_url)  # as in the template of migrated ones
     connection = await asyncpg.connect(empty_database_url)
     yield connection
     await connection.close()

@@ -41,6 +41,7 @@ CANCEL = "/api/customer/ride/cancel"
 ACTION = "/api/driver/ride/trip-action"
 LOCATION = "/api/driver/ride/location"
 AVAILABILITY = "/api/driver/availability"
+OFFER = "/api/admin/ride/offer"
 PLACE = {"lat": 40.75, "lng": -73.98}
 DRIVER, CUSTOMER, ADMIN = (
     make_token(n, r) for n, r in (("d1", "driver"), ("c1", "customer"), ("a1", "admin"))
@@ -55,7 +56,7 @@ GOOD = {
     "/api/customer/ride/end": (CUSTOMER, {"trip_request_id": TRIP}),
     "/api/admin/ride/end": (ADMIN, {"trip_request_id": TRIP}),
     "/api/admin/ride/assign": (ADMIN, {"trip_request_id": TRIP, "driver_id": "d1"}),
-    "/api/admin/ride/offer": (ADMIN, {"trip_request_id": TRIP, "driver_id": "d1"}),
+    OFFER: (ADMIN, {"trip_request_id": TRIP, "driver_id": "d1"}),
     "/api/admin/driver/offline": (ADMIN, {"driver_id": "d1"}),
 }
 
@@ -235,13 +236,12 @@ def commands_as_notes() -> Any:
         yield
 
 
-def boundary_of(settings: Settings, notes: Notes, metrics: Metrics, seen: list[Any]) -> Boundary:
+def boundary_of(settings: Settings, notes: Notes, seen: list[Any]) -> Boundary:
     limits: Any = notes
     return Boundary(
         authenticator=Authenticator.from_settings(settings),
         client_ip=ClientIp(settings.trusted_proxies),
         limits=limits,
-        metrics=metrics,
         deadline_s=settings.request_deadline_s,
         idempotency_required=settings.idempotency_required,
         on_driver_call=lambda *call: seen.append(call),
@@ -252,7 +252,8 @@ def handlers_of(notes: Notes, metrics: Metrics) -> Handlers:
     service: Any = notes
     return Handlers(
         zones=Zones(), coordinator=service, availability=service, positions=service, stranded_trips=service,
-        reads=service, snapshots=service, explanation=service, operator_reads=service, operator_offers=service,
+        reads=service, snapshots=service, explanation=service, operator_reads=service,
+        heat=service, operator_offers=service,
         readiness=notes.readiness, metrics=metrics, vehicle_types=Settings().vehicle_types,
     )  # fmt: skip
 
@@ -342,7 +343,7 @@ async def open_client(door: Door | None = None, **settings: Any) -> AsyncIterato
 
     app = build_application(
         handlers_of(notes, metrics),
-        boundary_of(known, notes, metrics, seen),
+        boundary_of(known, notes, seen),
         websocket=websocket,
         extra_routes=[web.get("/fails", fails)],
     )
