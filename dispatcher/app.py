@@ -261,6 +261,7 @@ def _handlers_and_boundary(
         snapshots=parts.snapshots,
         explanation=parts.explanation,
         operator_reads=parts.operator_reads,
+        operator_offers=parts.operator_offers,
         heat=parts.heat,
         readiness=readiness.check,
         metrics=metrics,

@@ -35,6 +35,7 @@ from dispatcher.service.local_limits import LocalLimits
 from dispatcher.service.matched_rounds import MatchedRounds
 from dispatcher.service.offer_log import OfferLog
 from dispatcher.service.offers import Offers
+from dispatcher.service.operator_offers import OperatorOffers
 from dispatcher.service.operator_reads import OperatorReads
 from dispatcher.service.outbox import Outbox
 from dispatcher.service.positions import Positions
@@ -71,6 +72,7 @@ class Services:
     stranded_trips: StrandedTrips
     reads: Reads
     operator_reads: OperatorReads
+    operator_offers: OperatorOffers
     explanation: Explanation
     offers: Offers
     matched_rounds: MatchedRounds
@@ -206,6 +208,7 @@ async def services(
             queues=queues,
             authorities=authorities,
             webhook=webhook,
+            database=database,
             fix_age_s=settings.fix_max_age_s,
         )
         reads = Reads(
@@ -232,6 +235,15 @@ async def services(
             scripts=live.inspection,
             database=database,
             fix_age_s=settings.fix_max_age_s,
+        )
+        operator_offers = OperatorOffers(
+            zones=zones,
+            offers=offers,
+            scripts=live.offers,
+            positions=live.positions,
+            explanation=explanation,
+            database=database,
+            limits=limits,
         )
         heat = HeatMaps(
             zones=zones,
@@ -263,8 +275,9 @@ async def services(
         await webhook.begin(mine)
         yield Services(
             settings, zones, live, ledger, rehydration, coordinator, limits, positions,
-            availability, stranded_trips, reads, operator_reads, explanation, offers, matched_rounds,
-            webhook, presence, outages, snapshots, effects, subscriber, channels, authorities, hub, rows,
+            availability, stranded_trips, reads, operator_reads, operator_offers, explanation, offers,
+            matched_rounds, webhook, presence, outages, snapshots, effects, subscriber, channels,
+            authorities, hub, rows,
             outbox, queues, queue_log, heat,
         )  # fmt: skip
 

@@ -12,6 +12,7 @@ import structlog
 from dispatcher.core.errors import OutcomeUnknown, StoreUnavailable
 from dispatcher.core.trips import Trip
 from dispatcher.core.zones import Zone, Zones
+from dispatcher.ledger.database import Database
 from dispatcher.live.keys import keys_of
 from dispatcher.live.offers import Candidate, OfferScripts, WaveCode, WaveResult
 from dispatcher.live.state import StateScripts
@@ -32,6 +33,10 @@ log = structlog.get_logger("dispatcher.offers")
 #: Candidates looked at for each offer of a wave: many of the nearest are busy or have declined.
 CANDIDATES_PER_OFFER: Final = 6
 MORE_CANDIDATES: Final = 10
+#: An offer by hand is one more, however many are out.
+_ANY_NUMBER: Final = 1_000_000
+#: When the next wave of a trip is due that could not be offered by hand.
+_AGAIN_MS: Final = 1_000
 #: Trips whose first wave goes on after a head start, as far as they are remembered.
 _MAX_HEAD_STARTS: Final = 10_000
 
@@ -57,6 +62,7 @@ class Offers:
         queues: Queues,
         authorities: Authorities,
         webhook: Webhook,
+        database: Database,
         fix_age_s: int,
     ) -> None:
         self._zones = zones
@@ -69,6 +75,7 @@ class Offers:
         self._queues = queues
         self._authorities = authorities
         self._webhook = webhook
+        self._database = database
         self._fix_age_ms = fix_age_s * 1000
         self._first_offered: dict[str, None] = {}
 
@@ -152,6 +159,26 @@ class Offers:
             fence=fence, zone_fence=zone_fence, head_start_ms=round(zone.matching.head_start_s * 1000),
         )  # fmt: skip
 
+    async def offer_by_hand(
+        self, zone: Zone, trip_id: str, candidate: Candidate, operator: str
+    ) -> WaveResult | None:
+        """An operator's wave of one: others keep their offers, and the next wave follows when this one
+        has ended. None where there is no such trip. Raises StoreUnavailable, also where the offer is
+        out and its row could not be saved, which is tried again."""
+        keys = keys_of(zone.name)
+        waiting = await self._state.read_waiting(keys, trip_id)
+        if waiting is None:
+            await self._rehydration.reload_trip(keys, trip_id)
+            waiting = await self._state.read_waiting(keys, trip_id)
+        if waiting is None:
+            return None
+        result = await self._offer(
+            zone, *waiting, [candidate],
+            again_ms=_AGAIN_MS, scores={}, operator=operator, size=_ANY_NUMBER, ask_again=True,
+        )  # fmt: skip
+        await self._offer_log.save_offers(self._database)
+        return result
+
     async def _offer(
         self,
         zone: Zone,
@@ -161,22 +188,26 @@ class Offers:
         *,
         again_ms: int,
         scores: Mapping[str, str],
+        operator: str | None = None,
+        size: int | None = None,
+        ask_again: bool | None = None,
         **of_order: Any,
     ) -> WaveResult:
         step = look(zone.waves, round_number)
         result = await self._scripts.offer_trip(
             keys_of(zone.name), trip, orjson.dumps(trip.to_json()).decode(), candidates,
-            round_number=round_number, size=step.wave.size,
+            round_number=round_number, size=size or step.wave.size,
             answer_ms=int(step.wave.deadline_s * 1000), again_ms=again_ms,
             max_open_offers=zone.offers_per_driver, fix_age_ms=self._fix_age_ms,
-            max_wait_ms=longest_wait_ms(zone.waves), ask_again=step.is_widest, **of_order,
+            max_wait_ms=longest_wait_ms(zone.waves),
+            ask_again=step.is_widest if ask_again is None else ask_again, **of_order,
         )  # fmt: skip
         self._offer_log.record(trip.id, result.expired, OfferOutcome.EXPIRED, result.now_ms)
         distances = dict(candidates)
         self._offer_log.add_offers(
             OfferRow(
                 trip.id, driver, result.wave, distances[driver], result.now_ms, result.deadline_ms,
-                scores.get(driver),
+                scores.get(driver), operator,
             )
             for driver in result.offered
         )  # fmt: skip
