@@ -46,6 +46,7 @@ from dispatcher.service.snapshots import Snapshots
 from dispatcher.service.stranded_trips import StrandedTrips
 from dispatcher.service.wave_wakeups import WaveWakeups
 from dispatcher.service.webhook import MAX_CALLS, Deliveries, Webhook
+from dispatcher.service.zone_start import warm_zones
 from dispatcher.webhook.receiver import Receiver
 from dispatcher.wings import LedgerWing, LiveWing, open_ledger, open_live
 
@@ -219,7 +220,7 @@ async def services(settings: Settings, zones: Zones) -> AsyncIterator[Services]:
         live.pipeline.epochs = [keys_of(zone).epoch for zone in zones.names()]
         # Zones whose Redis another server cannot reach are loaded once they are given back.
         mine = [zone for zone in zones.names() if not authorities.of(zone).is_degraded]
-        await rehydration.warm_all(mine)
+        await warm_zones(rehydration, mine)
         await webhook.begin(mine)
         yield Services(
             settings, zones, live, ledger, rehydration, coordinator, limits, positions,

@@ -97,10 +97,13 @@ class ClusterPipeline(Pipeline):
             log.warning("scripts not loaded into a node", error=str(error))
 
     def is_left_alone(self, key: str) -> bool:
-        if self._topology.owner(key) is None:
+        is_left_alone = self._breaks
+        if self._topology.owner(key) is not None:
+            is_left_alone = self._lane_of(key).is_left_alone(key)
+        if is_left_alone:
+            # Nobody calls a node that is left alone, so that no call would tell of its successor.
             self._topology.suspect()
-            return self._breaks
-        return self._lane_of(key).is_left_alone(key)
+        return is_left_alone
 
     async def is_away(self, key: str) -> bool:
         if self._topology.owner(key) is None:

@@ -67,17 +67,6 @@ class Rehydration:
         """
         await asyncio.shield(self._warm_once(zone))
 
-    async def warm_all(self, zones: Sequence[str]) -> None:
-        """Loads zones at a start. One whose node of a cluster is away is loaded once it is back.
-
-        Raises StoreUnavailable where that is so for all of them.
-        """
-        loads = (self.warm(zone) for zone in zones)
-        errors = [end for end in await asyncio.gather(*loads, return_exceptions=True) if end is not None]
-        for error in errors:
-            if not isinstance(error, StoreUnavailable) or len(errors) == len(zones):
-                raise error
-
     async def rebuild(self, zone: str) -> None:
         """Makes a zone cold and loads it anew, while servers run: their claims wait for it."""
         keys, began_ms = keys_of(zone), now_ms()

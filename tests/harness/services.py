@@ -152,7 +152,7 @@ async def _look(parts: Services, redis_url: str) -> AsyncIterator[Pipeline]:
     if parts.settings.redis_url == redis_url:
         yield parts.live.pipeline
         return
-    client = connect(redis_url, cluster=False)
+    client = connect(redis_url)
     pipeline = Pipeline(client)
     yield pipeline
     await pipeline.close()
