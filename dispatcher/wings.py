@@ -22,6 +22,7 @@ from dispatcher.live.offers import OfferScripts
 from dispatcher.live.pipeline import Pipeline
 from dispatcher.live.positions import PositionScripts
 from dispatcher.live.presence import PresenceScripts
+from dispatcher.live.queues import QueueScripts
 from dispatcher.live.settle import Settler
 from dispatcher.live.state import StateScripts
 
@@ -43,6 +44,7 @@ class LiveWing:
     comparison: ComparisonScripts
     mending: Mending
     deliveries: DeliveryScripts
+    queues: QueueScripts
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +83,7 @@ async def open_live(settings: Settings) -> AsyncIterator[LiveWing]:
             ComparisonScripts(pipeline),
             mending,
             DeliveryScripts(pipeline),
+            QueueScripts(pipeline),
         )
 
 

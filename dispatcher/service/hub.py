@@ -45,8 +45,12 @@ class Hub:
         if not here:
             return
         text = orjson.dumps(frame)
-        # Positions of one trip replace each other; every other frame is kept.
-        replaces = frame["trip_request_id"] if frame["type"] == "driver_location" else None
+        # Positions of one trip replace each other, and so do numbers in a queue; all others are kept.
+        replaces = None
+        if frame["type"] == "driver_location":
+            replaces = frame["trip_request_id"]
+        elif frame["type"] == "queue":
+            replaces = "queue"
         for listeners in here:
             for listener in listeners:
                 listener.send(text, replaces=replaces)
