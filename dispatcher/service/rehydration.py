@@ -69,8 +69,7 @@ class Rehydration:
     async def warm(self, zone: str) -> None:
         """Loads a cold zone, or waits for the server that is loading it: a request waits for it.
 
-        Cold is also a zone that was loaded into another Redis than the one that answers: one that was
-        restarted, restored or promoted may lack the last writes.
+        Cold is also one loaded into another Redis than answers: a successor may lack the last writes.
         """
         await self._warming.warm(zone)
 

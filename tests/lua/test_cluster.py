@@ -113,6 +113,26 @@ async def _fail(pipeline: Pipeline, cluster: ValkeyCluster, fault: signal.Signal
     assert {type(end) for end in ended} <= {ReplyLost, StoreUnavailable}
 
 
+async def test_the_successor_of_a_node_that_is_left_alone_is_found_though_nobody_calls(
+    cluster: ValkeyCluster,
+) -> None:
+    """Postgres decides meanwhile, so that no call meets the dead node any more."""
+    key = keys_of(SECOND).epoch
+    async with _opened(cluster, breaks=True) as pipeline:
+        await _ask(pipeline, SECOND)
+        node = await cluster.primary_of(SECOND)
+        node.signal(signal.SIGKILL)
+        with pytest.raises(StoreUnavailable):
+            await _ask(pipeline, SECOND)
+        assert await pipeline.is_away(key)
+        assert not pipeline.is_left_alone(keys_of(FIRST).epoch)
+        await cluster.take_over(node)
+        async with asyncio.timeout(20):
+            while pipeline.is_left_alone(key):
+                await asyncio.sleep(0.02)
+        assert await _ask(pipeline, SECOND)
+
+
 async def test_a_zone_on_a_new_node_is_not_asked_before_it_is_checked(
     pipeline: Pipeline, cluster: ValkeyCluster
 ) -> None:

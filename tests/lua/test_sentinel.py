@@ -89,12 +89,11 @@ async def test_a_primary_that_hangs_has_a_successor(
     group: SentinelGroup, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its connections stand, and are given up at the deadline of a call."""
-    monkeypatch.setattr("dispatcher.live.protocol._REPLY_TIMEOUT_S", 0.5)
     monkeypatch.setattr("dispatcher.live.client._REPLY_TIMEOUT_S", 0.5)
     watcher = ("ACL", "SETUSER", "watcher", "on", ">a secret", "+@all")
     await group.sentinel.ask(*watcher)
     url = f"{group.url()}?sentinel_username=watcher&sentinel_password=a%20secret"
-    async with open_pipeline(url) as pipeline:
+    async with open_pipeline(url, timeout_s=0.5) as pipeline:
         await _until_answered(pipeline)
         group.primary.signal(signal.SIGSTOP)
         await _until_answered(pipeline)
