@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,10 +12,12 @@ import shapely
 
 from dispatcher.background import queue_numbers_job
 from dispatcher.core.zones import Matching, Queue, Wave, Zone, Zones
+from dispatcher.embedded.valkey import Valkey
 from dispatcher.operations.fsck import fsck
 from dispatcher.operations.workbench import Workbench
 from dispatcher.zones_file import Area
 from tests.harness.services import City, driver, open_city
+from tests.service import test_redis_away as redis_away
 
 WAVES = (Wave(3, 1_500, 5), Wave(3, 6_000, 5), Wave(3, 6_000, 60))
 #: About 111 m of latitude.
@@ -173,6 +176,31 @@ async def test_an_emptied_redis_gives_nobodys_place_away(city: City) -> None:
     for name in names:
         await city.parts.presence.register(f"c-{name}", driver(name), None, "")
     assert await run_until_offered(city, trip, drivers=1) == {"d0"}
+
+
+async def test_a_queue_rests_while_redis_is_away_and_comes_back_without_who_drove_meanwhile(
+    data_dir: Path, database_url: str
+) -> None:
+    valkey = Valkey(data_dir / "valkey")
+    valkey.start()
+    try:
+        async with redis_away.open_server(valkey, database_url, zones=Zones([zone()])) as city:
+            await drivers(city, d1=1, d2=2, d3=3)
+            await asyncio.gather(city.parts.queue_log.save(), city.parts.positions.save())
+            redis_away.kill(valkey)
+            trip = await city.trip(pickup=at(0))
+            await redis_away.take_all_steps(city, "d1", trip)
+            assert city.parts.authorities.degraded() == ["default"]
+            assert await position(city, "d2") is None
+            job = queue_numbers_job(city.parts, "default")
+            assert job is not None
+            await job.run()
+            await redis_away.restart(valkey)
+            await redis_away.give_back(city)
+            assert await number(city) == ["d2", "d3"]
+            assert await position(city, "d2") == 1
+    finally:
+        valkey.stop()
 
 
 async def test_a_queue_that_there_is_no_more_is_forgotten(
