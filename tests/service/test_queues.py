@@ -316,3 +316,26 @@ async def test_a_crowd_that_arrives_together_stands_in_one_order_and_each_trip_h
         assert len(winners) == 6
         assert winners <= set(line[:24]), "nobody was asked past those who stand before them"
         assert await number(other) == [name for name in line if name not in winners]
+
+
+@pytest.mark.parametrize(
+    "field", ["queue", "queued_at", "queue_until", "queue_number", "queue_trip", "the queue itself"]
+)
+async def test_nonsense_in_redis_costs_one_place_at_most(city: City, field: str) -> None:
+    await drivers(city, d1=1, d2=2)
+    keys = city.keys()
+    if field == "the queue itself":
+        await city.redis("DEL", keys.queue("jfk", "car"))
+    else:
+        await city.redis("HSET", keys.driver("d1"), field, "\x00{nonsense}:1e999")
+    await city.parts.snapshots.of(driver("d1"))
+    await number(city)
+    for name in ("d1", "d2"):
+        await city.parts.positions.take(name, [(*at(3), None)])
+    assert sorted(await number(city)) == ["d1", "d2"]
+    trip = await city.trip(pickup=at(0))
+    await run_until_offered(city, trip, drivers=2)
+    parts = city.parts
+    bench = Workbench(parts.settings, parts.zones, parts.live, parts.ledger, parts.rehydration)
+    await fsck(bench, ["default"], repairs=True)
+    assert (await city.parts.explanation.why(trip, "d1"))["verdict"]
