@@ -12,15 +12,21 @@ from typing import Final
 import structlog
 from aiohttp import web
 
-from dispatcher.background import drift_watch_job, job_loops
+from dispatcher.background import drift_watch_job, job_loops, zone_census_job
 from dispatcher.composition import Services, services
 from dispatcher.config import Settings, SettingsError
 from dispatcher.core.errors import StoreUnavailable
 from dispatcher.core.stop_signal import StopSignal
+from dispatcher.gauges import add_gauges
+from dispatcher.jobs.engine_watch import EngineWatch
 from dispatcher.jobs.loop import FunctionJob, JobLoop
 from dispatcher.live.pubsub import Subscriber
 from dispatcher.live.zone_view import ZoneViewScripts
+from dispatcher.observe.crowd_lines import CROWD_LINES
+from dispatcher.observe.loop_lag import LoopLag
 from dispatcher.observe.metrics import Metrics
+from dispatcher.observe.tracing import Tracing
+from dispatcher.observe.tracing import start as start_tracing
 from dispatcher.observe.worker_metrics import WRITE_INTERVAL_S, WorkerPlace
 from dispatcher.service.hub import Hub
 from dispatcher.service.readiness import Readiness
@@ -60,8 +66,8 @@ async def run(
     Raises SettingsError where a key or zones file is wrong, StoreUnavailable where an engine is away.
     """
     authenticator = Authenticator.from_settings(settings)
-    zones = load_zones(settings.zones_file)
-    async with _closed_in_time(services(settings, zones), stop) as parts:
+    zones, tracing = load_zones(settings.zones_file), start_tracing()
+    async with _closed_in_time(services(settings, zones, tracing), stop) as parts:
         hub = parts.hub
         readiness = Readiness(
             zones=zones,
@@ -70,22 +76,18 @@ async def run(
             authorities=parts.authorities,
             stop=stop,
         )
-        metrics, door = Metrics(place), _door(settings)
-        metrics.gauge("dispatcher_connections", "Open connections.", lambda: len(door))
-        metrics.labelled_counter(
-            "dispatcher_connections_refused", "Connections refused, or ended before their time.",
-            "reason", lambda: door.refused,
-        )  # fmt: skip
-        views = _zone_views(parts, readiness)
+        metrics, door, lag = Metrics(place), _door(settings), LoopLag()
+        views, engine_watch = _zone_views(parts, readiness), EngineWatch(readiness.check)
         sockets = _websocket_endpoint(parts, authenticator, hub, views)
-        handlers, boundary = _handlers_and_boundary(
-            parts, authenticator, sockets, readiness, metrics, views
-        )
+        handlers, boundary = _handlers_and_boundary(parts, authenticator, readiness, metrics, tracing)
         hidden = hidden_endpoints(settings.public_pages)
-        drift_watch = drift_watch_job(parts)
-        metrics.labelled_gauge(
-            "dispatcher_drift", "Things that differ between Redis and Postgres.", ("zone", "kind"),
-            drift_watch.found,
+        if settings.metrics_address is not None:
+            hidden |= {"metrics"}  # they have an address of their own
+        drift_watch, census = drift_watch_job(parts), zone_census_job(parts)
+        add_gauges(
+            metrics, parts,
+            door=door, sockets=sockets, views=views, drift=drift_watch, engines=engine_watch,
+            census=census,
         )  # fmt: skip
         runner = make_runner(
             build_application(handlers, boundary, websocket=sockets.handle, hidden=hidden),
@@ -102,6 +104,8 @@ async def run(
         loops = [
             *job_loops(parts),
             JobLoop(drift_watch),
+            JobLoop(engine_watch),
+            JobLoop(census),
             JobLoop(FunctionJob("stale-sockets", interval_s, sockets.close_stale)),
         ]
         if place is not None:
@@ -116,6 +120,7 @@ async def run(
             metrics_runner = await _serve_metrics(settings, handlers, boundary, shared=place is not None)
             for loop in loops:
                 loop.start()
+            lag.start()
             parts.effects.wakeups.notify_all()  # waves may have become due while nobody was here
             # What stands now stays: collecting it again and again cost a tenth of the time, and pauses.
             gc.collect()
@@ -133,7 +138,8 @@ async def run(
             if metrics_runner is not None:
                 await _finish(stop, "metrics", metrics_runner.cleanup(), _ANSWERED_S)
             await _finish(stop, "jobs", _stop_jobs(loops, subscriber, views, readiness), _SAVED_S)
-            await _finish(stop, "saving", _save(parts, metrics), _SAVED_S)
+            lag.stop()
+            await _finish(stop, "saving", _save(parts, metrics, tracing), _SAVED_S)
 
 
 @contextlib.asynccontextmanager
@@ -170,12 +176,15 @@ async def _stop_jobs(
     await readiness.close()
 
 
-async def _save(parts: Services, metrics: Metrics) -> None:
+async def _save(parts: Services, metrics: Metrics, tracing: Tracing | None) -> None:
+    CROWD_LINES.write_out()
     await metrics.share()
     await parts.positions.save()
     # Twice: an outcome waits for one round, so that its offer is there before it.
     await parts.effects.offer_log.save(parts.ledger.database)
     await parts.effects.offer_log.save(parts.ledger.database)
+    if tracing is not None:
+        await tracing.close()
 
 
 def _door(settings: Settings) -> Door:
@@ -246,22 +255,10 @@ async def _serve_metrics(
 def _handlers_and_boundary(
     parts: Services,
     authenticator: Authenticator,
-    sockets: WebSocketEndpoint,
     readiness: Readiness,
     metrics: Metrics,
-    views: ZoneViews,
+    tracing: Tracing | None,
 ) -> tuple[Handlers, Boundary]:
-    commits = parts.ledger.commits
-    metrics.gauge("dispatcher_sockets", "Open WebSockets.", lambda: len(sockets))
-    metrics.gauge("dispatcher_zone_viewers", "Sockets that watch a zone.", views.viewers)
-    metrics.counter("dispatcher_commits", "Batches sent.", lambda: commits.batches)
-    metrics.counter("dispatcher_changes", "Changes in them.", lambda: commits.changes)
-    parts.matched_rounds.tell(metrics)
-    parts.queues.tell(metrics)
-    parts.heat.tell(metrics)
-    told = parts.webhook.counts
-    metrics.labelled_counter("dispatcher_webhook_deliveries", "Webhook calls.", "outcome", told)
-
     handlers = Handlers(
         zones=parts.zones,
         coordinator=parts.coordinator,
@@ -283,9 +280,9 @@ def _handlers_and_boundary(
         authenticator=authenticator,
         client_ip=ClientIp(parts.settings.trusted_proxies),
         limits=parts.limits,
-        metrics=metrics,
         deadline_s=parts.settings.request_deadline_s,
         idempotency_required=parts.settings.idempotency_required,
         on_driver_call=parts.presence.seen_over_http,
+        tracer=tracing.tracer if tracing else None,
     )
     return handlers, boundary

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dispatcher.composition import Services, drift_check
+from dispatcher.comparison import drift_check
+from dispatcher.composition import Services
 from dispatcher.jobs.absent_drivers import AbsentDrivers
 from dispatcher.jobs.cleanup import Cleanup
 from dispatcher.jobs.degraded_zones import DegradedZones
@@ -14,6 +15,8 @@ from dispatcher.jobs.queue_numbers import QueueNumbers
 from dispatcher.jobs.reconcile import Reconcile
 from dispatcher.jobs.waves import Waves
 from dispatcher.jobs.webhook_delivery import WebhookDelivery
+from dispatcher.jobs.zone_census import ZoneCensus
+from dispatcher.live.zone_view import ZoneViewScripts
 from dispatcher.service.event_tail import EventTail
 from dispatcher.service.ledger_offers import LedgerOffers
 
@@ -96,6 +99,11 @@ def drift_watch_job(parts: Services) -> DriftWatch:
         node=parts.presence.node,
         interval_s=parts.settings.drift_interval_s,
     )
+
+
+def zone_census_job(parts: Services) -> ZoneCensus:
+    """The job that counts what is in each zone."""
+    return ZoneCensus(ZoneViewScripts(parts.live.pipeline), parts.zones.names())
 
 
 def presence_flush_job(parts: Services) -> PresenceFlush:

@@ -6,6 +6,7 @@ import contextlib
 import secrets
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
+from functools import partial
 
 from dispatcher.config import Settings
 from dispatcher.core.zones import Zones
@@ -13,14 +14,14 @@ from dispatcher.live.deliveries import DeliveryScripts
 from dispatcher.live.keys import keys_of
 from dispatcher.live.pubsub import Publisher
 from dispatcher.live.zone_view import ZoneViewScripts
+from dispatcher.observe.series import know_zones
+from dispatcher.observe.tracing import Tracing
 from dispatcher.routing.osrm import OsrmRouting
 from dispatcher.service.authorities import Authorities
 from dispatcher.service.availability import AvailabilityService
 from dispatcher.service.commands.command import SideEffects
 from dispatcher.service.coordinator import Coordinator
 from dispatcher.service.customer_tracking import CustomerTracking
-from dispatcher.service.drift import DriftCheck
-from dispatcher.service.drift_looks import Looks
 from dispatcher.service.driver_directory import DriverDirectory
 from dispatcher.service.explanation import Explanation
 from dispatcher.service.heat import HeatMaps
@@ -40,7 +41,6 @@ from dispatcher.service.positions import Positions
 from dispatcher.service.presence import Presence
 from dispatcher.service.presence_outages import PresenceOutages
 from dispatcher.service.queue_log import QueueLog
-from dispatcher.service.queue_looks import QueueLooks
 from dispatcher.service.queues import Queues
 from dispatcher.service.rate_limits import RateLimits
 from dispatcher.service.reads import Reads
@@ -48,6 +48,7 @@ from dispatcher.service.redis_decider import RedisDecider
 from dispatcher.service.rehydration import Rehydration
 from dispatcher.service.snapshots import Snapshots
 from dispatcher.service.stranded_trips import StrandedTrips
+from dispatcher.service.traced_coordinator import TracedCoordinator
 from dispatcher.service.wave_wakeups import WaveWakeups
 from dispatcher.service.webhook import MAX_CALLS, Deliveries, Webhook
 from dispatcher.webhook.receiver import Receiver
@@ -88,8 +89,11 @@ class Services:
 
 
 @contextlib.asynccontextmanager
-async def services(settings: Settings, zones: Zones) -> AsyncIterator[Services]:
+async def services(
+    settings: Settings, zones: Zones, tracing: Tracing | None = None
+) -> AsyncIterator[Services]:
     """Opens both wings, loads every zone, and closes all of it again in reverse order."""
+    know_zones(zones.names())
     async with (
         open_live(settings) as live,
         open_ledger(settings) as ledger,
@@ -121,7 +125,9 @@ async def services(settings: Settings, zones: Zones) -> AsyncIterator[Services]:
         live.settler.on_withdrawn(effects.offer_log.record_withdrawn)
         hub = Hub()
         rows = LedgerRows(database)
-        coordinator = Coordinator(
+        # Where nothing is traced, nothing is wrapped.
+        make = partial(TracedCoordinator, tracing.tracer) if tracing else Coordinator
+        coordinator = make(
             by_redis=RedisDecider(live.claims, live.settler, rehydration, local_limits),
             by_ledger=LedgerDecider(LedgerClaims(rows, local_limits), hub.deliver),
             authorities=authorities,
@@ -276,23 +282,3 @@ def _webhook(settings: Settings, scripts: DeliveryScripts) -> Webhook:
             for url in dict.fromkeys(settings.webhook_url)
         ],
     )
-
-
-def drift_check(settings: Settings, live: LiveWing, ledger: LedgerWing) -> DriftCheck:
-    """What compares both wings."""
-    looks = Looks(
-        scripts=live.comparison,
-        state=live.state,
-        queues=queue_looks(live, ledger),
-        database=ledger.database,
-        fix_age_s=settings.fix_max_age_s,
-        presence_ttl_s=settings.presence_ttl_s,
-    )
-    return DriftCheck(
-        scripts=live.comparison, database=ledger.database, looks=looks, mending=live.mending
-    )
-
-
-def queue_looks(live: LiveWing, ledger: LedgerWing) -> QueueLooks:
-    """What compares places in queues."""
-    return QueueLooks(scripts=live.comparison, queues=live.queues, database=ledger.database)

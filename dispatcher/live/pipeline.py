@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Coroutine, Sequence
+from contextvars import Context
 from typing import Any
 
 import structlog
@@ -16,7 +17,7 @@ from redis.exceptions import RedisError
 
 from dispatcher.core.errors import CorruptState, ReplyLost, StoreUnavailable
 from dispatcher.core.zones import DEFAULT_ZONE
-from dispatcher.live.breaker import Breaker
+from dispatcher.live.breaker import Breaker, LeftAlone
 from dispatcher.live.corruption import CorruptionReports
 from dispatcher.live.keys import keys_of
 from dispatcher.live.protocol import REPLY_TIMEOUT_S, Call, CallProtocol, has_socket
@@ -28,6 +29,7 @@ from dispatcher.live.redis_errors import (
 )
 from dispatcher.live.scripts import LuaScripts
 from dispatcher.live.zone_check import check_zones, run_id_of
+from dispatcher.observe.series import ENGINE_ERRORS
 
 log = structlog.get_logger("dispatcher.redis")
 
@@ -43,7 +45,7 @@ _SCAN_KEYS = 1_000
 _PROBE_MS = 1_000
 
 
-class Pipeline(CorruptionReports):
+class Pipeline(CorruptionReports, LeftAlone):
     """Gathers calls of one event loop. `run` calls a script, `command` anything else.
 
     A Redis that is silent for `timeout_s` is away. With `breaks`, one that is away or no help fails
@@ -119,9 +121,14 @@ class Pipeline(CorruptionReports):
                 self._connection = None
                 self._spawn(self._reopen(connection), batches=_MAX_IN_FLIGHT)
 
+    def queue(self) -> int:
+        """How many calls wait for a batch on its way to be answered."""
+        return len(self._waiting)
+
     def _spawn(self, work: Coroutine[Any, Any, None], *, batches: int = 1) -> None:
         self._in_flight += batches
-        task = asyncio.get_running_loop().create_task(work)
+        # In no call's context: what is logged there is about many calls.
+        task = asyncio.get_running_loop().create_task(work, context=Context())
         self._tasks.add(task)
 
         def ended(task: asyncio.Task[None]) -> None:
@@ -156,6 +163,7 @@ class Pipeline(CorruptionReports):
                 await connection.disconnect(nowait=True)
                 await self._redis.connection_pool.release(connection)
             waiting, self._waiting = self._waiting, []
+            ENGINE_ERRORS.add("redis")
             log.warning("redis did not answer", calls=len(waiting), error=str(error))
             self.leave_alone(f"not reached: {error}")
             for call in waiting:
@@ -181,15 +189,6 @@ class Pipeline(CorruptionReports):
         self._connection = None
         self._spawn(self._reopen(connection), batches=_MAX_IN_FLIGHT)
 
-    def leave_alone(self, reason: str) -> None:
-        """The node is away or no help."""
-        if self.breaker is not None:
-            self.breaker.trip(reason)
-
-    def is_left_alone(self, key: str) -> bool:
-        """Whether the node that holds `key` is away or no help, so that it is not asked."""
-        return self.breaker is not None and self.breaker.is_open
-
     async def is_away(self, key: str) -> bool:
         """The same, but where the node's connection was lost just now, once it is known."""
         while self._tasks and self._connection is None and not self.is_left_alone(key):
@@ -199,9 +198,8 @@ class Pipeline(CorruptionReports):
     async def _probe(self) -> None:
         # Idle connections may lead to a node that was replaced behind its name.
         await self._redis.connection_pool.disconnect(inuse_connections=False)
-        epoch = next(
-            iter(self.epochs), keys_of(DEFAULT_ZONE).epoch
-        )  # a node of a cluster has its own zones
+        # A node of a cluster takes keys of its own zones.
+        epoch = next(iter(self.epochs), keys_of(DEFAULT_ZONE).epoch)
         await self._redis.set(epoch.removesuffix("epoch") + "ready", 1, px=_PROBE_MS)
 
     async def _release(self, lost: CallProtocol) -> None:
@@ -215,6 +213,7 @@ class Pipeline(CorruptionReports):
                 pipeline.execute_command(*call.command)
             replies = await pipeline.execute(raise_on_error=False)
         except (RedisError, OSError, TimeoutError) as error:
+            ENGINE_ERRORS.add("redis")
             log.warning("redis did not answer", calls=len(batch), error=str(error))
             replies = [ReplyLost("redis")] * len(batch)
         except BaseException:

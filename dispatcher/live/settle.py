@@ -28,6 +28,7 @@ from dispatcher.live.keys import Keys, names_of_driver, names_of_trip, names_of_
 from dispatcher.live.pipeline import Pipeline
 from dispatcher.live.redis_errors import is_corrupt
 from dispatcher.live.state import FINISHED_TTL_S
+from dispatcher.observe.series import SETTLE_BATCH_CHANGES
 
 #: A batch this large keeps Redis busy for half a millisecond; more would only delay others.
 _MAX_BATCH: Final = 16
@@ -176,6 +177,7 @@ class Settler:
 
     def _send(self, batch: _Batch) -> None:
         del self._filling[batch.keys.zone]
+        SETTLE_BATCH_CHANGES.observe(len(batch.changes))
         reply = self.settle_changes(batch.keys, batch.changes)
         reply.add_done_callback(batch.answered)
         reply.add_done_callback(partial(self._look_for_corrupt, batch))

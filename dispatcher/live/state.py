@@ -138,8 +138,7 @@ class StateScripts:
         if not hash_.get("id"):
             return None
         with self._pipeline.decoding(keys.trip(trip_id)):
-            check_trip(hash_, trip_id)
-            return Trip.from_hash(hash_), int(hash_.get("round", "0"))
+            return check_trip(hash_, trip_id), int(hash_.get("round", "0"))
 
     async def read_driver(self, keys: Keys, driver_id: str) -> Driver | None:
         """A driver as Redis has them."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from typing import Any, Final
 
-from dispatcher.composition import drift_check, queue_looks
+from dispatcher.comparison import drift_check, queue_looks
 from dispatcher.operations.tables import table
 from dispatcher.operations.workbench import Workbench
 from dispatcher.service.drift import Drift, DriftKind

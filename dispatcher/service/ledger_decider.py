@@ -61,5 +61,8 @@ class LedgerDecider:
                 for addresses, frame in orjson.loads(telling.settlement.messages):
                     self._deliver(addresses, frame)
 
+    def waiting(self) -> dict[str, int]:
+        return {}
+
     async def close(self) -> None:
         """There is nothing to leave."""

@@ -16,6 +16,8 @@ from dispatcher.live.keys import keys_of
 from dispatcher.live.offers import Candidate, OfferScripts, WaveCode, WaveResult
 from dispatcher.live.state import StateScripts
 from dispatcher.matching.looks import longest_wait_ms, look
+from dispatcher.observe.call_ids import TRIP_ID
+from dispatcher.observe.series import OFFERS, TIME_TO_FIRST_OFFER, WAVES
 from dispatcher.service.authorities import Authorities
 from dispatcher.service.commands.actions import expire_trip
 from dispatcher.service.coordinator import Coordinator
@@ -30,6 +32,8 @@ log = structlog.get_logger("dispatcher.offers")
 #: Candidates looked at for each offer of a wave: many of the nearest are busy or have declined.
 CANDIDATES_PER_OFFER: Final = 6
 MORE_CANDIDATES: Final = 10
+#: Trips whose first wave goes on after a head start, as far as they are remembered.
+_MAX_HEAD_STARTS: Final = 10_000
 
 
 class Offers:
@@ -61,6 +65,7 @@ class Offers:
         self._authorities = authorities
         self._webhook = webhook
         self._fix_age_ms = fix_age_s * 1000
+        self._first_offered: dict[str, None] = {}
 
     async def run_due(self, zone_name: str) -> int | None:
         """Runs the waves that are due in a zone; returns ms until the next one is, or None.
@@ -103,6 +108,7 @@ class Offers:
                 log.error("wave failed", trip_id=trip_id, exc_info=error)
 
     async def _run(self, zone: Zone, trip_id: str) -> None:
+        TRIP_ID.set(trip_id)
         keys = keys_of(zone.name)
         waiting = await self._state.read_waiting(keys, trip_id)
         if waiting is None:
@@ -126,6 +132,7 @@ class Offers:
 
     async def _run_matched(self, zone: Zone, matched: MatchedTrip, fence: int) -> None:
         """Offers a trip to the driver whom a round has matched; one without waits for the next round."""
+        TRIP_ID.set(matched.trip.id)
         await self._offer(
             zone, matched.trip, matched.round_number,
             [Candidate(ranked.driver_id, ranked.distance_m) for ranked in matched.order],
@@ -161,8 +168,23 @@ class Offers:
             )
             for driver in result.offered
         )  # fmt: skip
+        self._count(zone, trip, result, has_head_start=bool(of_order.get("head_start_ms")))
         await self._webhook.offered(trip, result, distances)
         if result.code is WaveCode.EXHAUSTED:
             answer = await self._coordinator.execute(expire_trip(self._zones, trip.id))
             log.info("trip expired", trip_id=trip.id, waves=result.wave, status=answer.status)
         return result
+
+    def _count(self, zone: Zone, trip: Trip, result: WaveResult, *, has_head_start: bool) -> None:
+        WAVES.add(zone.name, result.code)
+        OFFERS.add(zone.name, number=len(result.offered))
+        if not result.offered or result.wave != 1:
+            return
+        if trip.id in self._first_offered:  # the matched driver was asked before
+            del self._first_offered[trip.id]
+            return
+        TIME_TO_FIRST_OFFER.of(zone.name).observe((result.now_ms - trip.created_at) / 1000)
+        if has_head_start:
+            if len(self._first_offered) >= _MAX_HEAD_STARTS:
+                del self._first_offered[next(iter(self._first_offered))]
+            self._first_offered[trip.id] = None

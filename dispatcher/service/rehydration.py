@@ -27,6 +27,7 @@ from dispatcher.ledger.database import (
 )
 from dispatcher.live.keys import Keys, keys_of
 from dispatcher.live.state import Epoch, Fix, StateScripts
+from dispatcher.observe.series import REPAIRED
 from dispatcher.service.authorities import Authorities
 from dispatcher.service.limit_seeds import LimitSeeds
 from dispatcher.service.outbox import Outbox
@@ -176,6 +177,7 @@ class Rehydration:
             # Postgres has decided alone meanwhile, some of it after it was read.
             raise StoreUnavailable(f"postgres has decided about zone {keys.zone}")
         if await self._state.end_loading(keys, token, Epoch(loaded_ms, horizon_ms, run_id)):
+            REPAIRED.add("zone_loaded")
             seconds = round(time.monotonic() - started, 3)
             log.info("zone loaded", zone=keys.zone, trips=trips, drivers=drivers, answers=answers,
                      missed_events=missed, seconds=seconds)  # fmt: skip
