@@ -83,6 +83,7 @@ def queue_numbers_job(parts: Services, name: str) -> QueueNumbers | None:
         zone=zone,
         queues=parts.queues,
         scripts=parts.live.queues,
+        authorities=parts.authorities,
         node=parts.presence.node,
         interval_s=parts.settings.sweep_interval_s,
     )

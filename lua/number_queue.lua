@@ -23,7 +23,8 @@ for i = FIRST_ID, #ARGV do
   local who = redis.call('HMGET', driver, 'is_online', 'availability_status', 'trip_id', 'vehicle_type', 'queue',
     'queue_until', 'queued_at', 'queue_number')
   local held = who[5] or ''
-  if held == name and who[4] == vehicle_type and is_free(who[1], who[2], who[3]) and holds_place(held, who[6]) then
+  local is_standing = held == name and who[4] == vehicle_type and holds_place(held, who[6]) and tonumber(who[7] or '')
+  if is_standing and is_free(who[1], who[2], who[3]) then
     number = number + 1
     if who[8] ~= whole(number) then
       redis.call('HSET', driver, 'queue_number', number)

@@ -20,9 +20,7 @@ from dispatcher.core.times import millis, now_ms
 from dispatcher.core.trips import Status, Trip
 from dispatcher.ledger.database import (
     Database,
-    answer_from_row,
     driver_from_row,
-    key_from_row,
     trip_from_row,
 )
 from dispatcher.live.keys import Keys, keys_of
@@ -33,14 +31,13 @@ from dispatcher.service.authorities import Authorities
 from dispatcher.service.limit_seeds import LimitSeeds
 from dispatcher.service.outbox import Outbox
 from dispatcher.service.queue_log import QueueLog
+from dispatcher.service.saved_answers import MAX_ANSWERS, load_answers
 from dispatcher.service.zone_questions import ZoneQuestions
 from dispatcher.service.zone_warming import ZoneWarming
 
 log = structlog.get_logger("dispatcher.rehydration")
 
 _PAGE_ROWS: Final = 1_000
-#: Newest answers that are loaded with a zone; a key older than these asks Postgres until it expires.
-_MAX_ANSWERS: Final = 50_000
 
 
 class Rehydration:
@@ -110,11 +107,13 @@ class Rehydration:
         # Drivers first: an accept that finds its trip must find its driver.
         drivers = await self._load_drivers(keys, fixes) if "drivers" in has else 0
         trips = await self._load_trips(keys) if "trips" in has else 0
-        answers, oldest_ms = await self._load_answers(keys) if "answers" in has else (0, 0)
+        answers, oldest_ms = 0, 0
+        if "answers" in has:
+            answers, oldest_ms = await load_answers(self._state, self._database, keys)
         loaded_ms = now_ms()
         missed = await self._outbox.settle_unheard(keys, heard_ms, lease_ms=self._lease_ms)
         horizon_ms = 0
-        if answers == _MAX_ANSWERS:
+        if answers == MAX_ANSWERS:
             horizon_ms = oldest_ms
         elif trips or answers:
             # A commit that was under way while we read has its row within its lease.
@@ -182,19 +181,6 @@ class Rehydration:
                 for barred, wave in (so_far.get(trip.id, ((), 0)),)
             )
         )
-
-    async def _load_answers(self, keys: Keys) -> tuple[int, int]:
-        """Loads the newest answers; how many, and when (ms) the oldest of them expires."""
-        rows = await self._database.rows("live_answers_of_zone", zone=keys.zone, max_rows=_MAX_ANSWERS)
-        for start in range(0, len(rows), _PAGE_ROWS):
-            await self._state.go_on_loading(keys)
-            await asyncio.gather(
-                *(
-                    self._state.keep_answer(keys, key_from_row(row), answer_from_row(row))
-                    for row in rows[start : start + _PAGE_ROWS]
-                )
-            )
-        return len(rows), answer_from_row(rows[-1]).expires_at_ms if rows else 0
 
     async def _pages(self, query: str, column: str, keys: Keys) -> AsyncIterator[list[Any]]:
         after = ""

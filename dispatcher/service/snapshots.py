@@ -112,8 +112,13 @@ class Snapshots:
             "driver": driver.to_json(),
             "trip": trip.to_json() if trip else None,
             "offers": await self._offers_of(driver),
-            "queue": await self._queues.place_of(driver),
+            "queue": await self._place_in_queue(driver),
         }
+
+    async def _place_in_queue(self, driver: Driver) -> dict[str, Any] | None:
+        if self._authorities.of(driver.zone).is_degraded:
+            return None  # trips go to the nearest; the place comes back with Redis
+        return await self._queues.place_of(driver)
 
     async def _trip_of(self, driver: Driver) -> Trip | None:
         """The driver's trip, if it is theirs and not over."""
