@@ -239,6 +239,7 @@ async def test_a_trip_that_is_created_while_its_zone_is_dropped_keeps_its_wave(
     creation = asyncio.create_task(city.trip())
     await is_settling.wait()
     await city.redis("FLUSHDB")
+    await city.redis("SET", city.keys().filled, 1)  # its keys are looked for
     monkeypatch.setattr(Pipeline, "scan", scan_and_settle)
     await city.parts.rehydration.warm("default")
     trip = await creation
