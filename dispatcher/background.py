@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Final
 
-from dispatcher.composition import Services, drift_check
+from dispatcher.comparison import drift_check
+from dispatcher.composition import Services
 from dispatcher.jobs.absent_drivers import AbsentDrivers
 from dispatcher.jobs.cleanup import Cleanup
 from dispatcher.jobs.degraded_zones import DegradedZones
@@ -13,11 +14,14 @@ from dispatcher.jobs.drift_watch import DriftWatch
 from dispatcher.jobs.flush import Flush
 from dispatcher.jobs.loop import JobLoop
 from dispatcher.jobs.presence_flush import PresenceFlush
+from dispatcher.jobs.queue_numbers import QueueNumbers
 from dispatcher.jobs.reconcile import Reconcile
 from dispatcher.jobs.upkeep import Upkeep
 from dispatcher.jobs.waves import Waves
 from dispatcher.jobs.webhook_delivery import WebhookDelivery
+from dispatcher.jobs.zone_census import ZoneCensus
 from dispatcher.jobs.zone_holder import HeldZone, HeldZoneJob, ZoneHolder
+from dispatcher.live.zone_view import ZoneViewScripts
 from dispatcher.service.event_tail import EventTail
 from dispatcher.service.ledger_offers import LedgerOffers
 
@@ -32,6 +36,7 @@ def job_loops(parts: Services, holder: ZoneHolder | None = None) -> list[JobLoop
         JobLoop(
             Flush(
                 positions=parts.positions,
+                queue_log=parts.queue_log,
                 offer_log=parts.effects.offer_log,
                 database=parts.ledger.database,
                 interval_s=settings.position_flush_s,
@@ -56,6 +61,8 @@ def zone_holder(parts: Services) -> ZoneHolder:
             delivering = JobLoop(WebhookDelivery(deliveries, held.zone))
             deliveries.subscribe(held.zone, delivering.wake)
             loops.append(delivering)
+        if (numbers := queue_numbers_job(parts, held.zone)) is not None:
+            loops.append(JobLoop(numbers))
         return loops
 
     return ZoneHolder(
@@ -64,6 +71,20 @@ def zone_holder(parts: Services) -> ZoneHolder:
         scripts=parts.live.servers,
         subscriber=parts.subscriber,
         jobs=jobs,
+    )
+
+
+def queue_numbers_job(parts: Services, name: str) -> QueueNumbers | None:
+    """The job that numbers a zone's queues, if it has any."""
+    zone = parts.zones.get(name)
+    if zone is None or not zone.queues:
+        return None
+    return QueueNumbers(
+        zone=zone,
+        queues=parts.queues,
+        scripts=parts.live.queues,
+        node=parts.presence.node,
+        interval_s=parts.settings.sweep_interval_s,
     )
 
 
@@ -100,6 +121,11 @@ def drift_watch_job(parts: Services, holder: ZoneHolder) -> DriftWatch:
         node=parts.presence.node,
         interval_s=parts.settings.drift_interval_s,
     )
+
+
+def zone_census_job(parts: Services) -> ZoneCensus:
+    """The job that counts what is in each zone."""
+    return ZoneCensus(ZoneViewScripts(parts.live.pipeline), parts.zones.names())
 
 
 def presence_flush_job(parts: Services) -> PresenceFlush:

@@ -35,7 +35,13 @@ class SettingsError(Exception):
     """A setting is wrong; the message names it and says what it takes."""
 
 
-def url_refused(name: str, url: str, reason: str) -> SettingsError:
+class EngineAway(SettingsError):
+    """What a URL leads to cannot be reached."""
+
+
+def url_refused(
+    name: str, url: str, reason: str, error: type[SettingsError] = SettingsError
+) -> SettingsError:
     """The error for a URL that cannot be used; `name` is the field of Settings that holds it.
 
     Libraries repeat the URL in their messages, so its passwords are taken out of `reason`.
@@ -43,7 +49,7 @@ def url_refused(name: str, url: str, reason: str) -> SettingsError:
     for _, password in _PASSWORD_BEFORE_HOSTS.findall(url) + _PASSWORD_PARAMETER.findall(url):
         for secret in {password, unquote(password)}:
             reason = reason.replace(secret, "***")
-    return SettingsError(f"{ENV_PREFIX}{name.upper()}: {reason}")
+    return error(f"{ENV_PREFIX}{name.upper()}: {reason}")
 
 
 def shown_url(url: str) -> str:
@@ -86,7 +92,7 @@ class Settings(BaseSettings):
     )
     metrics_address: str | None = Field(
         None, pattern=r"^(\[[0-9a-fA-F:.]+\]|[^\s:\[\]]+):[1-9][0-9]{0,4}$",
-        description="`HOST:PORT` of its own for `/metrics`; unset: there is none",
+        description="`HOST:PORT` for `/metrics`, which the public port then refuses; unset: it is there",
     )  # fmt: skip
     workers: int = Field(1, ge=1, le=64, description="server processes that share the port")
     zones_file: Path | None = Field(None, description="TOML file of zones; unset: one zone, `default`")
@@ -223,7 +229,9 @@ class Settings(BaseSettings):
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         "info", description="lowest level that is logged"
     )
-    log_format: Literal["json", "console"] = Field("json", description="form of the log lines")
+    log_format: Literal["auto", "json", "console"] = Field(
+        "auto", description="form of the log lines; `auto`: for people on a terminal, else JSON"
+    )
     halt_at: Literal[
         "", "after_claim", "before_commit", "after_commit", "before_settle", "after_settle"
     ] = Field("", description="test switch: a change stops for good at this point, to be killed there")

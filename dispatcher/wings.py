@@ -25,6 +25,7 @@ from dispatcher.live.pipeline import Pipeline
 from dispatcher.live.positions import PositionScripts
 from dispatcher.live.presence import PresenceScripts
 from dispatcher.live.pubsub import Subscriber
+from dispatcher.live.queues import QueueScripts
 from dispatcher.live.servers import ServerScripts
 from dispatcher.live.settle import Settler
 from dispatcher.live.state import StateScripts
@@ -49,6 +50,7 @@ class LiveWing:
     announcements: Announcements
     mending: Mending
     deliveries: DeliveryScripts
+    queues: QueueScripts
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +93,7 @@ async def open_live(settings: Settings) -> AsyncIterator[LiveWing]:
             announcements,
             mending,
             DeliveryScripts(pipeline),
+            QueueScripts(pipeline),
         )
 
 

@@ -73,7 +73,7 @@ end
 local is_active = state[1] == 'accepted' or state[1] == 'arrived' or state[1] == 'ongoing'
 local holder_id = is_active and state[2] or ''
 if former_id ~= '' and former_id ~= holder_id and redis.call('HGET', former, 'trip_id') == trip_id then
-  redis.call('HSET', former, 'trip_id', '')
+  redis.call('HSET', former, 'trip_id', '', 'queue', '')
   if is_gone(redis.call('HGET', former, 'is_online'), '') then
     redis.call('EXPIRE', former, GONE_S)
   end

@@ -61,7 +61,8 @@ local function update_driver(driver, geo, change, is_newer)
   local who = redis.call('HMGET', driver, 'is_online', 'availability_status', 'trip_id', 'lat', 'lng', 'fix_ms',
     'vehicle_type')
   if is_free(who[1], who[2], who[3]) and not is_free(before[2], before[3], before[4]) then
-    redis.call('HSET', driver, 'free_since', whole(now_ms))
+    -- A place in a queue is for who stays free: it is lost in between.
+    redis.call('HSET', driver, 'free_since', whole(now_ms), 'queue', '')
   end
   -- With another vehicle the driver leaves the old one's geo set here, and joins the new one's with the next fix.
   local is_same_vehicle = not vehicle_type or vehicle_type == who[7]

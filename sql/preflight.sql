@@ -24,3 +24,11 @@ SELECT kind, name, string_agg(privilege, ', ') AS privileges, bool_and(found IS 
             WHEN kind = 'table' THEN NOT has_table_privilege(found, privilege)
             ELSE NOT has_function_privilege(found, privilege) END
  GROUP BY kind, name ORDER BY kind DESC, name;
+
+-- name: has_authorities()$
+-- Whether the database has the table that says who decides.
+SELECT to_regclass('zone_authorities') IS NOT NULL;
+
+-- name: count_degraded(zones)$
+-- How many of these zones Postgres decides about alone.
+SELECT count(*) FROM zone_authorities WHERE zone = ANY (:zones::text[]) AND engine = 'postgres';

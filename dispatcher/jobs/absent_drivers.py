@@ -18,6 +18,7 @@ from dispatcher.live.keys import keys_of
 from dispatcher.live.presence import PresenceScripts
 from dispatcher.live.servers import Survey
 from dispatcher.live.state import StateScripts
+from dispatcher.observe.series import REPAIRED
 from dispatcher.service.authorities import Authorities
 from dispatcher.service.availability import AvailabilityService
 from dispatcher.service.clock_watch import ClockWatch
@@ -113,6 +114,7 @@ class AbsentDrivers:
             addresses = [address_of(Role.DRIVER, row["user_id"]) for row in page]
             added = await self._presence.expect_present(self._keys, addresses, life_ms=self._life_ms)
             if added:
+                REPAIRED.add("presence_expected", number=added)
                 log.info("drivers without a presence", zone=self._zone.name, drivers=added)
             after = page[-1]["user_id"]
 
@@ -165,8 +167,10 @@ class AbsentDrivers:
                 return  # the next sweep finds them present, or not online in this zone
             if answer.status != OK:
                 return  # they are handed out again
+            REPAIRED.add("absent_driver")
             log.info("driver lost", zone=self._zone.name, driver_id=user_id)
         elif role == Role.DRIVER and await self._state.is_online(self._keys, user_id):
             # Postgres knows better: the news was lost on its way to this zone.
             await self._rehydration.reload_driver(self._keys, user_id)
+            REPAIRED.add("reloaded_driver")
         await self._presence.forget_absent(self._keys, address)

@@ -8,6 +8,7 @@ from dispatcher.core.errors import StoreUnavailable
 from dispatcher.live.claims import ClaimScripts, OverdueClaim
 from dispatcher.live.keys import Keys, keys_of
 from dispatcher.live.positions import PositionScripts
+from dispatcher.observe.series import REPAIRED
 from dispatcher.service.rehydration import Rehydration
 
 log = structlog.get_logger("dispatcher.reconcile")
@@ -46,7 +47,8 @@ class Reconcile:
         """Puts right what is due in a zone that is loaded. Raises StoreUnavailable."""
         keys = keys_of(self._zone)
         await self._sweep_claims(keys)
-        await self._positions.sweep_fixes(keys, fix_age_ms=self._fix_age_ms)
+        swept = await self._positions.sweep_fixes(keys, fix_age_ms=self._fix_age_ms)
+        REPAIRED.add("stale_fix", number=swept)
 
     async def _sweep_claims(self, keys: Keys) -> None:
         for claim in await self._claims.sweep_claims(keys):
@@ -64,4 +66,5 @@ class Reconcile:
             keys, claim.trip_id or "", claim.driver_id or "", attempt=claim.token
         )
         await self._claims.forget_overdue(keys, claim)
+        REPAIRED.add("overdue_claim")
         log.info("overdue claim swept", zone=keys.zone, token=claim.token, trip_id=claim.trip_id)

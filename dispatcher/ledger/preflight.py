@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, Final
 
@@ -51,6 +51,17 @@ async def check_privileges(url: str) -> None:
     if rows:
         lacks = ", ".join(f"{row['privileges']} on {row['kind']} {row['name']}" for row in rows)
         raise SettingsError(f"DISPATCHER_DATABASE_URL: its role lacks {lacks}")
+
+
+async def is_decided_by_postgres(url: str, zones: Sequence[str]) -> bool:
+    """Whether Postgres alone decides about all these zones: servers that ran had lost Redis.
+
+    Raises SettingsError.
+    """
+    async with _connection(url) as connection:
+        if not await _queries.has_authorities(connection):
+            return False
+        return int(await _queries.count_degraded(connection, zones=list(zones))) == len(zones)
 
 
 @asynccontextmanager

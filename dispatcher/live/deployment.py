@@ -5,6 +5,9 @@ from __future__ import annotations
 import contextlib
 from collections.abc import AsyncIterator
 
+from redis.exceptions import RedisError
+
+from dispatcher.core.errors import StoreUnavailable
 from dispatcher.live.address import Kind, parse_address
 from dispatcher.live.client import connect
 from dispatcher.live.cluster import ClusterPipeline
@@ -19,7 +22,8 @@ async def open_pipeline(
 ) -> AsyncIterator[Pipeline]:
     """Connects to what `url` leads to, and lets go of it once everything was sent.
 
-    A node that is silent for `timeout_s` is away; with `breaks`, it is left alone then.
+    A node that is silent for `timeout_s` is away; with `breaks`, it is left alone then, or from the
+    start.
 
     Raises ValueError, StoreUnavailable, redis.exceptions.RedisError.
     """
@@ -35,5 +39,12 @@ async def open_pipeline(
             stack.push_async_callback(redis.aclose)
             pipeline = Pipeline(redis, timeout_s=timeout_s, breaks=breaks)
         stack.push_async_callback(pipeline.close)
-        await pipeline.load_scripts()
+        try:
+            await pipeline.load_scripts()
+        except (StoreUnavailable, RedisError, OSError, TimeoutError) as error:
+            if not breaks:
+                raise
+            pipeline.leave_alone(
+                f"not reached: {error}"
+            )  # whatever lacks a script later is given it then
         yield pipeline

@@ -22,6 +22,8 @@ class Keys:
         self.present = prefix + "present"
         self.presence_look = prefix + "presence-look"
         self.drift_look = prefix + "drift-look"
+        self.queue_look = prefix + "queue-look"
+        self.heat_look = prefix + "heat-look"
         self.vehicles = prefix + "vehicles"
         self.waves = prefix + "waves"
         self.matching = prefix + "matching"
@@ -66,6 +68,10 @@ class Keys:
     def inbox(self, driver_id: str) -> str:
         """Sorted set: trips on offer to the driver, by deadline (ms)."""
         return f"{self._prefix}inbox:{driver_id}"
+
+    def queue(self, queue: str, vehicle_type: str) -> str:
+        """Sorted set: drivers of this vehicle type who wait in the queue, by their arrival (ms)."""
+        return f"{self._prefix}queue:{queue}:{vehicle_type}"
 
     def barred(self, trip_id: str) -> str:
         """Set: drivers who declined the trip or gave it back."""

@@ -110,12 +110,15 @@ class OfferScripts:
         ask_again: bool,
         fence: int | None = None,
         head_start_ms: int = 0,
+        queue: str = "",
+        queued: int = 0,
         zone_fence: str = "",
     ) -> WaveResult:
         """Runs one wave over the candidates, in the order of asking.
 
         `fence` is that of the round of matching that planned it. With a head start the first candidate
-        alone is asked, and the same wave goes on after it. By `zone_fence` the zone is held.
+        alone is asked, and the same wave goes on after it. `queued` candidates, the first ones, are
+        asked for their place in the `queue` at which the pickup is. By `zone_fence` the zone is held.
         """
         names = [
             keys.trip(trip.id), keys.trip_claim(trip.id), keys.offers(trip.id),
@@ -125,7 +128,7 @@ class OfferScripts:
         args: list[Any] = [
             trip.id, round_number, size, answer_ms, again_ms, max_open_offers, fix_age_ms,
             max_wait_ms, int(ask_again), trip_json, trip.vehicle_type,
-            "" if fence is None else fence, head_start_ms, zone_fence,
+            "" if fence is None else fence, head_start_ms, queue, queued, zone_fence,
         ]  # fmt: skip
         for driver_id, distance_m in candidates:
             names += (keys.driver(driver_id), keys.inbox(driver_id))

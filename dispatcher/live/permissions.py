@@ -34,7 +34,8 @@ KEYED_COMMANDS: Final[dict[str, tuple[str, ...]]] = {
     "XGROUP CREATE": ("g", "0"), "XPENDING": ("g",), "XRANGE": ("-", "+"), "XREADGROUP": (),
     "XREVRANGE": ("+", "-"), "ZADD": ("1", "m"),
     "ZCARD": (), "ZCOUNT": ("0", "1"), "ZRANGE": ("0", "1"), "ZRANGEBYSCORE": ("0", "1"),
-    "ZMSCORE": ("m",), "ZREM": ("m",), "ZREMRANGEBYSCORE": ("0", "1"), "ZSCAN": ("0",), "ZSCORE": ("m",),
+    "ZMSCORE": ("m",), "ZRANK": ("m",), "ZREM": ("m",), "ZREMRANGEBYSCORE": ("0", "1"), "ZSCAN": ("0",),
+    "ZSCORE": ("m",),
 }  # fmt: skip
 #: Those on a channel.
 CHANNEL_COMMANDS: Final = {"SPUBLISH": ("message",), "SSUBSCRIBE": ()}
@@ -156,7 +157,8 @@ def _every_key(keys: Keys) -> list[str]:
         keys.events, keys.unheard, keys.dead_letters, keys.ready,
         keys.trip(_ID), keys.driver(_ID), keys.trip_claim(_ID),
         keys.driver_claim(_ID), keys.geo(_ID), keys.offers(_ID), keys.inbox(_ID), keys.barred(_ID),
-        keys.passed(_ID), keys.raced(_ID), keys.limit(_ID, _ID),
+        keys.passed(_ID), keys.raced(_ID), keys.queue(_ID, _ID), keys.queue_look,
+        keys.heat_look, keys.limit(_ID, _ID),
         keys.idem(_ID, _ID, _ID), keys.presence(_ID, _ID), keys.connections(_ID),
     ]  # fmt: skip
 

@@ -9,27 +9,20 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Coroutine, Hashable, Sequence
+from contextvars import Context
 from typing import Any
 
-import structlog
 from redis.exceptions import RedisError
 
 from dispatcher.core.errors import CorruptState, ReplyLost, StoreUnavailable
 from dispatcher.core.zones import DEFAULT_ZONE
-from dispatcher.live.breaker import Breaker
+from dispatcher.live.breaker import Breaker, LeftAlone
 from dispatcher.live.corruption import CorruptionReports
 from dispatcher.live.keys import keys_of
-from dispatcher.live.protocol import REPLY_TIMEOUT_S, Call, CallProtocol, has_socket
-from dispatcher.live.redis_errors import (
-    error_of,
-    is_demoted,
-    is_no_help,
-    is_unknown_script,
-)
+from dispatcher.live.protocol import REPLY_TIMEOUT_S, Call, CallProtocol, has_socket, log_unanswered
+from dispatcher.live.redis_errors import error_of, is_demoted, is_no_help, is_unknown_script
 from dispatcher.live.scripts import LuaScripts
 from dispatcher.live.zone_check import check_zones, run_id_of
-
-log = structlog.get_logger("dispatcher.redis")
 
 # A batch this large keeps Redis busy for some 5 ms; larger ones only delay the first reply.
 _MAX_BATCH = 512
@@ -43,7 +36,7 @@ _SCAN_KEYS = 1_000
 _PROBE_MS = 1_000
 
 
-class Pipeline(CorruptionReports):
+class Pipeline(CorruptionReports, LeftAlone):
     """Gathers calls of one event loop. `run` calls a script, `command` anything else.
 
     A Redis that is silent for `timeout_s` is away. With `breaks`, one that is away or no help fails
@@ -119,9 +112,13 @@ class Pipeline(CorruptionReports):
                 self._connection = None
                 self._spawn(self._reopen(connection), batches=_MAX_IN_FLIGHT)
 
+    def queue(self) -> int:
+        """How many calls wait for a batch on its way to be answered."""
+        return len(self._waiting)
+
     def _spawn(self, work: Coroutine[Any, Any, None], *, batches: int = 1) -> None:
         self._in_flight += batches
-        task = asyncio.get_running_loop().create_task(work)
+        task = asyncio.get_running_loop().create_task(work, context=Context())  # not this call's alone
         self._tasks.add(task)
 
         def ended(task: asyncio.Task[None]) -> None:
@@ -156,8 +153,8 @@ class Pipeline(CorruptionReports):
                 await connection.disconnect(nowait=True)
                 await self._redis.connection_pool.release(connection)
             waiting, self._waiting = self._waiting, []
-            log.warning("redis did not answer", calls=len(waiting), error=str(error))
-            self._trip(f"not reached: {error}")
+            log_unanswered(len(waiting), error)
+            self.leave_alone(f"not reached: {error}")
             for call in waiting:
                 self._answer(call, StoreUnavailable("redis"))
             return
@@ -177,17 +174,9 @@ class Pipeline(CorruptionReports):
         if self.breaker is None or connection is not self._connection:
             return
         if is_silent:
-            self._trip("silent")
+            self.leave_alone("silent")
         self._connection = None
         self._spawn(self._reopen(connection), batches=_MAX_IN_FLIGHT)
-
-    def _trip(self, reason: str) -> None:
-        if self.breaker is not None:
-            self.breaker.trip(reason)
-
-    def is_left_alone(self, key: str) -> bool:
-        """Whether the node that holds `key` is away or no help, so that it is not asked."""
-        return self.breaker is not None and self.breaker.is_open
 
     async def is_away(self, key: str) -> bool:
         """The same, but where the node's connection was lost just now, once it is known."""
@@ -198,9 +187,8 @@ class Pipeline(CorruptionReports):
     async def _probe(self) -> None:
         # Idle connections may lead to a node that was replaced behind its name.
         await self._redis.connection_pool.disconnect(inuse_connections=False)
-        epoch = next(
-            iter(self.epochs), keys_of(DEFAULT_ZONE).epoch
-        )  # a node of a cluster has its own zones
+        # A node of a cluster takes keys of its own zones.
+        epoch = next(iter(self.epochs), keys_of(DEFAULT_ZONE).epoch)
         await self._redis.set(epoch.removesuffix("epoch") + "ready", 1, px=_PROBE_MS)
 
     async def _release(self, lost: CallProtocol) -> None:
@@ -214,7 +202,7 @@ class Pipeline(CorruptionReports):
                 pipeline.execute_command(*call.command)
             replies = await pipeline.execute(raise_on_error=False)
         except (RedisError, OSError, TimeoutError) as error:
-            log.warning("redis did not answer", calls=len(batch), error=str(error))
+            log_unanswered(len(batch), error)
             replies = [ReplyLost("redis")] * len(batch)
         except BaseException:
             for call in batch:
@@ -234,7 +222,7 @@ class Pipeline(CorruptionReports):
             if self._connection is not None and is_demoted(reply):
                 self._connection.retire()  # the next batch connects anew
             if is_no_help(reply):
-                self._trip(str(reply))
+                self.leave_alone(str(reply))
             told = error_of(reply)
             if isinstance(told, CorruptState):
                 told = self.corrupt(call.keys, told)
@@ -248,7 +236,7 @@ class Pipeline(CorruptionReports):
         try:
             await self.load_scripts()
         except (RedisError, OSError, TimeoutError) as failure:
-            log.warning("redis did not answer", calls=len(self._unknown_scripts), error=str(failure))
+            log_unanswered(len(self._unknown_scripts), failure)
             error = StoreUnavailable("redis")
         calls, self._unknown_scripts = self._unknown_scripts, []
         for call in calls:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from redis.exceptions import ConnectionError as NotConnected
 from redis.exceptions import RedisError, ResponseError
 
-from dispatcher.config import url_refused
+from dispatcher.config import EngineAway, url_refused
 from dispatcher.core.zones import DEFAULT_ZONE
 from dispatcher.live.address import Kind, RedisAddress, parse_address
 from dispatcher.live.client import connect, sentinels_of
@@ -21,7 +21,8 @@ async def check_redis(url: str, *, zones: Sequence[str] = (DEFAULT_ZONE,)) -> No
     Also that it is Redis 7.2+ or Valkey 8+, never evicts a key, takes writes, and that the user may
     do all that a server does to the keys of `zones`.
 
-    Raises SettingsError, which names the setting and never shows a password of the URL.
+    Raises SettingsError, which names the setting and never shows a password of the URL: EngineAway where
+    nothing answers.
     """
     try:
         address = parse_address(url)
@@ -43,7 +44,8 @@ async def check_redis(url: str, *, zones: Sequence[str] = (DEFAULT_ZONE,)) -> No
     except UnfitError as error:
         raise url_refused("redis_url", url, str(error)) from None
     except (RedisError, OSError, TimeoutError, UnicodeError) as error:
-        raise url_refused("redis_url", url, f"Redis cannot be reached: {error}") from None
+        reason = f"Redis cannot be reached: {error}"
+        raise url_refused("redis_url", url, reason, EngineAway) from None
 
 
 async def _check_sentinels(address: RedisAddress) -> None:

@@ -28,6 +28,8 @@ log = structlog.get_logger("dispatcher.pubsub")
 _RETRY_S: Final = 0.5
 #: A subscription that is silent this long is checked by a ping, and given up after as long again.
 _QUIET_S: Final = 5.0
+#: How long a connection may take to open or to close; what takes longer is left, and another one made.
+_CONNECT_S: Final = 10.0
 
 
 def _nothing() -> None:
@@ -201,13 +203,15 @@ class _Link:
     async def _listen(self) -> None:
         client = self._nodes.connect(self._node)
         try:
-            connection = await client.connection_pool.get_connection()
+            async with asyncio.timeout(_CONNECT_S):
+                connection = await client.connection_pool.get_connection()
             self._connection = _Subscription(connection, self._take)
             self._waiting = [("SSUBSCRIBE", channel) for channel in self._channels]
             self._flush()
             await self._connection.watch()
         finally:
-            await client.aclose()
+            async with asyncio.timeout(_CONNECT_S):
+                await client.aclose()
 
     def _take(self, kind: bytes, name: bytes, payload: Any) -> bool:
         """Takes what has come; False where the connection is of no use any more."""
@@ -274,6 +278,7 @@ class _Subscription(RedisProtocol):
                 asked = False
             elif asked:
                 self.transport.abort()
+                raise ConnectionError("no answer")  # also where nobody tells of the end
             else:
                 self.transport.write(hiredis.pack_command(("PING",)))
                 asked = True

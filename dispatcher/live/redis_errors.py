@@ -50,6 +50,8 @@ _CORRUPT_CODES = (
     "ERR The stream",
     "ERR The ID specified in XADD",
 )
+#: What says nothing against what a key holds: a right that is missing, a group that there is not yet.
+_HEALTHY_CODES = ("NOPERM", "NOGROUP")
 #: What an error carries that ended a script of ours, its own code or a command's.
 _IN_A_SCRIPT = "user_script"
 #: What decoding raises of content that none of our servers has written.
@@ -63,12 +65,12 @@ def is_unknown_script(error: Exception) -> bool:
 
 def is_demoted(error: Exception) -> bool:
     """Whether the node is no primary any more."""
-    return isinstance(error, _DEMOTED_ERRORS) or str(error).startswith(_DEMOTED_CODES)
+    return isinstance(error, _DEMOTED_ERRORS) or _code_of(str(error)) in _DEMOTED_CODES
 
 
 def is_no_help(error: Exception) -> bool:
     """Whether the server answers, and cannot do what it is asked, whatever that is."""
-    return isinstance(error, _NO_HELP_ERRORS) or str(error).startswith(_NO_HELP_CODES)
+    return isinstance(error, _NO_HELP_ERRORS) or _code_of(str(error)) in _NO_HELP_CODES
 
 
 def error_of(error: Exception) -> Exception:
@@ -77,9 +79,7 @@ def error_of(error: Exception) -> Exception:
     # redis-py cuts the code off where it has a class for it. Each future gets an exception of its own.
     if isinstance(error, StoreUnavailable):
         return type(error)(*error.args)
-    # BUSY is one of them, and BUSYGROUP is not.
-    code = str(error).partition(" ")[0]
-    is_unavailable = isinstance(error, UNAVAILABLE_ERRORS) or code in UNAVAILABLE_CODES
+    is_unavailable = isinstance(error, UNAVAILABLE_ERRORS) or _code_of(str(error)) in UNAVAILABLE_CODES
     if is_unavailable:
         return StoreUnavailable(str(error))
     if is_corrupt(str(error)):
@@ -89,6 +89,11 @@ def error_of(error: Exception) -> Exception:
 
 def is_corrupt(text: str) -> bool:
     """Whether an error's text says that a key holds something that a call cannot work on."""
-    if text.startswith((*UNAVAILABLE_CODES, "NOPERM")):
+    if _code_of(text) in (*UNAVAILABLE_CODES, *_HEALTHY_CODES):
         return False
     return text.startswith(_CORRUPT_CODES) or _IN_A_SCRIPT in text
+
+
+def _code_of(text: str) -> str:
+    """The code that an error begins with, to its end: BUSYGROUP is not BUSY."""
+    return text.partition(" ")[0]

@@ -28,6 +28,7 @@ from dispatcher.live.pipeline import Pipeline
 from dispatcher.live.redis_errors import is_corrupt
 from dispatcher.live.settlement import Settlement
 from dispatcher.live.state import FINISHED_TTL_S
+from dispatcher.observe.series import SETTLE_BATCH_CHANGES
 
 T = TypeVar("T")
 
@@ -175,6 +176,7 @@ class Settler:
 
     def _send(self, batch: _Batch) -> None:
         del self._filling[batch.keys.zone]
+        SETTLE_BATCH_CHANGES.observe(len(batch.changes))
         reply = self.settle_changes(batch.keys, batch.changes)
         reply.add_done_callback(batch.answered)
         reply.add_done_callback(partial(self._look_for_corrupt, batch))

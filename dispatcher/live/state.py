@@ -17,6 +17,7 @@ from dispatcher.live.hashes import driver_fields, driver_from_hash, flat_to_dict
 from dispatcher.live.idempotency import done_record
 from dispatcher.live.keys import Keys
 from dispatcher.live.pipeline import Pipeline
+from dispatcher.live.queues import SavedPlace
 from dispatcher.live.run_ids import RunIds
 from dispatcher.live.shapes import check_trip
 from dispatcher.live.shared_scan import SharedScan
@@ -30,7 +31,7 @@ _READY_MS: Final = 1_000
 #: Zones that are loaded together ask for the run id of their node together.
 _RUN_ID_AGE_S: Final = 0.05
 #: The keys of a zone that Postgres can give back, or that follow from those.
-_DERIVED: Final = ("trip:", "driver:", "claim:", "geo:", "offers:", "inbox:", "passed:")
+_DERIVED: Final = ("trip:", "driver:", "claim:", "geo:", "queue:", "offers:", "inbox:", "passed:")
 _EVENTS_PAGE: Final = 1_000
 
 
@@ -100,9 +101,16 @@ class StateScripts:
         return reply == 1
 
     async def load_driver(
-        self, keys: Keys, driver: Driver, *, fix: Fix | None = None, former_vehicle: str = ""
+        self,
+        keys: Keys,
+        driver: Driver,
+        *,
+        fix: Fix | None = None,
+        place: SavedPlace | None = None,
+        former_vehicle: str = "",
     ) -> bool:
-        """Puts a driver from Postgres into the live state, with their last fix.
+        """Puts a driver from Postgres into the live state, with their last fix, and where Redis has lost
+        them with their place in a queue.
 
         Says whether it was newer. A driver who works in another zone is offline in this one. They
         leave the geo set of `former_vehicle`, which the live state knew.
@@ -115,8 +123,12 @@ class StateScripts:
             (
                 keys.driver(driver.user_id), geo, keys.seen,
                 keys.geo(former_vehicle) if former_vehicle else geo,
+                keys.queue(place.queue, driver.vehicle_type) if place else geo,
             ),
-            (driver.version, driver.user_id, *(fix or ("", "", "")), *driver_fields(driver)),
+            (
+                driver.version, driver.user_id, *(fix or ("", "", "")), *(place or ("", 0, 0)),
+                *driver_fields(driver),
+            ),
         )  # fmt: skip
         return reply == 1
 
@@ -132,8 +144,7 @@ class StateScripts:
         if not hash_.get("id"):
             return None
         with self._pipeline.decoding(keys.trip(trip_id)):
-            check_trip(hash_, trip_id)
-            return Trip.from_hash(hash_), int(hash_.get("round", "0"))
+            return check_trip(hash_, trip_id), int(hash_.get("round", "0"))
 
     async def read_driver(self, keys: Keys, driver_id: str) -> Driver | None:
         """A driver as Redis has them."""

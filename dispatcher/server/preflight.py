@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import structlog
 
-from dispatcher.config import Settings
-from dispatcher.core.zones import DEFAULT_ZONE
+from dispatcher.config import EngineAway, Settings, SettingsError
 from dispatcher.ledger import migrate
-from dispatcher.ledger.preflight import check_postgres, check_privileges
+from dispatcher.ledger.preflight import check_postgres, check_privileges, is_decided_by_postgres
 from dispatcher.live.preflight import check_redis
+from dispatcher.observe import tracing
 from dispatcher.web.jwt_keys import read_keys
 from dispatcher.zones_file import load_zones
 
@@ -18,12 +16,17 @@ _log = structlog.get_logger("dispatcher")
 
 
 def check_files(settings: Settings) -> None:
-    """Read the zones file and the keys of tokens, only to see whether the processes will be able to.
+    """Read the zones file and the keys of tokens, and look for what traces are sent by, only to see
+    whether the processes will be able to.
 
     Raises SettingsError, which names the setting.
     """
     load_zones(settings.zones_file)
     read_keys(settings)
+    try:
+        tracing.check()
+    except tracing.TracingError as error:
+        raise SettingsError(str(error)) from None
 
 
 async def check_and_migrate(settings: Settings) -> None:
@@ -34,18 +37,13 @@ async def check_and_migrate(settings: Settings) -> None:
     """
     redis_url, database_url = settings.redis_url or "", settings.database_url or ""
     zones = load_zones(settings.zones_file).names()
-    await check_engines(redis_url, database_url, zones=zones)
+    try:
+        await check_redis(redis_url, zones=zones)
+    except EngineAway as error:
+        if not await is_decided_by_postgres(database_url, zones):
+            raise
+        _log.warning("Redis is away: Postgres decides until it is back", reason=str(error))
+    await check_postgres(database_url)
     for label in await migrate.up(database_url):
         _log.info("Migration applied", migration=label)
     await check_privileges(database_url)
-
-
-async def check_engines(
-    redis_url: str,
-    database_url: str,
-    *,
-    zones: Sequence[str] = (DEFAULT_ZONE,),
-) -> None:
-    """Check Redis, then Postgres. Raises SettingsError, which names the setting."""
-    await check_redis(redis_url, zones=zones)
-    await check_postgres(database_url)

@@ -55,8 +55,12 @@ class Hub:
         if not listeners:
             return
         about = orjson.loads(frame)
-        # Positions of one trip replace each other; every other frame is kept.
-        replaces = about["trip_request_id"] if about["type"] == "driver_location" else None
+        # Positions of one trip replace each other, and so do numbers in a queue; all others are kept.
+        replaces = None
+        if about["type"] == "driver_location":
+            replaces = about["trip_request_id"]
+        elif about["type"] == "queue":
+            replaces = "queue"
         for listener in listeners:
             listener.send(frame, replaces=replaces)
 

@@ -60,5 +60,8 @@ class LedgerDecider:
             for message in telling.settlement.messages:
                 self._deliver(message.to, orjson.loads(message.frame))
 
+    def waiting(self) -> dict[str, int]:
+        return {}
+
     async def close(self) -> None:
         """There is nothing to leave."""

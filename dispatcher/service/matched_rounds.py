@@ -21,6 +21,7 @@ from dispatcher.live.offers import MAX_TRIPS, WAVE_AGAIN_MS, DueWaves
 from dispatcher.matching.looks import longest_wait_ms, look
 from dispatcher.matching.model import NearbyDriver, RankedDriver, RoundPlan, WaitingTrip, Ways
 from dispatcher.matching.scarcity import Scarcity, enough_around
+from dispatcher.observe.metrics import Metrics
 
 log = structlog.get_logger("dispatcher.matching")
 
@@ -101,6 +102,20 @@ class MatchedRounds:
                     zone=name, install="redis-trip-dispatcher[matching]",
                 )  # fmt: skip
             self._scarcity = {}
+
+    def tell(self, metrics: Metrics) -> None:
+        """What metrics say of it."""
+        counter = metrics.counter
+        counter("dispatcher_match_rounds", "Rounds of matching.", lambda: self.rounds)
+        counter("dispatcher_match_planning_seconds", "Time planning them took.", lambda: self.planning_s)
+        counter(
+            "dispatcher_match_failures", "Rounds that failed: the nearest were asked.",
+            lambda: self.failures,
+        )  # fmt: skip
+        counter(
+            "dispatcher_routing_fallbacks", "Routing tables that came late or were nonsense.",
+            lambda: self.routing.fallbacks,
+        )  # fmt: skip
 
     def again_ms(self, zone: Zone) -> int:
         """After what time trips that this server claimed are due again, should it fail."""

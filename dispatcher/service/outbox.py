@@ -28,6 +28,7 @@ from dispatcher.live.keys import Keys
 from dispatcher.live.settle import Settler
 from dispatcher.live.settlement import Message, Settlement
 from dispatcher.live.state import StateScripts
+from dispatcher.observe.series import REPAIRED
 from dispatcher.service.commands.transition import transition_settlement
 from dispatcher.service.messages import stream_event, trip_json, trip_messages
 from dispatcher.service.zone_questions import ZoneQuestions
@@ -130,17 +131,12 @@ class Outbox:
             trip_id, version = row["trip_id"], row["version"]
             if (trip_id, version) not in heard:
                 first[trip_id] = min(version, first.get(trip_id, version))
-        # What came after a missed event is settled once more, although it was heard: a trip that ended
-        # is not loaded, and would be left in the state that the missed event gave it.
-        missed: dict[str, list[int]] = defaultdict(list)
-        for row in rows:
-            if row["version"] >= first.get(row["trip_id"], row["version"] + 1):
-                missed[row["trip_id"]].append(row["version"])
-        ids = list(missed)
+        ids = list(first)
+        settled = 0
         for start in range(0, len(ids), _MAX_TRIPS):
             await self._state.go_on_loading(keys)
-            await self._settle_trips(keys, ids[start : start + _MAX_TRIPS], missed)
-        return sum(len(versions) for versions in missed.values())
+            settled += await self._settle_trips(keys, ids[start : start + _MAX_TRIPS], first)
+        return settled
 
     async def _ask_last_events(self, zones: list[str]) -> Mapping[str, int]:
         """When the last event of each zone was committed (ms), within what a consumer can remember."""
@@ -170,16 +166,23 @@ class Outbox:
             "events_of_zone_since", prefix=keys.zone + "_", since=moment(since_ms), max_rows=_MAX_EVENTS
         )
 
-    async def _settle_trips(
-        self, keys: Keys, ids: Sequence[str], missed: Mapping[str, Sequence[int]]
-    ) -> None:
+    async def _settle_trips(self, keys: Keys, ids: Sequence[str], first: Mapping[str, int]) -> int:
+        """Settles the events of trips from their first missed version on; returns how many.
+
+        What came after a missed event is settled once more, although it was heard: a trip that ended is
+        not loaded, and would be left in the state that the missed event gave it. What came after is told
+        by the version: by the clock of another Redis it may seem to have been long before.
+        """
         trips = [trip_from_row(row) for row in await self._database.rows("trips_by_id", ids=ids)]
+        histories = await self._histories(trips)
+        missed = {
+            trip.id: [event.version for event in history if event.version >= first[trip.id]]
+            for trip, history in histories
+        }
         await asyncio.gather(
-            *(
-                self._settle(keys, trip, history, missed[trip.id])
-                for trip, history in await self._histories(trips)
-            )
+            *(self._settle(keys, trip, history, missed[trip.id]) for trip, history in histories)
         )
+        return sum(map(len, missed.values()))
 
     async def messages_of(self, events: Sequence[tuple[str, int]], *, but_of: str) -> list[Message]:
         """What sockets are to be told of these trips and versions.
@@ -226,6 +229,7 @@ class Outbox:
                 vehicle_type = await self._vehicle_of(keys, settlement.driver_id)
                 settlement = replace(settlement, driver_vehicle_type=vehicle_type)
             await self._settler.settle(keys, attempt, settlement)
+            REPAIRED.add("missed_event")
             log.info(
                 "missed event settled", zone=keys.zone, trip_id=trip.id, version=event.version,
                 trip_event=event.event,

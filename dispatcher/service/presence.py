@@ -7,6 +7,7 @@ import contextlib
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextvars import Context
 from types import MappingProxyType
 from typing import Final, NamedTuple
 
@@ -19,6 +20,7 @@ from dispatcher.core.times import iso, now_ms
 from dispatcher.core.zones import DEFAULT_ZONE
 from dispatcher.live.keys import keys_of
 from dispatcher.live.presence import PresenceScripts, Touch, TouchResult
+from dispatcher.observe.series import PRESENCE_FAILURES
 from dispatcher.service.authorities import Authorities
 from dispatcher.service.connections import HTTP, Connection, Connections
 from dispatcher.service.driver_directory import DirectoryEntry, DriverDirectory
@@ -124,7 +126,10 @@ class Presence:
         if not self.connections.is_told(known, now):
             self._new[actor.address] = known
             if self._telling_new is None or self._telling_new.done():
-                self._telling_new = asyncio.get_running_loop().create_task(self._tell_new())
+                # In no call's context: what is logged there is about others, too.
+                self._telling_new = asyncio.get_running_loop().create_task(
+                    self._tell_new(), context=Context()
+                )
 
     async def _tell_new(self) -> None:
         """Tells of new connections, together of those that came meanwhile. `flush` does what fails."""
@@ -258,6 +263,7 @@ class Presence:
             log.exception("presence not told", zone=zone)
         else:
             return strangers
+        PRESENCE_FAILURES.add(zone)
         return None
 
     async def _touch(self, connections: Sequence[Connection]) -> list[Connection]:

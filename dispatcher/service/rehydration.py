@@ -28,9 +28,11 @@ from dispatcher.ledger.database import (
 from dispatcher.live.keys import Keys, keys_of
 from dispatcher.live.presence import PresenceScripts
 from dispatcher.live.state import Epoch, Fix, StateScripts
+from dispatcher.observe.series import REPAIRED
 from dispatcher.service.authorities import Authorities
 from dispatcher.service.limit_seeds import LimitSeeds
 from dispatcher.service.outbox import Outbox
+from dispatcher.service.queue_log import QueueLog
 from dispatcher.service.zone_questions import ZoneQuestions
 from dispatcher.service.zone_warming import ZoneWarming
 
@@ -51,6 +53,7 @@ class Rehydration:
         outbox: Outbox,
         authorities: Authorities,
         limit_seeds: LimitSeeds,
+        queue_log: QueueLog,
         *,
         presence: PresenceScripts,
         presence_ttl_s: int,
@@ -58,8 +61,8 @@ class Rehydration:
     ) -> None:
         self._state, self._database, self._outbox = state, database, outbox
         self._authorities, self._limit_seeds = authorities, limit_seeds
+        self._queue_log, self._lease_ms = queue_log, lease_ms
         self._presence, self._presence_ms = presence, presence_ttl_s * 1000
-        self._lease_ms = lease_ms
         self._warming = ZoneWarming(state, authorities, limit_seeds, self._load)
         self._contents = ZoneQuestions[Set[str]](self._ask_contents, frozenset())
 
@@ -122,6 +125,7 @@ class Rehydration:
             # Postgres has decided alone meanwhile, some of it after it was read.
             raise StoreUnavailable(f"postgres has decided about zone {keys.zone}")
         if await self._state.end_loading(keys, token, Epoch(loaded_ms, horizon_ms, run_id)):
+            REPAIRED.add("zone_loaded")
             seconds = round(time.monotonic() - started, 3)
             log.info("zone loaded", zone=keys.zone, trips=trips, drivers=drivers, answers=answers,
                      missed_events=missed, seconds=seconds)  # fmt: skip
@@ -136,19 +140,20 @@ class Rehydration:
     async def _load_drivers(self, keys: Keys, fixes: Mapping[str, Fix]) -> int:
         count = 0
         async for page in self._pages("online_drivers_of_zone", "user_id", keys):
-            fixes_of = [(row["lat"], row["lng"], millis(row["location_updated_at"])) for row in page]
-            drivers = [(driver_from_row(r), Fix.of(*f)) for r, f in zip(page, fixes_of, strict=True)]
-            await asyncio.gather(
-                *(
-                    self._state.load_driver(keys, driver, fix=_newest(fix, fixes.get(driver.user_id)))
-                    for driver, fix in drivers
-                )
-            )
+            rows = (self._load_row(keys, row, fixes.get(row["user_id"])) for row in page)
+            await asyncio.gather(*rows)
             # They are present until it is known better: their servers may not tell of them for a while.
-            addresses = [address_of(Role.DRIVER, driver.user_id) for driver, _ in drivers]
+            addresses = [address_of(Role.DRIVER, row["user_id"]) for row in page]
             await self._presence.expect_present(keys, addresses, life_ms=self._presence_ms)
             count += len(page)
         return count
+
+    async def _load_row(self, keys: Keys, row: Any, heard: Fix | None) -> None:
+        saved = Fix.of(row["lat"], row["lng"], millis(row["location_updated_at"]))
+        fixes = [fix for fix in (saved, heard) if fix is not None]
+        fix = max(fixes, key=lambda fix: fix.at_ms, default=None)
+        place = self._queue_log.place(keys.zone, row)
+        await self._state.load_driver(keys, driver_from_row(row), fix=fix, place=place)
 
     async def _load_trips(self, keys: Keys) -> int:
         count = 0
@@ -239,17 +244,16 @@ class Rehydration:
         known = await self._state.read_driver(keys, driver_id)
         if known is not None and known.trip_id and known.trip_id != driver.trip_id:
             await self.reload_trip(keys, known.trip_id, former_driver=driver_id)
+        vehicle = known.vehicle_type if known else ""
         if driver.zone != keys.zone:
-            await self._state.load_driver(
-                keys, driver, former_vehicle=known.vehicle_type if known else ""
-            )
+            await self._state.load_driver(keys, driver, former_vehicle=vehicle)
             keys = keys_of(driver.zone)
             known = await self._state.read_driver(keys, driver_id)
+            vehicle = known.vehicle_type if known else ""
         if driver.trip_id is not None:
             await self.reload_trip(keys, driver.trip_id)
-        await self._state.load_driver(
-            keys, driver, fix=fix, former_vehicle=known.vehicle_type if known else ""
-        )
+        place = None if known else await self._queue_log.saved_place(keys.zone, driver_id)
+        await self._state.load_driver(keys, driver, fix=fix, place=place, former_vehicle=vehicle)
         return driver
 
     async def reload_answer(
@@ -264,11 +268,3 @@ class Rehydration:
             await self.reload(keys, trip_id, driver_id)
             await self._state.keep_answer(keys, key, answer)
         return answer
-
-
-def _vehicle(known: Driver | None) -> str:
-    return known.vehicle_type if known else ""
-
-
-def _newest(*fixes: Fix | None) -> Fix | None:
-    return max((fix for fix in fixes if fix is not None), key=lambda fix: fix.at_ms, default=None)

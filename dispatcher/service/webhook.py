@@ -70,6 +70,7 @@ class Deliveries:
         self._max_attempts = max_attempts
         self._calls: set[asyncio.Task[None]] = set()
         self._reserved = 0
+        self._begun: set[str] = set()
         self._wakes: dict[str, Callable[[], None]] = {}
         #: Zones that had more than there was room for.
         self._wanting: set[str] = set()
@@ -91,8 +92,11 @@ class Deliveries:
     async def begin(self, zone: str) -> None:
         """What happens in a zone from now on is told, unless an earlier server has begun. Raises
         StoreUnavailable."""
+        # Redis that was emptied since this server has begun holds nothing but what is new.
+        from_now_on = zone not in self._begun
         for stream in _streams(keys_of(zone)):
-            await self._scripts.create_group(stream, self._group, from_now_on=True)
+            await self._scripts.create_group(stream, self._group, from_now_on=from_now_on)
+        self._begun.add(zone)
 
     async def deliver_due(self, zone: str) -> None:
         """Begins to deliver what is due in a zone, as far as there is room. Raises StoreUnavailable."""
@@ -108,9 +112,7 @@ class Deliveries:
         try:
             claimed = await self._claim(keys, room)
         except NoGroup:
-            # Redis was emptied since this server has begun: all that is there is new.
-            for stream in _streams(keys):
-                await self._scripts.create_group(stream, self._group, from_now_on=False)
+            await self.begin(zone)
             self._wanting.add(zone)
             claimed = []
         finally:
@@ -238,13 +240,16 @@ class Webhook:
         self.deliveries = list(deliveries)
 
     async def begin(self, zones: Iterable[str]) -> None:
-        """Lets every receiver begin, later where a zone's Redis is away."""
-        begins = [each.begin(zone) for each in self.deliveries for zone in zones]
-        for error in await asyncio.gather(*begins, return_exceptions=True):
-            if isinstance(error, StoreUnavailable):
-                log.warning("webhook begins later", reason=str(error))
-            elif error is not None:
-                raise error
+        """Lets every receiver begin; a zone in trouble begins once it is out of it."""
+        names = list(zones)
+        tries = (self._begin(zone) for zone in names)
+        for zone, error in zip(names, await asyncio.gather(*tries, return_exceptions=True), strict=True):
+            if error is not None:  # whatever it is, it is this zone's
+                log.warning("webhook begins later", zone=zone, reason=str(error))
+
+    async def _begin(self, zone: str) -> None:
+        for each in self.deliveries:
+            await each.begin(zone)
 
     def counts(self) -> dict[str, float]:
         """Attempts of all receivers by what came of them."""

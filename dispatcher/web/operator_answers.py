@@ -21,6 +21,7 @@ from dispatcher.web.answers import (
     Version,
     example,
 )
+from dispatcher.web.place_answers import Outline, QueueOutline, QueueTurn
 
 Next = Annotated[str | None, Field(description="The `after` of the next page; null: this is the last")]
 Outcome = Literal["open", "accepted", "declined", "expired", "withdrawn"]
@@ -32,7 +33,7 @@ _SCORE: Final[dict[str, Any]] = {
 OFFER: Final[dict[str, Any]] = {
     "wave": 1, "distance_m": 412.7, "offered_at": "2026-03-01T08:30:03.000Z",
     "deadline": "2026-03-01T08:30:15.000Z", "outcome": "accepted",
-    "outcome_at": "2026-03-01T08:30:07.412Z", "score": None,
+    "outcome_at": "2026-03-01T08:30:07.412Z", "score": None, "offered_by": None,
 }  # fmt: skip
 _TRIP_OFFER: Final = {"driver_id": "driver-1", **OFFER}
 
@@ -116,7 +117,10 @@ class Offer(Body):
     deadline: Moment | None
     outcome: Outcome
     outcome_at: Moment | None
-    score: Score | None = Field(description="Null: no round of matching made this offer")
+    score: Score | QueueTurn | None = Field(
+        description="Null: neither a round of matching nor a queue made this offer"
+    )
+    offered_by: UserId | None = Field(description="The operator who made it by hand")
 
 
 class TripOffer(Offer):
@@ -175,19 +179,13 @@ class Timeline(Body):
 # --- zones
 
 
-class Outline(Body):
-    """A GeoJSON geometry, in degrees, longitude first."""
-
-    type: Literal["Polygon", "MultiPolygon"]
-    coordinates: list[Any]
-
-
 class ZoneOutline(Body):
     """A zone; `outline` is null for the one that takes what lies in no other."""
 
     name: str
     accept_policy: Literal["open", "offered"]
     outline: Outline | None
+    queues: list[QueueOutline]
 
 
 class MapTiles(Body):
@@ -202,7 +200,7 @@ class ZoneList(Body):
 
     model_config = example(
         {
-            "zones": [{"name": "default", "accept_policy": "open", "outline": None}],
+            "zones": [{"name": "default", "accept_policy": "open", "outline": None, "queues": []}],
             "map": {"tile_url": None, "attribution": ""},
         }
     )

@@ -64,6 +64,10 @@ SELECT t.*, NULL AS driver_vehicle_type, distance_m(t.pickup_location, point(:ln
    AND (:offered::text[] IS NULL OR t.id = ANY (:offered::text[]))
  ORDER BY t.pickup_location <-> point(:lng, :lat) LIMIT :max_rows;
 
+-- name: distance_to_pickup(trip_id, lat, lng)^
+-- How far a position is from a trip's pickup, in metres.
+SELECT distance_m(pickup_location, point(:lng, :lat)) AS distance_m FROM trip_requests WHERE id = :trip_id;
+
 -- name: absence_from_trip(trip_id)^
 -- Of a trip that has started: its customer, and for how long (s) its driver has been offline; NULL while they are online.
 SELECT t.customer_id, CASE WHEN NOT d.is_online THEN extract(epoch FROM now() - d.updated_at)::float8 END AS absent_s

@@ -59,8 +59,8 @@ def _end(evidence: Evidence, driver: str) -> DriverState:
 
 def _operations(driver: str, intent: Intent, all_: Sequence[Intent]) -> Iterator[Operation[DriverState]]:
     apply = _apply(driver, intent)
-    if apply is not None and (intent.answer is not None or intent.is_open):
-        yield Operation(intent.name, intent.called, intent.returned, apply, intent.answer is not None)
+    if apply is not None and intent.answer is not None:
+        yield Operation(intent.name, intent.called, intent.returned, apply)
     if intent.user != driver:
         return
     is_contended = any(other.user == driver and other.is_at_work(intent) for other in all_)

@@ -36,8 +36,10 @@ class Refusal:
 class Intent:
     """All sendings of one key. `answer` is that of its success, be it known to the client or to Postgres alone.
 
-    `returned` is when the client knew of its success; NEVER where it does not. `is_open` says that something was
-    sent that nothing is known of: it may have had an effect. `ends_by` is when nothing of it is at work any more.
+    An answer is written with its effect. So an intent whose outcome no client knows has happened where Postgres
+    has its answer, at any time after it was called, and has not where it has none; an effect without an answer
+    belongs to no intent, and no order explains it. `returned` is when the client knew of its success; NEVER where
+    it does not. `ends_by` is when nothing of it is at work any more.
     """
 
     user: str
@@ -48,7 +50,6 @@ class Intent:
     returned: float
     answer: dict[str, Any] | None
     refusals: tuple[Refusal, ...]
-    is_open: bool
     ends_by: float
 
     @property
@@ -100,7 +101,6 @@ def intents(evidence: Evidence) -> Iterator[Intent]:
             returned=min((a.answered_at or NEVER for a in successes), default=NEVER),
             answer=answer,
             refusals=tuple(Refusal(code, by) for code, by in first_refusals.items()),
-            is_open=answer is None and any(not attempt.is_final for attempt in attempts),
             ends_by=max(_end(attempt) for attempt in attempts),
         )  # fmt: skip
 

@@ -18,7 +18,7 @@ StateT = TypeVar("StateT")
 
 NEVER = math.inf
 #: States looked at before a search is given up. Histories of a round need some thousands.
-_MOST_STATES = 500_000
+_MOST_STATES = 100_000
 #: How many of the operations before the one that is not possible are shown.
 _SHOWN = 6
 

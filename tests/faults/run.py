@@ -21,6 +21,7 @@ from tests.faults.history import History
 from tests.faults.impossible import Impossible
 from tests.faults.kinds.fault import Fault
 from tests.faults.kinds.servers import pause_server
+from tests.faults.sizes import Size, Sizes
 from tests.faults.stage import ZONES, Stage
 
 _DRIVERS_EACH, _RIDERS = 5, 4
@@ -44,6 +45,8 @@ class Outcome:
     successes: int = 0
     events: int = 0
     quiet_s: float = 0.0
+    #: What the servers held, from time to time; the last one once all was quiet.
+    sizes: list[Size] = field(default_factory=list)
 
 
 @dataclass
@@ -64,6 +67,7 @@ async def play(
     *,
     small_disk: bool = False,
     cluster: Path | None = None,
+    sized_every_s: float = 0.0,
 ) -> Outcome:
     """Plays a round in an empty directory: each fault of `always`, `others` until `fault_s` are over, then quiet."""
     random = Random(seed)
@@ -74,10 +78,14 @@ async def play(
         _crowd(stage, seed) as crowd,
     ):
         work = [asyncio.create_task(app.run(crowd.stopped)) for app in (*crowd.riders, *crowd.drivers)]
+        sizes = Sizes(stage, sized_every_s)
+        looking = asyncio.create_task(sizes.run()) if sized_every_s else None
         try:
             await asyncio.sleep(0.7)
             await _bring_faults(stage, random, fault_s, (always, others), outcome)
         finally:
+            if looking is not None:
+                looking.cancel()
             crowd.stopped.set()
             await asyncio.gather(*work)
         started = time.monotonic()
@@ -86,7 +94,10 @@ async def play(
         outcome.breaches += await _ask_again(stage, crowd)
         outcome.breaches += await _everybody_moves_on(crowd)
         final = await _wait_for_agreement(stage)
-        outcome.breaches = list(dict.fromkeys([*outcome.breaches, *check(final)]))
+        found = await asyncio.to_thread(check, final)
+        outcome.breaches = list(dict.fromkeys([*outcome.breaches, *found]))
+        if sized_every_s:
+            outcome.sizes = [*sizes.seen, await sizes.look()]
         if outcome.breaches:
             history.write(directory / "history.json")
         outcome.errors = stage.errors()
@@ -156,7 +167,7 @@ async def _calm(stage: Stage, crowd: Crowd) -> list[str]:
         await driver.recover(crowd.stopped)
 
     await asyncio.gather(*(end(driver) for driver in crowd.drivers))
-    return check(await _wait_for_agreement(stage))
+    return await asyncio.to_thread(check, await _wait_for_agreement(stage))
 
 
 async def _wait_for_agreement(stage: Stage) -> Evidence:
@@ -166,7 +177,8 @@ async def _wait_for_agreement(stage: Stage) -> Evidence:
     async def agrees() -> bool:
         nonlocal evidence
         evidence = await gather(stage.history, stage.database_url, stage.primary.client, ZONES)
-        return not check(evidence)
+        # In a thread: the proxies go on meanwhile.
+        return not await asyncio.to_thread(check, evidence)
 
     await until(agrees, _QUIET_S)
     return evidence

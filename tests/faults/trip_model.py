@@ -53,8 +53,6 @@ def _operations(
         return
     if intent.answer is not None:
         yield _operation(intent, partial(_succeed, intent.event, driver, intent.version, intent.user))
-    elif intent.is_open:
-        yield _operation(intent, partial(_maybe, intent.event, driver, intent.user), must_happen=False)
     is_contended = any(_claims(other) and other.is_at_work(intent) for other in all_)
     contended = is_contended or any(
         event.role in _BY_NOBODY for event in evidence.events.get(trip, ())
@@ -67,17 +65,13 @@ def _operations(
             yield Operation(name, intent.called, refusal.by, look, is_look=True)
 
 
-def _operation(intent: Intent, apply: _Apply, *, must_happen: bool = True) -> Operation[TripState]:
-    return Operation(intent.name, intent.called, intent.returned, apply, must_happen)
+def _operation(intent: Intent, apply: _Apply) -> Operation[TripState]:
+    return Operation(intent.name, intent.called, intent.returned, apply)
 
 
 def _releases(trip: str, intent: Intent) -> Iterator[Operation[TripState]]:
     """A driver goes offline, and gives back what has not started."""
-    if intent.answer is None:
-        if intent.is_open and intent.body.get("is_online") is False:
-            yield _operation(intent, partial(_maybe, "released", None, intent.user), must_happen=False)
-        return
-    released = intent.answer["released_trip"]
+    released = intent.answer["released_trip"] if intent.answer else None
     if released is not None and released["id"] == trip:
         yield _operation(intent, partial(_succeed, "released", None, released["version"], intent.user))
 
@@ -85,13 +79,8 @@ def _releases(trip: str, intent: Intent) -> Iterator[Operation[TripState]]:
 def _succeed(
     event: str, driver: str | None, version: int, user: str, state: TripState
 ) -> Iterator[TripState]:
-    if state.version + 1 == version:
-        yield from _maybe(event, driver, user, state)
-
-
-def _maybe(event: str, driver: str | None, user: str, state: TripState) -> Iterator[TripState]:
-    takes = event in ("created", "accepted", "cancelled")
-    if takes or state.driver == user:
+    needs_no_driver = event in ("created", "accepted", "cancelled")
+    if state.version + 1 == version and (needs_no_driver or state.driver == user):
         yield from _taken(event, driver, state)
 
 

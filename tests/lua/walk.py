@@ -25,8 +25,9 @@ from dispatcher.live.limits import LimitScripts
 from dispatcher.live.matching import MatchScripts
 from dispatcher.live.offers import OfferScripts
 from dispatcher.live.pipeline import Pipeline
-from dispatcher.live.positions import DriverFix, FixCode, FixResult, PositionScripts
+from dispatcher.live.positions import DriverFix, FixCode, FixResult, PositionScripts, QueueAt
 from dispatcher.live.presence import PresenceScripts, Touch, TouchResult
+from dispatcher.live.queues import PlaceInQueue, QueueScripts
 from dispatcher.live.servers import ServerScripts
 from dispatcher.live.settle import Settler
 from dispatcher.live.settlement import Message, SettleEffect, Settlement
@@ -55,6 +56,7 @@ class Walk:
         self.limits = LimitScripts(pipeline)
         self.deliveries = DeliveryScripts(pipeline)
         self.views = ZoneViewScripts(pipeline)
+        self.queues = QueueScripts(pipeline)
 
     async def take(self) -> None:
         """Walks from the first trip to the last sweep."""
@@ -94,8 +96,15 @@ class Walk:
         for name in ("d1", "d2"):
             await self.state.load_driver(keys, make_driver(name, zone=keys.zone))
         fixes = [DriverFix("d1", 50.1, 8.6, now_ms), DriverFix("d2", 50.1, 8.61, now_ms)]
-        results = await self.positions.put_positions(keys, "car", fixes, fix_age_ms=FIX_AGE_MS)
-        assert results == [FixResult(FixCode.TAKEN, at_ms=now_ms)] * 2
+        results = await self.positions.put_positions(
+            keys, "car", fixes, fix_age_ms=FIX_AGE_MS, queues=[QueueAt("q", 60_000), None]
+        )
+        at_queue, elsewhere = results
+        assert elsewhere == FixResult(FixCode.TAKEN, at_ms=now_ms)
+        assert at_queue == elsewhere._replace(queue="q", queued_ms=at_queue.queued_ms)
+        count = await self.queues.number_queue(keys, "q", "car", ["d1"], before=0)
+        assert (count.standing, count.lost) == (1, [])
+        assert await self.queues.place_of(keys, "d1") == PlaceInQueue("q", 1, at_queue.queued_ms)
         touches = [Touch(f"driver:{name}", "c1", "{}", 60_000, -1) for name in ("d1", "d2")]
         assert await self.presence.touch_presence(keys, touches) == [TouchResult.HERE] * 2
         assert await self.presence.expect_present(keys, ["driver:d1"], life_ms=60_000) == 0

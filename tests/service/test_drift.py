@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from dispatcher.background import drift_watch_job, zone_holder
-from dispatcher.composition import drift_check
+from dispatcher.comparison import drift_check
 from dispatcher.core.zones import Zones
 from dispatcher.live.keys import keys_of
 from dispatcher.observe.metrics import Metrics

@@ -258,6 +258,21 @@ async def test_an_emptied_redis_tells_what_was_committed_long_before_it_is_loade
     assert ("accepted", trip, 1) in await city.events()
 
 
+async def test_a_trip_that_ended_before_its_creation_by_another_clock_does_not_come_back(
+    city: City,
+) -> None:
+    """The event that ended it was stamped by a Redis whose clock was behind: still, it came after."""
+    trip = await city.trip()
+    assert (await city.act(rider("rider"), "cancel", trip)).status == 200
+    await city.postgres.execute(
+        "UPDATE trip_events SET created_at = created_at - interval '1 hour' WHERE version = 1"
+    )
+    await city.redis("FLUSHDB")
+    await city.parts.rehydration.warm("default")
+    assert (await city.hash(trip))["current_status"] == "cancelled"
+    assert [version for _, _, version in await city.events()] == [0, 1]
+
+
 async def test_a_zone_is_loaded_though_older_events_take_too_long_to_look_for(
     city: City, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -294,6 +294,24 @@ async def test_one_receiver_that_hangs_delays_no_other(
         hanging.hold.set()
 
 
+async def test_a_zone_in_trouble_keeps_no_other_from_beginning(
+    city: City, redis_url: str, database_url: str, receiver: Receiver
+) -> None:
+    await city.redis("DEL", city.keys().unheard)
+    await city.redis("SET", city.keys().unheard, "broken")
+    async with open_city(
+        redis_url, database_url, zones=ZONES, webhook_url=[receiver.url], **FAST
+    ) as other:
+        trip = await other.trip(zone="north")
+        await until(lambda: f"evt_{trip}_0" in dict(receiver.told), other, zone="north")
+        await city.redis("DEL", city.keys().unheard)
+        trip = await other.trip()
+        await look(other)  # it begins now
+        later = await other.trip()
+        await until(lambda: f"evt_{later}_0" in dict(receiver.told), other)
+        assert trip != later
+
+
 async def test_an_emptied_redis_loses_no_later_event(city: City, receiver: Receiver) -> None:
     await city.trip()
     await until(lambda: len(receiver.told) == 1, city)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import signal
 
 import orjson
@@ -11,6 +12,7 @@ import pytest
 from dispatcher.core.errors import StoreUnavailable
 from dispatcher.core.zones import Zone, Zones
 from dispatcher.live.keys import keys_of
+from dispatcher.live.pubsub import Publisher, Subscriber
 from tests.harness.services import City, code_of, driver, open_city
 from tests.harness.valkey_nodes import ValkeyCluster, zones_on_each_node
 
@@ -57,3 +59,36 @@ async def test_a_primary_is_lost(
         told = [orjson.loads(fields[1]) for _, fields in entries]
         assert ("accepted", 1) in {(event["event"], event["trip"]["version"]) for event in told}
         assert await city.double_assignments() == 0
+
+
+async def test_a_node_is_away_when_a_server_starts(cluster: ValkeyCluster, database_url: str) -> None:
+    """Its zone is loaded once it is back; messages are heard from the others meanwhile, and then from it."""
+    zones = Zones([Zone(name) for name in NAMES])
+    broken, *others = NAMES
+    node = await cluster.primary_of(broken)
+    node.signal(signal.SIGKILL)
+    heard: list[str] = []
+    subscriber = Subscriber(
+        cluster.url, zones=NAMES, deliver=lambda to, _: heard.extend(to), resync=lambda: None
+    )
+    await subscriber.start()
+    try:
+        async with open_city(cluster.url, database_url, zones=zones) as city, asyncio.timeout(30):
+            publisher = Publisher(city.parts.live.pipeline)
+            for zone in others:
+                await city.trip(zone=zone)
+                await publisher.publish(zone, [[[zone], {}]])
+            with pytest.raises(StoreUnavailable):
+                await city.trip(zone=broken)
+            await cluster.take_over(node)
+            while broken not in heard:
+                with contextlib.suppress(StoreUnavailable):
+                    await publisher.publish(broken, [[[broken], {}]])
+                await asyncio.sleep(0.02)
+            await city.online("d1", zone=broken)
+            assert code_of(await city.act(driver("d1"), "accept", await city.trip(zone=broken))) == (
+                "trip_accepted"
+            )
+            assert set(heard) >= set(NAMES)
+    finally:
+        await subscriber.stop()

@@ -252,6 +252,14 @@ async def test_drivers_move_and_have_a_page(server: Server, apps: Apps, open_scr
     await apps.act("d-1", "accept", trip)
     await expect(screen.page.locator(".obstacles li[data-code=active_trip]")).to_be_visible()
     await screen.keep("driver-dark")
+    # Where work is waiting, below all that, while it is asked for.
+    heat, cells = screen.page.locator("#heat"), screen.page.locator(".heat-cell")
+    await expect(cells).to_have_count(0)
+    await heat.click()
+    await expect(cells.first).to_be_attached()
+    await screen.keep("heat")
+    await heat.click()
+    await expect(cells).to_have_count(0)
 
 
 async def test_a_search_finds_by_trip_customer_and_driver(
@@ -284,9 +292,17 @@ async def test_an_operator_assigns_takes_back_and_cancels_by_keyboard(
     await screen.sign_in()
     page = screen.page
     await screen.go(f"trip/{trip}")
-    await page.locator("[data-action=assign]").focus()
+    await page.locator("[data-action=offer]").focus()
     await page.keyboard.press("Enter")
     dialog = page.locator("#confirm")
+    await dialog.get_by_label("Driver", exact=True).fill("nobody")
+    await page.keyboard.press("Enter")
+    await expect(dialog.get_by_role("alert")).to_contain_text("There is no such driver")
+    await dialog.get_by_label("Driver", exact=True).fill("d-2")
+    await page.keyboard.press("Enter")
+    await expect(page.locator("#notices")).to_contain_text("d-2 is asked.")
+    await page.locator("[data-action=assign]").focus()
+    await page.keyboard.press("Enter")
     await expect(dialog.get_by_role("button", name="Assign")).to_be_disabled()
     await dialog.get_by_label("Driver", exact=True).fill("nobody")
     await page.keyboard.press("Enter")

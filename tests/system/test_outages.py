@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -13,8 +16,9 @@ import pytest
 import redis.asyncio
 
 from dispatcher.embedded.engines import Engines
+from dispatcher.embedded.valkey import Valkey
 from dispatcher.ledger import migrate
-from tests.harness.servers import Serve
+from tests.harness.servers import Serve, Server
 from tests.harness.services import driver, open_city
 from tests.system.test_websocket import FAST, App, eventually, session
 
@@ -102,7 +106,7 @@ async def test_replay_after_both_engines_restart(data_dir: Path) -> None:
 
 @pytest.mark.usefixtures("started_before")
 async def test_engines_away_and_back(data_dir: Path) -> None:
-    """Bounded waiting and a clear refusal; then everything goes on by itself."""
+    """Without Postgres bounded waiting and a clear refusal; without Redis everything goes on."""
     from dispatcher.core.errors import OutcomeUnknown, StoreUnavailable
 
     engines = Engines(data_dir)
@@ -130,20 +134,70 @@ async def test_engines_away_and_back(data_dir: Path) -> None:
 
             await eventually(accepted)
             await asyncio.to_thread(engines.valkey.stop)
-            with pytest.raises(StoreUnavailable):
-                await city.act(driver("d1"), "arrive", trip)
+            assert (await city.act(driver("d1"), "arrive", trip, "k2")).status == 200
             await asyncio.to_thread(engines.valkey.start)
-
-            async def arrived() -> bool:
-                try:
-                    return (await city.act(driver("d1"), "arrive", trip, "k2")).status == 200
-                except StoreUnavailable:
-                    return False
-
-            await eventually(arrived)
+            assert (await city.act(driver("d1"), "arrive", trip, "k2")).replayed
             postgres = await asyncpg.connect(urls.database_url)
             events = await postgres.fetch("SELECT event FROM trip_events ORDER BY version")
             await postgres.close()
             assert [row["event"] for row in events] == ["created", "accepted", "arrived"]
     finally:
         engines.stop()
+
+
+async def test_a_fleet_goes_on_without_redis(
+    serve: Serve, session: aiohttp.ClientSession, data_dir: Path
+) -> None:
+    """Accepts go on, also on a server that starts meanwhile; then Redis decides again, and nothing drifts."""
+    valkey = Valkey(data_dir / "valkey")
+    await asyncio.to_thread(valkey.start)
+    env = {**FAST, "DISPATCHER_REDIS_URL": valkey.url, "DISPATCHER_REDIS_TIMEOUT_S": "1"}
+    try:
+        first = await serve(env=env)
+        drivers = [App(session, first, "driver", f"d{i}") for i in range(3)]
+        customer = App(session, first, "customer", "r1")
+        for driver_app in drivers:
+            await driver_app.online()
+        trips = [await customer.trip() for _ in range(2)]
+        assert valkey.process is not None
+        os.kill(valkey.process.pid, signal.SIGKILL)
+        path = "/api/driver/ride/trip-action"
+
+        async def accept(app: App, trip: str) -> tuple[int, str]:
+            body = {"action": "accept", "trip_request_id": trip}
+            status, answer = await app.post(path, body, **{"Idempotency-Key": f"{app.sub}-{trip}"})
+            return status, answer["response_code"]
+
+        won = await asyncio.gather(*(accept(app, trips[0]) for app in drivers))
+        assert sorted(won) == [(200, "trip_accepted"), *[(409, "trip_already_assigned")] * 2]
+        second = await serve(env=env)
+        late = App(session, second, "driver", "d9")
+        await late.online()
+        assert await accept(late, trips[1]) == (200, "trip_accepted")
+        for server in (first, second):
+            async with session.get(server.url + "/readyz") as response:
+                told = await response.json()
+            assert (response.status, told["status"]) == (200, "degraded")
+            assert told["degraded_zones"] == ["default"]
+        await asyncio.to_thread(valkey.stop)
+        await asyncio.to_thread(valkey.start)
+
+        async def is_ready() -> bool:
+            async with session.get(second.url + "/readyz") as response:
+                return bool((await response.json())["status"] == "ready")
+
+        await eventually(is_ready)
+        assert await accept(drivers[0], trips[1]) == (409, "trip_already_assigned")
+        assert await _fsck(env, second) == 0
+    finally:
+        for server in serve.servers:
+            await server.stop()
+        await asyncio.to_thread(valkey.stop)
+
+
+async def _fsck(env: dict[str, str], server: Server) -> int:
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "dispatcher", "fsck",
+        env={**os.environ, **env, "DISPATCHER_DATABASE_URL": server.database_url},
+    )  # fmt: skip
+    return await process.wait()

@@ -14,7 +14,6 @@ from dispatcher.config import SettingsError
 from dispatcher.embedded.engines import EngineUrls
 from dispatcher.ledger.preflight import check_postgres
 from dispatcher.live.preflight import check_redis
-from dispatcher.server.preflight import check_engines
 
 Info = dict[str, Any]
 
@@ -37,7 +36,8 @@ def _pretend(monkeypatch: pytest.MonkeyPatch, **server: Any) -> None:
 
 
 async def test_the_embedded_engines_pass(engines: EngineUrls) -> None:
-    await check_engines(engines.redis_url, engines.database_url)
+    await check_redis(engines.redis_url)
+    await check_postgres(engines.database_url)
 
 
 async def test_eviction_is_refused(engines: EngineUrls, policy: Callable[[str], Any]) -> None:

@@ -41,6 +41,7 @@ CANCEL = "/api/customer/ride/cancel"
 ACTION = "/api/driver/ride/trip-action"
 LOCATION = "/api/driver/ride/location"
 AVAILABILITY = "/api/driver/availability"
+OFFER = "/api/admin/ride/offer"
 PLACE = {"lat": 40.75, "lng": -73.98}
 DRIVER, CUSTOMER, ADMIN = (
     make_token(n, r) for n, r in (("d1", "driver"), ("c1", "customer"), ("a1", "admin"))
@@ -55,6 +56,7 @@ GOOD = {
     "/api/customer/ride/end": (CUSTOMER, {"trip_request_id": TRIP}),
     "/api/admin/ride/end": (ADMIN, {"trip_request_id": TRIP}),
     "/api/admin/ride/assign": (ADMIN, {"trip_request_id": TRIP, "driver_id": "d1"}),
+    OFFER: (ADMIN, {"trip_request_id": TRIP, "driver_id": "d1"}),
     "/api/admin/driver/offline": (ADMIN, {"driver_id": "d1"}),
 }
 
@@ -92,6 +94,9 @@ class Notes:
 
     async def force_offline(self, caller: Caller, driver_id: str) -> Any:
         return self._say("force_offline", {**details_of(caller), "driver_id": driver_id})
+
+    async def offer(self, caller: Caller, trip_id: str, driver_id: str) -> Any:
+        return self._say("offer", {**details_of(caller), "trip_id": trip_id, "driver_id": driver_id})
 
     async def report(self, caller: Caller, points: Any) -> Any:
         return self._say("positions", {"actor": caller.actor, "points": points, "ip": caller.ip})
@@ -231,13 +236,12 @@ def commands_as_notes() -> Any:
         yield
 
 
-def boundary_of(settings: Settings, notes: Notes, metrics: Metrics, seen: list[Any]) -> Boundary:
+def boundary_of(settings: Settings, notes: Notes, seen: list[Any]) -> Boundary:
     limits: Any = notes
     return Boundary(
         authenticator=Authenticator.from_settings(settings),
         client_ip=ClientIp(settings.trusted_proxies),
         limits=limits,
-        metrics=metrics,
         deadline_s=settings.request_deadline_s,
         idempotency_required=settings.idempotency_required,
         on_driver_call=lambda *call: seen.append(call),
@@ -249,6 +253,7 @@ def handlers_of(notes: Notes, metrics: Metrics) -> Handlers:
     return Handlers(
         zones=Zones(), coordinator=service, availability=service, positions=service, stranded_trips=service,
         reads=service, snapshots=service, explanation=service, operator_reads=service,
+        heat=service, operator_offers=service,
         readiness=notes.readiness, metrics=metrics, vehicle_types=Settings().vehicle_types,
     )  # fmt: skip
 
@@ -338,7 +343,7 @@ async def open_client(door: Door | None = None, **settings: Any) -> AsyncIterato
 
     app = build_application(
         handlers_of(notes, metrics),
-        boundary_of(known, notes, metrics, seen),
+        boundary_of(known, notes, seen),
         websocket=websocket,
         extra_routes=[web.get("/fails", fails)],
     )

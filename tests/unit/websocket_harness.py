@@ -177,7 +177,7 @@ async def open_app(door: Door | None = None) -> AsyncIterator[App]:
         allowed_origins=["https://listed.example"], heartbeat_timeout_s=60,
     )  # fmt: skip
     application = build_application(
-        handlers_of(notes, metrics), boundary_of(settings, notes, metrics, []), websocket=endpoint.handle
+        handlers_of(notes, metrics), boundary_of(settings, notes, []), websocket=endpoint.handle
     )
     runner = make_runner(application, door=door)
     await runner.setup()

@@ -42,4 +42,10 @@ UNDECIDED: Sequence[Fault] = (
     ledger.fill_the_disk,
     clocks.leap,
 )
+#: After these a server is another process than before.
+SERVERS_DIE: Sequence[Fault] = (
+    servers.kill_server,
+    *servers.KILLED_ON_THE_ROAD,
+    servers.die_together,
+)
 BY_NAME = {fault.__name__: fault for fault in ALL}
