@@ -1,4 +1,4 @@
-"""Messages between servers: sharded pub/sub. A server hears what one of its own listens to, and no more."""
+"""Messages between servers: sharded pub/sub. A server hears what one of its own listens to, no more."""
 
 from __future__ import annotations
 
