@@ -282,12 +282,6 @@ async def services(
         )  # fmt: skip
 
 
-def messages_heard(parts: Services) -> dict[str, float]:
-    """The messages that have come from other servers, by what they are about."""
-    users = parts.channels.heard
-    return {"users": users, "zones": parts.subscriber.received - users}
-
-
 def _webhook(settings: Settings, scripts: DeliveryScripts) -> Webhook:
     secret = settings.webhook_secret.get_secret_value() if settings.webhook_secret else ""
     return Webhook(

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from functools import partial
 from importlib.metadata import version
 
-from dispatcher.composition import Services, messages_heard
+from dispatcher.composition import Services
 from dispatcher.core.actors import Role
 from dispatcher.jobs.drift_watch import DriftWatch
 from dispatcher.jobs.engine_watch import EngineWatch
@@ -43,7 +43,7 @@ def add_gauges(
     metrics.gauge("dispatcher_zones_held", "Zones whose rounds this server does.", lambda: len(holder))
     metrics.labelled_counter(
         "dispatcher_channel_messages", "Messages from other servers.", "about",
-        lambda: messages_heard(parts),
+        parts.channels.messages,
     )  # fmt: skip
     _add_degraded(metrics, parts)
     for part in (parts.matched_rounds, parts.queues, parts.heat):

@@ -1,8 +1,4 @@
-"""Messages between servers: sharded pub/sub, so that a channel stays on the node of its slot.
-
-A server subscribes to the channels that somebody here listens to, and to no others: what Redis sends to
-a server is for one of its sockets, or for a zone whose rounds it does.
-"""
+"""Messages between servers: sharded pub/sub. A server hears what one of its own listens to, no more."""
 
 from __future__ import annotations
 

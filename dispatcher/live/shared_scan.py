@@ -43,6 +43,15 @@ class SharedScan:
             self._passes[node] = asyncio.get_running_loop().create_task(self._pass_on(node))
         await wish.end
 
+    async def was_filled(self, keys: Keys) -> bool:
+        """Whether the zone was ever loaded into what this Redis holds, be it by an earlier release that
+        left no mark of it; it is, from now on."""
+        was_filled = await self._pipeline.command("SET", keys.filled, 1, "GET")
+        if was_filled is not None:
+            return True
+        lists = (keys.seen, keys.waves, keys.claims, keys.present, keys.vehicles, keys.events)
+        return bool(await self._pipeline.command("EXISTS", *lists))
+
     async def _pass_on(self, node: Hashable) -> None:
         try:
             while wishes := self._waiting.pop(node, []):

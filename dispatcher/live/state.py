@@ -243,7 +243,7 @@ class StateScripts:
         stream, and the list of attempts for the sweeper. Returns the drivers' last fixes.
         """
         fixes: dict[str, Fix] = {}
-        if not await self._was_filled(keys):
+        if not await self._scan.was_filled(keys):
             return fixes  # nothing but what settles have written since then, which is newer
         # First, so that a settle whose trip or driver stays has its place in them, too.
         await self._pipeline.command("UNLINK", keys.seen, keys.waves)
@@ -265,15 +265,6 @@ class StateScripts:
 
         await self._scan.scan(keys, drop)
         return fixes
-
-    async def _was_filled(self, keys: Keys) -> bool:
-        """Whether the zone was ever loaded into what this Redis holds, be it by an earlier release that
-        left no mark of it; it is, from now on."""
-        was_filled = await self._pipeline.command("SET", keys.filled, 1, "GET")
-        if was_filled is not None:
-            return True
-        lists = (keys.seen, keys.waves, keys.claims, keys.present, keys.vehicles, keys.events)
-        return bool(await self._pipeline.command("EXISTS", *lists))
 
     async def last_heard_ms(self, keys: Keys) -> int | None:
         """When the zone's stream got its last event, in ms; None where it has none."""

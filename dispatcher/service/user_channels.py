@@ -56,6 +56,10 @@ class UserChannels:
         #: How many messages have come.
         self.heard = 0
 
+    def messages(self) -> dict[str, float]:
+        """How many messages have come from other servers, by what they are about."""
+        return {"users": self.heard, "zones": self._subscriber.received - self.heard}
+
     async def open(self, address: str, zone: str) -> None:
         """A socket of a user is open, who is present in a zone. Returns once the subscriptions stand, or
         after some time: then the socket is told its state anew once they do."""
