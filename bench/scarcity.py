@@ -5,7 +5,8 @@ third of the trips. More customers ask than the drivers can serve, wherever they
 within three simulated minutes gives up. Waves and rounds are shortened with the city's speed. The
 figures are what Postgres holds afterwards, of all trips that were asked for.
 
-`dispatch.py` says what the planner alone promises.
+Then the simulator of `dispatch.py`, which is the planner alone, is run with as many drivers as make its
+`nearest` serve the same share: what it promises there is what the running service is to keep.
 """
 
 from __future__ import annotations
@@ -23,9 +24,11 @@ from harness import options
 from harness.city_load import ScarceCityLoad
 from harness.encoding import AUDIENCE
 from harness.load_process import LoadProcess
+from harness.same_scarcity import Load, promised
 from harness.servers import Server, start_dispatcher
 from report import Report
 
+from dispatcher.core.zones import Wave
 from dispatcher.demo.city_plan import CityPlan
 from dispatcher.demo.invariants import check_invariants
 from dispatcher.demo.pickups import BUNDLED_PICKUPS, read_pickups
@@ -52,24 +55,34 @@ SELECT count(*)::float8 AS asked,
 """
 
 
+def round_s(speed: float) -> float:
+    """Real seconds between two rounds of matching."""
+    return max(SHORTEST_ROUND_S, 3 / speed)
+
+
 def zones_file(policy: str, speed: float) -> str:
     waves = ", ".join(
         f"{{ size = {size}, radius_m = {radius_m}, deadline_s = {max(1.0, seconds / speed):.2f} }}"
         for size, radius_m, seconds in WAVES
     )
-    every_s = max(SHORTEST_ROUND_S, 3 / speed)
+    every_s = round_s(speed)
     return (
         f"[zones.default]\nwaves = [{waves}]\ndispatch = '{policy}'\nmatch_every_s = {every_s}\n"
         f"match_head_start_s = {max(SHORTEST_ROUND_S, 5 / speed)}\n"
     )
 
 
-def city_plan(server: Server, speed: float) -> CityPlan:
-    """The same city for each policy."""
+def inner_pickups() -> list[tuple[float, float, float]]:
+    """When (s), and where in degrees."""
     _, pickups = read_pickups(BUNDLED_PICKUPS, None)
     lat, lng = (float(np.median([getattr(p, axis) for p in pickups])) for axis in ("lat", "lng"))
-    inside = [(p.after_s, p.lat, p.lng) for p in pickups
-              if abs(p.lat - lat) < CITY_DEGREES and abs(p.lng - lng) < CITY_DEGREES]  # fmt: skip
+    return [(p.after_s, p.lat, p.lng) for p in pickups
+            if abs(p.lat - lat) < CITY_DEGREES and abs(p.lng - lng) < CITY_DEGREES]  # fmt: skip
+
+
+def city_plan(server: Server, speed: float) -> CityPlan:
+    """The same city for each policy."""
+    inside = inner_pickups()
     random.Random(1).shuffle(inside)
     return CityPlan(
         url=server.url, server_pid=0, secret=server.secret, audience=AUDIENCE, issuer=None,
@@ -122,6 +135,32 @@ def row(policy: str, found: dict[str, float], nearest: dict[str, float] | None, 
     ]  # fmt: skip
 
 
+def keep(report: Report, found: dict[str, dict[str, float]], args: Any) -> None:
+    """How the gains compare with those of the simulator at the same scarcity."""
+    share = {policy: of["served"] / of["asked"] for policy, of in found.items()}
+    places = [(lat, lng) for _, lat, lng in inner_pickups()]
+    load = Load(
+        round(args.rate * (args.warm + args.seconds)), args.rate / args.speed, places,
+        [Wave(*wave) for wave in WAVES], every_s=round_s(args.speed) * args.speed,
+    )  # fmt: skip
+    simulated = promised(load, share["nearest"], list(found))
+    rows, kept = [], {}
+    for policy in found:
+        if policy == "nearest":
+            continue
+        (served, way_m), (base, base_m) = simulated[policy], simulated["nearest"]
+        kept[policy] = {
+            "more served": share[policy] / share["nearest"] - 1,
+            "more served, simulated": served / base - 1,
+            "less way": 1 - found[policy]["way_m"] / found["nearest"]["way_m"],
+            "less way, simulated": 1 - way_m / base_m,
+        }
+        rows.append([policy, *(f"{gain:+.1%}" for gain in kept[policy].values())])
+    report.results("gains beside the simulator's", kept)
+    names = ["more served", "simulated", "less way", "simulated"]
+    report.table("gains over nearest, and what the simulator promises", ["policy", *names], rows)
+
+
 def main() -> None:
     parser = options.build_parser(__doc__, seconds=90.0, rounds=1, connections=0)
     add = parser.add_argument
@@ -143,6 +182,9 @@ def main() -> None:
          "more served", "less way", "broken"],
         [row(policy, found, nearest, bad) for policy, (found, bad) in ran.items()],
     )  # fmt: skip
+
+    if nearest:
+        keep(report, {policy: found for policy, (found, _) in ran.items()}, args)
 
     def draw(axes: Any) -> None:
         served = [found["served"] / found["asked"] for found, _ in ran.values()]

@@ -12,17 +12,22 @@ from typing import Final
 import structlog
 from aiohttp import web
 
-from dispatcher.background import drift_watch_job, job_loops
+from dispatcher.background import drift_watch_job, job_loops, zone_census_job, zone_holder
 from dispatcher.composition import Services, services
 from dispatcher.config import Settings, SettingsError
 from dispatcher.core.errors import StoreUnavailable
 from dispatcher.core.stop_signal import StopSignal
+from dispatcher.gauges import add_gauges
+from dispatcher.jobs.engine_watch import EngineWatch
 from dispatcher.jobs.loop import FunctionJob, JobLoop
-from dispatcher.live.pubsub import Subscriber
+from dispatcher.jobs.zone_holder import ZoneHolder
 from dispatcher.live.zone_view import ZoneViewScripts
+from dispatcher.observe.crowd_lines import CROWD_LINES
+from dispatcher.observe.loop_lag import LoopLag
 from dispatcher.observe.metrics import Metrics
+from dispatcher.observe.tracing import Tracing
+from dispatcher.observe.tracing import start as start_tracing
 from dispatcher.observe.worker_metrics import WRITE_INTERVAL_S, WorkerPlace
-from dispatcher.service.hub import Hub
 from dispatcher.service.readiness import Readiness
 from dispatcher.service.zone_views import ZoneViews
 from dispatcher.web.application import build_application
@@ -60,9 +65,8 @@ async def run(
     Raises SettingsError where a key or zones file is wrong, StoreUnavailable where an engine is away.
     """
     authenticator = Authenticator.from_settings(settings)
-    zones = load_zones(settings.zones_file)
-    async with _closed_in_time(services(settings, zones), stop) as parts:
-        hub = parts.hub
+    zones, tracing = load_zones(settings.zones_file), start_tracing()
+    async with _closed_in_time(services(settings, zones, tracing), stop) as parts:
         readiness = Readiness(
             zones=zones,
             state=parts.live.state,
@@ -70,44 +74,35 @@ async def run(
             authorities=parts.authorities,
             stop=stop,
         )
-        metrics, door = Metrics(place), _door(settings)
-        metrics.gauge("dispatcher_connections", "Open connections.", lambda: len(door))
-        metrics.labelled_counter(
-            "dispatcher_connections_refused", "Connections refused, or ended before their time.",
-            "reason", lambda: door.refused,
-        )  # fmt: skip
-        views = _zone_views(parts, readiness)
-        sockets = _websocket_endpoint(parts, authenticator, hub, views)
-        handlers, boundary = _handlers_and_boundary(
-            parts, authenticator, sockets, readiness, metrics, views
-        )
+        metrics, door, lag = Metrics(place), _door(settings), LoopLag()
+        views, engine_watch = _zone_views(parts, readiness), EngineWatch(readiness.check)
+        sockets = _websocket_endpoint(parts, authenticator, views)
+        handlers, boundary = _handlers_and_boundary(parts, authenticator, readiness, metrics, tracing)
         hidden = hidden_endpoints(settings.public_pages)
-        drift_watch = drift_watch_job(parts)
-        metrics.labelled_gauge(
-            "dispatcher_drift", "Things that differ between Redis and Postgres.", ("zone", "kind"),
-            drift_watch.found,
+        if settings.metrics_address is not None:
+            hidden |= {"metrics"}  # they have an address of their own
+        holder, census = zone_holder(parts), zone_census_job(parts)
+        drift_watch = drift_watch_job(parts, holder)
+        add_gauges(
+            metrics, parts,
+            door=door, sockets=sockets, views=views, drift=drift_watch, engines=engine_watch,
+            census=census, holder=holder,
         )  # fmt: skip
         runner = make_runner(
             build_application(handlers, boundary, websocket=sockets.handle, hidden=hidden),
             door=door,
             shutdown_timeout_s=settings.drain_s + _ANSWERED_S,
         )
-        subscriber = Subscriber(
-            str(settings.redis_url),
-            zones=zones.names(),
-            deliver=hub.deliver,
-            resync=hub.resync,
-        )
         interval_s = min(1.0, settings.presence_ttl_s / 10)
         loops = [
-            *job_loops(parts),
+            *job_loops(parts, holder),
             JobLoop(drift_watch),
+            JobLoop(engine_watch),
+            JobLoop(census),
             JobLoop(FunctionJob("stale-sockets", interval_s, sockets.close_stale)),
         ]
         if place is not None:
             loops.append(JobLoop(FunctionJob("share-metrics", WRITE_INTERVAL_S, metrics.share)))
-        if not await subscriber.start() and not parts.authorities.degraded():
-            raise StoreUnavailable("redis cannot be listened to")
         await runner.setup()
         metrics_runner = None
         try:
@@ -116,7 +111,7 @@ async def run(
             metrics_runner = await _serve_metrics(settings, handlers, boundary, shared=place is not None)
             for loop in loops:
                 loop.start()
-            parts.effects.wakeups.notify_all()  # waves may have become due while nobody was here
+            lag.start()
             # What stands now stays: collecting it again and again cost a tenth of the time, and pauses.
             gc.collect()
             gc.freeze()
@@ -132,8 +127,9 @@ async def run(
             await _finish(stop, "requests", runner.cleanup(), _ANSWERED_S)
             if metrics_runner is not None:
                 await _finish(stop, "metrics", metrics_runner.cleanup(), _ANSWERED_S)
-            await _finish(stop, "jobs", _stop_jobs(loops, subscriber, views, readiness), _SAVED_S)
-            await _finish(stop, "saving", _save(parts, metrics), _SAVED_S)
+            await _finish(stop, "jobs", _stop_jobs(loops, parts, views, readiness), _SAVED_S)
+            lag.stop()
+            await _finish(stop, "saving", _save(parts, metrics, tracing), _SAVED_S)
 
 
 @contextlib.asynccontextmanager
@@ -162,20 +158,24 @@ async def _finish(stop: StopSignal, step: str, work: Awaitable[object], after_wi
 
 
 async def _stop_jobs(
-    loops: Sequence[JobLoop], subscriber: Subscriber, views: ZoneViews, readiness: Readiness
+    loops: Sequence[JobLoop | ZoneHolder], parts: Services, views: ZoneViews, readiness: Readiness
 ) -> None:
     await asyncio.gather(*(loop.stop() for loop in loops))
-    await subscriber.stop()
+    await parts.channels.stop()
+    await parts.subscriber.stop()
     await views.close()
     await readiness.close()
 
 
-async def _save(parts: Services, metrics: Metrics) -> None:
+async def _save(parts: Services, metrics: Metrics, tracing: Tracing | None) -> None:
+    CROWD_LINES.write_out()
     await metrics.share()
     await parts.positions.save()
     # Twice: an outcome waits for one round, so that its offer is there before it.
     await parts.effects.offer_log.save(parts.ledger.database)
     await parts.effects.offer_log.save(parts.ledger.database)
+    if tracing is not None:
+        await tracing.close()
 
 
 def _door(settings: Settings) -> Door:
@@ -197,7 +197,7 @@ def _zone_views(parts: Services, readiness: Readiness) -> ZoneViews:
 
 
 def _websocket_endpoint(
-    parts: Services, authenticator: Authenticator, hub: Hub, views: ZoneViews
+    parts: Services, authenticator: Authenticator, views: ZoneViews
 ) -> WebSocketEndpoint:
     settings = parts.settings
     return WebSocketEndpoint(
@@ -212,7 +212,8 @@ def _websocket_endpoint(
             limits=parts.limits,
             idempotency_required=settings.idempotency_required,
         ),
-        hub=hub,
+        hub=parts.hub,
+        channels=parts.channels,
         presence=parts.presence,
         snapshots=parts.snapshots,
         zone_views=views,
@@ -246,31 +247,10 @@ async def _serve_metrics(
 def _handlers_and_boundary(
     parts: Services,
     authenticator: Authenticator,
-    sockets: WebSocketEndpoint,
     readiness: Readiness,
     metrics: Metrics,
-    views: ZoneViews,
+    tracing: Tracing | None,
 ) -> tuple[Handlers, Boundary]:
-    commits = parts.ledger.commits
-    metrics.gauge("dispatcher_sockets", "Open WebSockets.", lambda: len(sockets))
-    metrics.gauge("dispatcher_zone_viewers", "Sockets that watch a zone.", views.viewers)
-    metrics.counter("dispatcher_commits", "Batches sent.", lambda: commits.batches)
-    metrics.counter("dispatcher_changes", "Changes in them.", lambda: commits.changes)
-    matching = parts.matched_rounds
-    metrics.counter("dispatcher_match_rounds", "Rounds of matching.", lambda: matching.rounds)
-    metrics.counter(
-        "dispatcher_match_planning_seconds", "Time planning them took.", lambda: matching.planning_s
-    )
-    metrics.counter("dispatcher_match_failures", "Rounds that failed.", lambda: matching.failures)
-    metrics.counter(
-        "dispatcher_routing_fallbacks", "Routing tables that came late or were nonsense.",
-        lambda: matching.routing.fallbacks,
-    )  # fmt: skip
-    mending = parts.live.mending
-    metrics.counter("dispatcher_values_dropped", "Corrupt values in Redis.", lambda: mending.dropped)
-    told = parts.webhook.counts
-    metrics.labelled_counter("dispatcher_webhook_deliveries", "Webhook calls.", "outcome", told)
-
     handlers = Handlers(
         zones=parts.zones,
         coordinator=parts.coordinator,
@@ -281,6 +261,7 @@ def _handlers_and_boundary(
         snapshots=parts.snapshots,
         explanation=parts.explanation,
         operator_reads=parts.operator_reads,
+        heat=parts.heat,
         readiness=readiness.check,
         metrics=metrics,
         vehicle_types=parts.settings.vehicle_types,
@@ -291,9 +272,9 @@ def _handlers_and_boundary(
         authenticator=authenticator,
         client_ip=ClientIp(parts.settings.trusted_proxies),
         limits=parts.limits,
-        metrics=metrics,
         deadline_s=parts.settings.request_deadline_s,
         idempotency_required=parts.settings.idempotency_required,
         on_driver_call=parts.presence.seen_over_http,
+        tracer=tracing.tracer if tracing else None,
     )
     return handlers, boundary

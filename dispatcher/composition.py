@@ -6,23 +6,25 @@ import contextlib
 import secrets
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
+from functools import partial
 
 from dispatcher.config import Settings
 from dispatcher.core.zones import Zones
 from dispatcher.live.deliveries import DeliveryScripts
 from dispatcher.live.keys import keys_of
-from dispatcher.live.pubsub import Publisher
+from dispatcher.live.pubsub import Publisher, Subscriber
 from dispatcher.live.zone_view import ZoneViewScripts
+from dispatcher.observe.series import know_zones
+from dispatcher.observe.tracing import Tracing
 from dispatcher.routing.osrm import OsrmRouting
 from dispatcher.service.authorities import Authorities
 from dispatcher.service.availability import AvailabilityService
 from dispatcher.service.commands.command import SideEffects
 from dispatcher.service.coordinator import Coordinator
 from dispatcher.service.customer_tracking import CustomerTracking
-from dispatcher.service.drift import DriftCheck
-from dispatcher.service.drift_looks import Looks
 from dispatcher.service.driver_directory import DriverDirectory
 from dispatcher.service.explanation import Explanation
+from dispatcher.service.heat import HeatMaps
 from dispatcher.service.hub import Hub
 from dispatcher.service.ledger_claims import LedgerClaims
 from dispatcher.service.ledger_decider import LedgerDecider
@@ -38,16 +40,19 @@ from dispatcher.service.outbox import Outbox
 from dispatcher.service.positions import Positions
 from dispatcher.service.presence import Presence
 from dispatcher.service.presence_outages import PresenceOutages
+from dispatcher.service.queue_log import QueueLog
+from dispatcher.service.queues import Queues
 from dispatcher.service.rate_limits import RateLimits
 from dispatcher.service.reads import Reads
 from dispatcher.service.redis_decider import RedisDecider
 from dispatcher.service.rehydration import Rehydration
 from dispatcher.service.snapshots import Snapshots
 from dispatcher.service.stranded_trips import StrandedTrips
-from dispatcher.service.wave_wakeups import WaveWakeups
+from dispatcher.service.traced_coordinator import TracedCoordinator
+from dispatcher.service.user_channels import UserChannels
 from dispatcher.service.webhook import MAX_CALLS, Deliveries, Webhook
 from dispatcher.webhook.receiver import Receiver
-from dispatcher.wings import LedgerWing, LiveWing, open_ledger, open_live
+from dispatcher.wings import LedgerWing, LiveWing, open_ledger, open_live, open_subscriber
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,18 +79,27 @@ class Services:
     outages: PresenceOutages
     snapshots: Snapshots
     effects: SideEffects
+    subscriber: Subscriber
+    channels: UserChannels
     authorities: Authorities
     hub: Hub
     rows: LedgerRows
     outbox: Outbox
+    queues: Queues
+    queue_log: QueueLog
+    heat: HeatMaps
 
 
 @contextlib.asynccontextmanager
-async def services(settings: Settings, zones: Zones) -> AsyncIterator[Services]:
+async def services(
+    settings: Settings, zones: Zones, tracing: Tracing | None = None
+) -> AsyncIterator[Services]:
     """Opens both wings, loads every zone, and closes all of it again in reverse order."""
+    know_zones(zones.names())
     async with (
         open_live(settings) as live,
         open_ledger(settings) as ledger,
+        open_subscriber(settings) as subscriber,
         contextlib.AsyncExitStack() as stack,
     ):
         database = ledger.database
@@ -95,19 +109,24 @@ async def services(settings: Settings, zones: Zones) -> AsyncIterator[Services]:
         )
         await authorities.load()
         outbox = Outbox(settler=live.settler, state=live.state, database=database)
+        queue_log = QueueLog(zones, database)
         local_limits = LocalLimits(lambda: authorities.servers)
         seeds = LimitSeeds(local_limits, live.limits, has_one_node=not settings.has_redis_cluster)
         rehydration = Rehydration(
-            live.state, database, outbox, authorities, seeds, lease_ms=settings.claim_lease_ms
-        )
+            live.state, database, outbox, authorities, seeds, queue_log,
+            presence=live.presence, presence_ttl_s=settings.presence_ttl_s,
+            lease_ms=settings.claim_lease_ms,
+        )  # fmt: skip
         stack.push_async_callback(rehydration.close)
         limits = RateLimits(settings, live.limits, local_limits, authorities)
         directory = DriverDirectory(database)
-        effects = SideEffects(WaveWakeups(), OfferLog(), directory)
+        effects = SideEffects(OfferLog(), directory)
         live.settler.on_withdrawn(effects.offer_log.record_withdrawn)
         hub = Hub()
         rows = LedgerRows(database)
-        coordinator = Coordinator(
+        # Where nothing is traced, nothing is wrapped.
+        make = partial(TracedCoordinator, tracing.tracer) if tracing else Coordinator
+        coordinator = make(
             by_redis=RedisDecider(live.claims, live.settler, rehydration, local_limits),
             by_ledger=LedgerDecider(LedgerClaims(rows, local_limits), hub.deliver),
             authorities=authorities,
@@ -122,6 +141,13 @@ async def services(settings: Settings, zones: Zones) -> AsyncIterator[Services]:
             halt_at=settings.halt_at,
         )
         stack.push_async_callback(coordinator.close)
+        queues = Queues(
+            zones=zones,
+            scripts=live.queues,
+            matching=live.matching,
+            queue_log=queue_log,
+            fix_age_s=settings.fix_max_age_s,
+        )
         positions = Positions(
             scripts=live.positions,
             rehydration=rehydration,
@@ -130,6 +156,7 @@ async def services(settings: Settings, zones: Zones) -> AsyncIterator[Services]:
             limits=limits,
             tracking=CustomerTracking(state=live.state, publisher=Publisher(live.pipeline)),
             zones=zones,
+            queue_log=queue_log,
             authorities=authorities,
             rows=rows,
             fix_age_s=settings.fix_max_age_s,
@@ -176,6 +203,7 @@ async def services(settings: Settings, zones: Zones) -> AsyncIterator[Services]:
             coordinator=coordinator,
             offer_log=effects.offer_log,
             matched_rounds=matched_rounds,
+            queues=queues,
             authorities=authorities,
             webhook=webhook,
             fix_age_s=settings.fix_max_age_s,
@@ -195,6 +223,7 @@ async def services(settings: Settings, zones: Zones) -> AsyncIterator[Services]:
             offers=live.offers,
             presence=live.presence,
             views=ZoneViewScripts(live.pipeline),
+            queues=queues,
             deliveries=live.deliveries,
             fix_age_s=settings.fix_max_age_s,
         )
@@ -204,6 +233,13 @@ async def services(settings: Settings, zones: Zones) -> AsyncIterator[Services]:
             database=database,
             fix_age_s=settings.fix_max_age_s,
         )
+        heat = HeatMaps(
+            zones=zones,
+            scripts=ZoneViewScripts(live.pipeline),
+            node=node,
+            fix_age_s=settings.fix_max_age_s,
+        )
+        stack.push_async_callback(heat.close)
         outages = PresenceOutages(
             zones.names(), ttl_s=settings.presence_ttl_s, grace_s=settings.presence_grace_s
         )
@@ -213,9 +249,13 @@ async def services(settings: Settings, zones: Zones) -> AsyncIterator[Services]:
             positions=live.positions,
             database=database,
             drivers=drivers,
+            queues=queues,
             authorities=authorities,
             fix_age_s=settings.fix_max_age_s,
         )
+        channels = UserChannels(subscriber=subscriber, hub=hub, state=live.state)
+        stack.push_async_callback(channels.stop)
+        presence.on_moved = channels.moved
         live.pipeline.epochs = [keys_of(zone).epoch for zone in zones.names()]
         # Zones whose Redis another server cannot reach are loaded once they are given back.
         mine = [zone for zone in zones.names() if not authorities.of(zone).is_degraded]
@@ -224,8 +264,15 @@ async def services(settings: Settings, zones: Zones) -> AsyncIterator[Services]:
         yield Services(
             settings, zones, live, ledger, rehydration, coordinator, limits, positions,
             availability, stranded_trips, reads, operator_reads, explanation, offers, matched_rounds,
-            webhook, presence, outages, snapshots, effects, authorities, hub, rows, outbox,
+            webhook, presence, outages, snapshots, effects, subscriber, channels, authorities, hub, rows,
+            outbox, queues, queue_log, heat,
         )  # fmt: skip
+
+
+def messages_heard(parts: Services) -> dict[str, float]:
+    """The messages that have come from other servers, by what they are about."""
+    users = parts.channels.heard
+    return {"users": users, "zones": parts.subscriber.received - users}
 
 
 def _webhook(settings: Settings, scripts: DeliveryScripts) -> Webhook:
@@ -242,18 +289,4 @@ def _webhook(settings: Settings, scripts: DeliveryScripts) -> Webhook:
             )
             for url in dict.fromkeys(settings.webhook_url)
         ],
-    )
-
-
-def drift_check(settings: Settings, live: LiveWing, ledger: LedgerWing) -> DriftCheck:
-    """What compares both wings."""
-    looks = Looks(
-        scripts=live.comparison,
-        state=live.state,
-        database=ledger.database,
-        fix_age_s=settings.fix_max_age_s,
-        presence_ttl_s=settings.presence_ttl_s,
-    )
-    return DriftCheck(
-        scripts=live.comparison, database=ledger.database, looks=looks, mending=live.mending
     )

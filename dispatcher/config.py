@@ -92,7 +92,7 @@ class Settings(BaseSettings):
     )
     metrics_address: str | None = Field(
         None, pattern=r"^(\[[0-9a-fA-F:.]+\]|[^\s:\[\]]+):[1-9][0-9]{0,4}$",
-        description="`HOST:PORT` of its own for `/metrics`; unset: there is none",
+        description="`HOST:PORT` for `/metrics`, which the public port then refuses; unset: it is there",
     )  # fmt: skip
     workers: int = Field(1, ge=1, le=64, description="server processes that share the port")
     zones_file: Path | None = Field(None, description="TOML file of zones; unset: one zone, `default`")
@@ -229,7 +229,9 @@ class Settings(BaseSettings):
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         "info", description="lowest level that is logged"
     )
-    log_format: Literal["json", "console"] = Field("json", description="form of the log lines")
+    log_format: Literal["auto", "json", "console"] = Field(
+        "auto", description="form of the log lines; `auto`: for people on a terminal, else JSON"
+    )
     halt_at: Literal[
         "", "after_claim", "before_commit", "after_commit", "before_settle", "after_settle"
     ] = Field("", description="test switch: a change stops for good at this point, to be killed there")

@@ -13,6 +13,10 @@ match_speed_kmh = 22
 match_weights = { waiting = 0.1, idle = 0.02, turned_down_s = 20, open_offer_s = 60 }
 routing_url = "http://osrm:5000"      # speaks OSRM's table API
 routing_deadline_s = 0.5
+
+[zones.manhattan.queues.penn-station] # drivers wait there in the order in which they arrived
+area = "boroughs.geojson#Penn Station"
+absence_s = 300
 """
 
 from __future__ import annotations
@@ -29,13 +33,25 @@ from shapely.errors import ShapelyError
 from shapely.geometry import shape
 
 from dispatcher.config import SettingsError
-from dispatcher.core.zones import DEFAULT_WAVES, ZONE, Dispatch, Matching, Wave, Weights, Zone, Zones
+from dispatcher.core.zones import (
+    DEFAULT_WAVES,
+    ZONE,
+    Dispatch,
+    Matching,
+    Queue,
+    Wave,
+    Weights,
+    Zone,
+    Zones,
+)
 from dispatcher.setting_types import RateSetting
 
 #: The classes whose limits a zone may set: those that are counted for each user.
 _LimitClass = Literal["trip_accept", "trip_cancel", "location_update", "general"]
 
 _SETTING: Final = "DISPATCHER_ZONES_FILE"
+#: Each position of a zone's drivers is compared with all of them.
+_MOST_QUEUES: Final = 50
 
 
 class _WaveEntry(BaseModel):
@@ -59,10 +75,19 @@ class _WeightsEntry(BaseModel):
     open_offer_s: _Weight = Weights().open_offer_s
 
 
+class _QueueEntry(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    area: str
+    #: Drivers are seen by their positions: less than the time between two of these would be no absence.
+    absence_s: Annotated[float, Field(ge=10, le=3_600)] = 300.0
+
+
 class _ZoneEntry(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     area: str | None = None
+    queues: Annotated[dict[str, _QueueEntry], Field(max_length=_MOST_QUEUES)] = {}
     accept_policy: Literal["open", "offered"] = "open"
     offers_per_driver: Annotated[int, Field(ge=1, le=50)] = 3
     waves: Annotated[list[_WaveEntry], Field(min_length=1, max_length=20)] | None = None
@@ -98,6 +123,14 @@ class Area:
     def covers(self, lat: float, lng: float) -> bool:
         """Whether a point, in degrees, lies in the area or on its edge."""
         return bool(shapely.intersects_xy(self._polygon, lng, lat))
+
+    def holds(self, other: Area) -> bool:
+        """Whether no part of the other area lies outside of this one."""
+        return bool(self._polygon.covers(other._polygon))
+
+    def overlaps(self, other: Area) -> bool:
+        """Whether the two share more than an edge."""
+        return bool(self._polygon.intersection(other._polygon).area > 0)
 
     def outline(self) -> dict[str, Any]:
         """The area as a GeoJSON geometry, in degrees, longitude first."""
@@ -148,6 +181,7 @@ def _parse_zone(name: str, entry: Any, folder: Path) -> Zone:
     waves: tuple[Wave, ...] = DEFAULT_WAVES
     if checked.waves is not None:
         waves = tuple(Wave(wave.size, wave.radius_m, wave.deadline_s) for wave in checked.waves)
+    area = _load_area(checked.area, folder) if checked.area else None
     return Zone(
         name=name,
         accept_policy=checked.accept_policy,
@@ -157,8 +191,30 @@ def _parse_zone(name: str, entry: Any, folder: Path) -> Zone:
         limits={
             limit_class: (rate.limit, rate.window_s) for limit_class, rate in checked.limits.items()
         },
-        area=_load_area(checked.area, folder) if checked.area else None,
+        area=area,
+        queues=tuple(_parse_queues(checked.queues, area, folder)),
     )
+
+
+def _parse_queues(entries: dict[str, _QueueEntry], zone: Area | None, folder: Path) -> list[Queue]:
+    """The queues of a zone, each inside of its area and apart from the others. Raises ValueError."""
+    queues: list[Queue] = []
+    for name, entry in entries.items():
+        if not ZONE.fullmatch(name):
+            raise ValueError(
+                f"queues.{name}: a queue's name takes lower-case letters, digits and '-', at most 32"
+            )
+        try:
+            area = _load_area(entry.area, folder)
+        except ValueError as error:
+            raise ValueError(f"queues.{name}.{error}") from None
+        if zone is not None and not zone.holds(area):
+            raise ValueError(f"queues.{name}.area: {entry.area} is not inside of the zone's area")
+        for other in queues:
+            if area.overlaps(other.area):
+                raise ValueError(f"queues.{name}.area: {entry.area} overlaps the queue {other.name}")
+        queues.append(Queue(name, area, entry.absence_s))
+    return queues
 
 
 def _load_area(reference: str, folder: Path) -> Area:

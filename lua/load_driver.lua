@@ -4,25 +4,31 @@
 -- KEYS[2] geo set of the driver's vehicle type
 -- KEYS[3] times of the drivers' last fixes
 -- KEYS[4] geo set of the vehicle type that the live state knew (KEYS[2] where it is the same, or none)
+-- KEYS[5] queue that the driver stood in when Postgres was last told (KEYS[2] where it is none)
 -- ARGV[1] version in Postgres
 -- ARGV[2] driver id
 -- ARGV[3] latitude of the last fix, or empty: none is known
 -- ARGV[4] longitude of the last fix, or empty
 -- ARGV[5] time of the last fix in ms, or empty
--- ARGV[6...] field-value pairs of the driver; trip_id is not one of them: trips bring their driver along
+-- ARGV[6] name of that queue, or empty
+-- ARGV[7] when the driver arrived there, in ms
+-- ARGV[8] how long who is absent keeps their place there, in ms
+-- ARGV[9...] field-value pairs of the driver; trip_id is not one of them: trips bring their driver along
 -- RETURNS 1 where it was written, 0 where the live state was as new
 --- @include "clock"
 --- @include "eligibility"
-local driver, geo, seen, former_geo = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
+local driver, geo, seen, former_geo, queue = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
 local version, driver_id = tonumber(ARGV[1]), ARGV[2]
 local lat, lng, fix_ms = ARGV[3], ARGV[4], ARGV[5]
+local queue_name, queued_ms, absence_ms = ARGV[6], tonumber(ARGV[7]), tonumber(ARGV[8])
+local FIRST_FIELD = 9
 
 local known = redis.call('HMGET', driver, 'version', 'fix_ms', 'is_online')
 -- Half a hash is none, whatever its version: claims would ask for the driver again and again.
 if known[1] and known[3] and tonumber(known[1]) >= version then
   return 0
 end
-redis.call('HSET', driver, unpack(ARGV, 6))
+redis.call('HSET', driver, unpack(ARGV, FIRST_FIELD))
 local state = redis.call('HMGET', driver, 'is_online', 'availability_status', 'trip_id')
 local can_be_offered = is_free(state[1], state[2], state[3])
 if former_geo ~= geo then
@@ -30,6 +36,11 @@ if former_geo ~= geo then
 end
 if not can_be_offered then
   redis.call('ZREM', geo, driver_id)
+  redis.call('HSET', driver, 'queue', '')
+elseif queue_name ~= '' and not known[1] then
+  -- Who is absent since before Redis lost it has their whole absence again: when it began is not known.
+  redis.call('HSET', driver, 'queue', queue_name, 'queued_at', whole(queued_ms), 'queue_until', whole(now_ms + absence_ms))
+  redis.call('ZADD', queue, whole(queued_ms), driver_id)
 end
 if state[1] ~= '1' then
   redis.call('ZREM', seen, driver_id)

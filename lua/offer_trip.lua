@@ -8,11 +8,12 @@
 -- KEYS[5] drivers who let an offer of the trip pass
 -- KEYS[6] trips by the time of their next wave
 -- KEYS[7] users of the zone by the end of their presence
--- KEYS[8] push channel of the zone
+-- KEYS[8] what the channels of the zone's users begin with; an address (role:id) follows
 -- KEYS[9] geo set of the vehicle type
 -- KEYS[10] matching of the zone
 -- KEYS[11] offers in a row that drivers turned down
--- KEYS[12...] for each candidate, in the order of asking: driver, then inbox
+-- KEYS[12] who does the rounds of the zone
+-- KEYS[13...] for each candidate, in the order of asking: driver, then inbox
 -- ARGV[1] trip id
 -- ARGV[2] round this wave was planned for: how often drivers were looked for before
 -- ARGV[3] most drivers who may hold an offer of this trip
@@ -27,20 +28,31 @@
 -- ARGV[11] vehicle type that is asked for
 -- ARGV[12] fence of the round of matching that planned this, or empty
 -- ARGV[13] head start in ms: the first driver alone is asked, and the wave goes on after it; 0: the whole wave is asked
--- ARGV[14...] pairs: driver id, distance in m
+-- ARGV[14] queue at whose place the pickup is, or empty
+-- ARGV[15] how many candidates, the first ones, are asked for their place in it; where one of them holds an offer already,
+--   their head start is over
+-- ARGV[16] fence by which the caller holds the zone, or empty
+-- ARGV[17...] pairs: driver id, distance in m
 -- RETURNS {code, now in ms, wave, deadline in ms, drivers offered to, drivers whose offer has expired}
---   code is offered, nobody (found), exhausted (its time is over), or moved (not this wave's turn any more)
+--   code is offered, nobody (found), exhausted (its time is over), or moved (not this wave's turn, or not this server's, any more)
 --- @include "clock"
+--- @include "fence"
 --- @include "eligibility"
+--- @include "queues"
 --- @include "candidates"
 local trip, claim, offers, barred, passed = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
-local waves, present, channel, geo = KEYS[6], KEYS[7], KEYS[8], KEYS[9]
-local matching, turned_down = KEYS[10], KEYS[11]
+local waves, present, channels, geo = KEYS[6], KEYS[7], KEYS[8], KEYS[9]
+local matching, turned_down, holder = KEYS[10], KEYS[11], KEYS[12]
 local trip_id, round, size, answer_ms, again_ms = ARGV[1], ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4]), tonumber(ARGV[5])
 local max_open_offers, fix_age_ms, max_wait_ms = tonumber(ARGV[6]), tonumber(ARGV[7]), tonumber(ARGV[8])
 local ask_again, trip_json, vehicle_type = ARGV[9] == '1', ARGV[10], ARGV[11]
-local fence, head_start_ms = ARGV[12], tonumber(ARGV[13])
-local OFFERS, FIRST_CANDIDATE, FIRST_PAIR = 3, 12, 14
+local fence, head_start_ms, queue, queued = ARGV[12], tonumber(ARGV[13]), ARGV[14], tonumber(ARGV[15])
+local zone_fence = ARGV[16]
+local OFFERS, FIRST_CANDIDATE, FIRST_PAIR = 3, 13, 17
+
+if not is_held(holder, zone_fence) then
+  return { 'moved', now_ms, 0, 0, {}, {} }
+end
 
 local state = redis.call('HMGET', trip, 'current_status', 'round', 'wave', 'waiting_since')
 if state[1] ~= 'pending' then
@@ -56,6 +68,12 @@ local latest_ms = now_ms + max_wait_ms
 -- Of the offers of the trip, or of a driver's inbox: where they stand in KEYS.
 local function count_open(k)
   return redis.call('ZCOUNT', KEYS[k], '(' .. whole(now_ms), whole(latest_ms))
+end
+
+-- Whether a driver, whose inbox is at this place in KEYS, holds an offer of a trip.
+local function is_open(k, id)
+  local until_ms = (id or '') ~= '' and tonumber(redis.call('ZSCORE', KEYS[k], id)) or 0
+  return until_ms > now_ms and until_ms <= latest_ms
 end
 
 local function drop_ended(k)
@@ -75,11 +93,11 @@ if open == 0 and now_ms - since >= max_wait_ms then
   return { 'exhausted', now_ms, wave - 1, 0, {}, expired }
 end
 
-local is_head_start = head_start_ms > 0
+if head_start_ms > 0 and open > 0 and fence ~= '' then
+  return { 'moved', now_ms, 0, 0, {}, {} }
+end
+local is_head_start = head_start_ms > 0 and open == 0
 if is_head_start then
-  if open > 0 then
-    return { 'moved', now_ms, 0, 0, {}, {} }
-  end
   size = 1
 end
 local let_pass = {}
@@ -96,10 +114,13 @@ for k = FIRST_CANDIDATE, #KEYS, 2 do
   end
   local i = FIRST_PAIR + (k - FIRST_CANDIDATE)
   local driver_id = ARGV[i]
-  local who = redis.call('HMGET', KEYS[k], 'is_online', 'availability_status', 'trip_id', 'fix_ms', 'vehicle_type')
+  local who = redis.call('HMGET', KEYS[k], 'is_online', 'availability_status', 'trip_id', 'fix_ms', 'vehicle_type',
+    'queue', 'queue_until', 'queue_trip')
+  filters.queue = k < FIRST_CANDIDATE + 2 * queued and queue or nil
   local offered_until_ms = tonumber(redis.call('ZSCORE', offers, driver_id) or 0)
   local obstacle = first_obstacle({
     is_online = who[1], availability_status = who[2], trip_id = who[3], fix_ms = who[4], vehicle_type = who[5],
+    queue = who[6], queue_until = who[7], is_asked = filters.queue and is_open(k + 1, who[8]),
     presence_ends_ms = tonumber(redis.call('ZSCORE', present, 'driver:' .. driver_id) or 0),
     is_barred = redis.call('SISMEMBER', barred, driver_id) == 1,
     has_passed = let_pass[driver_id] or redis.call('SISMEMBER', passed, driver_id) == 1,
@@ -108,6 +129,9 @@ for k = FIRST_CANDIDATE, #KEYS, 2 do
   }, filters)
   if not obstacle then
     chosen[#chosen + 1] = { driver_id, k + 1, ARGV[i + 1] }
+    if filters.queue then
+      redis.call('HSET', KEYS[k], 'queue_trip', trip_id)
+    end
   elseif obstacle[3] then
     redis.call('ZREM', geo, driver_id)  -- whatever was lost that should have taken them out
   end
@@ -122,6 +146,9 @@ end
 is_head_start = is_head_start and #chosen > 0
 -- After a head start the same wave goes on: it is still the same round.
 redis.call('HSET', trip, 'round', tonumber(round) + (is_head_start and 0 or 1), 'waiting_since', whole(since))
+if queue ~= '' then
+  redis.call('HSET', trip, 'queue', queue)  -- for who asks why
+end
 if #chosen == 0 then
   redis.call('ZADD', waves, planned[2] or whole(now_ms + again_ms), trip_id)
   return { 'nobody', now_ms, wave - 1, 0, {}, expired }
@@ -139,9 +166,9 @@ for _, choice in ipairs(chosen) do
   if redis.call('PTTL', inbox) < 0 then
     redis.call('PEXPIRE', inbox, answer_ms + 1000)
   end
-  redis.call('SPUBLISH', channel, '[[["driver:' .. driver_id .. '"],{"type":"offer","trip":' .. trip_json
+  redis.call('SPUBLISH', channels .. 'driver:' .. driver_id, '{"type":"offer","trip":' .. trip_json
     .. ',"wave":' .. wave .. ',"distance_m":' .. distance_m .. ',"deadline_ms":' .. whole(deadline)
-    .. ',"expires_in_ms":' .. answer_ms .. '}]]')
+    .. ',"expires_in_ms":' .. answer_ms .. '}')
   names[#names + 1] = driver_id
 end
 redis.call('ZADD', waves, whole(is_head_start and math.min(deadline, now_ms + head_start_ms) or deadline), trip_id)

@@ -91,9 +91,13 @@ CREATE TABLE driver_details (
     current_location    place,                               -- the last position that was saved
     location_updated_at timestamptz,
     created_at          timestamptz NOT NULL DEFAULT now(),
-    updated_at          timestamptz NOT NULL DEFAULT now()
+    updated_at          timestamptz NOT NULL DEFAULT now(),
+    queue               zone_name,                           -- in which the driver waits, if any
+    queued_at           timestamptz
 ) WITH (fillfactor = 80);
 COMMENT ON TABLE driver_details IS 'One row per driver. Their active trip is the one in trip_requests.';
+COMMENT ON COLUMN driver_details.queue IS 'The queue of the zone in which the driver waits, as Redis last told; empty for none.';
+COMMENT ON COLUMN driver_details.queued_at IS 'When the driver arrived in the queue; without one, when they left the last one.';
 
 CREATE INDEX driver_details_location ON driver_details USING gist (current_location);
 CREATE INDEX driver_details_online ON driver_details (zone) WHERE is_online;

@@ -112,8 +112,8 @@ async def template(engines: EngineUrls, admin: asyncpg.Connection) -> str:
     """Name of a migrated database that nobody is connected to."""
     await admin.execute(f"CREATE DATABASE {_TEMPLATE}")
     await migrate.up(_url_of(engines, _TEMPLATE))
-    await make_roles(_url_of(engines, _TEMPLATE))
     if IS_ON:
+        await make_roles(_url_of(engines, _TEMPLATE))
         await RESTRICTED.set_up(engines)
     return _TEMPLATE
 

@@ -124,7 +124,14 @@ class City:
     """One run of the day with one policy."""
 
     def __init__(
-        self, requests: Sequence[Request], drivers: int, policy: str, waves: Sequence[Wave], seed: int
+        self,
+        requests: Sequence[Request],
+        drivers: int,
+        policy: str,
+        waves: Sequence[Wave],
+        seed: int,
+        *,
+        every_s: float = Matching().every_s,
     ) -> None:
         draw = random.Random(seed)
         places = [draw.choice(requests) for _ in range(drivers)]
@@ -134,7 +141,7 @@ class City:
         self.requests = requests
         self.policy = policy
         self.waves = waves
-        self.rules = Matching(speed_kmh=22.0)
+        self.rules = Matching(speed_kmh=22.0, every_s=every_s)
         self.scarcity = Scarcity(self.rules.every_ms)
         self.matched_until_s = 0.0
         self.looked: dict[int, int] = {}  # how often each waiting trip has looked for a driver

@@ -48,6 +48,14 @@ class DriverLocation(Model):
     recorded_at_ms: int
 
 
+class QueueChanged(Model):
+    """The driver's number in a queue from now on; None: they have lost their place."""
+
+    queue: str | None
+    position: int | None
+    queued_at_ms: int | None
+
+
 class FrameRefused:
     """A frame was refused that nobody waits for, such as a position."""
 
@@ -57,7 +65,16 @@ class FrameRefused:
         self.error = error
 
 
-Event = Welcome | Offer | OfferWithdrawn | TripChanged | DriverChanged | DriverLocation | FrameRefused
+Event = (
+    Welcome
+    | Offer
+    | OfferWithdrawn
+    | TripChanged
+    | DriverChanged
+    | DriverLocation
+    | QueueChanged
+    | FrameRefused
+)
 
 _MODELS: Final[Mapping[str, type[Model]]] = {
     "offer": Offer,
@@ -65,6 +82,7 @@ _MODELS: Final[Mapping[str, type[Model]]] = {
     "trip": TripChanged,
     "driver": DriverChanged,
     "driver_location": DriverLocation,
+    "queue": QueueChanged,
 }
 
 

@@ -73,12 +73,21 @@ class Offer(Model):
     distance_m: float | None = None
 
 
+class PlaceInQueue(Model):
+    """A driver's place in a queue: its name, and their number there, from 1."""
+
+    queue: str
+    position: int
+    queued_at: datetime
+
+
 class DriverSnapshot(Model):
     """A driver's state; no driver where they were never online."""
 
     driver: Driver | None = None
     trip: Trip | None = None
     offers: tuple[Offer, ...] = ()
+    queue: PlaceInQueue | None = None
 
 
 class DriverState(DriverSnapshot):

@@ -29,6 +29,9 @@ class Obstacle(StrEnum):
     PASSED = "passed"
     ON_OFFER = "on_offer"
     ENOUGH_OFFERS = "enough_offers"
+    # Of a driver who is asked for their place in a queue: it is lost, or they are asked already.
+    NOT_IN_QUEUE = "not_in_queue"
+    ASKED_IN_QUEUE = "asked_in_queue"
     # Where the driver is, as the trip's next wave sees it.
     OUT_OF_REACH = "out_of_reach"
     NOT_AMONG_NEAREST = "not_among_nearest"

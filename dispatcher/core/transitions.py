@@ -79,7 +79,7 @@ class Transition:
             changes["locked_at"] = at_ms
         if self.stamp:
             changes[self.stamp] = at_ms
-        return trip._replace(**changes)
+        return trip.changed(changes)
 
 
 _DRIVER: Final = frozenset({Role.DRIVER})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from enum import StrEnum
 from typing import Any, Final, NamedTuple, get_type_hints
 
@@ -65,10 +66,18 @@ class Trip(NamedTuple):
     @classmethod
     def from_hash(cls, hash_: dict[str, str]) -> Trip:
         """A trip from its Redis hash: every value is text, and empty text stands for nothing."""
-        get = hash_.get
-        return cls._make(
-            [parse(text) if (text := get(name)) else empty for name, parse, empty in _FIELDS]
-        )
+        row = list(_EMPTY_ROW)
+        for name, text in hash_.items():
+            if text and (field := _FIELDS.get(name)) is not None:
+                row[field[0]] = field[1](text)
+        return cls._make(row)
+
+    def changed(self, columns: Mapping[str, Any]) -> Trip:
+        """The trip with other values in these columns; costs half of what `_replace` costs."""
+        row = list(self)
+        for name, value in columns.items():
+            row[_FIELDS[name][0]] = value
+        return Trip._make(row)
 
     def to_hash(self, since: Trip | None = None) -> list[str]:
         """Field, value, field, value, … for the Redis hash; only what has changed `since` then.
@@ -118,9 +127,11 @@ def _parser(hint: Any) -> Any:
     return next(kind for kind in (int, float, str) if hint in (kind, kind | None))
 
 
-_FIELDS: Final = [
-    (name, _parser(hint), Trip._field_defaults.get(name)) for name, hint in get_type_hints(Trip).items()
-]
+#: Where each field stands, and what makes it of its text.
+_FIELDS: Final = {
+    name: (place, _parser(hint)) for place, (name, hint) in enumerate(get_type_hints(Trip).items())
+}
+_EMPTY_ROW: Final = tuple(Trip._field_defaults.get(name) for name in _FIELDS)
 _NOTHING: Final = (None,) * len(_FIELDS)
 
 

@@ -75,6 +75,24 @@ class Matching:
 
 
 @dataclass(frozen=True, slots=True)
+class Queue:
+    """A place, an airport for instance, where drivers wait in the order in which they arrived.
+
+    Trips whose pickup lies in its `area` (as a zone's) go to them in that order. Who is not seen there
+    for `absence_s` loses their place.
+    """
+
+    name: str
+    area: Any
+    absence_s: float = 300.0
+
+    @property
+    def absence_ms(self) -> int:
+        """`absence_s` in ms."""
+        return round(self.absence_s * 1000)
+
+
+@dataclass(frozen=True, slots=True)
 class Zone:
     """A zone's settings. `area` is a prepared polygon in degrees (x = lng, y = lat), if any."""
 
@@ -85,6 +103,16 @@ class Zone:
     matching: Matching = field(default_factory=Matching)
     limits: dict[str, tuple[int, int]] = field(default_factory=dict)
     area: Any = None
+    #: Their areas do not overlap.
+    queues: tuple[Queue, ...] = ()
+
+    def queue_at(self, lat: float, lng: float) -> Queue | None:
+        """The queue in whose area the place lies, in degrees."""
+        return next((queue for queue in self.queues if queue.area.covers(lat, lng)), None)
+
+    def queue(self, name: str) -> Queue | None:
+        """The queue of that name."""
+        return next((queue for queue in self.queues if queue.name == name), None)
 
 
 class Zones:

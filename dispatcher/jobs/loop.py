@@ -12,6 +12,7 @@ from typing import Final, Protocol
 import structlog
 
 from dispatcher.core.errors import OutcomeUnknown, StoreUnavailable
+from dispatcher.observe.series import JOB_OUTCOMES, JOB_RUNS
 
 log = structlog.get_logger("dispatcher.jobs")
 
@@ -56,6 +57,7 @@ class JobLoop:
 
     def __init__(self, job: Job) -> None:
         self._job = job
+        JOB_RUNS.know((job.name, outcome) for outcome in JOB_OUTCOMES)
         self._wakeup = asyncio.Event()
         self._stopping = False
         self._task: asyncio.Task[None] | None = None
@@ -90,10 +92,16 @@ class JobLoop:
         self._wakeup.clear()
 
     async def _run_once(self) -> float | None:
+        name = self._job.name
         try:
-            return await self._job.run()
+            rest_s = await self._job.run()
         except (StoreUnavailable, OutcomeUnknown) as error:
-            log.warning("job is put off", job=self._job.name, reason=str(error))
+            JOB_RUNS.add(name, "put_off")
+            log.warning("job is put off", job=name, reason=str(error))
         except Exception:
-            log.exception("job failed", job=self._job.name)
+            JOB_RUNS.add(name, "failed")
+            log.exception("job failed", job=name)
+        else:
+            JOB_RUNS.add(name, "done")
+            return rest_s
         return max(_MIN_REST_AFTER_FAILURE_S, self._job.interval_s)

@@ -8,6 +8,7 @@ from dispatcher.core.errors import StoreUnavailable
 from dispatcher.live.claims import ClaimScripts, OverdueClaim
 from dispatcher.live.keys import Keys, keys_of
 from dispatcher.live.positions import PositionScripts
+from dispatcher.observe.series import REPAIRED
 from dispatcher.service.rehydration import Rehydration
 
 log = structlog.get_logger("dispatcher.reconcile")
@@ -38,11 +39,16 @@ class Reconcile:
         self._fix_age_ms = fix_age_s * 1000
 
     async def run(self) -> None:
+        """Raises StoreUnavailable."""
+        if await self._rehydration.check_epoch(self._zone):
+            await self.sweep()
+
+    async def sweep(self) -> None:
+        """Puts right what is due in a zone that is loaded. Raises StoreUnavailable."""
         keys = keys_of(self._zone)
-        if not await self._rehydration.check_epoch(self._zone):
-            return
         await self._sweep_claims(keys)
-        await self._positions.sweep_fixes(keys, fix_age_ms=self._fix_age_ms)
+        swept = await self._positions.sweep_fixes(keys, fix_age_ms=self._fix_age_ms)
+        REPAIRED.add("stale_fix", number=swept)
 
     async def _sweep_claims(self, keys: Keys) -> None:
         for claim in await self._claims.sweep_claims(keys):
@@ -60,4 +66,5 @@ class Reconcile:
             keys, claim.trip_id or "", claim.driver_id or "", attempt=claim.token
         )
         await self._claims.forget_overdue(keys, claim)
+        REPAIRED.add("overdue_claim")
         log.info("overdue claim swept", zone=keys.zone, token=claim.token, trip_id=claim.trip_id)

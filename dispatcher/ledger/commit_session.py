@@ -11,6 +11,7 @@ import asyncpg
 from dispatcher.core.errors import StoreUnavailable
 from dispatcher.ledger.connections import connect
 from dispatcher.ledger.database import QUERIES, UNAVAILABLE_ERRORS
+from dispatcher.observe.series import COMMIT_BATCH_CHANGES, COMMIT_BATCH_SECONDS, ENGINE_ERRORS
 
 #: Postgres asks for these to be sent again (manual, 13.5).
 RETRIED_ERRORS: Final = (asyncpg.DeadlockDetectedError, asyncpg.SerializationError)
@@ -61,6 +62,7 @@ class CommitSession:
                     },
                 )
             except UNAVAILABLE_ERRORS as error:
+                ENGINE_ERRORS.add("postgres")
                 raise StoreUnavailable("postgres") from error
         return self._connection
 
@@ -103,13 +105,17 @@ class CommitSession:
 
 async def send(connection: Any, rows: list[tuple[Any, ...]], *, timeout_s: float | None = None) -> Any:
     """Commits a batch; says of each row what became of it."""
+    began_s = time.perf_counter()
     try:
-        return await connection.fetch(QUERIES.apply_changes.sql, rows, timeout=timeout_s)
+        told = await connection.fetch(QUERIES.apply_changes.sql, rows, timeout=timeout_s)
     except (*UNAVAILABLE_ERRORS, *RETRIED_ERRORS, asyncpg.LockNotAvailableError):
         raise
     except asyncpg.PostgresError:
         # A row breaks a constraint, and nothing was done: now each row for itself.
-        return await connection.fetch(QUERIES.commit_changes.sql, rows, timeout=timeout_s)
+        told = await connection.fetch(QUERIES.commit_changes.sql, rows, timeout=timeout_s)
+    COMMIT_BATCH_SECONDS.observe(time.perf_counter() - began_s)
+    COMMIT_BATCH_CHANGES.observe(len(rows))
+    return told
 
 
 def is_rolled_back(error: BaseException) -> bool:

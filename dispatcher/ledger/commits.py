@@ -30,8 +30,9 @@ from dispatcher.ledger.commit_session import (
     is_rolled_back,
     send,
 )
-from dispatcher.ledger.database import UNAVAILABLE_ERRORS, Database
+from dispatcher.ledger.database import UNAVAILABLE_ERRORS
 from dispatcher.ledger.waiting_changes import HeldChanges, WaitingChange
+from dispatcher.observe.series import ENGINE_ERRORS
 
 log = structlog.get_logger("dispatcher.ledger")
 
@@ -93,6 +94,10 @@ class Commits:
             if entry.is_sent:
                 raise OutcomeUnknown("postgres") from None
             raise  # its future is cancelled, which drops it from the queue
+
+    def queue(self) -> dict[str, int]:
+        """How many changes wait for the next batch, and are held back by a locked row."""
+        return {"waiting": len(self._waiting), "held": len(self._held)}
 
     async def close(self) -> None:
         """Commits what is waiting, then lets go of the connection."""
@@ -192,6 +197,7 @@ class Commits:
                 log.warning("commit was rolled back", changes=len(batch), error=repr(error))
                 _fail(batch, StoreUnavailable("postgres"))
             case _:
+                ENGINE_ERRORS.add("postgres")
                 self._session.drop()
                 log.warning("commit's answer was lost", changes=len(batch), error=repr(error))
                 _fail(batch, OutcomeUnknown("postgres"))
@@ -199,7 +205,7 @@ class Commits:
     async def _commit_singly(self, batch: list[WaitingChange], error: Exception) -> None:
         # An argument that cannot be written or read fails the statement before a row could fail alone.
         if len(batch) == 1:
-            log.error("change cannot be sent", reason=repr(error), trip=batch[0].change.trip_id)
+            log.error("change cannot be sent", reason=repr(error), trip_id=batch[0].change.trip_id)
             _fail(batch, RuntimeError(str(error)))
             return
         for entry in batch:
@@ -233,7 +239,7 @@ class Commits:
     def _hold(self, entries: list[WaitingChange]) -> None:
         for entry in entries:
             if entry.give_up_at is None:
-                log.warning("row is locked by another session", trip=entry.change.trip_id)
+                log.warning("row is locked by another session", trip_id=entry.change.trip_id)
         self._held.add(entries, wait_s=self._timeout_s)
 
     async def _look_at_held(self) -> None:
@@ -259,7 +265,7 @@ def _tell(batch: list[WaitingChange], rows: Any) -> None:
             log.warning("commit was rolled back", changes=1, error=code)
             outcome.set_exception(StoreUnavailable("postgres"))
         elif code.startswith("error "):
-            log.error("change refused by Postgres", reason=code, trip=batch[index].change.trip_id)
+            log.error("change refused by Postgres", reason=code, trip_id=batch[index].change.trip_id)
             outcome.set_exception(RuntimeError(code))
         else:
             outcome.set_result(_outcome(code, *stored))
@@ -277,24 +283,3 @@ def _outcome(code: str, status: int | None, body: str | None, fingerprint: str |
         return Outcome(OutcomeCode(code))
     # The commit does not say when the stored answer expires.
     return Outcome(OutcomeCode(code), StoredAnswer(fingerprint, status, body, expires_at_ms=0))
-
-
-async def was_committed(
-    database: Database, change: Change, answer: KeyedAnswer | None, attempt: str
-) -> bool:
-    """Whether this very attempt is in the history, or its key's row holds its answer.
-
-    False where Postgres cannot be asked, or knows nothing of it yet.
-    """
-    try:
-        if change.event is not None:
-            row = await database.row(
-                "event_of_attempt", trip_id=change.trip_id, version=change.version, attempt=attempt
-            )
-            return row is not None
-        if answer is not None:
-            stored = await database.stored_answer(answer.key)
-            return stored is not None and stored.body == answer.body
-    except StoreUnavailable:
-        pass
-    return False

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import datetime
@@ -17,6 +18,7 @@ from dispatcher.core.idempotency import IdempotencyKey, StoredAnswer
 from dispatcher.core.times import millis
 from dispatcher.core.trips import Status, Trip
 from dispatcher.ledger.connections import create_pool
+from dispatcher.observe.series import ENGINE_ERRORS, POSTGRES_QUERY_SECONDS
 from dispatcher.resources import SQL_DIR
 
 #: What a Postgres that cannot answer raises, as against one that refuses a statement.
@@ -124,6 +126,7 @@ class Database:
     @asynccontextmanager
     async def connection(self) -> AsyncIterator[Any]:
         """A connection of the pool, for as long as the timeout, the wait for one included."""
+        began_s = time.perf_counter()
         try:
             async with asyncio.timeout(self._timeout_s), self._pool.acquire() as connection:
                 try:
@@ -133,7 +136,9 @@ class Database:
                     connection.terminate()
                     raise
         except UNAVAILABLE_ERRORS as error:
+            ENGINE_ERRORS.add("postgres")
             raise StoreUnavailable("postgres") from error
+        POSTGRES_QUERY_SECONDS.observe(time.perf_counter() - began_s)
 
     async def rows(self, name: str, **arguments: Any) -> list[Any]:
         """The rows of a named query."""

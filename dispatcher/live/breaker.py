@@ -71,3 +71,22 @@ class Breaker:
         if self._probing is not None:
             self._probing.cancel()
             await asyncio.gather(self._probing, return_exceptions=True)
+
+
+class LeftAlone:
+    """What has a node that may be left alone."""
+
+    breaker: Breaker | None
+
+    def leave_alone(self, reason: str) -> None:
+        """The node is away or no help."""
+        if self.breaker is not None:
+            self.breaker.trip(reason)
+
+    def times_left_alone(self) -> int:
+        """How often a node was left alone."""
+        return self.breaker.opened if self.breaker is not None else 0
+
+    def is_left_alone(self, key: str) -> bool:
+        """Whether the node that holds `key` is away or no help, so that it is not asked."""
+        return self.breaker is not None and self.breaker.is_open

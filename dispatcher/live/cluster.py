@@ -50,6 +50,7 @@ class ClusterPipeline(Pipeline):
         self._lanes: dict[Node, _Lane] = {}
         super().__init__(None, scripts)
         self._timeout_s, self._breaks = timeout_s, breaks  # each node breaks alone
+        self._left_alone = 0  # of nodes that have gone
         self._watch: asyncio.TimerHandle | None = None
         topology.on_change = self._assign
 
@@ -78,6 +79,9 @@ class ClusterPipeline(Pipeline):
         for lane in list(self._lanes.values()):
             lane.flush()
 
+    def queue(self) -> int:
+        return sum(lane.queue() for lane in self._lanes.values())
+
     async def run_id(self, key: str) -> str:
         return await self._lane_of(key).run_id(key)
 
@@ -95,6 +99,9 @@ class ClusterPipeline(Pipeline):
             if not isinstance(error, (RedisError, OSError, TimeoutError)) or len(errors) == len(ends):
                 raise error
             log.warning("scripts not loaded into a node", error=str(error))
+
+    def times_left_alone(self) -> int:
+        return self._left_alone + sum(lane.times_left_alone() for lane in self._lanes.values())
 
     def is_left_alone(self, key: str) -> bool:
         if self._topology.owner(key) is None:
@@ -154,6 +161,7 @@ class ClusterPipeline(Pipeline):
                 lane.gain([epoch for epoch in self._epochs if self._topology.owner(epoch) == node])
             else:
                 del self._lanes[node]
+                self._left_alone += lane.times_left_alone()
                 self._spawn(lane.leave(), batches=0)
         for call in moved:
             self.put(call)

@@ -44,9 +44,11 @@ class InspectionScripts:
         candidates_per_offer: int,
         more_candidates: int,
         waves: Sequence[Wave],
+        queue: str = "",
     ) -> list[FilterView]:
-        """What each filter of a trip's next wave says of a driver, in the order of the wave."""
-        args: list[Any] = [fix_age_ms, max_open_offers, candidates_per_offer, more_candidates]
+        """What each filter of a trip's next wave says of a driver, in the order of the wave. `queue` is
+        the one at whose place the pickup is, or empty."""
+        args: list[Any] = [fix_age_ms, max_open_offers, candidates_per_offer, more_candidates, queue]
         for wave in waves:
             args += (wave.size, wave.radius_m)
         *rows, _ = await self._pipeline.run(

@@ -16,11 +16,14 @@ class Keys:
         self._prefix = prefix = f"dsp:{{{zone}}}:"
         self.epoch = prefix + "epoch"
         self.loading = prefix + "loading"
+        self.filled = prefix + "filled"
         self.claims = prefix + "claims"
         self.seen = prefix + "seen"
         self.present = prefix + "present"
         self.presence_look = prefix + "presence-look"
         self.drift_look = prefix + "drift-look"
+        self.queue_look = prefix + "queue-look"
+        self.heat_look = prefix + "heat-look"
         self.vehicles = prefix + "vehicles"
         self.waves = prefix + "waves"
         self.matching = prefix + "matching"
@@ -29,7 +32,9 @@ class Keys:
         self.unheard = prefix + "unheard"
         self.dead_letters = prefix + "dead-letters"
         self.ready = prefix + "ready"
-        self.push = prefix + "push"
+        self.holder = prefix + "holder"
+        #: Channel: a wave of the zone has become due.
+        self.wake = prefix + "wake"
 
     @property
     def prefix(self) -> str:
@@ -64,6 +69,10 @@ class Keys:
         """Sorted set: trips on offer to the driver, by deadline (ms)."""
         return f"{self._prefix}inbox:{driver_id}"
 
+    def queue(self, queue: str, vehicle_type: str) -> str:
+        """Sorted set: drivers of this vehicle type who wait in the queue, by their arrival (ms)."""
+        return f"{self._prefix}queue:{queue}:{vehicle_type}"
+
     def barred(self, trip_id: str) -> str:
         """Set: drivers who declined the trip or gave it back."""
         return f"{self._prefix}barred:{trip_id}"
@@ -91,6 +100,37 @@ class Keys:
     def connections(self, user_id: str) -> str:
         """Sorted set: the user's connections by expiry (ms)."""
         return f"{self._prefix}connections:{user_id}"
+
+    def channel(self, user_id: str) -> str:
+        """Channel: what happens in this zone to a user, for the servers that have a socket of theirs.
+
+        What those of all users begin with is that of the empty one.
+        """
+        return f"{self._prefix}push:{user_id}"
+
+
+class ServerKeys:
+    """The keys of the list of servers. No zone is named like their tag."""
+
+    def __init__(self) -> None:
+        prefix = "dsp:{@servers}:"
+        self.alive = prefix + "alive"
+        self.serves = prefix + "serves"
+        self.list = prefix + "list"
+        self.zones = prefix + "zones"
+        #: Channel: the list has changed.
+        self.changed = prefix + "changed"
+
+
+SERVER_KEYS = ServerKeys()
+
+
+def home_channel(address: str) -> str:
+    """Channel of a user (role:id), whatever the zone: in which one something is about to happen to them.
+
+    It has a slot of its own: every server knows it without knowing a zone.
+    """
+    return f"dsp:{{{address}}}:push"
 
 
 @lru_cache(maxsize=4096)

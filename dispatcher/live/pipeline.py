@@ -8,28 +8,21 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Coroutine, Sequence
+from collections.abc import AsyncIterator, Coroutine, Hashable, Sequence
+from contextvars import Context
 from typing import Any
 
-import structlog
 from redis.exceptions import RedisError
 
 from dispatcher.core.errors import CorruptState, ReplyLost, StoreUnavailable
 from dispatcher.core.zones import DEFAULT_ZONE
-from dispatcher.live.breaker import Breaker
+from dispatcher.live.breaker import Breaker, LeftAlone
 from dispatcher.live.corruption import CorruptionReports
 from dispatcher.live.keys import keys_of
-from dispatcher.live.protocol import REPLY_TIMEOUT_S, Call, CallProtocol, has_socket
-from dispatcher.live.redis_errors import (
-    error_of,
-    is_demoted,
-    is_no_help,
-    is_unknown_script,
-)
+from dispatcher.live.protocol import REPLY_TIMEOUT_S, Call, CallProtocol, has_socket, log_unanswered
+from dispatcher.live.redis_errors import error_of, is_demoted, is_no_help, is_unknown_script
 from dispatcher.live.scripts import LuaScripts
 from dispatcher.live.zone_check import check_zones, run_id_of
-
-log = structlog.get_logger("dispatcher.redis")
 
 # A batch this large keeps Redis busy for some 5 ms; larger ones only delay the first reply.
 _MAX_BATCH = 512
@@ -43,7 +36,7 @@ _SCAN_KEYS = 1_000
 _PROBE_MS = 1_000
 
 
-class Pipeline(CorruptionReports):
+class Pipeline(CorruptionReports, LeftAlone):
     """Gathers calls of one event loop. `run` calls a script, `command` anything else.
 
     A Redis that is silent for `timeout_s` is away. With `breaks`, one that is away or no help fails
@@ -119,9 +112,13 @@ class Pipeline(CorruptionReports):
                 self._connection = None
                 self._spawn(self._reopen(connection), batches=_MAX_IN_FLIGHT)
 
+    def queue(self) -> int:
+        """How many calls wait for a batch on its way to be answered."""
+        return len(self._waiting)
+
     def _spawn(self, work: Coroutine[Any, Any, None], *, batches: int = 1) -> None:
         self._in_flight += batches
-        task = asyncio.get_running_loop().create_task(work)
+        task = asyncio.get_running_loop().create_task(work, context=Context())  # not this call's alone
         self._tasks.add(task)
 
         def ended(task: asyncio.Task[None]) -> None:
@@ -156,7 +153,7 @@ class Pipeline(CorruptionReports):
                 await connection.disconnect(nowait=True)
                 await self._redis.connection_pool.release(connection)
             waiting, self._waiting = self._waiting, []
-            log.warning("redis did not answer", calls=len(waiting), error=str(error))
+            log_unanswered(len(waiting), error)
             self.leave_alone(f"not reached: {error}")
             for call in waiting:
                 self._answer(call, StoreUnavailable("redis"))
@@ -181,15 +178,6 @@ class Pipeline(CorruptionReports):
         self._connection = None
         self._spawn(self._reopen(connection), batches=_MAX_IN_FLIGHT)
 
-    def leave_alone(self, reason: str) -> None:
-        """The node is away or no help."""
-        if self.breaker is not None:
-            self.breaker.trip(reason)
-
-    def is_left_alone(self, key: str) -> bool:
-        """Whether the node that holds `key` is away or no help, so that it is not asked."""
-        return self.breaker is not None and self.breaker.is_open
-
     async def is_away(self, key: str) -> bool:
         """The same, but where the node's connection was lost just now, once it is known."""
         while self._tasks and self._connection is None and not self.is_left_alone(key):
@@ -199,9 +187,8 @@ class Pipeline(CorruptionReports):
     async def _probe(self) -> None:
         # Idle connections may lead to a node that was replaced behind its name.
         await self._redis.connection_pool.disconnect(inuse_connections=False)
-        epoch = next(
-            iter(self.epochs), keys_of(DEFAULT_ZONE).epoch
-        )  # a node of a cluster has its own zones
+        # A node of a cluster takes keys of its own zones.
+        epoch = next(iter(self.epochs), keys_of(DEFAULT_ZONE).epoch)
         await self._redis.set(epoch.removesuffix("epoch") + "ready", 1, px=_PROBE_MS)
 
     async def _release(self, lost: CallProtocol) -> None:
@@ -215,7 +202,7 @@ class Pipeline(CorruptionReports):
                 pipeline.execute_command(*call.command)
             replies = await pipeline.execute(raise_on_error=False)
         except (RedisError, OSError, TimeoutError) as error:
-            log.warning("redis did not answer", calls=len(batch), error=str(error))
+            log_unanswered(len(batch), error)
             replies = [ReplyLost("redis")] * len(batch)
         except BaseException:
             for call in batch:
@@ -249,7 +236,7 @@ class Pipeline(CorruptionReports):
         try:
             await self.load_scripts()
         except (RedisError, OSError, TimeoutError) as failure:
-            log.warning("redis did not answer", calls=len(self._unknown_scripts), error=str(failure))
+            log_unanswered(len(self._unknown_scripts), failure)
             error = StoreUnavailable("redis")
         calls, self._unknown_scripts = self._unknown_scripts, []
         for call in calls:
@@ -259,16 +246,18 @@ class Pipeline(CorruptionReports):
             else:
                 self._answer(repeated, error)
 
+    def node_of(self, key: str) -> Hashable:
+        """The node that is asked about `key`: calls to one node are answered in their order."""
+        return ""
+
     async def load_scripts(self) -> None:
         """Makes every script known to Redis."""
         for text in self._scripts.texts.values():
             await self._redis.script_load(text)
 
     async def run_id(self, key: str) -> str:
-        """The run id of the server that holds `key`: another one after a restart or failover.
-
-        Asked where scripts run: while a failover goes on, another connection may lead elsewhere.
-        """
+        """The run id of the server that holds `key`: another one after a restart or failover."""
+        # Asked where scripts run: while a failover goes on, another connection may lead elsewhere.
         return run_id_of(await self.command("INFO", "server"))
 
     async def scan(self, key: str, prefix: str) -> AsyncIterator[list[str]]:
@@ -278,10 +267,8 @@ class Pipeline(CorruptionReports):
         """
         cursor: Any = "0"
         while True:
-            cursor, found = await self.command(
-                "SCAN", cursor, "MATCH", prefix + "*", "COUNT", _SCAN_KEYS
-            )
-            yield found
+            cursor, got = await self.command("SCAN", cursor, "MATCH", prefix + "*", "COUNT", _SCAN_KEYS)
+            yield got
             if int(cursor) == 0:
                 return
 

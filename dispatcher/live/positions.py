@@ -34,15 +34,25 @@ class FixCode(StrEnum):
     RATE_LIMITED = "rate_limited"
 
 
+class QueueAt(NamedTuple):
+    """The queue at whose place a fix is, and how long who is absent keeps their place there, in ms."""
+
+    name: str
+    absence_ms: int
+
+
 class FixResult(NamedTuple):
     """What became of a fix, the driver's trip or right vehicle type, the limit to report, and when the
-    fix was measured, as it stands in Redis."""
+    fix was measured, as it stands in Redis. `queue` is the one at whose place the driver is and holds
+    a place since `queued_ms`, or empty."""
 
     code: FixCode
     trip_id: str = ""
     vehicle_type: str = ""
     limit: LimitState | None = None
     at_ms: int = 0
+    queue: str = ""
+    queued_ms: int = 0
 
 
 class PositionScripts:
@@ -59,14 +69,16 @@ class PositionScripts:
         *,
         fix_age_ms: int,
         limits: Sequence[Sequence[Limit]] = (),
+        queues: Sequence[QueueAt | None] = (),
     ) -> list[FixResult]:
         """Takes fixes of one vehicle type; a result each.
 
-        `limits` are those of each fix: as many for each, and of the same rates.
+        `limits` are those of each fix: as many for each, and of the same rates. `queues` says at whose
+        place each fix is, where the zone has any.
         """
         names = [keys.epoch, keys.geo(vehicle_type), keys.seen, keys.vehicles]
         shared = limits[0] if limits else ()
-        args: list[Any] = [fix_age_ms, vehicle_type, len(shared)]
+        args: list[Any] = [fix_age_ms, vehicle_type, len(shared), int(bool(queues))]
         for limit in shared:
             args += limit.rate
         for i, fix in enumerate(fixes):
@@ -74,6 +86,12 @@ class PositionScripts:
             args += (*fix[:3], "" if fix.at_ms is None else fix.at_ms)
             if shared:
                 names += [limit_key(keys, limit) for limit in limits[i]]
+            if queues:
+                queue = queues[i]
+                names.append(
+                    keys.queue(queue.name, vehicle_type) if queue else keys.driver(fix.driver_id)
+                )
+                args += queue or ("", 0)
         text, now_ms, results = await self._pipeline.run("put_positions", names, args)
         if FixCode(text) is FixCode.COLD:
             return [FixResult(FixCode.COLD)] * len(fixes)
@@ -108,9 +126,9 @@ class PositionScripts:
 
 
 def _fix_result(result: list[Any], limits: Sequence[Limit], now_ms: int) -> FixResult:
-    text, detail, limit_index, remaining, reset_ms, at_ms = result
+    text, detail, limit_index, remaining, reset_ms, at_ms, queue, queued_ms = result
     code = FixCode(text)
     limit = limit_state(limits, limit_index, remaining, reset_ms, now_ms)
     if code is FixCode.OTHER_VEHICLE:
         return FixResult(code, vehicle_type=detail, limit=limit, at_ms=at_ms)
-    return FixResult(code, trip_id=detail, limit=limit, at_ms=at_ms)
+    return FixResult(code, detail, "", limit, at_ms, queue, queued_ms)

@@ -7,6 +7,7 @@ connection); tests/lua/test_protocol.py fails where the library changes them.
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -17,6 +18,7 @@ from redis.exceptions import ConnectionError as NotConnected
 from redis.exceptions import ResponseError
 
 from dispatcher.core.errors import ReplyLost
+from dispatcher.observe.series import ENGINE_ERRORS, REDIS_BATCH_CALLS, REDIS_BATCH_SECONDS
 
 log = structlog.get_logger("dispatcher.redis")
 
@@ -77,6 +79,12 @@ def has_socket(connection: Any) -> bool:
 _FIRST_KEY = {"EVALSHA": 3, "EVAL": 3, "XGROUP": 2, "XREADGROUP": 7}
 
 
+def log_unanswered(calls: int, error: object) -> None:
+    """Redis did not answer so many calls."""
+    ENGINE_ERRORS.add("redis")
+    log.warning("redis did not answer", calls=calls, error=str(error))
+
+
 class Call(NamedTuple):
     """A command, the future of its reply, whether it was sent before its script was known, and how often
     a node of a cluster has named another one."""
@@ -118,15 +126,16 @@ class CallProtocol(RedisProtocol):
         self._on_reply = on_reply
         self._on_batch_done = on_batch_done
         self._calls: deque[Call] = deque()
-        # How many calls each batch on its way holds, and when its reply is overdue.
-        self._batches: deque[tuple[int, float]] = deque()
+        # How many calls each batch on its way holds, when its reply is overdue, and when it was sent.
+        self._batches: deque[tuple[int, float, float]] = deque()
         self._loop = asyncio.get_running_loop()
         self._timer: asyncio.TimerHandle | None = None
 
     def send(self, batch: Sequence[Call]) -> None:
         """Writes a batch in one piece."""
         self._calls.extend(batch)
-        self._batches.append((len(batch), self._loop.time() + self._timeout_s))
+        self._batches.append((len(batch), self._loop.time() + self._timeout_s, time.perf_counter()))
+        REDIS_BATCH_CALLS.observe(len(batch))
         self.transport.write(b"".join([hiredis.pack_command(call.command) for call in batch]))
         if self._timer is None:
             self._timer = self._loop.call_later(self._timeout_s, self._check_overdue)
@@ -140,12 +149,13 @@ class CallProtocol(RedisProtocol):
         self._is_silent = False
         batches = self._batches
         while received:
-            unanswered, deadline = batches[0]
+            unanswered, deadline, sent_s = batches[0]
             if unanswered > received:
-                batches[0] = (unanswered - received, deadline)
+                batches[0] = (unanswered - received, deadline, sent_s)
                 break
             received -= unanswered
             batches.popleft()
+            REDIS_BATCH_SECONDS.observe(time.perf_counter() - sent_s)
             self._on_batch_done()
 
     @property
@@ -161,7 +171,7 @@ class CallProtocol(RedisProtocol):
         if self._timer is not None:
             self._timer.cancel()
         if self._calls:
-            log.warning("redis did not answer", calls=len(self._calls), error=str(error or "closed"))
+            log_unanswered(len(self._calls), error or "closed")
         while self._calls:
             self._on_reply(self._calls.popleft(), ReplyLost("redis"))
         while self._batches:
@@ -174,7 +184,7 @@ class CallProtocol(RedisProtocol):
         self._timer = None
         if not self._batches:
             return
-        _, deadline = self._batches[0]
+        _, deadline, _ = self._batches[0]
         if deadline > self._loop.time():
             self._timer = self._loop.call_at(deadline, self._check_overdue)
         elif self._is_silent:

@@ -13,7 +13,7 @@ from typing import Any, Final, NamedTuple
 
 import orjson
 
-from dispatcher.core.trips import MAX_LATITUDE, VEHICLE_TYPE
+from dispatcher.core.trips import MAX_LATITUDE, VEHICLE_TYPE, Trip
 from dispatcher.core.zones import ZONE
 from dispatcher.live.hashes import driver_from_hash, flat_to_dict, trip_from_flat
 from dispatcher.live.idempotency import decode_record
@@ -57,8 +57,8 @@ def parse_name(name: str) -> KeyName | None:
     return KeyName(match[1], match[2], match[3] or "")
 
 
-def check_trip(flat: Any, trip_id: str) -> None:
-    """Raises one of UNREADABLE where a hash is not that of this trip."""
+def check_trip(flat: Any, trip_id: str) -> Trip:
+    """The trip of a hash. Raises one of UNREADABLE where it is not this one, or not a whole one."""
     hash_ = _as_dict(flat)
     for name in _WAVE_FIELDS:
         int(hash_.get(name, "0"))
@@ -68,6 +68,7 @@ def check_trip(flat: Any, trip_id: str) -> None:
     _check_place(trip.pickup_lat, trip.pickup_lng)
     if not VEHICLE_TYPE.fullmatch(trip.vehicle_type):
         raise ValueError("no vehicle type")
+    return trip
 
 
 def _check_place(lat: float, lng: float) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import replace
 from typing import Any, Final, NamedTuple
 
@@ -17,7 +17,10 @@ from dispatcher.live.hashes import driver_fields, driver_from_hash, flat_to_dict
 from dispatcher.live.idempotency import done_record
 from dispatcher.live.keys import Keys
 from dispatcher.live.pipeline import Pipeline
+from dispatcher.live.queues import SavedPlace
+from dispatcher.live.run_ids import RunIds
 from dispatcher.live.shapes import check_trip
+from dispatcher.live.shared_scan import SharedScan
 
 #: A finished trip stays this long: late losers are still answered from there.
 FINISHED_TTL_S: Final = 3_600
@@ -25,8 +28,10 @@ FINISHED_TTL_S: Final = 3_600
 _LOADING_MS: Final = 10_000
 #: What tries whether Redis can be written goes by itself.
 _READY_MS: Final = 1_000
+#: Zones that are loaded together ask for the run id of their node together.
+_RUN_ID_AGE_S: Final = 0.05
 #: The keys of a zone that Postgres can give back, or that follow from those.
-_DERIVED: Final = ("trip:", "driver:", "claim:", "geo:", "offers:", "inbox:", "passed:")
+_DERIVED: Final = ("trip:", "driver:", "claim:", "geo:", "queue:", "offers:", "inbox:", "passed:")
 _EVENTS_PAGE: Final = 1_000
 
 
@@ -57,6 +62,8 @@ class StateScripts:
 
     def __init__(self, pipeline: Pipeline) -> None:
         self._pipeline = pipeline
+        self._run_ids = RunIds(pipeline)
+        self._scan = SharedScan(pipeline)
 
     async def load_trip(
         self,
@@ -82,7 +89,7 @@ class StateScripts:
                 keys.driver(holder) if holder else own,
                 keys.driver(former_driver) if former_driver else own,
                 keys.waves, keys.offers(trip.id), keys.barred(trip.id),
-                keys.geo(trip.driver_vehicle_type or trip.vehicle_type),
+                keys.geo(trip.driver_vehicle_type or trip.vehicle_type), keys.wake,
                 *(keys.inbox(driver) for driver in offered),
             ),
             (
@@ -94,9 +101,16 @@ class StateScripts:
         return reply == 1
 
     async def load_driver(
-        self, keys: Keys, driver: Driver, *, fix: Fix | None = None, former_vehicle: str = ""
+        self,
+        keys: Keys,
+        driver: Driver,
+        *,
+        fix: Fix | None = None,
+        place: SavedPlace | None = None,
+        former_vehicle: str = "",
     ) -> bool:
-        """Puts a driver from Postgres into the live state, with their last fix.
+        """Puts a driver from Postgres into the live state, with their last fix, and where Redis has lost
+        them with their place in a queue.
 
         Says whether it was newer. A driver who works in another zone is offline in this one. They
         leave the geo set of `former_vehicle`, which the live state knew.
@@ -109,8 +123,12 @@ class StateScripts:
             (
                 keys.driver(driver.user_id), geo, keys.seen,
                 keys.geo(former_vehicle) if former_vehicle else geo,
+                keys.queue(place.queue, driver.vehicle_type) if place else geo,
             ),
-            (driver.version, driver.user_id, *(fix or ("", "", "")), *driver_fields(driver)),
+            (
+                driver.version, driver.user_id, *(fix or ("", "", "")), *(place or ("", 0, 0)),
+                *driver_fields(driver),
+            ),
         )  # fmt: skip
         return reply == 1
 
@@ -126,8 +144,7 @@ class StateScripts:
         if not hash_.get("id"):
             return None
         with self._pipeline.decoding(keys.trip(trip_id)):
-            check_trip(hash_, trip_id)
-            return Trip.from_hash(hash_), int(hash_.get("round", "0"))
+            return check_trip(hash_, trip_id), int(hash_.get("round", "0"))
 
     async def read_driver(self, keys: Keys, driver_id: str) -> Driver | None:
         """A driver as Redis has them."""
@@ -178,6 +195,10 @@ class StateScripts:
             record = keys.idem(key.user_id, key.endpoint, key.key)
             await self._pipeline.command("SET", record, done_record(answer), "PX", left_ms)
 
+    def node_of(self, keys: Keys) -> Hashable:
+        """The node that holds a zone."""
+        return self._pipeline.node_of(keys.epoch)
+
     async def read_epoch(self, keys: Keys) -> Epoch | None:
         """When and into which Redis the zone was loaded; None where it is cold."""
         text = await self._pipeline.command("GET", keys.epoch)
@@ -187,9 +208,9 @@ class StateScripts:
             loaded_ms, horizon_ms, run_id = text.split(" ")
             return Epoch(int(loaded_ms), int(horizon_ms), run_id)
 
-    async def run_id(self, keys: Keys) -> str:
-        """The run id of the Redis that holds the zone."""
-        return await self._pipeline.run_id(keys.epoch)
+    async def run_id(self, keys: Keys, *, max_age_s: float = _RUN_ID_AGE_S) -> str:
+        """The run id of the Redis that holds the zone, as it was `max_age_s` ago at most."""
+        return await self._run_ids.of(keys.epoch, max_age_s=max_age_s)
 
     async def mark_cold(self, keys: Keys, run_id: str) -> bool:
         """Makes a zone cold that was loaded into another Redis than this one.
@@ -221,12 +242,15 @@ class StateScripts:
         Kept is what Postgres does not know: limits, presence, refusals, drivers who declined, the
         stream, and the list of attempts for the sweeper. Returns the drivers' last fixes.
         """
+        fixes: dict[str, Fix] = {}
+        if not await self._was_filled(keys):
+            return fixes  # nothing but what settles have written since then, which is newer
         # First, so that a settle whose trip or driver stays has its place in them, too.
         await self._pipeline.command("UNLINK", keys.seen, keys.waves)
-        fixes: dict[str, Fix] = {}
         drivers = keys.driver("")
         dropped = tuple(keys.prefix + kind for kind in _DERIVED)
-        async for found in self._pipeline.scan(keys.epoch, keys.prefix):
+
+        async def drop(found: list[str]) -> None:
             names = [name for name in found if name.startswith(dropped)]
             theirs = [name for name in names if name.startswith(drivers)]
             replies = await asyncio.gather(
@@ -238,7 +262,18 @@ class StateScripts:
                         fixes[name.removeprefix(drivers)] = Fix(float(lat), float(lng), int(fix_ms))
             if names:
                 await self._pipeline.command("UNLINK", *names)
+
+        await self._scan.scan(keys, drop)
         return fixes
+
+    async def _was_filled(self, keys: Keys) -> bool:
+        """Whether the zone was ever loaded into what this Redis holds, be it by an earlier release that
+        left no mark of it; it is, from now on."""
+        was_filled = await self._pipeline.command("SET", keys.filled, 1, "GET")
+        if was_filled is not None:
+            return True
+        lists = (keys.seen, keys.waves, keys.claims, keys.present, keys.vehicles, keys.events)
+        return bool(await self._pipeline.command("EXISTS", *lists))
 
     async def last_heard_ms(self, keys: Keys) -> int | None:
         """When the zone's stream got its last event, in ms; None where it has none."""

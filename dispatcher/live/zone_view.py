@@ -38,6 +38,14 @@ class OpenWave(NamedTuple):
     drivers: list[str]
 
 
+class ZoneNumbers(NamedTuple):
+    """How many trips wait for a driver, drivers may be offered one, and drivers have a fix."""
+
+    waiting_trips: int
+    free_drivers: int
+    drivers_with_fix: int
+
+
 class ZoneEvent(NamedTuple):
     """An entry of the zone's stream: its id there, and the event as `service.messages` made it; empty
     where somebody else wrote the entry."""
@@ -51,6 +59,16 @@ class ZoneViewScripts:
 
     def __init__(self, pipeline: Pipeline) -> None:
         self._pipeline = pipeline
+
+    async def numbers(self, keys: Keys) -> ZoneNumbers:
+        """The zone in figures; a driver whose fix has become stale counts until the next sweep."""
+        vehicle_types: list[str] = await self._pipeline.command("SMEMBERS", keys.vehicles)
+        waiting, seen, *free = await asyncio.gather(
+            self._pipeline.command("ZCARD", keys.waves),
+            self._pipeline.command("ZCARD", keys.seen),
+            *(self._pipeline.command("ZCARD", keys.geo(each)) for each in vehicle_types),
+        )
+        return ZoneNumbers(waiting, sum(free), seen)
 
     async def seen_drivers(self, keys: Keys, max_drivers: int) -> list[str]:
         """The drivers with a fix that counts, the latest first."""
@@ -83,6 +101,13 @@ class ZoneViewScripts:
         with self._pipeline.decoding(*(keys.trip(trip) for trip in trip_ids)):
             waves = [OpenWave(*wave) for wave in chain.from_iterable(replies)]
             return dict(zip(trip_ids, waves, strict=True))
+
+    async def begin_heat(self, keys: Keys, node: str, *, every_ms: int) -> bool:
+        """Whether this server is the one that tells of the zone's heat: it stays so while it samples."""
+        won: Any = await self._pipeline.command("SET", keys.heat_look, node, "NX", "PX", every_ms)
+        if not won and await self._pipeline.command("GET", keys.heat_look) == node:
+            won = await self._pipeline.command("SET", keys.heat_look, node, "XX", "PX", every_ms)
+        return bool(won)
 
     async def newest_event(self, keys: Keys) -> str:
         """The id of the zone's newest event; `0-0` where there is none."""

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Final
 
 import numpy as np
 
+from dispatcher.core.distance import EARTH_RADIUS_M
 from dispatcher.matching.model import NearbyDriver, WaitingTrip
 from dispatcher.matching.score import Floats
-
-#: Redis' own: a distance is the same here and in GEOSEARCH.
-_EARTH_RADIUS_M: Final = 6_372_797.560856
 
 
 def distances_m(trips: Sequence[WaitingTrip], drivers: Sequence[NearbyDriver]) -> Floats:
@@ -36,7 +33,7 @@ def chords_m(points: Floats, others: Floats) -> Floats:
     cosines += 2.0
     np.maximum(cosines, 0.0, out=cosines)
     distances: Floats = np.sqrt(cosines, out=cosines)
-    distances *= _EARTH_RADIUS_M
+    distances *= EARTH_RADIUS_M
     return distances
 
 

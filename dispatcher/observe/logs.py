@@ -10,8 +10,9 @@ import orjson
 import structlog
 from structlog.typing import EventDict, Processor
 
+from dispatcher.observe.call_ids import add_call_ids
 from dispatcher.observe.log_stream import LogClock, LogStream
-from dispatcher.observe.refusal_log import REFUSAL_LOG
+from dispatcher.observe.straight_lines import STRAIGHT_LINES
 
 _LEVELS: Final = {
     "debug": logging.DEBUG,
@@ -41,13 +42,14 @@ def configure(
     out = stream or sys.stderr.buffer
     level = _LEVELS[settings.log_level]
     log_stream = LogStream(out)
-    if settings.log_format == "json":
-        render: list[Processor] = [structlog.processors.format_exc_info, _render_json]
-        REFUSAL_LOG.write_json_to(log_stream, level, worker)
+    for_people = out.isatty() if settings.log_format == "auto" else settings.log_format == "console"
+    if for_people:
+        render: list[Processor] = [structlog.dev.ConsoleRenderer(colors=out.isatty()), _encode]
+        STRAIGHT_LINES.write_through_structlog()
     else:
-        render = [structlog.dev.ConsoleRenderer(colors=out.isatty()), _encode]
-        REFUSAL_LOG.write_through_structlog()
-    name: list[Processor] = [structlog.stdlib.add_log_level, _add_logger_name]
+        render = [structlog.processors.format_exc_info, _render_json]
+        STRAIGHT_LINES.write_json_to(log_stream, level, worker)
+    name: list[Processor] = [add_call_ids, structlog.stdlib.add_log_level, _add_logger_name]
     if worker is not None:
         name.append(_make_numberer(worker))
     structlog.configure(

@@ -27,6 +27,12 @@ _GAUGES_LIVE_S: Final = 5.0
 _MERGED_OTHERWISE: Final[dict[str, Callable[[float, float], float]]] = {
     "process_start_time_seconds": min,
     "process_max_fds": min,
+    "dispatcher_build_info": max,
+    # Each worker has counted the same.
+    "dispatcher_waiting_trips": max,
+    "dispatcher_free_drivers": max,
+    "dispatcher_drivers_with_fix": max,
+    "dispatcher_engine_up": min,  # what one worker cannot reach is not all there
 }
 
 
@@ -39,34 +45,33 @@ class WorkerPlace:
 
 
 class WorkerMetrics:
-    """The metrics of this worker and of its siblings; `own` are this process' own."""
+    """The metrics of this worker and of its siblings."""
 
-    def __init__(self, place: WorkerPlace, own: CollectorRegistry) -> None:
+    def __init__(self, place: WorkerPlace) -> None:
         self._directory = place.directory
         self._file = place.directory / f"worker-{place.number}.prom"
-        self._own = own
         self._inherited = [metric for metric in _read(self._file) if _is_counted(metric)]
 
-    async def render(self) -> bytes:
-        """The metrics of all workers in the text exposition format, version 0.0.4."""
-        own = self._collect()
+    async def render(self, own: Sequence[Metric]) -> bytes:
+        """The metrics of all workers in the text exposition format, version 0.0.4; `own` are this
+        process' own."""
         # Parsing the files of many workers takes some 10 ms each, which calls are not to wait for.
         return await asyncio.to_thread(self._render_with_siblings, own)
 
-    async def write(self) -> None:
-        """Writes what this worker has counted, for its siblings and for its successor."""
-        text = generate_latest(_Collected(self._collect()))
+    async def write(self, own: Sequence[Metric]) -> None:
+        """Writes what this worker has counted, for its siblings and for its successor.
+
+        Series at zero may be left out of `own`: whoever renders has them anyway.
+        """
+        text = generate_latest(Collected(_merge([*self._inherited, *own])))
         await asyncio.to_thread(self._replace_file, text)
 
-    def _collect(self) -> list[Metric]:
-        return _merge([*self._inherited, *self._own.collect()])
-
     def _render_with_siblings(self, own: Sequence[Metric]) -> bytes:
-        metrics = list(own)
+        metrics = [*own, *self._inherited]
         for file in sorted(self._directory.glob("worker-*.prom")):
             if file != self._file:
                 metrics += _read_sibling(file)
-        return generate_latest(_Collected(_merge(metrics)))
+        return generate_latest(Collected(_merge(metrics)))
 
     def _replace_file(self, text: bytes) -> None:
         written = self._file.with_suffix(".new")
@@ -74,7 +79,7 @@ class WorkerMetrics:
         written.replace(self._file)
 
 
-class _Collected(CollectorRegistry):
+class Collected(CollectorRegistry):
     """Metrics that were collected before, in the form that the library renders."""
 
     def __init__(self, metrics: Iterable[Metric]) -> None:

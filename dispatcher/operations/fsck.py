@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from typing import Any, Final
 
-from dispatcher.composition import drift_check
+from dispatcher.comparison import drift_check, queue_looks
 from dispatcher.operations.tables import table
 from dispatcher.operations.workbench import Workbench
 from dispatcher.service.drift import Drift, DriftKind
@@ -29,6 +29,7 @@ async def fsck(bench: Workbench, zones: list[str], *, repairs: bool) -> dict[str
         state=bench.live.state,
         claims=bench.live.claims,
         presence=bench.live.presence,
+        queues=queue_looks(bench.live, bench.ledger),
         database=bench.ledger.database,
         rehydration=bench.rehydration,
         presence_ttl_s=bench.settings.presence_ttl_s,

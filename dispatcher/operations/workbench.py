@@ -16,6 +16,7 @@ from dispatcher.service.authorities import Authorities
 from dispatcher.service.limit_seeds import LimitSeeds
 from dispatcher.service.local_limits import LocalLimits
 from dispatcher.service.outbox import Outbox
+from dispatcher.service.queue_log import QueueLog
 from dispatcher.service.rehydration import Rehydration
 from dispatcher.wings import LedgerWing, LiveWing, open_ledger, open_live
 from dispatcher.zones_file import load_zones
@@ -53,7 +54,10 @@ async def open_workbench(settings: Settings) -> AsyncIterator[Workbench]:
         # It admits nothing, so there is nothing to seed.
         seeds = LimitSeeds(LocalLimits(lambda: 1), live.limits, has_one_node=True)
         rehydration = Rehydration(
-            live.state, ledger.database, outbox, authorities, seeds, lease_ms=settings.claim_lease_ms
+            live.state, ledger.database, outbox, authorities, seeds,
+            QueueLog(zones, ledger.database),
+            presence=live.presence, presence_ttl_s=settings.presence_ttl_s,
+            lease_ms=settings.claim_lease_ms,
         )  # fmt: skip
         yield Workbench(settings, zones, live, ledger, rehydration)
         await rehydration.close()

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import structlog
 
-from dispatcher.config import EngineAway, Settings
+from dispatcher.config import EngineAway, Settings, SettingsError
 from dispatcher.ledger import migrate
 from dispatcher.ledger.preflight import check_postgres, check_privileges, is_decided_by_postgres
 from dispatcher.live.preflight import check_redis
+from dispatcher.observe import tracing
 from dispatcher.web.jwt_keys import read_keys
 from dispatcher.zones_file import load_zones
 
@@ -15,12 +16,17 @@ _log = structlog.get_logger("dispatcher")
 
 
 def check_files(settings: Settings) -> None:
-    """Read the zones file and the keys of tokens, only to see whether the processes will be able to.
+    """Read the zones file and the keys of tokens, and look for what traces are sent by, only to see
+    whether the processes will be able to.
 
     Raises SettingsError, which names the setting.
     """
     load_zones(settings.zones_file)
     read_keys(settings)
+    try:
+        tracing.check()
+    except tracing.TracingError as error:
+        raise SettingsError(str(error)) from None
 
 
 async def check_and_migrate(settings: Settings) -> None:

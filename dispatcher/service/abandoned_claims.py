@@ -20,6 +20,10 @@ class AbandonedClaims:
         self._claims = claims
         self._retries = LeaseRetries(first_wait_s=0.02, max_wait_s=1.0)
 
+    def __len__(self) -> int:
+        """How many claims are being let go of."""
+        return len(self._retries)
+
     def let_go(self, keys: Keys, attempt: Attempt) -> None:
         """Drops the attempt's claims as soon as Redis answers; nobody waits for it."""
         if not self._retries.start(attempt, partial(self._release, keys, attempt), at_once=True):

@@ -13,8 +13,16 @@ from dispatcher.core.limits import LimitState
 from dispatcher.core.trips import Status
 from dispatcher.live.claim_results import PROBLEM_CODES, Refused, Replayed
 from dispatcher.live.idempotency import KeptAnswer
+from dispatcher.observe.series import IDEMPOTENCY_HITS
 
 _PROBLEM_TYPE: Final = "urn:dispatcher:problem:"
+#: How the bodies of changes and of refusals begin.
+_SUCCESS_START: Final = b'{"response_code":"'
+_PROBLEM_START: Final = b'{"type":"' + _PROBLEM_TYPE.encode()
+_SUCCESS_LENGTH: Final = len(_SUCCESS_START)
+_PROBLEM_LENGTH: Final = len(_PROBLEM_START)
+#: Stands for the code of an answer that has none: of a document.
+OK_CODE: Final = "ok"
 #: What a client does best about a refusal that passes by itself.
 _RETRY_AFTER_S: Final = {"request_in_progress": 1, "trip_busy": 1}
 
@@ -30,6 +38,18 @@ class Answer(NamedTuple):
     limit: LimitState | None = None
     replayed: bool = False
     retry_after_s: int | None = None
+
+    @property
+    def code(self) -> str:
+        """The `response_code` of the body, which begins with it, or with the problem's type."""
+        body = self.body
+        if body.startswith(_SUCCESS_START):
+            start = _SUCCESS_LENGTH
+        elif body.startswith(_PROBLEM_START):
+            start = _PROBLEM_LENGTH
+        else:
+            return OK_CODE
+        return body[start : body.index(b'"', start)].decode()
 
     @property
     def is_new_success(self) -> bool:
@@ -100,6 +120,7 @@ def _claim_refusal(code: str, version: int | None, status: Status | None) -> Ans
 
 def replayed_answer(replayed: Replayed) -> Answer:
     """The answer again that a request got before, as Redis keeps it."""
+    IDEMPOTENCY_HITS.add("redis")
     record = replayed.record
     if isinstance(record, KeptAnswer):
         return Answer(record.status, record.body.encode(), replayed.limit, replayed=True)
@@ -111,4 +132,5 @@ def stored_answer(key: IdempotencyKey, stored: StoredAnswer, limit: LimitState |
     """The answer again that a request got before, as Postgres keeps it, if it was the same request."""
     if stored.fingerprint != key.fingerprint:
         return refusal_answer(Refusal("idempotency_key_reused"), limit)
+    IDEMPOTENCY_HITS.add("postgres")
     return Answer(stored.status, stored.body.encode(), limit, replayed=True)

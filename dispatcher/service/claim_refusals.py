@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from dispatcher.core.callers import Caller
-from dispatcher.live.claim_results import ClaimCode, Refused
+from dispatcher.live.claim_results import PROBLEM_CODES, ClaimCode, Refused
 from dispatcher.observe.refusal_log import log_refusal
+from dispatcher.observe.series import REFUSALS
 from dispatcher.service.answers import Answer, rate_limited_answer, refused_answer
 from dispatcher.service.rate_limits import log_limited
+
+REFUSALS.know((code,) for code in PROBLEM_CODES.values())
 
 
 def answer_refused(caller: Caller, trip_id: str, refused: Refused) -> Answer:

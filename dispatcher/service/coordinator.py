@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import random
+import time
 from typing import Any, Final
 
 import structlog
@@ -13,8 +14,9 @@ from dispatcher.core.errors import OutcomeUnknown, ReplyLost, StoreUnavailable
 from dispatcher.core.idempotency import KeyedAnswer, StoredAnswer
 from dispatcher.core.limits import LimitState
 from dispatcher.ledger.changes import Change, Outcome, OutcomeCode
-from dispatcher.ledger.commits import Commits, was_committed
+from dispatcher.ledger.commits import Commits
 from dispatcher.ledger.database import Database
+from dispatcher.ledger.lost_answers import was_committed
 from dispatcher.live.claim_results import (
     BY_THE_TRIP_OR_DRIVER,
     PROBLEM_CODES,
@@ -26,13 +28,10 @@ from dispatcher.live.claim_results import (
 )
 from dispatcher.live.claims import Attempt, Resolved
 from dispatcher.live.keys import Keys, keys_of
+from dispatcher.observe.call_ids import TRIP_ID
 from dispatcher.observe.refusal_log import log_refusal
-from dispatcher.service.answers import (
-    Answer,
-    claim_refusal,
-    replayed_answer,
-    stored_answer,
-)
+from dispatcher.observe.series import CLAIM_SECONDS, CLAIMS_UNRESOLVED, COMMIT_SECONDS, TRIP_EVENTS
+from dispatcher.service.answers import Answer, claim_refusal, replayed_answer, stored_answer
 from dispatcher.service.authorities import Authorities
 from dispatcher.service.claim_refusals import answer_refused
 from dispatcher.service.commands.command import ClaimedT, Command, Plan, SideEffects
@@ -94,6 +93,7 @@ class Coordinator:
         answer was lost and Postgres could not be asked; either after the request's deadline at most.
         """
         attempt, deadline = self._attempt(command), self._deadlines.begin()
+        TRIP_ID.set(attempt.trip_id)
         try:
             answer = await self._execute(command, keys_of(command.zone.name), attempt, deadline)
         except asyncio.CancelledError:
@@ -105,6 +105,10 @@ class Coordinator:
             raise
         self._deadlines.end(deadline)
         return answer
+
+    def waiting(self) -> dict[str, int]:
+        """What goes on in the background: changes to be settled, and claims to be let go of."""
+        return self._by_redis.waiting()
 
     async def close(self) -> None:
         """Leaves to their lease what Redis could not be told yet."""
@@ -128,17 +132,21 @@ class Coordinator:
                 continue
             if isinstance(result, Answer):
                 return result
-            await self._halt("after_claim")
+            if self._halt_at:
+                await self._halt("after_claim")
             plan = command.plan(attempt, result)
             answer = self._keyed_answer(attempt, plan, result.now_ms)
-            await self._halt("before_commit")
+            if self._halt_at:
+                await self._halt("before_commit")
             change = plan.change._replace(fence=authority.fence, is_fallback=authority.is_degraded)
             outcome = await self._commit(decider, keys, attempt, change, answer, deadline)
             if outcome.code is OutcomeCode.OK:
-                await self._halt("after_commit")
+                if self._halt_at:
+                    await self._halt("after_commit")
                 told = _tellings(keys, attempt, plan, answer.stored if answer else None)
                 await self._settle(decider, told, deadline)
-                await self._halt("after_settle")
+                if self._halt_at:
+                    await self._halt("after_settle")
                 command.committed(result, plan, self._effects)
                 return Answer(plan.status, plan.body, result.limit)
             await decider.release(keys, attempt)
@@ -175,11 +183,13 @@ class Coordinator:
         wait_s = _FIRST_WAIT_S
         for asked in range(_MAX_CLAIMS):
             result: ClaimedT | NotClaimed
+            asked_s = time.perf_counter()
             try:
                 result = await command.claim(decider.claims, keys, attempt)
             except (ReplyLost, asyncio.CancelledError):
                 decider.let_go(keys, attempt)  # it may have been granted
                 raise
+            CLAIM_SECONDS.observe(time.perf_counter() - asked_s)
             match result:
                 case Refused():
                     if result.code in BY_THE_TRIP_OR_DRIVER:
@@ -188,12 +198,14 @@ class Coordinator:
                 case Replayed():
                     return attempt, replayed_answer(result)
                 case Unresolved(code=ClaimCode.TRIP_BUSY):
+                    CLAIMS_UNRESOLVED.add(result.code)
                     if asked == _CLAIMS_BEFORE_RELOAD and attempt.trip_id:
                         # That change may have been committed, and its settle lost.
                         await decider.reload_trip(keys, attempt.trip_id)
                     await asyncio.sleep(wait_s * random.uniform(0.5, 1.0))  # noqa: S311
                     wait_s = min(2 * wait_s, _MAX_WAIT_S)
                 case Unresolved():
+                    CLAIMS_UNRESOLVED.add(result.code)
                     provided = await decider.provide(keys, attempt, result)
                     if isinstance(provided, Answer):
                         return attempt, provided
@@ -217,8 +229,9 @@ class Coordinator:
         answer: KeyedAnswer | None,
         deadline: Deadline,
     ) -> Outcome:
+        began_s = time.perf_counter()
         try:
-            return await self._commits.commit(change, answer)
+            outcome = await self._commits.commit(change, answer)
         except OutcomeUnknown as unknown:
             try:
                 if not deadline.expired() and await was_committed(
@@ -235,11 +248,17 @@ class Coordinator:
         except Exception:
             await decider.release(keys, attempt, gives_back=True)
             raise
+        if outcome.code is OutcomeCode.OK:
+            COMMIT_SECONDS.observe(time.perf_counter() - began_s)
+            if change.event is not None:
+                TRIP_EVENTS.numbers[keys.zone, change.event] += 1
+        return outcome
 
     async def _settle(self, decider: Decider, told: list[Telling], deadline: Deadline) -> None:
         keys, attempt, *_ = told[0]
         try:
-            await self._halt("before_settle")
+            if self._halt_at:
+                await self._halt("before_settle")
             await decider.tell(told)
         except asyncio.CancelledError:
             if not deadline.expired():

@@ -51,7 +51,7 @@ class Deadlines:
     def begin(self) -> Deadline:
         """The deadline of the current task's request."""
         loop = asyncio.get_running_loop()
-        task = asyncio.current_task()
+        task = asyncio.current_task(loop)
         assert task is not None
         deadline = Deadline(task, loop.time() + self._allowed_s)
         self._open[deadline] = None

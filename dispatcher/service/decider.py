@@ -44,5 +44,8 @@ class Decider(Protocol):
     async def tell(self, told: list[Telling]) -> None:
         """Tells what was committed; the zones in this order."""
 
+    def waiting(self) -> dict[str, int]:
+        """How many settles and releases go on in the background."""
+
     async def close(self) -> None:
         """Leaves the rest to its lease."""

@@ -36,6 +36,7 @@ class DriftKind(StrEnum):
     TRIP = "trip"
     DRIVER = "driver"
     GEO = "geo"
+    QUEUE = "queue"
     OFFERS = "offers"
     CLAIMS = "claims"
     PRESENCE = "presence"
@@ -127,7 +128,7 @@ class DriftCheck:
         looks = self._looks
         look = {
             DriftKind.ZONE: looks.zone, DriftKind.TRIP: looks.trips, DriftKind.DRIVER: looks.drivers,
-            DriftKind.GEO: looks.places, DriftKind.OFFERS: looks.offers,
+            DriftKind.GEO: looks.places, DriftKind.QUEUE: looks.queues, DriftKind.OFFERS: looks.offers,
             DriftKind.CLAIMS: looks.claims, DriftKind.PRESENCE: looks.presences,
             DriftKind.ANSWERS: looks.answers, DriftKind.VALUES: self._unsound,
         }[kind]  # fmt: skip
@@ -164,7 +165,7 @@ class DriftCheck:
             yield DriftKind.TRIP, ids
             yield DriftKind.OFFERS, [f"trip:{trip_id}" for trip_id in ids]
         async for ids in self._pages("online_driver_ids_of_zone", "user_id", keys):
-            for kind in (DriftKind.DRIVER, DriftKind.GEO, DriftKind.PRESENCE):
+            for kind in (DriftKind.DRIVER, DriftKind.GEO, DriftKind.QUEUE, DriftKind.PRESENCE):
                 yield kind, ids
             yield DriftKind.OFFERS, [f"driver:{driver_id}" for driver_id in ids]
 

@@ -14,6 +14,7 @@ from dispatcher.live.comparison import ComparisonScripts
 from dispatcher.live.idempotency import done_record
 from dispatcher.live.keys import Keys
 from dispatcher.live.state import StateScripts
+from dispatcher.service.queue_looks import QueueLooks
 
 #: A claim that is overdue for longer was not swept, and a geo member whose fix is older by more neither.
 _SWEPT_AFTER_MS: Final = 30_000
@@ -44,12 +45,14 @@ class Looks:
         *,
         scripts: ComparisonScripts,
         state: StateScripts,
+        queues: QueueLooks,
         database: Database,
         fix_age_s: int,
         presence_ttl_s: int,
     ) -> None:
         self._scripts = scripts
         self._state = state
+        self._queues = queues
         self._database = database
         self._fix_age_ms = fix_age_s * 1000
         self._presence_ttl_ms = presence_ttl_s * 1000
@@ -128,6 +131,11 @@ class Looks:
         if may_be_offered and not inside and not has_moved and age_ms < self._fix_age_ms:
             return f"is in no geo set, and may be offered a trip (fix of {fix_ms})"
         return ""
+
+    async def queues(self, keys: Keys, ids: Sequence[str]) -> dict[str, Look]:
+        """Drivers by id: their places in queues."""
+        found = await self._queues.differences(keys, ids)
+        return await self._with_claims(found, [keys.driver_claim(driver_id) for driver_id in found])
 
     async def offers(self, keys: Keys, ids: Sequence[str]) -> dict[str, Look]:
         """`trip:ID` and `driver:ID`: open offers that only one side knows, or of a trip that does not

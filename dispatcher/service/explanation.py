@@ -52,7 +52,7 @@ class Explanation:
             raise Refusal("trip_not_found")
         if driver is None:
             raise Refusal("driver_not_found")
-        filters = [_zone_filter(zone, driver), *await self._filters(zone, trip_id, driver_id)]
+        filters = [_zone_filter(zone, driver), *await self._filters(zone, trip, driver_id)]
         history = await self._history(trip, driver_id)
         return {
             "trip_id": trip_id,
@@ -65,12 +65,13 @@ class Explanation:
             "history": history,
         }
 
-    async def _filters(self, zone: Zone, trip_id: str, driver_id: str) -> list[FilterView]:
+    async def _filters(self, zone: Zone, trip: Trip, driver_id: str) -> list[FilterView]:
+        queue = zone.queue_at(trip.pickup_lat, trip.pickup_lng)
         return await self._scripts.why(
-            keys_of(zone.name), trip_id, driver_id,
+            keys_of(zone.name), trip.id, driver_id,
             fix_age_ms=self._fix_age_ms, max_open_offers=zone.offers_per_driver,
             candidates_per_offer=CANDIDATES_PER_OFFER, more_candidates=MORE_CANDIDATES,
-            waves=zone.waves,
+            queue=queue.name if queue else "", waves=zone.waves,
         )  # fmt: skip
 
     async def _history(self, trip: Trip, driver_id: str) -> list[dict[str, Any]]:

@@ -22,6 +22,10 @@ class LeaseRetries:
         self._max_wait_s = max_wait_s
         self._tasks: set[asyncio.Task[None]] = set()
 
+    def __len__(self) -> int:
+        """How many attempts are looked after."""
+        return len(self._tasks)
+
     def start(self, attempt: Attempt, work: Callable[[], Awaitable[bool]], *, at_once: bool) -> bool:
         """Calls `work` until it returns true; StoreUnavailable means not yet. Waits double.
 

@@ -14,6 +14,7 @@ from dispatcher.core.actors import Role, address_of
 from dispatcher.core.times import now_ms
 from dispatcher.core.zones import Zone
 from dispatcher.ledger.database import Database, trip_from_row
+from dispatcher.observe.series import OFFERS
 from dispatcher.service.hub import Hub
 from dispatcher.service.offer_log import OfferLog, OfferRow
 
@@ -73,4 +74,5 @@ class LedgerOffers:
                 "expires_in_ms": deadline_ms - at_ms,
             }
             self._hub.deliver([address_of(Role.DRIVER, offer.driver_id)], frame)
+        OFFERS.add(zone.name, number=len(offers))
         return len(offers)

@@ -21,6 +21,7 @@ from dispatcher.live.offers import MAX_TRIPS, WAVE_AGAIN_MS, DueWaves
 from dispatcher.matching.looks import longest_wait_ms, look
 from dispatcher.matching.model import NearbyDriver, RankedDriver, RoundPlan, WaitingTrip, Ways
 from dispatcher.matching.scarcity import Scarcity, enough_around
+from dispatcher.observe.metrics import Metrics
 
 log = structlog.get_logger("dispatcher.matching")
 
@@ -102,6 +103,20 @@ class MatchedRounds:
                 )  # fmt: skip
             self._scarcity = {}
 
+    def tell(self, metrics: Metrics) -> None:
+        """What metrics say of it."""
+        counter = metrics.counter
+        counter("dispatcher_match_rounds", "Rounds of matching.", lambda: self.rounds)
+        counter("dispatcher_match_planning_seconds", "Time planning them took.", lambda: self.planning_s)
+        counter(
+            "dispatcher_match_failures", "Rounds that failed: the nearest were asked.",
+            lambda: self.failures,
+        )  # fmt: skip
+        counter(
+            "dispatcher_routing_fallbacks", "Routing tables that came late or were nonsense.",
+            lambda: self.routing.fallbacks,
+        )  # fmt: skip
+
     def again_ms(self, zone: Zone) -> int:
         """After what time trips that this server claimed are due again, should it fail."""
         return min(WAVE_AGAIN_MS, zone.matching.every_ms) if self._matches(zone) else WAVE_AGAIN_MS
@@ -120,7 +135,7 @@ class MatchedRounds:
         if zone.matching.dispatch == "auto" and self._matches(zone):
             await self._keep_scarce(zone, self._scarcity[zone.name].found_nobody(trip_id, now_ms))
 
-    async def begin(self, zone: Zone, due: DueWaves) -> MatchedRound:
+    async def begin(self, zone: Zone, due: DueWaves, zone_fence: str = "") -> MatchedRound:
         """Says what is to be done with the trips that are due. Those of which nothing is said wait for
         the next round. Raises StoreUnavailable."""
         keys = keys_of(zone.name)
@@ -135,7 +150,9 @@ class MatchedRounds:
                 del looking[trip_id]
         if not looking:
             return MatchedRound(going_on)
-        start = await self._scripts.begin_round(keys, list(looking), every_ms=zone.matching.every_ms)
+        start = await self._scripts.begin_round(
+            keys, list(looking), every_ms=zone.matching.every_ms, zone_fence=zone_fence
+        )
         if not start.fence:
             return MatchedRound(going_on)
         try:

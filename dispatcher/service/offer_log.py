@@ -9,6 +9,7 @@ from typing import NamedTuple
 from dispatcher.core.errors import StoreUnavailable
 from dispatcher.core.times import moment, now_ms
 from dispatcher.ledger.database import Database
+from dispatcher.observe.series import OFFER_OUTCOMES_SEEN
 
 
 class OfferOutcome(StrEnum):
@@ -57,12 +58,19 @@ class OfferLog:
 
     def record(self, trip_id: str, drivers: Iterable[str], outcome: OfferOutcome, at_ms: int) -> None:
         """What became of a trip's offers to these drivers."""
-        self._new_outcomes += [OutcomeRow(trip_id, driver, outcome, at_ms) for driver in drivers]
+        rows = [OutcomeRow(trip_id, driver, outcome, at_ms) for driver in drivers]
+        self._new_outcomes += rows
+        OFFER_OUTCOMES_SEEN.numbers[(outcome,)] += len(rows)
 
     def record_withdrawn(self, driver_id: str, trip_ids: Sequence[str]) -> None:
         """The driver is not free any more: their offers of these trips have ended."""
         for trip_id in trip_ids:
             self.record(trip_id, [driver_id], OfferOutcome.WITHDRAWN, now_ms())
+
+    def unsaved(self) -> dict[str, int]:
+        """How many rows wait for Postgres."""
+        outcomes = len(self._new_outcomes) + len(self._due_outcomes)
+        return {"offers": len(self._offers), "outcomes": outcomes}
 
     async def save(self, database: Database) -> None:
         """Writes what has come together, in two statements.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Coroutine, Mapping, Sequence
 from typing import Any, Final
 
 import orjson
@@ -16,11 +16,14 @@ from dispatcher.live.keys import keys_of
 from dispatcher.live.offers import Candidate, OfferScripts, WaveCode, WaveResult
 from dispatcher.live.state import StateScripts
 from dispatcher.matching.looks import longest_wait_ms, look
+from dispatcher.observe.call_ids import TRIP_ID
+from dispatcher.observe.series import OFFERS, TIME_TO_FIRST_OFFER, WAVES
 from dispatcher.service.authorities import Authorities
 from dispatcher.service.commands.actions import expire_trip
 from dispatcher.service.coordinator import Coordinator
 from dispatcher.service.matched_rounds import MatchedRound, MatchedRounds, MatchedTrip
 from dispatcher.service.offer_log import OfferLog, OfferOutcome, OfferRow
+from dispatcher.service.queues import InLine, Queues
 from dispatcher.service.rehydration import Rehydration
 from dispatcher.service.webhook import Webhook
 
@@ -29,10 +32,17 @@ log = structlog.get_logger("dispatcher.offers")
 #: Candidates looked at for each offer of a wave: many of the nearest are busy or have declined.
 CANDIDATES_PER_OFFER: Final = 6
 MORE_CANDIDATES: Final = 10
+#: Trips whose first wave goes on after a head start, as far as they are remembered.
+_MAX_HEAD_STARTS: Final = 10_000
+
+
+class ZoneLost(Exception):
+    """Another server does the rounds of this zone by now. Nothing was done."""
 
 
 class Offers:
-    """Runs waves. Any server may run the next wave of any trip; the scripts see to it that one does."""
+    """Runs waves. One server at a time runs those of a zone; the scripts see to it that a wave is run
+    once, whoever believes to be that server."""
 
     def __init__(
         self,
@@ -44,6 +54,7 @@ class Offers:
         coordinator: Coordinator,
         offer_log: OfferLog,
         matched_rounds: MatchedRounds,
+        queues: Queues,
         authorities: Authorities,
         webhook: Webhook,
         fix_age_s: int,
@@ -55,14 +66,18 @@ class Offers:
         self._coordinator = coordinator
         self._offer_log = offer_log
         self._rounds = matched_rounds
+        self._queues = queues
         self._authorities = authorities
         self._webhook = webhook
         self._fix_age_ms = fix_age_s * 1000
+        self._first_offered: dict[str, None] = {}
 
-    async def run_due(self, zone_name: str) -> int | None:
+    async def run_due(self, zone_name: str, zone_fence: str = "") -> int | None:
         """Runs the waves that are due in a zone; returns ms until the next one is, or None.
 
-        Raises StoreUnavailable, OutcomeUnknown. The failure of one wave does not hold up the others.
+        `zone_fence` is that by which this server holds the zone; an empty one needs none. Raises
+        ZoneLost where the zone is another server's, StoreUnavailable, OutcomeUnknown. The failure of one
+        wave does not hold up the others.
         """
         zone = self._zones.get(zone_name)
         assert zone is not None
@@ -70,17 +85,30 @@ class Offers:
             return None  # dispatcher/service/ledger_offers.py makes them
         rounds = self._rounds
         due = await self._scripts.claim_waves(
-            keys_of(zone_name), max_trips=rounds.max_trips(zone), again_ms=rounds.again_ms(zone)
-        )
+            keys_of(zone_name), max_trips=rounds.max_trips(zone), again_ms=rounds.again_ms(zone),
+            zone_fence=zone_fence,
+        )  # fmt: skip
+        if not due.is_held:
+            raise ZoneLost(zone_name)
         going_on: Sequence[str] = due.trip_ids
         planned = MatchedRound()
         if rounds.applies(zone, due):
-            planned = await rounds.begin(zone, due)
+            in_line = await self._queues.trips_with_a_line(zone, due.trip_ids)
+            # First, so that the round counts what the front of a queue is offered.
+            await self._run_all({trip_id: self._run(zone, trip_id, zone_fence) for trip_id in in_line})
+            others = [trip_id for trip_id in due.trip_ids if trip_id not in in_line]
+            planned = await rounds.begin(zone, due._replace(trip_ids=others), zone_fence)
             going_on = planned.going_on
-        waves = {trip_id: self._run(zone, trip_id) for trip_id in going_on} | {
-            matched.trip.id: self._run_matched(zone, matched, planned.fence)
+        waves = {trip_id: self._run(zone, trip_id, zone_fence) for trip_id in going_on} | {
+            matched.trip.id: self._run_matched(zone, matched, planned.fence, zone_fence)
             for matched in planned.matched
         }
+        await self._run_all(waves)
+        if due.trip_ids:
+            return 0
+        return None if due.next_ms is None else max(0, due.next_ms - due.now_ms)
+
+    async def _run_all(self, waves: Mapping[str, Coroutine[Any, Any, None]]) -> None:
         # Together: a wave is three round trips, and in a row they held a zone to some 60 trips a second.
         ran = await asyncio.gather(*waves.values(), return_exceptions=True)
         for trip_id, error in zip(waves, ran, strict=True):
@@ -88,11 +116,9 @@ class Offers:
                 raise error
             if error is not None:
                 log.error("wave failed", trip_id=trip_id, exc_info=error)
-        if due.trip_ids:
-            return 0
-        return None if due.next_ms is None else max(0, due.next_ms - due.now_ms)
 
-    async def _run(self, zone: Zone, trip_id: str) -> None:
+    async def _run(self, zone: Zone, trip_id: str, zone_fence: str) -> None:
+        TRIP_ID.set(trip_id)
         keys = keys_of(zone.name)
         waiting = await self._state.read_waiting(keys, trip_id)
         if waiting is None:
@@ -105,17 +131,25 @@ class Offers:
             keys, trip, radius_m=step.wave.radius_m,
             max_drivers=step.wave.size * CANDIDATES_PER_OFFER + MORE_CANDIDATES,
         )  # fmt: skip
-        result = await self._offer(zone, trip, round_number, candidates, again_ms=step.again_ms)
+        line = await self._queues.in_line(zone, trip) if zone.queues else InLine()
+        result = await self._offer(
+            zone, trip, round_number, line.before(candidates), zone_fence=zone_fence,
+            again_ms=step.again_ms, scores=line.scores(), queue=line.queue, queued=len(line.candidates),
+            head_start_ms=round(zone.matching.head_start_s * 1000) if line.candidates else 0,
+        )  # fmt: skip
         if result.code is WaveCode.NOBODY and step.is_widest:
             await self._rounds.found_nobody(zone, trip_id, result.now_ms)
 
-    async def _run_matched(self, zone: Zone, matched: MatchedTrip, fence: int) -> None:
+    async def _run_matched(
+        self, zone: Zone, matched: MatchedTrip, fence: int, zone_fence: str = ""
+    ) -> None:
         """Offers a trip to the driver whom a round has matched; one without waits for the next round."""
+        TRIP_ID.set(matched.trip.id)
         await self._offer(
             zone, matched.trip, matched.round_number,
             [Candidate(ranked.driver_id, ranked.distance_m) for ranked in matched.order],
             again_ms=zone.matching.every_ms, scores=matched.scores(),
-            fence=fence, head_start_ms=round(zone.matching.head_start_s * 1000),
+            fence=fence, zone_fence=zone_fence, head_start_ms=round(zone.matching.head_start_s * 1000),
         )  # fmt: skip
 
     async def _offer(
@@ -126,8 +160,8 @@ class Offers:
         candidates: Sequence[Candidate],
         *,
         again_ms: int,
-        scores: Mapping[str, str] | None = None,
-        **of_round: Any,
+        scores: Mapping[str, str],
+        **of_order: Any,
     ) -> WaveResult:
         step = look(zone.waves, round_number)
         result = await self._scripts.offer_trip(
@@ -135,19 +169,34 @@ class Offers:
             round_number=round_number, size=step.wave.size,
             answer_ms=int(step.wave.deadline_s * 1000), again_ms=again_ms,
             max_open_offers=zone.offers_per_driver, fix_age_ms=self._fix_age_ms,
-            max_wait_ms=longest_wait_ms(zone.waves), ask_again=step.is_widest, **of_round,
+            max_wait_ms=longest_wait_ms(zone.waves), ask_again=step.is_widest, **of_order,
         )  # fmt: skip
         self._offer_log.record(trip.id, result.expired, OfferOutcome.EXPIRED, result.now_ms)
         distances = dict(candidates)
         self._offer_log.add_offers(
             OfferRow(
                 trip.id, driver, result.wave, distances[driver], result.now_ms, result.deadline_ms,
-                (scores or {}).get(driver),
+                scores.get(driver),
             )
             for driver in result.offered
         )  # fmt: skip
+        self._count(zone, trip, result, has_head_start=bool(of_order.get("head_start_ms")))
         await self._webhook.offered(trip, result, distances)
         if result.code is WaveCode.EXHAUSTED:
             answer = await self._coordinator.execute(expire_trip(self._zones, trip.id))
             log.info("trip expired", trip_id=trip.id, waves=result.wave, status=answer.status)
         return result
+
+    def _count(self, zone: Zone, trip: Trip, result: WaveResult, *, has_head_start: bool) -> None:
+        WAVES.add(zone.name, result.code)
+        OFFERS.add(zone.name, number=len(result.offered))
+        if not result.offered or result.wave != 1:
+            return
+        if trip.id in self._first_offered:  # the matched driver was asked before
+            del self._first_offered[trip.id]
+            return
+        TIME_TO_FIRST_OFFER.of(zone.name).observe((result.now_ms - trip.created_at) / 1000)
+        if has_head_start:
+            if len(self._first_offered) >= _MAX_HEAD_STARTS:
+                del self._first_offered[next(iter(self._first_offered))]
+            self._first_offered[trip.id] = None

@@ -22,6 +22,7 @@ from dispatcher.live.state import Fix, StateScripts
 from dispatcher.live.zone_view import ZoneViewScripts
 from dispatcher.service.commands.actions import zone_of_trip
 from dispatcher.service.pages import Place, next_place
+from dispatcher.service.queues import Queues
 from dispatcher.service.reads import offer_from_row
 
 #: How far back the latest trips are looked for: the first reach that fills a page is enough.
@@ -40,6 +41,7 @@ class OperatorReads:
         offers: OfferScripts,
         presence: PresenceScripts,
         views: ZoneViewScripts,
+        queues: Queues,
         deliveries: DeliveryScripts,
         fix_age_s: int,
     ) -> None:
@@ -49,17 +51,20 @@ class OperatorReads:
         self._offers = offers
         self._presence = presence
         self._views = views
+        self._queues = queues
         self._deliveries = deliveries
         self._fix_age_ms = fix_age_s * 1000
 
     def zones(self) -> list[dict[str, Any]]:
-        """Every zone: its name, how it accepts, and its outline as GeoJSON (None: without one)."""
+        """Every zone: its name, how it accepts, its outline as GeoJSON (None: without one), and its
+        queues with theirs."""
         found = [self._zones.get(name) for name in self._zones.names()]
         return [
             {
                 "name": zone.name,
                 "accept_policy": zone.accept_policy,
                 "outline": zone.area.outline() if zone.area is not None else None,
+                "queues": [{"name": q.name, "outline": q.area.outline()} for q in zone.queues],
             }
             for zone in found
             if zone is not None
@@ -189,7 +194,8 @@ class OperatorReads:
         """A driver as they are now, and what keeps offers from them. Raises Refusal driver_not_found.
 
         `driver`; `fix` with its age in s, or None; `presence` until when, and its connections; `trip`,
-        which they have; `offers` that are open; `obstacles`, codes in the order in which they matter.
+        which they have; `offers` that are open; their place in a `queue`; `obstacles`, codes in the
+        order in which they matter.
         """
         saved = await self._database.driver(driver_id)
         if saved is None:
@@ -220,6 +226,7 @@ class OperatorReads:
                 {"trip_id": o.trip_id, "deadline": iso(o.deadline_ms), "expires_in_ms": o.left_ms}
                 for o in offers
             ],
+            "queue": await self._queues.place_of(driver),
             "obstacles": self._obstacles(driver, fix, present_ms, len(offers), at_ms),
         }  # fmt: skip
 

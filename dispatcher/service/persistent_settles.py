@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from functools import partial
 from typing import Final, NamedTuple
 
@@ -11,7 +12,9 @@ from dispatcher.core.errors import StoreUnavailable
 from dispatcher.core.idempotency import StoredAnswer
 from dispatcher.live.claims import Attempt
 from dispatcher.live.keys import Keys
-from dispatcher.live.settle import Settlement, Settler
+from dispatcher.live.settle import Settler
+from dispatcher.live.settlement import Settlement
+from dispatcher.observe.series import SETTLE_SECONDS
 from dispatcher.service.lease_retries import LeaseRetries
 
 log = structlog.get_logger("dispatcher.coordinator")
@@ -37,17 +40,25 @@ class PersistentSettles:
         self._settler = settler
         self._retries = LeaseRetries(first_wait_s=0.005, max_wait_s=0.25)
 
+    def __len__(self) -> int:
+        """How many changes are durable, and not heard yet."""
+        return len(self._retries)
+
     async def settle(self, zones: list[Telling]) -> None:
         """Settles one change in each of these zones, in their order, now or later.
 
         It is durable, so it is answered in any case.
         """
+        began_s = time.perf_counter()
         for _ in range(_MAX_TRIES):
             try:
-                await self._settle_all(zones)
+                while zones:
+                    await self._settler.settle(*zones[0])
+                    del zones[0]
             except StoreUnavailable as error:
                 reason = str(error)
             else:
+                SETTLE_SECONDS.observe(time.perf_counter() - began_s)
                 return
         keys, attempt, *_ = zones[0]
         log.warning(

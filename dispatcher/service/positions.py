@@ -17,12 +17,13 @@ from dispatcher.core.times import moment, now_ms
 from dispatcher.core.zones import DEFAULT_ZONE, Zones
 from dispatcher.ledger.database import Database
 from dispatcher.live.keys import keys_of
-from dispatcher.live.positions import DriverFix, FixCode, FixResult, PositionScripts
+from dispatcher.live.positions import DriverFix, FixCode, FixResult, PositionScripts, QueueAt
 from dispatcher.service.answers import Answer, rate_limited_answer, refusal_answer
 from dispatcher.service.authorities import Authorities
 from dispatcher.service.customer_tracking import CustomerTracking
 from dispatcher.service.driver_directory import DirectoryEntry, DriverDirectory
 from dispatcher.service.ledger_rows import LedgerRows
+from dispatcher.service.queue_log import QueueLog
 from dispatcher.service.rate_limits import RateLimits, log_limited
 from dispatcher.service.rehydration import Rehydration
 
@@ -73,9 +74,11 @@ class Positions:
         zones: Zones,
         authorities: Authorities,
         rows: LedgerRows,
+        queue_log: QueueLog,
         fix_age_s: int,
     ) -> None:
         self._scripts = scripts
+        self._queue_log = queue_log
         self._rehydration = rehydration
         self._database = database
         self._directory = directory
@@ -225,6 +228,7 @@ class Positions:
                 [waiting.fix for waiting in batch],
                 fix_age_ms=self._fix_age_ms,
                 limits=[waiting.limits for waiting in batch],
+                queues=self._queues_at(group.zone, batch),
             )
         except Exception as error:
             for waiting in batch:
@@ -235,10 +239,20 @@ class Positions:
         for waiting, result in zip(batch, results, strict=True):
             if not waiting.result.done():
                 waiting.result.set_result(result)
+            if result.queue:
+                self._queue_log.stands(waiting.fix.driver_id, result.queue, result.queued_ms)
             if result.code is FixCode.TAKEN and result.trip_id:
                 moves.append((waiting.fix._replace(at_ms=result.at_ms), result.trip_id))
         if moves:
             await self._tracking.publish_moves(group.zone, moves)
+
+    def _queues_at(self, zone_name: str, batch: list[_WaitingFix]) -> Sequence[QueueAt | None]:
+        """At whose place each of the fixes is; nothing where the zone has no queues."""
+        zone = self._zones.get(zone_name)
+        if zone is None or not zone.queues:
+            return ()
+        found = (zone.queue_at(waiting.fix.lat, waiting.fix.lng) for waiting in batch)
+        return [QueueAt(queue.name, queue.absence_ms) if queue else None for queue in found]
 
     async def save(self) -> int:
         """Writes the newest fixes to Postgres in one statement; returns how many rows changed.

@@ -6,7 +6,8 @@ import asyncio
 import contextlib
 import time
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextvars import Context
 from types import MappingProxyType
 from typing import Final, NamedTuple
 
@@ -19,9 +20,10 @@ from dispatcher.core.times import iso, now_ms
 from dispatcher.core.zones import DEFAULT_ZONE
 from dispatcher.live.keys import keys_of
 from dispatcher.live.presence import PresenceScripts, Touch, TouchResult
+from dispatcher.observe.series import PRESENCE_FAILURES
 from dispatcher.service.authorities import Authorities
 from dispatcher.service.connections import HTTP, Connection, Connections
-from dispatcher.service.driver_directory import DriverDirectory
+from dispatcher.service.driver_directory import DirectoryEntry, DriverDirectory
 
 log = structlog.get_logger("dispatcher.presence")
 
@@ -72,6 +74,8 @@ class Presence:
         #: Apps without a socket that Redis is to be told of at once, by user.
         self._new: dict[str, Connection] = {}
         self._telling_new: asyncio.Task[None] | None = None
+        #: Called with the address of a user and the zone where they are present from now on.
+        self.on_moved: Callable[[str, str], None] = lambda address, zone: None
 
     async def register(
         self, connection_id: str, actor: Actor, ip: str | None, user_agent: str
@@ -122,7 +126,10 @@ class Presence:
         if not self.connections.is_told(known, now):
             self._new[actor.address] = known
             if self._telling_new is None or self._telling_new.done():
-                self._telling_new = asyncio.get_running_loop().create_task(self._tell_new())
+                # In no call's context: what is logged there is about others, too.
+                self._telling_new = asyncio.get_running_loop().create_task(
+                    self._tell_new(), context=Context()
+                )
 
     async def _tell_new(self) -> None:
         """Tells of new connections, together of those that came meanwhile. `flush` does what fails."""
@@ -149,10 +156,15 @@ class Presence:
         with contextlib.suppress(StoreUnavailable, TimeoutError):
             async with asyncio.timeout(_MAX_FOLLOW_S):
                 entry = await self._directory.find(driver_id) if mine else None
-                moves = [_Move(each, each.follow(entry)) for each in mine] if entry else []
+                moves = [_Move(each, self._move(each, entry)) for each in mine] if entry else []
                 if untold := self._untold(mine):
                     await self._tell(untold)
                 await self._drop_moved(moves)
+
+    def _move(self, connection: Connection, entry: DirectoryEntry) -> str:
+        former_zone = connection.follow(entry)
+        self.on_moved(connection.actor.address, connection.zone)
+        return former_zone
 
     def _untold(self, connections: Iterable[Connection]) -> list[Connection]:
         now = time.monotonic()
@@ -223,7 +235,7 @@ class Presence:
         moves = []
         for connection in strangers:
             entry = entries.get(connection.actor.user_id)
-            former_zone = connection.follow(entry) if entry else ""
+            former_zone = self._move(connection, entry) if entry else ""
             if not connection.told:
                 moves.append(_Move(connection, former_zone))
         return moves
@@ -251,6 +263,7 @@ class Presence:
             log.exception("presence not told", zone=zone)
         else:
             return strangers
+        PRESENCE_FAILURES.add(zone)
         return None
 
     async def _touch(self, connections: Sequence[Connection]) -> list[Connection]:

@@ -12,6 +12,7 @@ from dispatcher.core.zones import DEFAULT_ZONE, Zone
 from dispatcher.live.keys import keys_of
 from dispatcher.live.limits import Admission, LimitScripts
 from dispatcher.observe.refusal_log import log_refusal
+from dispatcher.observe.series import LIMITED
 from dispatcher.service.answers import Answer, RateLimited, rate_limited_answer, refusal_answer
 from dispatcher.service.authorities import Authorities
 from dispatcher.service.local_limits import LocalLimits
@@ -126,6 +127,7 @@ class RateLimits:
 
 def log_limited(limit: LimitState, actor: Actor | None, ip: str | None = None) -> None:
     """Logs that a limit was hit."""
+    LIMITED.add(limit.name)
     address = {} if ip is None else {"ip": ip}
     user = actor.user_id if actor else None
     log_refusal("rate_limit_exceeded", limit_class=limit.name, user=user, **address)

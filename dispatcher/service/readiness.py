@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable
 from typing import Any, Final
 
@@ -11,6 +12,7 @@ from dispatcher.core.zones import Zones
 from dispatcher.ledger.database import Database
 from dispatcher.live.keys import keys_of
 from dispatcher.live.state import StateScripts
+from dispatcher.observe.series import ENGINE_PROBE_SECONDS
 from dispatcher.service.authorities import Authorities
 
 #: A balancer that asks each second is answered within it.
@@ -77,16 +79,20 @@ class Readiness:
         await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _ask(self, engine: str, check: Callable[[], Awaitable[str]]) -> str:
+        began_s = time.perf_counter()
         task = self._asking.get(engine)
         if task is None or task.done():
             task = self._asking[engine] = asyncio.ensure_future(check())
         # The question itself is not cancelled: a goodbye to a silent engine takes longer than a second.
         done, _ = await asyncio.wait((task,), timeout=_TIMEOUT_S)
+        ENGINE_PROBE_SECONDS.of(engine).observe(time.perf_counter() - began_s)
         return task.result() if done else "silent"
 
     async def _redis(self) -> str:
         # Each zone may be on another node.
-        checks = (self._state.check_writable(keys_of(zone)) for zone in self._zones.names())
+        # One zone of each node says what is so of all of them.
+        one_each = {self._state.node_of(keys_of(zone)): zone for zone in self._zones.names()}
+        checks = (self._state.check_writable(keys_of(zone)) for zone in one_each.values())
         for error in await asyncio.gather(*checks, return_exceptions=True):
             if isinstance(error, StoreUnavailable):
                 return _REASONS.get(str(error).partition(" ")[0], "away")

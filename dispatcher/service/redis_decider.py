@@ -6,15 +6,18 @@ import asyncio
 
 from dispatcher.core.errors import StoreUnavailable
 from dispatcher.core.limits import LimitState
-from dispatcher.live.claim_results import ClaimCode, Unresolved
+from dispatcher.live.claim_results import UNRESOLVED, ClaimCode, Unresolved
 from dispatcher.live.claims import Attempt, ClaimScripts, Resolved
 from dispatcher.live.keys import Keys
 from dispatcher.live.settle import Settler
+from dispatcher.observe.series import CLAIMS_UNRESOLVED, REPAIRED
 from dispatcher.service.abandoned_claims import AbandonedClaims
 from dispatcher.service.answers import Answer, stored_answer
 from dispatcher.service.local_limits import LocalLimits
 from dispatcher.service.persistent_settles import PersistentSettles, Telling
 from dispatcher.service.rehydration import Rehydration
+
+CLAIMS_UNRESOLVED.know((code.value,) for code in UNRESOLVED)
 
 
 class RedisDecider:
@@ -47,11 +50,13 @@ class RedisDecider:
             case ClaimCode.TRIP_UNKNOWN:
                 if await self._rehydration.reload_trip(keys, attempt.trip_id) is None:
                     return attempt.resolve(Resolved.TRIP)
+                REPAIRED.add("reloaded_trip")
             case ClaimCode.DRIVER_UNKNOWN | ClaimCode.DRIVER_ELSEWHERE as code:
                 driver = await self._rehydration.reload_driver(keys, attempt.driver_id)
                 # Who was elsewhere may have come back unheard: the next claim of this zone tells.
                 if driver is None or code is ClaimCode.DRIVER_ELSEWHERE:
                     return attempt.resolve(Resolved.DRIVER)
+                REPAIRED.add("reloaded_driver")
             case ClaimCode.DRIVER_MOVED:
                 return attempt._replace(trip_id=missing.trip_id)
         return attempt
@@ -85,6 +90,9 @@ class RedisDecider:
 
     async def tell(self, told: list[Telling]) -> None:
         await self._settles.settle(told)
+
+    def waiting(self) -> dict[str, int]:
+        return {"settles": len(self._settles), "releases": len(self._abandoned)}
 
     async def close(self) -> None:
         await self._abandoned.close()

@@ -14,6 +14,7 @@ from dispatcher.live.mending import Mending
 from dispatcher.live.presence import PresenceScripts
 from dispatcher.live.state import StateScripts
 from dispatcher.service.drift import Drift, DriftCheck, DriftKind
+from dispatcher.service.queue_looks import QueueLooks
 from dispatcher.service.rehydration import Rehydration
 
 log = structlog.get_logger("dispatcher.repairs")
@@ -35,6 +36,7 @@ class Repairs:
         state: StateScripts,
         claims: ClaimScripts,
         presence: PresenceScripts,
+        queues: QueueLooks,
         database: Database,
         rehydration: Rehydration,
         presence_ttl_s: int,
@@ -45,6 +47,7 @@ class Repairs:
         self._state = state
         self._claims = claims
         self._presence = presence
+        self._queues = queues
         self._database = database
         self._rehydration = rehydration
         self._presence_ttl_ms = presence_ttl_s * 1000
@@ -65,6 +68,8 @@ class Repairs:
                     await self._load_driver_anew(keys, subject)
             case DriftKind.GEO:
                 await self._load_driver_anew(keys, subject)
+            case DriftKind.QUEUE:
+                await self._queues.repair(keys, subject)
             case DriftKind.OFFERS:
                 await self._repair_offers(keys, *subject.split(":", 1))
             case DriftKind.CLAIMS:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, Final
 
@@ -18,8 +19,15 @@ from dispatcher.live.state import StateScripts
 from dispatcher.service.authorities import Authorities
 from dispatcher.service.live_drivers import LiveDrivers
 from dispatcher.service.pages import Place, next_place
+from dispatcher.service.queues import Queues
 
 _MAX_TRIPS: Final = 50
+
+
+def zones_of(snapshot: Mapping[str, Any]) -> set[str]:
+    """The zones that a user's live state is in."""
+    parts = [snapshot.get("driver"), snapshot.get("trip"), *snapshot.get("trips", ())]
+    return {part["zone"] for part in parts if part is not None}
 
 
 class Snapshots:
@@ -33,9 +41,11 @@ class Snapshots:
         positions: PositionScripts,
         database: Database,
         drivers: LiveDrivers,
+        queues: Queues,
         authorities: Authorities,
         fix_age_s: int,
     ) -> None:
+        self._queues = queues
         self._authorities = authorities
         self._state = state
         self._offers = offers
@@ -45,7 +55,7 @@ class Snapshots:
         self._drivers = drivers
 
     async def of(self, actor: Actor) -> dict[str, Any]:
-        """`driver`, `trip` and open `offers` of a driver; live `trips` of a customer.
+        """`driver`, `trip`, open `offers` and place in a `queue` of a driver; `trips` of a customer.
 
         Raises StoreUnavailable.
         """
@@ -90,7 +100,7 @@ class Snapshots:
 
     async def _of_driver(self, driver_id: str, driver: Driver | None) -> dict[str, Any]:
         if driver is None:
-            return {"driver": None, "trip": None, "offers": []}
+            return {"driver": None, "trip": None, "offers": [], "queue": None}
         trip = await self._trip_of(driver)
         if driver.trip_id and trip is None:
             # Redis has missed how that trip ended: Postgres knows.
@@ -102,6 +112,7 @@ class Snapshots:
             "driver": driver.to_json(),
             "trip": trip.to_json() if trip else None,
             "offers": await self._offers_of(driver),
+            "queue": await self._queues.place_of(driver),
         }
 
     async def _trip_of(self, driver: Driver) -> Trip | None:

@@ -21,7 +21,7 @@ from dispatcher.core.zones import Zones
 from dispatcher.ledger.database import Database, trip_from_row
 from dispatcher.live.keys import keys_of
 from dispatcher.live.zone_view import ZoneViewScripts
-from dispatcher.observe.refusal_log import REFUSAL_LOG
+from dispatcher.observe.series import REFUSALS
 from dispatcher.service.zone_picture import ZonePicture
 
 log = structlog.get_logger("dispatcher.zone_views")
@@ -36,6 +36,7 @@ _MAX_TRIPS: Final = 2_000
 _MAX_EVENTS: Final = 2_000
 #: Trips that Redis and Postgres disagree on for longer than this have drifted: no settle takes as long.
 _SETTLED: Final = timedelta(seconds=3)
+_LIMITED: Final = ("rate_limit_exceeded",)
 
 #: Whether the server can decide, and the state of each engine (service.readiness).
 Health = Callable[[], Awaitable[tuple[bool, dict[str, Any]]]]
@@ -125,7 +126,7 @@ class ZoneSampler:
         self._looked_s = float("-inf")
         self._engines: dict[str, Any] = {}
         self._drift = 0
-        self._refusals = dict(REFUSAL_LOG.counts)
+        self._refusals = dict(REFUSALS.numbers)
         self._task: asyncio.Task[None] | None = None
 
     def __len__(self) -> int:
@@ -231,8 +232,8 @@ class ZoneSampler:
 
     def _figures(self, now_s: float) -> dict[str, Any]:
         """The picture's figures, and those of this server process."""
-        counts, before = REFUSAL_LOG.counts, self._refusals
-        limited = counts["rate_limit_exceeded"] - before.get("rate_limit_exceeded", 0)
+        counts, before = REFUSALS.numbers, self._refusals
+        limited = counts[_LIMITED] - before.get(_LIMITED, 0)
         refused = counts.total() - sum(before.values()) - limited
         return {
             **self._picture.figures(now_s),

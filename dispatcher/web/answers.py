@@ -241,20 +241,6 @@ class OpenOffer(Body):
     expires_in_ms: int
 
 
-class DriverState(Body):
-    """A driver as they are; `driver` is null for one who was never online. `keeps_offers_away` says what
-    does, of what they can see and change."""
-
-    model_config = example(
-        {"driver": DRIVER, "trip": None, "offers": [], "keeps_offers_away": ["no_position"]}
-    )
-
-    driver: Driver | None
-    trip: Trip | None
-    offers: list[OpenOffer]
-    keeps_offers_away: list[Obstacle]
-
-
 class CustomerRides(Body):
     """A customer's trips that are not over, the newest first."""
 

@@ -63,13 +63,15 @@ def _handler_of(
     endpoint: Endpoint, handlers: Handlers, boundary: Boundary, websocket: PublicHandler | None
 ) -> Handler | None:
     if endpoint.name == "websocket":
-        return boundary.public(endpoint.path, websocket) if websocket is not None else None
+        if websocket is None:
+            return None
+        return boundary.public(endpoint.path, websocket, endpoint.name)
     handler = getattr(handlers, endpoint.name)
     if endpoint.body:
         return boundary.change(endpoint, handler)
     if endpoint.role is not None:
         return boundary.question(endpoint, handler)
-    return boundary.public(endpoint.path, handler)
+    return boundary.public(endpoint.path, handler, endpoint.name)
 
 
 def _route(endpoint: Endpoint, handler: Handler) -> web.RouteDef:

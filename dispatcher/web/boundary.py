@@ -6,33 +6,32 @@ here. Questions are counted before they are asked.
 
 from __future__ import annotations
 
-import os
-import re
 import time
 from collections.abc import Awaitable, Callable
-from itertools import count
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import structlog
 from aiohttp import hdrs, web
 from aiohttp.typedefs import Handler
-from multidict import istr
 
 from dispatcher.core.actors import Actor, Role
 from dispatcher.core.callers import Caller
 from dispatcher.core.errors import Refusal
 from dispatcher.core.limits import LimitClass
 from dispatcher.core.trips import Trip
-from dispatcher.observe.metrics import Metrics
+from dispatcher.observe.call_ids import REQUEST_ID, TRIP_ID
+from dispatcher.observe.series import ACTION_SECONDS, ACTIONS
 from dispatcher.service.answers import Answer, refusal_answer
 from dispatcher.service.deadlines import Deadlines
 from dispatcher.service.rate_limits import RateLimits
+from dispatcher.web.action_counts import HTTP, TRIP_ACTION, UNKNOWN, WORDS, count_action
 from dispatcher.web.auth import Authenticator, require_role
 from dispatcher.web.client_ip import ClientIp
 from dispatcher.web.endpoints import Endpoint
 from dispatcher.web.idempotency_key import IDEMPOTENCY_KEY, read_key
 from dispatcher.web.problems import counted_answer, refusal_of, uncounted_answer
 from dispatcher.web.request_body import read_json_object
+from dispatcher.web.request_ids import REQUEST_ID_HEADER, request_id_of
 from dispatcher.web.requests import parse_model
 from dispatcher.web.responses import (
     HttpResponse,
@@ -41,6 +40,10 @@ from dispatcher.web.responses import (
     refusal_response,
     trip_response,
 )
+from dispatcher.web.traced_calls import traced
+
+if TYPE_CHECKING:
+    from opentelemetry.trace import Tracer
 
 _log = structlog.get_logger("dispatcher.web")
 
@@ -53,11 +56,8 @@ QuestionHandler = Callable[[Actor, Any], Awaitable[Trip | dict[str, Any]]]
 #: A handler that answers anybody, or one that has a WebSocket of its own.
 PublicHandler = Callable[[web.Request], Awaitable[HttpResponse | web.StreamResponse]]
 
-REQUEST_ID: Final = istr("X-Request-Id")
-_VALID_REQUEST_ID: Final = re.compile(r"[A-Za-z0-9._:@=+/-]{1,128}")
 #: Slower requests are logged. A commit may take 5 s; from 1 s on, somebody should know.
 _SLOW_S: Final = 1.0
-_ID_PREFIX_BYTES: Final = 5  # random, so that ids of other processes differ
 
 
 class Boundary:
@@ -72,56 +72,63 @@ class Boundary:
         authenticator: Authenticator,
         client_ip: ClientIp,
         limits: RateLimits,
-        metrics: Metrics,
         deadline_s: float,
         idempotency_required: bool = False,
         on_driver_call: OnDriverCall | None = None,
+        tracer: Tracer | None = None,
     ) -> None:
         self._authenticator = authenticator
         self._client_ip = client_ip
         self._limits = limits
-        self._metrics = metrics
         #: Of questions and positions; the coordinator keeps that of changes.
         self._deadlines = Deadlines(deadline_s)
         self._idempotency_required = idempotency_required
         self._on_driver_call = on_driver_call
-        self._id_prefix = os.urandom(_ID_PREFIX_BYTES).hex()
-        self._id_numbers = count(1)
+        self._tracer = tracer
 
     def change(self, endpoint: Endpoint, handler: ChangeHandler) -> Handler:
         """A call with a body. The service counts it; what never gets there is counted here."""
-        role, path = endpoint.role, endpoint.path
+        role, path, has_word = endpoint.role, endpoint.path, endpoint.name == TRIP_ACTION
         model = endpoint.body[0] if len(endpoint.body) == 1 else None
         takes_key, key_required = endpoint.is_change, self._idempotency_required
         assert role is not None
 
         async def respond(request: web.Request) -> HttpResponse:
-            actor, ip, key = None, self._client_ip(request), None
+            actor, ip, key, word = None, self._client_ip(request), None, None
             try:
                 actor = self._identify(request, ip)
                 require_role(actor, role)
                 data = await read_json_object(request)
                 body = data if model is None else parse_model(model, data)
+                if has_word:
+                    word = getattr(body, "action", None)
                 if takes_key:
                     key = read_key(request.headers, actor, path, data, required=key_required)
                 answering = handler(Caller(actor, key, ip), body)
                 answer = await (answering if takes_key else self._deadlines.keep(answering))
+                response = answer_response(answer)
+            except ConnectionError:
+                raise  # the client is gone
             except Refusal as refusal:
-                return await self._refuse(refusal, actor, ip)
-            return answer_response(answer)
+                response = await self._refuse(refusal, actor, ip)
+            except Exception as error:
+                response = _problem_response(request, error)
+            if word in WORDS:
+                response.action = word
+            return response
 
-        return self._observed(path, respond)
+        return self._traced(path, self._observed(path, endpoint.name, respond))
 
     def question(self, endpoint: Endpoint, handler: QuestionHandler) -> Handler:
         """A call that changes nothing. A path's parts win over the query."""
-        role, model = endpoint.role, endpoint.query or endpoint.path_parts
+        role, also, model = endpoint.role, endpoint.also, endpoint.query or endpoint.path_parts
         assert role is not None
         assert model is not None
 
         async def answer(request: web.Request, actor: Actor, ip: str | None) -> HttpResponse:
             limit = await self._limits.count(LimitClass.GENERAL, actor, ip)
             try:
-                require_role(actor, role)
+                require_role(actor, role, also)
                 parameters = parse_model(model, {**request.query, **request.match_info})
                 found = await handler(actor, parameters)
             except Refusal as refusal:
@@ -138,10 +145,10 @@ class Boundary:
             except Refusal as refusal:
                 return await self._refuse(refusal, actor, ip)
 
-        return self._observed(endpoint.path, respond)
+        return self._traced(endpoint.path, self._observed(endpoint.path, endpoint.name, respond))
 
-    def public(self, route: str, handler: PublicHandler) -> Handler:
-        """A call of anybody; only what is refused is counted."""
+    def public(self, route: str, handler: PublicHandler, action: str | None = None) -> Handler:
+        """A call of anybody; only what is refused is counted. `action` is its name in the metrics."""
 
         async def respond(request: web.Request) -> HttpResponse | web.StreamResponse:
             try:
@@ -149,7 +156,7 @@ class Boundary:
             except Refusal as refusal:
                 return await self._refuse(refusal, None, self._client_ip(request))
 
-        return self._observed(route, respond)
+        return self._observed(route, action or route, respond)
 
     def unknown_address(self, allowed_methods: Callable[[web.Request], Awaitable[set[str]]]) -> Handler:
         """No such address, or not with this method."""
@@ -166,7 +173,7 @@ class Boundary:
                 response.headers[hdrs.ALLOW] = ", ".join(sorted(methods))
             return response
 
-        return self._observed("", respond)
+        return self._observed("", UNKNOWN, respond)
 
     def _identify(self, request: web.Request, ip: str | None) -> Actor:
         """Who calls. Raises Refusal missing_token, invalid_token or token_expired."""
@@ -179,32 +186,38 @@ class Boundary:
     async def _refuse(self, refusal: Refusal, actor: Actor | None, ip: str | None) -> HttpResponse:
         return refusal_response(refusal, await counted_answer(refusal, self._limits, actor, ip))
 
-    def _observed(self, route: str, respond: PublicHandler) -> Handler:
-        """Adds request id, problems, metrics and log lines; metrics are named after the route."""
-        count_request, clock = self._metrics.count_request, time.perf_counter
-        prefix, numbers = self._id_prefix, self._id_numbers
+    def _traced(self, route: str, handler: Handler) -> Handler:
+        return handler if self._tracer is None else traced(self._tracer, route, handler)
+
+    def _observed(self, route: str, action: str, respond: PublicHandler) -> Handler:
+        """Adds request id, problems, metrics and log lines; metrics are named after the action."""
+        clock, numbers = time.perf_counter, ACTIONS.numbers
+        observe_own = ACTION_SECONDS.of(HTTP, action).observe
 
         async def answered(request: web.Request) -> Any:
             started_s = clock()
-            request_id = request.headers.get(REQUEST_ID)
-            if request_id is None or not _VALID_REQUEST_ID.fullmatch(request_id):
-                request_id = f"{prefix}-{next(numbers):x}"
+            request_id = request_id_of(request.headers)
+            REQUEST_ID.set(request_id)
+            TRIP_ID.set("")
             try:
                 response = await respond(request)
             except ConnectionError:
                 raise  # the client is gone
             except Exception as error:
-                response = _problem_response(request, error, request_id)
+                response = _problem_response(request, error)
             if not isinstance(response, HttpResponse):  # a WebSocket that has ended
                 return response
             headers = response.headers
-            headers[REQUEST_ID] = request_id
+            headers[REQUEST_ID_HEADER] = request_id
             key = request.headers.get(IDEMPOTENCY_KEY)
             if key is not None and key.isascii() and key.isprintable():
                 headers[IDEMPOTENCY_KEY] = key
             took_s, status = clock() - started_s, response.status
-            # A stranger may send any method: only those of known addresses become labels.
-            count_request(request.method if route else "", route, status, took_s)
+            if response.action is None:
+                numbers[HTTP, action, response.code] += 1
+                observe_own(took_s)
+            else:
+                count_action(HTTP, response.action, response.code, took_s)
             if took_s > _SLOW_S or status >= 500:
                 _log.warning(
                     "Slow request" if status < 500 else "Request not served",
@@ -216,8 +229,8 @@ class Boundary:
         return answered
 
 
-def _problem_response(request: web.Request, error: Exception, request_id: str) -> HttpResponse:
+def _problem_response(request: web.Request, error: Exception) -> HttpResponse:
     refusal = refusal_of(error)
     if refusal.code == "internal_error":
-        _log.error("Request failed", request_id=request_id, path=request.path, exc_info=error)
+        _log.error("Request failed", request_id=REQUEST_ID.get(), path=request.path, exc_info=error)
     return refusal_response(refusal, uncounted_answer(refusal))

@@ -28,6 +28,8 @@ _USUAL_RATE: Final = Rate(200, 1)
 _ROOM_FOR_HEALTH: Final = 16
 #: A reason for refusals is logged once in this time, with their number.
 _LOG_INTERVAL_S: Final = 10.0
+#: Why connections are refused, or ended before their time: what `TimedConnection` waits for is last.
+REFUSAL_REASONS: Final = ("banned", "cap", "cap of an IP", "flood", "head", "body", "answer", "idle")
 #: Addresses behind proxies whose allowance is remembered.
 _MAX_ALLOWANCES: Final = 10_000
 #: A deadline is noticed after this part of the shortest allowed time, and after a second, at most.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
 from pydantic import BaseModel
@@ -11,9 +11,11 @@ from pydantic import BaseModel
 from dispatcher.core.actors import Role
 from dispatcher.web import (
     answers,
+    driver_answers,
     health_answers,
     operator_answers,
     operator_driver_answers,
+    place_answers,
     query_parameters,
     requests,
 )
@@ -32,6 +34,8 @@ class Endpoint:
     name: str
     summary: str
     role: Role | None = None
+    #: Another role that may ask as well.
+    also: Role | None = field(default=None, kw_only=True)
     body: tuple[type[BaseModel], ...] = ()
     query: type[BaseModel] | None = None
     is_change: bool = False
@@ -74,7 +78,7 @@ ENDPOINTS: Final = (
     Endpoint(
         "GET", "/api/driver/state", "driver_state",
         "The own state: active trip, open offers, and what keeps offers away",
-        Role.DRIVER, path_parts=query_parameters.NoParameters, answer=answers.DriverState,
+        Role.DRIVER, path_parts=query_parameters.NoParameters, answer=driver_answers.DriverState,
     ),
     Endpoint(
         "GET", "/api/driver/ride/pending", "pending",
@@ -195,6 +199,11 @@ ENDPOINTS: Final = (
         "What receivers of the webhook have not taken, the latest first, in pages",
         Role.ADMIN, query=query_parameters.DeadLettersQuery, codes=("invalid_zone",),
         answer=operator_answers.DeadLetters,
+    ),
+    Endpoint(
+        "GET", "/api/zones/{zone}/heat", "heat", "Where work is waiting, by H3 cell",
+        Role.DRIVER, also=Role.ADMIN, path_parts=query_parameters.ZonePath,
+        answer=place_answers.Heat,
     ),
     Endpoint(
         "GET", "/api/admin/why", "why", "What keeps a driver from a trip, filter by filter",

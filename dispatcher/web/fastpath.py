@@ -29,7 +29,10 @@ from aiohttp import hdrs, web
 from aiohttp.typedefs import Handler
 
 from dispatcher.core.errors import Refusal
+from dispatcher.observe.call_ids import REQUEST_ID
+from dispatcher.observe.series import ACTIONS
 from dispatcher.service.answers import refusal_answer
+from dispatcher.web.action_counts import HTTP, UNKNOWN
 from dispatcher.web.door import Door
 from dispatcher.web.guarded_connection import GuardedConnection
 from dispatcher.web.responses import SERVER, HttpResponse, answer_response
@@ -147,8 +150,10 @@ class _Connection(GuardedConnection):
             _log.error("Connection failed", exc_info=exc)
             response = _problem("internal_error")
         else:
+            REQUEST_ID.set("")  # that of the call before
             _log.debug("Malformed request", reason=message, peer=request.remote)
             response = _problem("malformed_request")
+        ACTIONS.add(HTTP, UNKNOWN, response.code)
         response.keep_alive = False
         return response.to_aiohttp()
 

@@ -18,7 +18,9 @@ from aiohttp import web
 from aiohttp.http import WebSocketReader
 
 from dispatcher.core.errors import Refusal
+from dispatcher.observe.series import ACTIONS
 from dispatcher.service.answers import refusal_answer
+from dispatcher.web.action_counts import HTTP, UNKNOWN, WS
 from dispatcher.web.allowance import Allowance
 from dispatcher.web.door import Door
 from dispatcher.web.problems import RETRY_AFTER_S
@@ -181,6 +183,7 @@ class GuardedConnection(TimedConnection):
         if self.allowance.warn(now_s):
             if is_websocket and self.transport is not None:
                 self.transport.write(_WARNING_FRAME)
+                ACTIONS.add(WS, UNKNOWN, "too_many_frames")
         else:
             self._disconnect()
         return max(wait_s, _HELD_S)
@@ -256,4 +259,5 @@ class GuardedConnection(TimedConnection):
 def _refusal(code: str, *, retry_after_s: int = RETRY_AFTER_S, closes: bool = False) -> HttpResponse:
     response = answer_response(refusal_answer(Refusal(code, retry_after=retry_after_s)))
     response.keep_alive = not closes
+    ACTIONS.add(HTTP, UNKNOWN, code)
     return response

@@ -10,7 +10,7 @@ from typing import Any, Final
 
 from aiohttp import hdrs, web
 
-from dispatcher.core.actors import Actor
+from dispatcher.core.actors import Actor, Role
 from dispatcher.core.callers import Caller
 from dispatcher.core.errors import Refusal
 from dispatcher.core.trips import Trip
@@ -22,6 +22,7 @@ from dispatcher.service.commands.actions import assign_trip, trip_action
 from dispatcher.service.commands.create import create_trip
 from dispatcher.service.coordinator import Coordinator
 from dispatcher.service.explanation import Explanation
+from dispatcher.service.heat import HeatMaps
 from dispatcher.service.operator_reads import OperatorReads
 from dispatcher.service.positions import Positions
 from dispatcher.service.reads import Reads
@@ -54,6 +55,7 @@ class Handlers:
         snapshots: Snapshots,
         explanation: Explanation,
         operator_reads: OperatorReads,
+        heat: HeatMaps,
         readiness: Readiness,
         metrics: Metrics,
         vehicle_types: Collection[str],
@@ -70,6 +72,7 @@ class Handlers:
         self._snapshots = snapshots
         self._explanation = explanation
         self._operator_reads = operator_reads
+        self._heat = heat
         self._readiness = readiness
         self._metrics = metrics
         self._vehicle_types = vehicle_types
@@ -134,6 +137,9 @@ class Handlers:
 
     async def pending(self, actor: Actor, query: query_parameters.PendingQuery) -> dict[str, Any]:
         return {"trips": await self._reads.pending_near(actor, query.limit)}
+
+    async def heat(self, actor: Actor, path: query_parameters.ZonePath) -> dict[str, Any]:
+        return await self._heat.of(path.zone, in_detail=actor.role is Role.ADMIN)
 
     # --- admins
 

@@ -92,7 +92,12 @@ def _operation(endpoint: Endpoint) -> dict[str, Any]:
         "responses": _responses(endpoint),
     }
     if endpoint.role is not None:
-        operation["description"] = f"For the role `{endpoint.role}`."
+        roles = (
+            f"roles `{endpoint.role}` and `{endpoint.also}`"
+            if endpoint.also
+            else f"role `{endpoint.role}`"
+        )
+        operation["description"] = f"For the {roles}."
         operation["security"] = [{"bearer": []}]
     if endpoint.body:
         refs = [{"$ref": _SCHEMAS + model.__name__} for model in endpoint.body]

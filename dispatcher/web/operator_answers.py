@@ -21,6 +21,7 @@ from dispatcher.web.answers import (
     Version,
     example,
 )
+from dispatcher.web.place_answers import Outline, QueueOutline, QueueTurn
 
 Next = Annotated[str | None, Field(description="The `after` of the next page; null: this is the last")]
 Outcome = Literal["open", "accepted", "declined", "expired", "withdrawn"]
@@ -116,7 +117,9 @@ class Offer(Body):
     deadline: Moment | None
     outcome: Outcome
     outcome_at: Moment | None
-    score: Score | None = Field(description="Null: no round of matching made this offer")
+    score: Score | QueueTurn | None = Field(
+        description="Null: neither a round of matching nor a queue made this offer"
+    )
 
 
 class TripOffer(Offer):
@@ -175,19 +178,13 @@ class Timeline(Body):
 # --- zones
 
 
-class Outline(Body):
-    """A GeoJSON geometry, in degrees, longitude first."""
-
-    type: Literal["Polygon", "MultiPolygon"]
-    coordinates: list[Any]
-
-
 class ZoneOutline(Body):
     """A zone; `outline` is null for the one that takes what lies in no other."""
 
     name: str
     accept_policy: Literal["open", "offered"]
     outline: Outline | None
+    queues: list[QueueOutline]
 
 
 class MapTiles(Body):
@@ -202,7 +199,7 @@ class ZoneList(Body):
 
     model_config = example(
         {
-            "zones": [{"name": "default", "accept_policy": "open", "outline": None}],
+            "zones": [{"name": "default", "accept_policy": "open", "outline": None, "queues": []}],
             "map": {"tile_url": None, "attribution": ""},
         }
     )

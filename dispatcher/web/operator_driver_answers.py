@@ -20,6 +20,7 @@ from dispatcher.web.answers import (
     UserId,
     example,
 )
+from dispatcher.web.driver_answers import PlaceInQueue
 from dispatcher.web.operator_answers import OFFER, Next, Offer
 
 
@@ -112,6 +113,7 @@ class DriverNow(Body):
                     "expires_in_ms": 11_400,
                 }
             ],
+            "queue": None,
             "obstacles": [],
         }
     )  # fmt: skip
@@ -121,6 +123,7 @@ class DriverNow(Body):
     presence: Presence
     trip: Trip | None
     offers: list[HeldOffer]
+    queue: PlaceInQueue | None
     obstacles: list[Obstacle]
 
 

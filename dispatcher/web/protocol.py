@@ -181,6 +181,7 @@ class ServerFrameType(StrEnum):
     TRIP = "trip"
     DRIVER = "driver"
     DRIVER_LOCATION = "driver_location"
+    QUEUE = "queue"
     ZONE_VIEW = "zone_view"
     ACK = "ack"
     ERROR = "error"
@@ -203,6 +204,7 @@ SERVER_FRAMES: Final[dict[ServerFrameType, tuple[type[BaseModel], ...]]] = {
     ServerFrameType.TRIP: (server_frames.TripFrame,),
     ServerFrameType.DRIVER: (server_frames.DriverFrame,),
     ServerFrameType.DRIVER_LOCATION: (server_frames.DriverLocationFrame,),
+    ServerFrameType.QUEUE: (server_frames.QueueFrame,),
     ServerFrameType.ZONE_VIEW: (server_frames.ZoneViewFrame,),
     ServerFrameType.ACK: (
         server_frames.TripAck,

@@ -10,7 +10,7 @@ from aiohttp import hdrs, web
 from dispatcher.core.errors import Refusal
 from dispatcher.core.limits import LimitState
 from dispatcher.core.trips import Trip
-from dispatcher.service.answers import Answer
+from dispatcher.service.answers import OK_CODE, Answer
 from dispatcher.web.auth import challenge
 
 JSON: Final = "application/json"
@@ -25,13 +25,17 @@ class HttpResponse:
     aiohttp's response, which can also stream, costs six times as much: `fastpath` writes this one.
     """
 
-    __slots__ = ("body", "headers", "keep_alive", "status")
+    __slots__ = ("action", "body", "code", "headers", "keep_alive", "status")
 
     def __init__(self, status: int, body: bytes, headers: dict[str, str]) -> None:
         self.status = status
         self.body = body
         self.headers = headers
         self.keep_alive = True
+        #: The `response_code` of the body, for the metrics.
+        self.code = OK_CODE
+        #: What was asked for, for the metrics, where the endpoint does not say it.
+        self.action: str | None = None
 
     def to_aiohttp(self) -> web.Response:
         """The same as a response of aiohttp's, which knows HTTP/1.0, HEAD and empty bodies."""
@@ -51,7 +55,9 @@ def answer_response(answer: Answer) -> HttpResponse:
         headers["X-Idempotent-Replay"] = "true"
     if answer.retry_after_s is not None:
         headers[hdrs.RETRY_AFTER] = str(answer.retry_after_s)
-    return HttpResponse(answer.status, answer.body, headers)
+    response = HttpResponse(answer.status, answer.body, headers)
+    response.code = answer.code
+    return response
 
 
 def refusal_response(refusal: Refusal, answer: Answer) -> HttpResponse:

@@ -21,7 +21,6 @@ from dispatcher.web.answers import (
     LocationUpdated,
     Metres,
     Moment,
-    OpenOffer,
     Position,
     Problem,
     Trip,
@@ -32,14 +31,7 @@ from dispatcher.web.answers import (
     example,
 )
 from dispatcher.web.client_frames import FrameId
-
-
-class DriverSnapshot(Body):
-    """A driver as they are; null for one who was never online."""
-
-    driver: Driver | None
-    trip: Trip | None
-    offers: list[OpenOffer]
+from dispatcher.web.driver_answers import DriverSnapshot
 
 
 class CustomerSnapshot(Body):
@@ -58,7 +50,7 @@ class WelcomeFrame(Body):
     model_config = example(
         {
             "type": "welcome", "connection_id": "9c2f1e", "heartbeat_s": 40, "timeout_s": 120,
-            "snapshot": {"driver": DRIVER, "trip": None, "offers": []},
+            "snapshot": {"driver": DRIVER, "trip": None, "offers": [], "queue": None},
         }
     )  # fmt: skip
 
@@ -133,6 +125,20 @@ class DriverLocationFrame(Position):
     trip_request_id: TripId
     driver_id: UserId
     recorded_at_ms: int
+
+
+class QueueFrame(Body):
+    """To a driver: their number in a queue has changed, or they have lost their place: then all is null
+    (lua/number_queue.lua). Only the newest is kept."""
+
+    model_config = example(
+        {"type": "queue", "queue": "airport", "position": 3, "queued_at_ms": 1_772_352_720_310}
+    )
+
+    type: Literal["queue"]
+    queue: str | None
+    position: int | None = Field(ge=1)
+    queued_at_ms: int | None = Field(description="In ms since the epoch")
 
 
 class _Ack(Body):

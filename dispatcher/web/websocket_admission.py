@@ -7,13 +7,14 @@ from collections.abc import Sequence
 from typing import Final
 from urllib.parse import urlsplit
 
-import orjson
 import structlog
 from aiohttp import WSMsgType, hdrs, web
 
 from dispatcher.core.errors import Refusal, StoreUnavailable
 from dispatcher.core.limits import LimitClass
+from dispatcher.observe.series import ACTIONS, SOCKETS_CLOSED
 from dispatcher.service.rate_limits import RateLimits
+from dispatcher.web.action_counts import WS
 from dispatcher.web.auth import Authenticator, Identity
 from dispatcher.web.problems import counted_answer, refusal_of
 from dispatcher.web.protocol import CloseCode, encode_error, read_first_token, read_frame
@@ -104,7 +105,9 @@ class WebSocketAdmission:
         answer = await counted_answer(refusal, self._limits, None, ip)
         if close_code is None:
             close_code = _CLOSE_CODES.get(answer.status, CloseCode.BAD_FIRST_FRAME)
-        reason = orjson.loads(answer.body)["response_code"]
+        reason = answer.code
+        SOCKETS_CLOSED.add(close_code.name.lower())
+        ACTIONS.add(WS, "auth", reason)
         log.warning("socket refused", code=int(close_code), reason=reason, ip=ip)
         try:
             await websocket.send_frame(encode_error(None, answer), WSMsgType.TEXT)

@@ -11,6 +11,7 @@ import structlog
 from aiohttp import WSMsgType, web
 
 from dispatcher.core.errors import StoreUnavailable
+from dispatcher.observe.series import SOCKET_RESYNCS, SOCKETS_CLOSED
 from dispatcher.service.connections import Connection
 from dispatcher.web.protocol import CloseCode
 
@@ -30,6 +31,8 @@ _MAX_REST_S: Final = 8.0
 
 #: What frames of a watched zone are about: one of them waits at most.
 _VIEW: Final = "view"
+
+SOCKETS_CLOSED.know((code.name.lower(),) for code in CloseCode)
 
 Resync = Callable[["WebSocketConnection"], Awaitable[None]]
 
@@ -51,6 +54,7 @@ class WebSocketConnection:
         "closing",
         "expires_at_s",
         "presence",
+        "request_id",
     )
 
     def __init__(
@@ -60,6 +64,7 @@ class WebSocketConnection:
         presence: Connection,
         *,
         expires_at_s: float,
+        request_id: str,
         on_resync: Resync,
     ) -> None:
         self._websocket = websocket
@@ -77,6 +82,8 @@ class WebSocketConnection:
         self.presence = presence
         #: When the token ends, in s since the epoch.
         self.expires_at_s = expires_at_s
+        #: Of the call that opened the socket.
+        self.request_id = request_id
         self.closing = False
 
     def send(self, frame: bytes, *, replaces: str | None = None) -> None:
@@ -128,6 +135,7 @@ class WebSocketConnection:
         """Tells the client its state anew, as soon as it can be read."""
         # A snapshot that is being read may be older than what was lost just now.
         self._resync_wanted = True
+        SOCKET_RESYNCS.add()
         if self._resync_task is None and not self.closing:
             self._resync_task = asyncio.get_running_loop().create_task(self._resync())
 
@@ -179,10 +187,11 @@ class WebSocketConnection:
             self._abort_transport()
 
     def _log_closed(self, code: CloseCode, reason: str) -> None:
+        SOCKETS_CLOSED.add(code.name.lower())
         if code is not CloseCode.RESTART:
             log.warning(
                 "socket closed", code=int(code), reason=reason, user=self.actor.user_id,
-                connection=self.presence.id,
+                connection=self.presence.id, request_id=self.request_id,
             )  # fmt: skip
 
     def _abort_transport(self) -> None:

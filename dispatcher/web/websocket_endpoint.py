@@ -5,19 +5,24 @@ from __future__ import annotations
 import asyncio
 import secrets
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Final
 
 import structlog
 from aiohttp import WebSocketError, WSMsgType, hdrs, web
 
+from dispatcher.core.actors import Role
 from dispatcher.core.errors import Refusal
+from dispatcher.observe.call_ids import REQUEST_ID, TRIP_ID
+from dispatcher.observe.series import SOCKETS_OPENED
 from dispatcher.service.answers import Answer
 from dispatcher.service.hub import Hub
 from dispatcher.service.presence import Presence
 from dispatcher.service.rate_limits import RateLimits
-from dispatcher.service.snapshots import Snapshots
+from dispatcher.service.snapshots import Snapshots, zones_of
+from dispatcher.service.user_channels import UserChannels
 from dispatcher.service.zone_views import ZoneViews
+from dispatcher.web.action_counts import UNKNOWN, WS, count_action, word_or
 from dispatcher.web.auth import Authenticator, Identity
 from dispatcher.web.client_ip import ClientIp
 from dispatcher.web.frame_handlers import FrameHandlers
@@ -36,6 +41,7 @@ from dispatcher.web.protocol import (
     read_token,
     read_watched_zone,
 )
+from dispatcher.web.request_ids import REQUEST_ID_HEADER, frame_request_id
 from dispatcher.web.upgraded_connection import release_request, release_socket
 from dispatcher.web.websocket_admission import WebSocketAdmission
 from dispatcher.web.websocket_connection import WebSocketConnection
@@ -44,6 +50,7 @@ log = structlog.get_logger("dispatcher.ws")
 
 #: How long aiohttp waits for the client's answer to a close frame.
 _CLOSE_S: Final = 2.0
+_FRAME_TYPES: Final = frozenset(ClientFrameType)
 _HEARTBEAT: Final = Answer(200, b'{"response_code":"heartbeat"}')
 _WATCHING: Final = Answer(200, b'{"response_code":"watching"}')
 _NOT_WATCHING: Final = Answer(200, b'{"response_code":"not_watching"}')
@@ -60,6 +67,7 @@ class WebSocketEndpoint:
         client_ip: ClientIp,
         frames: FrameHandlers,
         hub: Hub,
+        channels: UserChannels,
         presence: Presence,
         snapshots: Snapshots,
         zone_views: ZoneViews,
@@ -71,6 +79,7 @@ class WebSocketEndpoint:
         self._client_ip = client_ip
         self._frames = frames
         self._hub = hub
+        self._channels = channels
         self._presence = presence
         self._snapshots = snapshots
         self._zone_views = zone_views
@@ -81,6 +90,10 @@ class WebSocketEndpoint:
 
     def __len__(self) -> int:
         return len(self._connections)
+
+    def roles(self) -> Iterator[Role]:
+        """The role of each open socket."""
+        return (connection.actor.role for connection in self._connections)
 
     async def handle(self, request: web.Request) -> web.WebSocketResponse:
         """Opens a socket, and stays until it is closed. Raises Refusal where it may not be opened."""
@@ -95,6 +108,7 @@ class WebSocketEndpoint:
         ip = self._client_ip(request)
         identity = await self._admission.identify_by_header(request, ip)
         user_agent = request.headers.get(hdrs.USER_AGENT, "")
+        websocket.headers[REQUEST_ID_HEADER] = REQUEST_ID.get()
         await websocket.prepare(request)
         release_request(request, websocket)
         try:
@@ -121,17 +135,21 @@ class WebSocketEndpoint:
         if self._draining:  # it came too late for the closing of all sockets
             raise Refusal("service_unavailable", retry_after=RETRY_AFTER_S)
         connection = WebSocketConnection(
-            websocket, request, presence, expires_at_s=identity.expires_at_s, on_resync=self._welcome
-        )
+            websocket, request, presence,
+            expires_at_s=identity.expires_at_s, request_id=REQUEST_ID.get(), on_resync=self._welcome,
+        )  # fmt: skip
+        SOCKETS_OPENED.add(actor.role)
         self._connections.add(connection)
         # Listening comes first: what happens while the snapshot is read is told after it.
         self._hub.add(actor.address, connection)
         try:
+            await self._channels.open(actor.address, presence.zone)
             await self._welcome(connection)
             await self._receive(websocket, connection, ip)
         finally:
             connection.end()
             self._zone_views.unwatch(connection)
+            self._channels.close(actor.address)
             self._hub.discard(actor.address, connection)
             self._connections.discard(connection)
             if not self._draining:
@@ -139,6 +157,9 @@ class WebSocketEndpoint:
 
     async def _welcome(self, connection: WebSocketConnection) -> None:
         snapshot = await self._snapshots.of(connection.actor)
+        if await self._channels.follow(connection.actor.address, zones_of(snapshot)):
+            # Something may have happened there before this server listened.
+            snapshot = await self._snapshots.of(connection.actor)
         connection.send(encode_welcome(connection.presence.id, self._timeout_s, snapshot))
 
     async def _receive(
@@ -163,11 +184,13 @@ class WebSocketEndpoint:
 
     async def _take(self, connection: WebSocketConnection, text: str, ip: str | None) -> None:
         """Takes one frame. What is no frame at all is refused without asking any store."""
+        began_s = time.perf_counter()
         try:
             frame = read_frame(text)
             id_ = frame_id(frame)
         except Refusal as refusal:
             connection.send(encode_error(None, uncounted_answer(refusal)))
+            count_action(WS, UNKNOWN, refusal.code, time.perf_counter() - began_s)
             return
         answering = self._answer(connection, frame, id_, ip)
         if id_ is None and frame.get("type") == ClientFrameType.LOCATION:
@@ -179,6 +202,9 @@ class WebSocketEndpoint:
     async def _answer(
         self, connection: WebSocketConnection, frame: Frame, id_: str | int | None, ip: str | None
     ) -> None:
+        began_s = time.perf_counter()
+        REQUEST_ID.set(frame_request_id(connection.request_id, id_))
+        TRIP_ID.set("")
         try:
             answer = await self._dispatch(connection, frame, ip)
         except Exception as error:
@@ -186,6 +212,7 @@ class WebSocketEndpoint:
             if refusal.code == "internal_error":
                 log.exception("frame failed", user=connection.actor.user_id)
             answer = uncounted_answer(refusal)
+        count_action(WS, _action_of(frame), answer.code, time.perf_counter() - began_s)
         if answer.status >= 400:
             connection.send(encode_error(id_, answer))
         elif id_ is not None or frame["type"] not in UNANSWERED:
@@ -243,3 +270,10 @@ class WebSocketEndpoint:
             closing.append(asyncio.create_task(connection.close(CloseCode.RESTART, "server restarts")))
             await asyncio.sleep(pause_s)
         await asyncio.gather(*closing)
+
+
+def _action_of(frame: Frame) -> str:
+    kind = frame.get("type")
+    if not isinstance(kind, str) or kind not in _FRAME_TYPES:
+        return UNKNOWN
+    return word_or(kind, frame.get("action")) if kind == ClientFrameType.TRIP_ACTION else str(kind)

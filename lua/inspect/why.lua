@@ -8,7 +8,8 @@
 -- ARGV[2] most open offers a driver may hold
 -- ARGV[3] candidates that are looked at for each offer of a wave
 -- ARGV[4] candidates that are looked at beyond those
--- ARGV[5...] the zone's waves, as pairs: most drivers who may hold an offer, radius in m
+-- ARGV[5] queue at whose place the pickup is, or empty: as the trip's last wave found it
+-- ARGV[6...] the zone's waves, as pairs: most drivers who may hold an offer, radius in m
 -- RETURNS a row a filter, in the order in which they are asked: {filter, named by what it keeps back; yes (it lets the driver through), no, or - (it
 --   cannot be asked, or decides later: round_of_matching, where the trip takes part in one), what it saw}. The last row is {verdict, the filters that say no or would_be_offered, a sentence}
 --- @copy "clock"
@@ -57,12 +58,26 @@ local function is_gone(is_online, trip_id)
   return not works(is_online) and not has_trip(trip_id)
 end
 --- @end
+--- @copy "queues"
+-- A driver's place in a queue. Needs clock.lua. The values are those of the driver's hash: `queue` is its name, or empty,
+-- `queue_until` when (ms) the place is lost unless the driver is seen there before.
+
+-- No zone grants a longer absence (dispatcher/zones_file.py): what ends later is of a clock that stepped back, and over.
+local LONGEST_ABSENCE_MS = 3600000
+
+local function holds_place(queue, queue_until)
+  local until_ms = tonumber(queue_until or '') or 0
+  return (queue or '') ~= '' and until_ms > now_ms and until_ms <= now_ms + LONGEST_ABSENCE_MS
+end
+--- @end
 --- @copy "candidates"
 -- What stands between a driver near a pickup and an offer of its trip: a wave offers to whom no filter refuses, and an
--- explanation shows what each filter says. Needs clock.lua and eligibility.lua. What the filters judge:
---   driver: is_online, availability_status, trip_id, fix_ms, vehicle_type as in the hash; presence_ends_ms (0: none);
---     is_barred, has_passed; offered_until_ms (of this trip; 0: never); open_offers
---   wave: vehicle_type, fix_age_ms, max_open_offers; ask_again where drivers who let it pass may be asked again
+-- explanation shows what each filter says. Needs clock.lua, eligibility.lua and queues.lua. What the filters judge:
+--   driver: is_online, availability_status, trip_id, fix_ms, vehicle_type, queue, queue_until as in the hash;
+--     presence_ends_ms (0: none); is_barred, has_passed; offered_until_ms (of this trip; 0: never); open_offers; is_asked
+--     where a queue asks them for another trip just now
+--   wave: vehicle_type, fix_age_ms, max_open_offers; ask_again where drivers who let it pass may be asked again; queue
+--     (nil: none) where who is asked is asked for their place in it
 
 -- A filter is {what it keeps back: a code of dispatcher/core/obstacles.py; whether it lets the driver through; whether
 -- who is refused has no place in the geo set}.
@@ -77,7 +92,12 @@ local CANDIDATE_FILTERS = {
   { 'barred', function(driver) return not driver.is_barred end },
   { 'passed', function(driver, wave) return wave.ask_again or not driver.has_passed end },
   { 'on_offer', function(driver) return driver.offered_until_ms <= now_ms end },
-  { 'enough_offers', function(driver, wave) return driver.open_offers < wave.max_open_offers end },
+  -- Offers from elsewhere cost nobody their turn in a queue, which asks for one trip at a time.
+  { 'enough_offers', function(driver, wave) return wave.queue or driver.open_offers < wave.max_open_offers end },
+  { 'not_in_queue', function(driver, wave)
+    return not wave.queue or driver.queue == wave.queue and holds_place(driver.queue, driver.queue_until)
+  end },
+  { 'asked_in_queue', function(driver, wave) return not (wave.queue and driver.is_asked) end },
 }
 
 -- The first filter that refuses a driver, or nil.
@@ -93,7 +113,8 @@ end
 local trip, driver = KEYS[1], KEYS[2]
 local fix_age_ms, max_open_offers = tonumber(ARGV[1] or 60000), tonumber(ARGV[2] or 3)
 local candidates_per_offer, more_candidates = tonumber(ARGV[3] or 6), tonumber(ARGV[4] or 10)
-local FIRST_WAVE = 5
+local queue = ARGV[5] or ''
+local FIRST_WAVE = 6
 
 local prefix, trip_id = string.match(trip or '', '^(dsp:{[^}]+}:)trip:(.+)$')
 local prefix_of_driver, driver_id = string.match(driver or '', '^(dsp:{[^}]+}:)driver:(.+)$')
@@ -125,7 +146,9 @@ local function km(metres)
 end
 
 -- The trip, and which wave comes next.
-local state = redis.call('HMGET', trip, 'current_status', 'round', 'vehicle_type', 'pickup_lng', 'pickup_lat', 'driver_id')
+local state = redis.call('HMGET', trip, 'current_status', 'round', 'vehicle_type', 'pickup_lng', 'pickup_lat', 'driver_id',
+  'queue')
+queue = queue ~= '' and queue or state[7] or ''
 local status, round, vehicle_type = state[1], tonumber(state[2] or 0), state[3]
 tell('trip_not_pending', status == 'pending', status
   and 'the trip is ' .. status .. ((state[6] or '') ~= '' and ' with driver ' .. state[6] or '')
@@ -156,16 +179,28 @@ local filters = {
 
 local function candidate(id)
   local who = redis.call('HMGET', prefix .. 'driver:' .. id, 'is_online', 'availability_status', 'trip_id', 'fix_ms',
-    'vehicle_type', 'zone', 'lng', 'lat')
+    'vehicle_type', 'zone', 'lng', 'lat', 'queue', 'queue_until', 'queue_trip')
+  local inbox, asked_for = prefix .. 'inbox:' .. id, who[11] or ''
   return {
     is_online = who[1], availability_status = who[2], trip_id = who[3], fix_ms = who[4], vehicle_type = who[5],
-    zone = who[6], lng = who[7], lat = who[8],
+    zone = who[6], lng = who[7], lat = who[8], queue = who[9], queue_until = who[10],
     presence_ends_ms = tonumber(redis.call('ZSCORE', prefix .. 'present', 'driver:' .. id) or 0),
     is_barred = redis.call('SISMEMBER', barred, id) == 1,
     has_passed = let_pass[id] or redis.call('SISMEMBER', passed, id) == 1,
     offered_until_ms = tonumber(redis.call('ZSCORE', offers, id) or 0),
-    open_offers = redis.call('ZCOUNT', prefix .. 'inbox:' .. id, '(' .. whole(now_ms), '+inf'),
+    open_offers = redis.call('ZCOUNT', inbox, '(' .. whole(now_ms), '+inf'),
+    is_asked = asked_for ~= '' and asked_for ~= trip_id and tonumber(redis.call('ZSCORE', inbox, asked_for) or 0) > now_ms,
   }
+end
+
+-- The queue is asked first, in the order of arrival, and then whoever is near.
+local line = queue ~= '' and redis.call('ZRANGE', prefix .. 'queue:' .. queue .. ':' .. (vehicle_type or ''), 0, -1) or {}
+local function stands_in_line(who)
+  return queue ~= '' and who.queue == queue and holds_place(who.queue, who.queue_until)
+end
+local position = nil
+for i, id in ipairs(line) do
+  position = id == driver_id and i or position
 end
 
 -- What each of the shared filters saw, in words.
@@ -201,8 +236,25 @@ local SAW = {
       or 'holds no offer of the trip'
   end,
   enough_offers = function(who) return string.format('has %d open offers, %d at most', who.open_offers, max_open_offers) end,
+  not_in_queue = function(who)
+    if queue == '' then
+      return 'the pickup is at no queue'
+    end
+    if position and stands_in_line(who) then
+      return string.format('number %d of %d in the queue %s', position, #line, queue)
+    end
+    return string.format('not in the queue %s, whose %d drivers are asked first', queue, #line)
+  end,
+  asked_in_queue = function(who)
+    return who.is_asked and 'is asked for another trip at the queue' or 'is asked for no other trip at a queue'
+  end,
 }
+local function first_obstacle_in_line(who)
+  filters.queue = stands_in_line(who) and queue or nil
+  return first_obstacle(who, filters)
+end
 local who = candidate(driver_id)
+filters.queue = stands_in_line(who) and queue or nil
 local cannot_be_asked = {
   other_vehicle_type = not vehicle_type,
   stale_position = not has_fix(who.fix_ms),
@@ -229,19 +281,34 @@ local found, rank, ahead = nil, nil, 0
 if status then
   found = redis.call('GEOSEARCH', geo, 'FROMLONLAT', state[4], state[5], 'BYRADIUS', radius_m, 'm', 'ASC', 'COUNT',
     size * candidates_per_offer + more_candidates)
-  for i, id in ipairs(found) do
+  local is_counted = {}
+  for i, id in ipairs(line) do
+    local other = candidate(id)
+    if id == driver_id and stands_in_line(other) then
+      rank = i
+      break
+    end
+    if open + ahead < size and stands_in_line(other) and not first_obstacle_in_line(other) then
+      ahead, is_counted[id] = ahead + 1, true
+    end
+  end
+  filters.queue = nil
+  for i, id in ipairs(rank and {} or found) do
     if id == driver_id then
       rank = i
       break
     end
-    if open + ahead < size and not first_obstacle(candidate(id), filters) then
+    if open + ahead < size and not is_counted[id] and not first_obstacle(candidate(id), filters) then
       ahead = ahead + 1
     end
   end
 end
 local wave = string.format('wave %d reaches %s', number, km(radius_m))
 local away_m = status and who.lat and distance_m(state[4], state[5], who.lng, who.lat)
-if not away_m then
+if position and stands_in_line(who) then
+  tell('out_of_reach', true, (away_m and km(away_m) .. ' away, ' or '') .. 'and the queue is asked however far')
+  tell('not_among_nearest', true, 'the queue is asked by arrival and not by distance')
+elseif not away_m then
   tell('out_of_reach', nil, 'there is no distance to compare; ' .. wave)
 else
   tell('out_of_reach', away_m <= radius_m, km(away_m) .. ' away, ' .. wave)
@@ -254,7 +321,8 @@ else
     tell('not_among_nearest', nil, 'out of reach')
   end
 end
-tell('no_place_left', open + ahead < size, string.format('%d of %d offers are out, %d go to nearer drivers', open, size, ahead))
+tell('no_place_left', open + ahead < size, string.format('%d of %d offers are out, %d go to %s drivers', open,
+  size, ahead, queue == '' and 'nearer' or 'earlier'))
 
 if #refusing == 0 then
   rows[#rows + 1] = { 'verdict', 'would_be_offered', is_in_round and 'the next round of matching may choose this driver'

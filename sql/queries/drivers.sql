@@ -8,10 +8,16 @@ SELECT d.user_id, d.zone, d.availability_status, d.is_online, d.vehicle_type, d.
  WHERE d.user_id = :driver_id;
 
 -- name: online_drivers_of_zone(zone, after, page_size)
--- A page, by id, of a zone's online drivers with their last positions: Redis is filled again from these.
+-- A page, by id, of a zone's online drivers with their last positions and their places in queues: Redis is filled again
+-- from these. Who has had a trip since they arrived holds no place, though nobody told of it while Redis was away.
 SELECT user_id, zone, availability_status, is_online, vehicle_type, version, updated_at, NULL AS trip_id,
-       current_location[1] AS lat, current_location[0] AS lng, location_updated_at
-  FROM driver_details
+       current_location[1] AS lat, current_location[0] AS lng, location_updated_at, queued_at,
+       CASE WHEN queue IS NOT NULL AND NOT EXISTS (
+                SELECT FROM trip_requests t
+                 WHERE t.current_status IN ('completed', 'cancelled') AND t.driver_id = d.user_id
+                   AND t.locked_at > d.queued_at)
+            THEN queue END AS queue
+  FROM driver_details d
  WHERE zone = :zone AND is_online AND user_id > :after
  ORDER BY user_id LIMIT :page_size;
 
@@ -43,6 +49,32 @@ UPDATE driver_details d
  WHERE d.user_id = n.id AND (
        d.location_updated_at IS NULL OR d.location_updated_at < n.at OR d.location_updated_at > now()
    );
+
+-- name: queue_place(driver_id)^
+-- A driver's place in a queue.
+SELECT queue, queued_at
+  FROM driver_details
+ WHERE user_id = :driver_id;
+
+-- name: queue_places(ids)
+-- The places of several drivers in the queues of their zones.
+SELECT user_id, zone, queue, queued_at
+  FROM driver_details
+ WHERE user_id = ANY (:ids::text[]);
+
+-- name: set_queue_place(driver_id, queue, at_ms)!
+-- Makes a driver's place in a queue (NULL: none) what it is in Redis since that time, in ms.
+UPDATE driver_details
+   SET queue = :queue::text, queued_at = to_timestamp(:at_ms::bigint / 1000.0)
+ WHERE user_id = :driver_id;
+
+-- name: save_queue_places(ids, queues, ats)!
+-- Saves in which queues drivers stand, or that they stand in none, and since when. An older word never replaces a newer
+-- one; one that lies ahead is of a clock that was set back since.
+UPDATE driver_details d
+   SET queue = n.queue, queued_at = n.at
+  FROM unnest(:ids::text[], :queues::text[], :ats::timestamptz[]) AS n (id, queue, at)
+ WHERE d.user_id = n.id AND (d.queued_at IS NULL OR d.queued_at < n.at OR d.queued_at > now());
 
 -- name: commit_without_waiting()!
 -- The transaction that follows does not wait for the disk. For positions only: the next one replaces a lost one.

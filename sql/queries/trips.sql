@@ -99,3 +99,20 @@ SELECT current_status, count(*) AS trips FROM trip_requests
 SELECT id FROM trip_requests
  WHERE zone = :zone AND id > :after AND current_status IN ('pending', 'accepted', 'arrived', 'ongoing')
  ORDER BY id LIMIT :page_size;
+
+-- name: contents_of_zones(zones)
+-- What these zones have: drivers who are online, live trips, answers that have not expired. A row each.
+SELECT 'drivers' AS kind, zone FROM driver_details
+ WHERE is_online AND zone = ANY (:zones::text[]) GROUP BY zone
+UNION ALL
+SELECT 'trips', zone FROM trip_requests
+ WHERE current_status IN ('pending', 'accepted', 'arrived', 'ongoing') AND zone = ANY (:zones::text[]) GROUP BY zone
+UNION ALL
+SELECT 'answers', zone FROM idempotency_keys
+ WHERE expires_at > now() AND zone = ANY (:zones::text[]) GROUP BY zone;
+
+-- name: last_events_of_zones(zones, since)
+-- When something last happened to a trip of these zones, from a moment on. A trip's id begins with its zone.
+SELECT split_part(trip_id, '_', 1) AS zone, max(created_at) AS created_at FROM trip_events
+ WHERE created_at >= :since AND split_part(trip_id, '_', 1) = ANY (:zones::text[])
+ GROUP BY 1;

@@ -20,7 +20,7 @@ from dispatcher.core.errors import Refusal
 from dispatcher.core.idempotency import IdempotencyKey
 from dispatcher.core.zones import Zones
 from dispatcher.jobs.loop import FunctionJob
-from dispatcher.live.client import connect
+from dispatcher.live.deployment import open_pipeline
 from dispatcher.live.keys import Keys, keys_of
 from dispatcher.live.pipeline import Pipeline
 from dispatcher.service.answers import Answer
@@ -152,8 +152,5 @@ async def _look(parts: Services, redis_url: str) -> AsyncIterator[Pipeline]:
     if parts.settings.redis_url == redis_url:
         yield parts.live.pipeline
         return
-    client = connect(redis_url, cluster=False)
-    pipeline = Pipeline(client)
-    yield pipeline
-    await pipeline.close()
-    await client.aclose()
+    async with open_pipeline(redis_url) as pipeline:
+        yield pipeline

@@ -25,9 +25,12 @@ from dispatcher.live.limits import LimitScripts
 from dispatcher.live.matching import MatchScripts
 from dispatcher.live.offers import OfferScripts
 from dispatcher.live.pipeline import Pipeline
-from dispatcher.live.positions import DriverFix, FixCode, FixResult, PositionScripts
+from dispatcher.live.positions import DriverFix, FixCode, FixResult, PositionScripts, QueueAt
 from dispatcher.live.presence import PresenceScripts, Touch, TouchResult
-from dispatcher.live.settle import SettleEffect, Settlement, Settler
+from dispatcher.live.queues import PlaceInQueue, QueueScripts
+from dispatcher.live.servers import ServerScripts
+from dispatcher.live.settle import Settler
+from dispatcher.live.settlement import Message, SettleEffect, Settlement
 from dispatcher.live.state import Epoch, StateScripts
 from dispatcher.live.zone_view import OpenWave, ZoneViewScripts
 from tests.harness.lua_zone import FIX_AGE_MS, key, limit, make_driver, make_trip
@@ -42,6 +45,7 @@ class Walk:
         self.keys = keys
         self.trip_id = f"{keys.zone}_1"
         self.claims = ClaimScripts(pipeline)
+        self.servers = ServerScripts(pipeline)
         self.settler = Settler(pipeline, fix_age_s=FIX_AGE_MS // 1000)
         self.state = StateScripts(pipeline)
         self.offers = OfferScripts(pipeline)
@@ -52,6 +56,7 @@ class Walk:
         self.limits = LimitScripts(pipeline)
         self.deliveries = DeliveryScripts(pipeline)
         self.views = ZoneViewScripts(pipeline)
+        self.queues = QueueScripts(pipeline)
 
     async def take(self) -> None:
         """Walks from the first trip to the last sweep."""
@@ -81,7 +86,7 @@ class Walk:
         created = await self.claims.claim_creation(keys, attempt)
         assert isinstance(created, CreationClaimed)
         trip = make_trip("1", id=self.trip_id, zone=keys.zone, pickup_lat=50.1, pickup_lng=8.6)
-        settled = Settlement(trip=trip, event="{}", messages="[]")
+        settled = Settlement(trip=trip, event="{}", messages=[Message(["customer:c1"], "{}")])
         answer = StoredAnswer("f", 201, "{}", created.now_ms)
         assert await self.settle(attempt, settled, answer) == [1]
         return trip, created.now_ms
@@ -91,8 +96,15 @@ class Walk:
         for name in ("d1", "d2"):
             await self.state.load_driver(keys, make_driver(name, zone=keys.zone))
         fixes = [DriverFix("d1", 50.1, 8.6, now_ms), DriverFix("d2", 50.1, 8.61, now_ms)]
-        results = await self.positions.put_positions(keys, "car", fixes, fix_age_ms=FIX_AGE_MS)
-        assert results == [FixResult(FixCode.TAKEN, at_ms=now_ms)] * 2
+        results = await self.positions.put_positions(
+            keys, "car", fixes, fix_age_ms=FIX_AGE_MS, queues=[QueueAt("q", 60_000), None]
+        )
+        at_queue, elsewhere = results
+        assert elsewhere == FixResult(FixCode.TAKEN, at_ms=now_ms)
+        assert at_queue == elsewhere._replace(queue="q", queued_ms=at_queue.queued_ms)
+        count = await self.queues.number_queue(keys, "q", "car", ["d1"], before=0)
+        assert (count.standing, count.lost) == (1, [])
+        assert await self.queues.place_of(keys, "d1") == PlaceInQueue("q", 1, at_queue.queued_ms)
         touches = [Touch(f"driver:{name}", "c1", "{}", 60_000, -1) for name in ("d1", "d2")]
         assert await self.presence.touch_presence(keys, touches) == [TouchResult.HERE] * 2
         assert await self.presence.expect_present(keys, ["driver:d1"], life_ms=60_000) == 0
@@ -180,6 +192,18 @@ class Walk:
         log = keys.limit("general", "c9")
         assert await self.limits.seed_limits([(log, 60, [1_000, 2_000])]) == 2
         assert await self.positions.sweep_fixes(keys, fix_age_ms=0) >= 0
+        await self._hold()
+
+    async def _hold(self) -> None:
+        keys, node = self.keys, f"node-{self.keys.zone}"
+        beat = await self.servers.beat_server(node, ["a"], "digest", life_ms=4_000, known_number=0)
+        assert beat.serves is not None
+        assert beat.serves[node] == "digest"
+        assert await self.servers.zones_of("digest") == ["a"]
+        assert await self.servers.take_zone(keys, node, beat.number) == beat.number
+        survey = await self.servers.survey_zone(keys, str(beat.number))
+        assert survey.is_held
+        assert await self.servers.leave_servers(node)
 
     async def _deliver(self) -> None:
         keys, stream = self.keys, self.keys.unheard

@@ -40,7 +40,8 @@ async def city(redis_url: str, database_url: str) -> AsyncIterator[City]:
 
 
 async def break_zone(city: City, kind: str) -> None:
-    """Redis refuses every look at this list of the zone: it is of another type."""
+    """Redis refuses every look at this list of the zone: it is of another type, and nobody mends it."""
+    city.parts.live.pipeline.on_corrupt = lambda names: None
     name = f"dsp:{{{BROKEN}}}:{kind}"
     await city.redis("DEL", name)
     await city.redis("SET", name, "broken")
@@ -136,8 +137,8 @@ async def test_an_offer_log_that_fails_does_not_stop_the_positions(city: City) -
     await city.online("d1")
     await city.parts.positions.take("d1", [(40.0, -73.0, None)])
     flush = Flush(
-        positions=city.parts.positions, offer_log=Failing(), database=city.parts.ledger.database,
-        interval_s=1,
+        positions=city.parts.positions, queue_log=city.parts.queue_log, offer_log=Failing(),
+        database=city.parts.ledger.database, interval_s=1,
     )  # fmt: skip
     with pytest.raises(StoreUnavailable):
         await flush.run()

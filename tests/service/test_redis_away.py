@@ -15,7 +15,7 @@ import pytest
 import redis.asyncio
 
 from dispatcher.background import degraded_zones_job
-from dispatcher.composition import drift_check
+from dispatcher.comparison import drift_check
 from dispatcher.core.authority import Engine
 from dispatcher.core.errors import StoreUnavailable
 from dispatcher.core.trips import Status

@@ -19,6 +19,7 @@ from tests.harness.servers import Serve, make_token
 HERE = {"lat": 40.7559, "lng": -73.9864}
 NEAR = {"lat": 40.7569, "lng": -73.9864}
 PICKUP = {"pickup": HERE}
+AIRPORT = {"lat": 40.65, "lng": -73.75}
 ENDPOINT = {endpoint.name: endpoint for endpoint in ENDPOINTS}
 #: Rounds of matching give offers their scores; whoever vanishes may be ended at once.
 _ZONES = """
@@ -28,6 +29,9 @@ dispatch = "matched"
 match_every_s = 0.5
 match_head_start_s = 0.2
 waves = [{ size = 2, radius_m = 5000, deadline_s = 60 }]
+
+[zones.city.queues.airport]
+area = "area.geojson#airport"
 """
 _AREA = {
     "type": "FeatureCollection",
@@ -38,7 +42,14 @@ _AREA = {
                 "type": "Polygon",
                 "coordinates": [[[-74.5, 40.5], [-73.5, 40.5], [-73.5, 41], [-74.5, 41], [-74.5, 40.5]]],
             },
-        }
+        },
+        {
+            "type": "Feature", "properties": {"name": "airport"},
+            "geometry": {
+                "type": "Polygon",
+                "coordinates": [[[-73.8, 40.6], [-73.7, 40.6], [-73.7, 40.7], [-73.8, 40.7], [-73.8, 40.6]]],
+            },
+        },
     ],
 }  # fmt: skip
 
@@ -227,9 +238,22 @@ async def _walk(walker: Walker) -> None:
     await walker.until("driver_offers", "a1", lambda page: page["offers"], driver_id="d2")
     assert (await ask("driver", "a1", driver_id="d2"))["obstacles"]
     assert (await ask("why", "a1", trip=first, driver="d2"))["history"]
+    await _at_the_airport(walker)
     outlines = {zone["name"]: zone["outline"] for zone in (await ask("zones", "a1"))["zones"]}
     assert outlines["city"]["type"] == "Polygon"
     assert outlines["default"] is None
+
+
+async def _at_the_airport(walker: Walker) -> None:
+    ask = walker.ask
+    await ask("availability", "q1", {"is_online": True, "zone": "city", "location": AIRPORT})
+    assert (await ask("driver_state", "q1"))["queue"]["position"] == 1
+    assert (await ask("driver", "a1", driver_id="q1"))["queue"]["queue"] == "airport"
+    trip = (await ask("create", "c9", {"pickup": AIRPORT}))["trip"]["id"]
+    asked = await walker.until("trip_offers", "a1", lambda page: page["offers"], id=trip)
+    assert asked["offers"][0]["score"] == {"queue": "airport", "position": 1}
+    await ask("cancel", "c9", {"trip_request_id": trip})
+    assert (await ask("heat", "q1", zone="city"))["resolution"] == 7
 
 
 async def _walk_by_frames(walker: Walker) -> set[str]:
@@ -246,10 +270,14 @@ async def _walk_by_frames(walker: Walker) -> set[str]:
         for driver in ("d3", "d4"):
             await walker.ask("availability", driver, {**online, "location": NEAR})
         d3, d4 = await connect("d3", "driver"), await connect("d4", "driver")
+        q2 = await connect("q2", "driver")
         rider, admin = await connect("c3", "customer"), await connect("a1", "admin")
-        sockets = (d3, d4, rider, admin)
+        sockets = (d3, d4, q2, rider, admin)
         for socket in sockets:
             await socket.until(lambda frame: frame["type"] == "welcome")
+        await walker.ask("availability", "q2", {**online, "location": AIRPORT})
+        number = await q2.until(lambda frame: frame["type"] == "queue")
+        assert number["queue"] == "airport"
         assert (await admin.send(type="watch", zone="city"))["response_code"] == "watching"
         assert (await d3.send(type="heartbeat"))["response_code"] == "heartbeat"
         renewed = await d3.send(type="auth", token=make_token("d3", "driver"))

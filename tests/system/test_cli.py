@@ -406,7 +406,7 @@ async def test_metrics_of_workers_are_one_truth(serve: Serve) -> None:
         return sum(
             float(line.rsplit(" ", 1)[1])
             for line in lines
-            if line.startswith("dispatcher_http_request_seconds_count{") and 'route="/healthz"' in line
+            if line.startswith("dispatcher_actions_total{") and 'action="healthz"' in line
         )
 
     async def all_tell() -> bool:

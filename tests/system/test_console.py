@@ -252,6 +252,14 @@ async def test_drivers_move_and_have_a_page(server: Server, apps: Apps, open_scr
     await apps.act("d-1", "accept", trip)
     await expect(screen.page.locator(".obstacles li[data-code=active_trip]")).to_be_visible()
     await screen.keep("driver-dark")
+    # Where work is waiting, below all that, while it is asked for.
+    heat, cells = screen.page.locator("#heat"), screen.page.locator(".heat-cell")
+    await expect(cells).to_have_count(0)
+    await heat.click()
+    await expect(cells.first).to_be_attached()
+    await screen.keep("heat")
+    await heat.click()
+    await expect(cells).to_have_count(0)
 
 
 async def test_a_search_finds_by_trip_customer_and_driver(

@@ -27,7 +27,7 @@ async def status_of(client: aiohttp.ClientSession, url: str) -> int:
 @pytest.mark.parametrize("workers", ["1", "2"])
 async def test_metrics_on_an_address_of_their_own(serve: Serve, workers: str) -> None:
     address = f"127.0.0.1:{free_port()}"
-    env = {"DISPATCHER_PUBLIC_PAGES": "docs", "DISPATCHER_METRICS_ADDRESS": address}
+    env = {"DISPATCHER_PUBLIC_PAGES": "docs, metrics", "DISPATCHER_METRICS_ADDRESS": address}
     server = await serve("--workers", workers, env=env)
     async with aiohttp.ClientSession() as client:
         shown = {"/metrics": 404, "/openapi.json": 404, "/docs": 200, "/healthz": 200}

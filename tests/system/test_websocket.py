@@ -436,7 +436,11 @@ async def test_fifteen_accepts_in_a_minute(serve: Serve, session: aiohttp.Client
     body = {"action": "accept", "trip_request_id": trips[0]}
     async with session.post(path, json=body, headers=app.headers) as answer:
         assert answer.status == 409
-    assert any("Rate limit exceeded" in line for line in server.log_lines())
+
+    async def is_logged() -> bool:
+        return any("Rate limit exceeded" in line for line in server.log_lines())
+
+    await eventually(is_logged)
 
 
 async def test_availability_by_frame_is_that_by_http(

@@ -231,13 +231,12 @@ def commands_as_notes() -> Any:
         yield
 
 
-def boundary_of(settings: Settings, notes: Notes, metrics: Metrics, seen: list[Any]) -> Boundary:
+def boundary_of(settings: Settings, notes: Notes, seen: list[Any]) -> Boundary:
     limits: Any = notes
     return Boundary(
         authenticator=Authenticator.from_settings(settings),
         client_ip=ClientIp(settings.trusted_proxies),
         limits=limits,
-        metrics=metrics,
         deadline_s=settings.request_deadline_s,
         idempotency_required=settings.idempotency_required,
         on_driver_call=lambda *call: seen.append(call),
@@ -249,6 +248,7 @@ def handlers_of(notes: Notes, metrics: Metrics) -> Handlers:
     return Handlers(
         zones=Zones(), coordinator=service, availability=service, positions=service, stranded_trips=service,
         reads=service, snapshots=service, explanation=service, operator_reads=service,
+        heat=service,
         readiness=notes.readiness, metrics=metrics, vehicle_types=Settings().vehicle_types,
     )  # fmt: skip
 
@@ -338,7 +338,7 @@ async def open_client(door: Door | None = None, **settings: Any) -> AsyncIterato
 
     app = build_application(
         handlers_of(notes, metrics),
-        boundary_of(known, notes, metrics, seen),
+        boundary_of(known, notes, seen),
         websocket=websocket,
         extra_routes=[web.get("/fails", fails)],
     )

@@ -21,7 +21,8 @@ from cryptography.hazmat.primitives.serialization import (
 
 from dispatcher.config import Settings, SettingsError
 from dispatcher.core.actors import Actor, Role
-from dispatcher.core.errors import Refusal
+from dispatcher.core.errors import PROBLEMS, Refusal
+from dispatcher.observe.series import TOKEN_REFUSALS
 from dispatcher.web import auth
 from dispatcher.web.auth import Authenticator, bearer_token, challenge
 
@@ -94,25 +95,43 @@ def test_wrong_claims(by_secret: Authenticator, wrong: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("token", "reason"),
+    ("token", "reason", "told"),
     [
-        (hs(aud="another"), "Audience doesn't match"),
-        (hs(aud=None), 'Token is missing the "aud" claim'),
-        (jwt.encode(claims(), "another secret of more than 32 bytes", "HS256"), "Signature verification failed"),
-        (jwt.encode(claims(), SECRET * 2, "HS512"), "No key of this server fits the token."),
-        (hs(role="root"), "The token's role must be driver, customer or admin."),
+        (hs(aud="another"), "wrong_audience", {"detail": "Audience doesn't match"}),
+        (hs(aud=None), "wrong_claims", {"detail": 'Token is missing the "aud" claim'}),
+        (hs(iss="nobody", nbf=time.time() + 600), "not_yet_valid", {"detail": "The token is not yet valid (nbf)"}),
+        (
+            jwt.encode(claims(), "another secret of more than 32 bytes", "HS256"),
+            "wrong_secret", {"detail": "Signature verification failed"},
+        ),
+        (
+            jwt.encode(claims(), SECRET * 2, "HS512"),
+            "no_such_key", {"detail": "no key of this server is for 'HS512', None"},
+        ),
+        (hs(role="root"), "wrong_role", {"user": "d1"}),
+        (hs(sub="{x}"), "wrong_claims", {"detail": "the sub is not a user id"}),
+        ("x.y.z", "malformed", {"detail": "Invalid header"}),
+        (hs(exp=int(time.time()) - 100), "expired", {"detail": "Signature has expired", "user": "d1"}),
     ],
 )  # fmt: skip
-def test_the_log_says_why_a_token_is_refused(by_secret: Authenticator, token: str, reason: str) -> None:
+def test_the_log_says_why_a_token_is_refused(
+    by_secret: Authenticator, token: str, reason: str, told: dict[str, str]
+) -> None:
+    counted = TOKEN_REFUSALS.numbers[(reason,)]
     with structlog.testing.capture_logs() as lines:
-        assert code(by_secret, token) == "invalid_token"
-    assert lines == [{"event": "Token refused", "log_level": "info", "reason": reason}]
+        refused = code(by_secret, token)
+    assert refused == ("token_expired" if reason == "expired" else "invalid_token")
+    (line,) = lines
+    assert line.pop("detail", "").startswith(told.pop("detail", ""))
+    assert line == {"event": "Token refused", "log_level": "info", "reason": reason, "count": 1, **told}
+    assert TOKEN_REFUSALS.numbers[(reason,)] == counted + 1
 
 
-def test_a_token_that_has_only_expired_is_no_line(by_secret: Authenticator) -> None:
-    with structlog.testing.capture_logs() as lines:
-        assert code(by_secret, hs(exp=int(time.time()) - 100)) == "token_expired"
-    assert lines == []
+def test_the_log_says_what_the_answer_does_not(by_secret: Authenticator) -> None:
+    for token in (hs(aud="another"), jwt.encode(claims(), SECRET * 2, "HS512"), "x.y.z"):
+        with pytest.raises(Refusal) as refused:
+            by_secret.verify(token)
+        assert refused.value.message == PROBLEMS["invalid_token"].message
 
 
 def test_expiry_with_leeway() -> None:

@@ -9,7 +9,8 @@ import structlog
 
 from dispatcher.config import Settings
 from dispatcher.observe import logs
-from dispatcher.observe.refusal_log import REFUSAL_LOG, log_refusal
+from dispatcher.observe.refusal_log import log_refusal
+from dispatcher.observe.straight_lines import STRAIGHT_LINES
 
 
 def test_the_three_lines() -> None:
@@ -26,7 +27,7 @@ def test_the_three_lines() -> None:
             log_refusal(code, user="d1", trip_id=None)
     finally:
         structlog.configure(**before)
-        REFUSAL_LOG.write_through_structlog()
+        STRAIGHT_LINES.write_through_structlog()
     lines = [json.loads(line) for line in out.getvalue().splitlines()]
     assert [(line["event"], line["level"]) for line in lines] == [
         ("Rate limit exceeded", "warning"),

@@ -14,9 +14,12 @@ import structlog
 
 from dispatcher.config import Settings
 from dispatcher.observe import logs
+from dispatcher.observe.call_ids import REQUEST_ID, TRIP_ID
+from dispatcher.observe.crowd_lines import CROWD_LINES, CrowdLines
 from dispatcher.observe.log_stream import LogStream
-from dispatcher.observe.metrics import Metrics
-from dispatcher.observe.refusal_log import REFUSAL_LOG, RefusalLog, log_refusal
+from dispatcher.observe.refusal_log import log_refusal
+from dispatcher.observe.series import REFUSALS
+from dispatcher.observe.straight_lines import STRAIGHT_LINES
 
 Configure = Callable[..., io.BytesIO]
 
@@ -36,10 +39,13 @@ def configure() -> Iterator[Configure]:
     structlog.configure(**before)
     root.handlers[:] = handlers
     root.setLevel(level)
-    REFUSAL_LOG.write_through_structlog()
+    STRAIGHT_LINES.write_through_structlog()
+    for variable in (REQUEST_ID, TRIP_ID):
+        variable.set("")
 
 
 async def _lines(out: io.BytesIO) -> list[dict[str, Any]]:
+    CROWD_LINES.write_out()
     await asyncio.sleep(0.05)  # two and a half of the stream's intervals
     return [json.loads(line) for line in out.getvalue().splitlines()]
 
@@ -60,7 +66,8 @@ async def test_every_line_of_a_worker_names_it(configure: Configure) -> None:
     structlog.get_logger("ours").info("Migration applied")
     logging.getLogger("library").warning("%d connections", 3)
     log_refusal("rate_limit_exceeded", user="d1")
-    REFUSAL_LOG.write_through_structlog()
+    CROWD_LINES.write_out()
+    STRAIGHT_LINES.write_through_structlog()
     log_refusal("rate_limit_exceeded", user="d1")
     assert [line["worker"] for line in await _lines(out)] == [3, 3, 3, 3]
 
@@ -79,6 +86,7 @@ async def test_lines_for_people(configure: Configure) -> None:
     out = configure(log_format="console")
     structlog.get_logger("ours").info("Migration applied", migration="0001_x")
     log_refusal("version_conflict", user="d1")
+    CROWD_LINES.write_out()
     await asyncio.sleep(0.05)
     first, second = out.getvalue().decode().splitlines()
     assert "Migration applied" in first and "migration=0001_x" in first
@@ -96,7 +104,8 @@ async def test_lines_below_the_level_are_left_out(configure: Configure) -> None:
 async def test_a_refusal_looks_the_same_on_both_ways(configure: Configure) -> None:
     out = configure()
     log_refusal("trip_already_assigned", user="d1", trip_id=None)
-    REFUSAL_LOG.write_through_structlog()
+    CROWD_LINES.write_out()
+    STRAIGHT_LINES.write_through_structlog()
     log_refusal("trip_already_assigned", user="d1", trip_id=None)
     straight, through_structlog = await _lines(out)
     assert len(straight.pop("timestamp")) == len(through_structlog.pop("timestamp"))
@@ -105,26 +114,76 @@ async def test_a_refusal_looks_the_same_on_both_ways(configure: Configure) -> No
 
 
 def test_refusals_are_counted_by_code() -> None:
-    refusals = RefusalLog()
+    before = REFUSALS.numbers.copy()
     for code in ("trip_not_found", "trip_not_found", "driver_busy"):
-        refusals.record(code, {})
-    assert refusals.counts == {"trip_not_found": 2, "driver_busy": 1}
+        log_refusal(code)
+    assert REFUSALS.numbers - before == {("trip_not_found",): 2, ("driver_busy",): 1}
 
 
-async def test_the_metrics_tell_what_was_counted() -> None:
-    code = "a_code_of_this_test"
-    log_refusal(code)
-    metrics = Metrics()
-    metrics.gauge("dispatcher_sockets", "Open WebSockets.", lambda: 3)
-    for took_s in (0.0005, 0.001, 0.3, 9):
-        metrics.count_request("GET", "/x", 200, took_s)
-    lines = (await metrics.render()).decode().splitlines()
-    assert f'dispatcher_refusals_total{{code="{code}"}} 1.0' in lines
-    assert "dispatcher_sockets 3.0" in lines
-    labels = 'method="GET",route="/x",status="200"'
-    for end, number in {"0.001": 2.0, "0.25": 2.0, "0.5": 3.0, "5.0": 3.0, "+Inf": 4.0}.items():
-        assert f'dispatcher_http_request_seconds_bucket{{le="{end}",{labels}}} {number}' in lines
-    assert f"dispatcher_http_request_seconds_sum{{{labels}}} 9.3015" in lines
+async def test_a_crowd_that_lost_a_trip_is_one_line_and_each_is_counted(configure: Configure) -> None:
+    out = configure()
+    before = REFUSALS.numbers.copy()
+    for trip_id, losers in (("default_1", 200), ("default_2", 1)):
+        for number in range(losers):
+            REQUEST_ID.set(f"call-{number}")
+            log_refusal("trip_already_assigned", trip_id=trip_id, user=f"d{number}")
+    first, second = await _lines(out)
+    assert (first["trip_id"], first["count"], first["user"], first["request_id"]) == (
+        "default_1", 200, "d0", "call-0",
+    )  # fmt: skip
+    assert (second["trip_id"], second["count"]) == ("default_2", 1)
+    assert REFUSALS.numbers - before == {("trip_already_assigned",): 201}
+
+
+async def test_lines_of_a_crowd_come_by_themselves_and_carry_no_ids_of_others(
+    configure: Configure, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dispatcher.observe.crowd_lines.INTERVAL_S", 0.01)
+    out, crowd = configure(), CrowdLines()
+    REQUEST_ID.set("a-call")
+    TRIP_ID.set("default_1")
+    crowd.add("a", logging.INFO, "ours", "A", {})
+    REQUEST_ID.set("")
+    crowd.add("b", logging.INFO, "ours", "B", {})
+    while out.getvalue().count(b"\n") < 2:
+        await asyncio.sleep(0.005)
+    first, second = (json.loads(line) for line in out.getvalue().splitlines())
+    assert first["request_id"] == "a-call"
+    assert "trip_id" not in first
+    assert "request_id" not in second
+
+
+async def test_lines_that_wait_are_bounded(configure: Configure) -> None:
+    out, crowd = configure(), CrowdLines()
+    for number in range(1_000):
+        crowd.add(number, logging.INFO, "ours", "A", {})
+    assert len(await _lines(out)) == 1_000
+
+
+async def test_every_line_of_a_call_names_it_and_its_trip(configure: Configure) -> None:
+    out = configure()
+    REQUEST_ID.set("r-1")
+    TRIP_ID.set("default_1")
+    structlog.get_logger("ours").info("A")
+    structlog.get_logger("ours").info("B", request_id="r-2", trip_id="default_2")
+    logging.getLogger("library").warning("C")
+    STRAIGHT_LINES.write(logging.INFO, "ours", "D", {})
+    told = [(line["request_id"], line["trip_id"]) for line in await _lines(out)]
+    ours = ("r-1", "default_1")
+    assert told == [ours, ("r-2", "default_2"), ours, ours]
+
+
+async def test_lines_are_for_people_on_a_terminal(configure: Configure) -> None:
+    class Terminal(io.BytesIO):
+        def isatty(self) -> bool:
+            return True
+
+    out = Terminal()
+    logs.configure(Settings(), out)
+    structlog.get_logger("ours").info("Migration applied")
+    await asyncio.sleep(0.05)
+    assert b"{" not in out.getvalue()
+    assert b"\x1b[" in out.getvalue()
 
 
 async def test_a_stream_is_written_once_for_many_lines() -> None:

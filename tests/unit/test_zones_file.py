@@ -14,6 +14,10 @@ from dispatcher.zones_file import load_zones
 
 EXAMPLE = Path(dispatcher.__file__).parent / "zones" / "new-york.toml"
 SQUARE = [[0, 0], [0, 1], [1, 1], [1, 0], [0, 0]]
+#: A zone of half the square, and in it a queue.
+_QUEUE = "[zones.b]\narea = 'half.geojson'\n[zones.b.queues.q]\n"
+HALF = [[0, 0], [0, 1], [0.5, 1], [0.5, 0], [0, 0]]
+INNER = [[0.1, 0.1], [0.1, 0.2], [0.2, 0.2], [0.2, 0.1], [0.1, 0.1]]
 
 
 def _write(folder: Path, toml: str, **areas: object) -> Path:
@@ -39,6 +43,10 @@ def test_the_example_knows_new_york() -> None:
         "default": (40.6895, -74.1745),  # Newark's airport: outside all boroughs
     }.items():
         assert zones.locate(*place).name == name
+    for zone, place in {"manhattan": (40.7506, -73.9930), "queens": (40.7720, -73.8720)}.items():
+        found = zones.get(zone)
+        assert found is not None
+        assert found.queue_at(*place) in found.queues
 
 
 def test_without_a_file_there_is_one_zone() -> None:
@@ -81,6 +89,20 @@ def test_settings_of_a_zone(tmp_path: Path) -> None:
         ("[zones.b]\nmatch_head_start_s = 0\n", "line 1", "match_head_start_s"),
         ("[zones.b]\nrouting_url = 'osrm'\n", "line 1", "routing_url"),
         ("[zones.b]\nrouting_url = 'http://osrm'\nrouting_deadline_s = 3\n", "line 1", "match_every_s"),
+        (_QUEUE + "area = 'square.geojson'\n", "line 1", "queues.q.area: square.geojson is not inside"),
+        (_QUEUE + "area = 'none.geojson'\n", "line 1", "queues.q.area: none.geojson"),
+        (_QUEUE + "area = 'inner.geojson'\nabsence_s = 1\n", "line 1", "queues.q.absence_s"),
+        (_QUEUE + "absence_s = 60\n", "line 1", "queues.q.area"),
+        (
+            _QUEUE.replace(".q]", ".Q]") + "area = 'inner.geojson'\n",
+            "line 1",
+            "queues.Q: a queue's name",
+        ),
+        (
+            _QUEUE + "area = 'inner.geojson'\n[zones.b.queues.other]\narea = 'inner.geojson'\n",
+            "line 1",
+            "queues.other.area: inner.geojson overlaps the queue q",
+        ),
         ("[zones\n", "line 1", "]"),
         ("", "zones.toml", "no [zones.NAME]"),
     ],
@@ -90,6 +112,8 @@ def test_what_is_wrong_is_named(tmp_path: Path, toml: str, line: str, what: str)
         tmp_path,
         toml,
         square=SQUARE,
+        half=HALF,
+        inner=INNER,
         bow=[[0, 0], [1, 1], [0, 1], [1, 0], [0, 0]],
         far=[[0, 0], [0, 1], [400, 1], [400, 0], [0, 0]],
     )
@@ -107,6 +131,26 @@ def test_a_limit_that_a_zone_turns_off_stays_off(tmp_path: Path) -> None:
     zone = load_zones(path).get("a")
     assert zone is not None
     assert zone.limits == {"trip_accept": (0, 1), "general": (5, 60)}
+
+
+def test_queues_of_a_zone(tmp_path: Path) -> None:
+    path = _write(
+        tmp_path,
+        _QUEUE
+        + "area = 'inner.geojson'\n[zones.default.queues.far]\narea = 'far.geojson'\nabsence_s = 60\n",
+        half=HALF,
+        inner=INNER,
+        far=[[5, 5], [5, 6], [6, 6], [6, 5], [5, 5]],
+    )
+    zones = load_zones(path)
+    zone, default = zones.get("b"), zones.get("default")
+    assert zone is not None
+    assert default is not None
+    (queue,) = zone.queues
+    assert (queue.name, queue.absence_s, zone.queue("q"), zone.queue("far")) == ("q", 300, queue, None)
+    assert zone.queue_at(0.15, 0.15) is queue
+    assert zone.queue_at(0.3, 0.3) is None
+    assert [(q.name, q.absence_ms) for q in default.queues] == [("far", 60_000)]
 
 
 def test_how_a_zone_dispatches(tmp_path: Path) -> None:

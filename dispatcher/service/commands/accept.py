@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 
 from dispatcher.core.callers import Caller
@@ -13,6 +14,8 @@ from dispatcher.ledger.changes import Change
 from dispatcher.live.claim_results import AcceptClaimed, NotClaimed
 from dispatcher.live.claims import Attempt
 from dispatcher.live.keys import Keys
+from dispatcher.observe.series import TIME_TO_ASSIGNMENT
+from dispatcher.observe.straight_lines import STRAIGHT_LINES
 from dispatcher.service.commands.command import Claims, Plan, SideEffects
 from dispatcher.service.commands.transition import OK, transition_columns, transition_settlement
 from dispatcher.service.messages import trip_body, trip_json
@@ -63,6 +66,18 @@ class AcceptTrip:
         return Plan(change, settlement, OK, trip_body(transition.event.response_code, as_json))
 
     def committed(self, claimed: AcceptClaimed, plan: Plan, effects: SideEffects) -> None:
+        trip = claimed.trip
+        # A trip that waits has not changed since it was created or released.
+        waited_ms = claimed.now_ms - trip.updated_at
+        TIME_TO_ASSIGNMENT.of(trip.zone).observe(waited_ms / 1000)
+        STRAIGHT_LINES.write(
+            logging.INFO, "dispatcher.trips", "Trip assigned",
+            {
+                "trip_id": trip.id, "driver_id": self.driver_id, "version": trip.version + 1,
+                "zone": trip.zone, "by": self.caller.actor.role, "waited_ms": waited_ms,
+                "offered": len(claimed.offered),
+            },
+        )  # fmt: skip
         if not claimed.offered:
             return
         winner, at_ms = self.driver_id, now_ms()

@@ -25,6 +25,11 @@ export class Api {
     return this.#send("GET", query ? `${path}?${query}` : path);
   }
 
+  /** The answer to a question that drivers may ask as well. Raises as get does. */
+  ask(path) {
+    return this.#send("GET", path, undefined, undefined, "api");
+  }
+
   /**
    * Makes a change. Whoever asks keeps the key of one intent, so that to ask again has no second
    * effect; lost connections and passing refusals are retried here.
@@ -41,13 +46,13 @@ export class Api {
     }
   }
 
-  async #send(method, path, body, key) {
+  async #send(method, path, body, key, root = "api/admin") {
     const headers = { Authorization: `Bearer ${this.token}` };
     if (body) headers["Content-Type"] = "application/json";
     if (key) headers["Idempotency-Key"] = key;
     let response;
     try {
-      response = await fetch(`api/admin/${path}`, {
+      response = await fetch(`${root}/${path}`, {
         method, headers, body: body && JSON.stringify(body), cache: "no-store", credentials: "omit",
       });
     } catch {

@@ -8,6 +8,7 @@ import { showFigures } from "./figures.js";
 import { span } from "./format.js";
 import { glyph } from "./glyphs.js";
 import { DriverList, TripList } from "./lists.js";
+import { HeatLayer } from "./heat.js";
 import { CityMap } from "./map.js";
 import { notify } from "./notices.js";
 import { DriverPage, TripPage } from "./pages.js";
@@ -24,6 +25,7 @@ const city = new City();
 const context = { city, api: null, theme: "light" };
 let connection = null;
 let map = null;
+let heat = null;
 let page = null;
 const lists = { trips: new TripList(context), drivers: new DriverList(context) };
 const view = h("div", { class: "view" });
@@ -146,6 +148,7 @@ function showZones(zones) {
     sessionStorage.setItem("dispatcher.zone", select.value);
     city.clear(select.value);
     map.setZones(zones, select.value);
+    heat.watch(select.value);
     connection.watch(select.value);
   };
   select.onchange();
@@ -183,6 +186,7 @@ function glide() {
 function begin() {
   const token = takeToken();
   map = new CityMap(byId("map"), byId("hint"), city, (kind, id) => { location.hash = `#/${kind}/${encodeURIComponent(id)}`; });
+  heat = new HeatLayer(map.leaflet, byId("heat"), () => context.api);
   if (matchMedia("(max-width: 760px)").matches) byId("legend").open = false;
   glide();
   applyTheme();

@@ -51,6 +51,11 @@ export class CityMap {
     addEventListener("visibilitychange", () => this.draw());
   }
 
+  /** Leaflet's map, for what lies below drivers and trips. */
+  get leaflet() {
+    return this.#map;
+  }
+
   setTheme(theme) {
     this.#theme = theme;
     this.#radius = 0;
@@ -77,6 +82,9 @@ export class CityMap {
         interactive: false, className: isWatched ? "zone-area watched" : "zone-area",
       }).addTo(this.#zonesLayer);
       if (isWatched) bounds = layer.getBounds();
+    }
+    for (const { name, outline } of zones.find((zone) => zone.name === watched)?.queues ?? []) {
+      L.geoJSON(outline, { className: "queue-area" }).bindTooltip(() => h("span", {}, `Queue ${name}`)).addTo(this.#zonesLayer);
     }
     this.#mustFit = true;
     this.#outline = bounds;

@@ -148,12 +148,17 @@ export class TripPage extends Page {
     const isScored = offers.some((offer) => offer.score);
     const rows = offers.map((offer) => h("tr", { data: { offer: `${offer.wave} ${offer.driver_id} ${offer.outcome}` } },
       h("td", {}, String(offer.wave)), h("td", {}, driverLink(offer.driver_id)), h("td", { class: "number" }, metres(offer.distance_m)),
-      isScored && h("td", { class: "number", title: scoreText(offer.score) }, offer.score ? seconds(offer.score.total_s) : ""),
+      isScored && h("td", { class: "number", title: scoreText(offer.score) }, offer.score ? scoreOf(offer.score) : ""),
       h("td", {}, OUTCOMES[offer.outcome]), h("td", { class: "number" }, offer.outcome_at ? `after ${lapse(offer.offered_at, offer.outcome_at)}` : "")));
     return section(`Offers (${offers.length})`, h("div", { class: "scroll" }, h("table", {},
       h("thead", {}, h("tr", {}, ["Wave", "Driver", "Away", ...(isScored ? ["Score"] : []), "Outcome", ""].map((name) => h("th", { scope: "col" }, name)))),
       h("tbody", {}, rows))));
   }
+}
+
+/** A score in seconds; where a queue decided, the driver's number in it. */
+function scoreOf(score) {
+  return score.queue ? `#${score.position}` : seconds(score.total_s);
 }
 
 export class DriverPage extends Page {
@@ -198,7 +203,7 @@ export class DriverPage extends Page {
     ];
   }
 
-  #facts({ driver, fix, presence, trip }) {
+  #facts({ driver, fix, presence, trip, queue }) {
     const known = this.context.city.drivers.get(this.id)?.state;
     const state = !driver.is_online ? "offline" : known ?? (driver.availability_status === "available" ? "stale" : "unavailable");
     return facts([
@@ -206,6 +211,7 @@ export class DriverPage extends Page {
       ["Trip", trip && tripLink(trip.id)],
       ["Position", fix ? `${fix.lat.toFixed(5)}, ${fix.lng.toFixed(5)}, ${span(fix.age_s)} old` : "none yet"],
       ["Connected", presence.connections.length ? `until ${timeOf(presence.until)} without a sign of life` : "no"],
+      ["Queue", queue && `number ${queue.position} in ${queue.queue}, since ${timeOf(queue.queued_at)}`],
       ["Vehicle", driver.vehicle_type],
       ["Zone", driver.zone],
       ["Changed", momentOf(driver.updated_at)],

@@ -73,9 +73,10 @@ const SCORE_PARTS = {
   open_offers_s: "other open offers",
 };
 
-/** What a score is made of, and the drivers who came next; null where no round of matching asked. */
+/** What a score is made of, and the drivers who came next; a place in a queue; null where neither decided. */
 export function scoreText(score) {
   if (!score) return null;
+  if (score.queue) return `number ${score.position} in the queue ${score.queue}`;
   const parts = Object.entries(SCORE_PARTS).filter(([name]) => score[name]).map(([name, text]) => `${text} ${score[name].toFixed(1)} s`);
   const next = score.next.map((other) => `${other.driver_id} ${other.total_s.toFixed(1)} s`);
   return [parts.join(", "), next.length ? `next: ${next.join(", ")}` : ""].filter(Boolean).join("; ");

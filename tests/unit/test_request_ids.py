@@ -1,0 +1,87 @@
+"""Every line of a call or frame names it, over HTTP and over WebSockets."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+import structlog
+
+from dispatcher.observe.call_ids import REQUEST_ID, TRIP_ID, add_call_ids
+from dispatcher.service.answers import Answer
+from dispatcher.web.request_ids import frame_request_id
+from tests.unit.http_harness import ACTION, PLACE, TRIP, Client
+from tests.unit.websocket_harness import App, frame, open_app
+
+
+@pytest.fixture
+async def app() -> AsyncIterator[App]:
+    async with open_app() as opened:
+        yield opened
+
+
+@pytest.fixture
+def lines() -> Any:
+    """Log lines with the ids that they would carry."""
+    before = structlog.get_config()
+    caught = structlog.testing.LogCapture()
+    structlog.configure(processors=[add_call_ids, caught], cache_logger_on_first_use=False)
+    yield caught.entries
+    structlog.configure(**before)
+
+
+class Talkative:
+    """Answers, and logs a line for each call."""
+
+    def __init__(self, answer: Any) -> None:
+        self.answer = answer
+
+    async def execute(self, _: Any) -> Answer:
+        TRIP_ID.set(TRIP)
+        structlog.get_logger("a test").info("working")
+        return Answer(200, b'{"response_code":"trip_accepted"}')
+
+
+async def test_lines_of_a_call(
+    client: Client, lines: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(client.notes, "execute", Talkative(client.notes).execute)
+    _, headers, _ = await client.good(ACTION, headers={"X-Request-Id": "mine-1"})
+    assert headers["X-Request-Id"] == "mine-1"
+    _, headers, _ = await client.good(ACTION, headers={"X-Request-Id": "no good"})
+    made = headers["X-Request-Id"]
+    assert re.fullmatch("[0-9a-f]+-[0-9a-f]+", made)
+    assert [(line["request_id"], line["trip_id"]) for line in lines] == [("mine-1", TRIP), (made, TRIP)]
+    client.notes.is_ready = False
+    await client.send("GET", "/readyz", headers={"X-Request-Id": "mine-2"})
+    assert lines[-1]["request_id"] == "mine-2"
+    assert "trip_id" not in lines[-1]  # that of the call before on the same connection
+
+
+async def test_lines_of_a_frame(app: App, lines: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(app.notes, "execute", Talkative(app.notes).execute)
+    socket = await app.connect(**{"X-Request-Id": "phone-7"})
+    assert socket._response.headers["X-Request-Id"] == "phone-7"
+    await frame(socket)
+    action = {"type": "trip_action", "action": "accept", "trip_request_id": TRIP}
+    for id_ in ("a-1", 2, "no good", None):
+        await socket.send_json({**action, **({} if id_ is None else {"id": id_})})
+        await frame(socket)
+    assert [line["request_id"] for line in lines] == ["phone-7/a-1", "phone-7/2", "phone-7", "phone-7"]
+    assert {line["trip_id"] for line in lines} == {TRIP}
+    app.notes.answer = RuntimeError("broken")
+    await socket.send_json({"type": "location", "id": 3, **PLACE})
+    await frame(socket)
+    assert lines[-1]["request_id"] == "phone-7/3"
+    assert "trip_id" not in lines[-1]
+    await socket.close()
+
+
+def test_ids_of_frames_are_sane() -> None:
+    assert frame_request_id("s", "x" * 64) == "s/" + "x" * 64
+    for bad in ("x" * 65, "a\nb", "", "é"):
+        assert frame_request_id("s", bad) == "s"
+    assert frame_request_id("s", 10**70) == "s"
+    assert REQUEST_ID.get() == TRIP_ID.get() == ""
