@@ -177,8 +177,8 @@ class _Link:
     def _flush(self) -> None:
         waiting, self._waiting = self._waiting, []
         connection = self._connection
-        if connection is None or not waiting:
-            return
+        if connection is None or not waiting or connection.transport.is_closing():
+            return  # the next connection begins with all channels
         for command, channel in waiting:
             unanswered = self._asked if command == "SSUBSCRIBE" else self._left
             unanswered[channel] = unanswered.get(channel, 0) + 1
