@@ -24,12 +24,11 @@ log = structlog.get_logger("dispatcher.pubsub")
 _RETRY_S: Final = 0.5
 #: A subscription that is silent this long is checked by a ping, and given up after as long again.
 _QUIET_S: Final = 5.0
-#: How long a connection may take to open or to close; what takes longer is left, and another one made.
+#: How long a connection may take to open or to close, before another one is made.
 _CONNECT_S: Final = 10.0
 
 
-def _nothing() -> None:
-    pass
+def _nothing() -> None: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,9 +171,8 @@ class _Link:
 
     def _flush(self) -> None:
         waiting, self._waiting = self._waiting, []
-        connection = self._connection
-        if connection is None or not waiting:
-            return
+        if (connection := self._connection) is None or connection.transport.is_closing():
+            return  # the next connection begins with all channels
         for command, channel in waiting:
             unanswered = self._asked if command == "SSUBSCRIBE" else self._left
             unanswered[channel] = unanswered.get(channel, 0) + 1
@@ -206,8 +204,7 @@ class _Link:
             self._flush()
             await self._connection.watch()
         finally:
-            async with asyncio.timeout(_CONNECT_S):
-                await client.aclose()
+            await asyncio.wait_for(client.aclose(), _CONNECT_S)
 
     def _take(self, kind: bytes, name: bytes, payload: Any) -> bool:
         """Takes what has come; False where the connection is of no use any more."""
@@ -273,8 +270,8 @@ class _Subscription(RedisProtocol):
             if self._messages != before:
                 asked = False
             elif asked:
-                self.transport.abort()
-                raise ConnectionError("no answer")  # also where nobody tells of the end
+                self.transport.abort()  # and nobody may tell of it
+                raise ConnectionError("no answer")
             else:
                 self.transport.write(hiredis.pack_command(("PING",)))
                 asked = True

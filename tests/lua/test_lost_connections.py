@@ -238,7 +238,7 @@ async def test_a_subscription_is_given_up_though_nobody_tells_of_its_end(
     """Whatever becomes of a connection: who listens does not wait for ever."""
     monkeypatch.setattr(pubsub, "_QUIET_S", 0.02)
     connection = await client.connection_pool.get_connection()
-    subscription = pubsub._Subscription(connection, lambda _: None)
+    subscription = pubsub._Subscription(connection, lambda *_: True)
     subscription.transport.set_protocol(asyncio.Protocol())  # no answer comes, and no end
     with pytest.raises(ConnectionError):
         await asyncio.wait_for(subscription.watch(), 10)
