@@ -27,10 +27,7 @@ import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 
-import shapely
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
-from shapely.errors import ShapelyError
-from shapely.geometry import shape
 
 from dispatcher.config import SettingsError
 from dispatcher.core.zones import (
@@ -44,7 +41,16 @@ from dispatcher.core.zones import (
     Zone,
     Zones,
 )
+from dispatcher.extras import install
 from dispatcher.setting_types import RateSetting
+
+try:
+    import shapely
+    from shapely.errors import ShapelyError
+    from shapely.geometry import shape
+except ImportError:
+    # The extra `zones`: a file of zones without areas does without it.
+    shapely = None
 
 #: The classes whose limits a zone may set: those that are counted for each user.
 _LimitClass = Literal["trip_accept", "trip_cancel", "location_update", "general"]
@@ -219,6 +225,8 @@ def _parse_queues(entries: dict[str, _QueueEntry], zone: Area | None, folder: Pa
 
 def _load_area(reference: str, folder: Path) -> Area:
     """The area at `FILE` or `FILE#FEATURE`. Raises ValueError if it is no polygon in degrees."""
+    if shapely is None:
+        raise ValueError(f"area: needs {install('zones')}")
     file_name, _, feature_name = reference.partition("#")
     try:
         document = json.loads((folder / file_name).read_text())

@@ -22,6 +22,8 @@ from dispatcher.demo.report import State
 from dispatcher.demo.requests import issue_token
 from dispatcher.demo.server import DemoError, Server, running_server, scaled_waves
 from dispatcher.demo.view import View
+from dispatcher.extras import require
+from dispatcher.zones_file import load_zones
 
 #: Length of a run where neither a number of trips nor a time was asked for.
 _DEFAULT_MINUTES: Final = 2.0
@@ -45,8 +47,11 @@ def run(
 
     With `keep` the server stays up afterwards, with all that it holds, until Ctrl-C.
 
-    Raises SettingsError for a wrong file or setting, DemoError if server or city fail.
+    Raises SettingsError for a wrong file or setting, or a missing extra, DemoError if server or city
+    fail.
     """
+    require("the demo", *_extras(settings, pickups))
+    load_zones(settings.zones_file)
     begins, replayed = read_pickups(pickups, limit)
     if limit is None and minutes is None:
         minutes = _DEFAULT_MINUTES
@@ -96,6 +101,16 @@ def run(
         return 0 if asyncio.run(run_city()) else 1
     except (asyncio.CancelledError, KeyboardInterrupt):
         return 128 + signal.SIGINT
+
+
+def _extras(settings: Settings, pickups: Path) -> list[str]:
+    """The extras that a run takes: what the settings give is not embedded, and a map has areas."""
+    extras = []
+    if settings.redis_url is None or settings.database_url is None:
+        extras.append("embedded")
+    if settings.zones_file is None and pickups == BUNDLED_PICKUPS:
+        extras.append("zones")
+    return extras
 
 
 def where_to_look(server: Server, settings: Settings) -> list[str]:

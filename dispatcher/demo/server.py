@@ -16,9 +16,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-import shapely
-from shapely.geometry import shape
-
 from dispatcher.config import ENV_PREFIX, Settings, SettingsError
 from dispatcher.core.limits import Rate
 from dispatcher.core.zones import DEFAULT_WAVES, Matching, Wave
@@ -159,7 +156,10 @@ def _deadline_factor(speed: float) -> float:
 
 
 def merged_outline(file: Path) -> str:
-    """The features of a GeoJSON file as one geometry."""
+    """The features of a GeoJSON file as one geometry. Takes the extra `zones`."""
+    import shapely  # noqa: PLC0415  the command imports this module before it knows of the extra
+    from shapely.geometry import shape  # noqa: PLC0415
+
     features = json.loads(file.read_text())["features"]
     return str(shapely.to_geojson(shapely.union_all([shape(f["geometry"]) for f in features])))
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from types import TracebackType
 
 from dispatcher.embedded.data_directory import DataDirectory
+from dispatcher.embedded.packages import valkey_program
 from dispatcher.embedded.postgres import Postgres
 from dispatcher.embedded.private_files import make_private
 from dispatcher.embedded.process import STOP_TIMEOUT_S
@@ -52,10 +53,13 @@ class Engines:
     def start(self) -> EngineUrls:
         """Take over or start the engines, both at once, and wait until they answer.
 
-        Raises SettingsError if a live server has the directory, EngineError if one does not start.
+        Raises SettingsError if a live server has the directory or an engine is not installed,
+        EngineError if one does not start.
         """
         if not self._engines:
             return self.urls
+        if self.valkey is not None:
+            valkey_program()  # before anything is made; Postgres has looked for its own already
         self._directory.make()
         self._lock = self._directory.take_lock(owner=str(os.getpid()))
         try:

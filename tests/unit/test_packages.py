@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from dispatcher.config import SettingsError
 from dispatcher.embedded.packages import postgres_files, postgres_programs, valkey_program
-from dispatcher.embedded.process import EngineError
 
 
 def _version(program: Path) -> str:
@@ -44,9 +44,9 @@ def test_the_libraries_that_the_programs_load_are_among_its_files() -> None:
         assert any(path.is_relative_to(tree.resolve()) for tree in postgres_files()), path
 
 
-def test_a_missing_package_says_what_to_set_instead(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_package_says_what_to_set_or_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(EngineError, match="DISPATCHER_REDIS_URL"):
+    with pytest.raises(SettingsError, match=r"DISPATCHER_REDIS_URL.*\[embedded\]"):
         valkey_program()
-    with pytest.raises(EngineError, match="DISPATCHER_DATABASE_URL"):
+    with pytest.raises(SettingsError, match=r"DISPATCHER_DATABASE_URL.*\[embedded\]"):
         postgres_programs()
