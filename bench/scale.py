@@ -1,6 +1,8 @@
-"""What throughput depends on: worker processes, zones, and the size of the tables.
+"""What throughput depends on: worker processes, zones, and the size of the tables; and what many
+servers of many zones cost while nothing happens.
 
-The last must not matter: an accept must not cost more as the history grows.
+The size of the tables must not matter: an accept must not cost more as the history grows. Nor must the
+number of servers: idle zones cost the same whoever does their rounds.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ from harness import engines, options
 from harness.figures import Run, Summary
 from harness.fixtures import TIMEOUT_S, Fixtures
 from harness.http_generator import HttpGenerator
+from harness.idle_servers import measure_idle, measure_messages
 from harness.servers import Server, start_dispatcher
 from report import Report, load_columns, load_row
 
@@ -96,6 +99,40 @@ def compare(
     return found
 
 
+def idle(report: Report, args: Any) -> None:
+    """Servers that have nothing to do, and what a server hears that has no sockets."""
+    costs = []
+    with report.progress() as progress:
+        task = progress.add_task("idle", total=len(args.servers))
+        for servers in args.servers:
+            progress.update(task, description=f"idle, {servers} servers", refresh=True)
+            cost = measure_idle(
+                servers, args.idle_zones, args.idle_seconds, empties=True, rest_s=args.idle_rest
+            )
+            costs.append(cost)
+            progress.update(task, advance=1, refresh=True)
+    report.results("idle", [cost.as_json() for cost in costs])
+    report.table(
+        f"{args.idle_zones:,} idle zones",
+        ["servers", "core a server", "core, all", "core of Redis", "of Postgres", "scripts/s", "INFO/s",
+         "s until warm"],
+        [
+            [
+                str(cost.servers), f"{cost.server_share:.1%}", f"{cost.all_servers_share:.1%}",
+                f"{cost.redis_share:.1%}", f"{cost.postgres_share:.1%}", f"{cost.scripts_per_s:,.0f}",
+                f"{cost.infos_per_s:.1f}", f"{cost.warm_s:.1f}",
+            ]
+            for cost in costs
+        ],
+    )  # fmt: skip
+    heard = measure_messages(args.idle_trips)
+    report.results("messages", {name: getattr(heard, name) for name in heard.__slots__})
+    report.note(
+        f"messages of {heard.trips} trips: {heard.with_sockets} to the server of their sockets, "
+        f"{heard.without_sockets} to one without sockets"
+    )
+
+
 def draw(found: dict[str, dict[str, Summary]]) -> Any:
     def onto(panels: Any) -> None:
         for axes, (what, summaries) in zip(panels, found.items(), strict=True):
@@ -107,22 +144,8 @@ def draw(found: dict[str, dict[str, Summary]]) -> Any:
     return onto
 
 
-def main() -> None:
-    parser = options.build_parser(__doc__, seconds=3.0, rounds=5, connections=256)
-    parser.add_argument("--workers", type=int, nargs="+", default=[1, 2])
-    parser.add_argument("--zones", type=int, nargs="+", default=[1, 4, 16])
-    parser.add_argument("--history", type=int, nargs="+", default=[10_000, 1_000_000])
-    args = options.parse(
-        parser, seconds=0.3, rounds=1, workers=[1, 2], zones=[1, 2], history=[100, 1_000]
-    )
-    if args.url:
-        parser.error("scale.py compares servers of its own; it takes no --url")
-    report = Report(
-        "scale",
-        "Winners by workers, zones and history",
-        options.shown(args),
-        folder=args.results,
-    )
+def load(report: Report, args: Any) -> dict[str, dict[str, Summary]]:
+    """Winners by workers, by zones and by the size of the tables."""
     found = {}
     with HttpGenerator() as generator, TemporaryDirectory() as folder:
         starts: dict[str, tuple[dict[str, Any], list[str], int]] = {
@@ -141,7 +164,41 @@ def main() -> None:
     ratio = large.rate / small.rate
     report.results("history ratio", ratio)
     report.note(f"{large.name} trips against {small.name}: {ratio:.2f} (floor {FLOOR}, aim {AIM})")
-    report.write(draw(found), panels=3)
+    return found
+
+
+def main() -> None:
+    parser = options.build_parser(__doc__, seconds=3.0, rounds=5, connections=256)
+    parser.add_argument("--workers", type=int, nargs="+", default=[1, 2])
+    parser.add_argument("--zones", type=int, nargs="+", default=[1, 4, 16])
+    parser.add_argument("--history", type=int, nargs="+", default=[10_000, 1_000_000])
+    parser.add_argument("--servers", type=int, nargs="+", default=[1, 4, 16], help="idle servers")
+    parser.add_argument("--idle-zones", type=int, default=1_000, help="zones of the idle servers")
+    parser.add_argument("--idle-seconds", type=float, default=20.0, help="length of an idle measurement")
+    parser.add_argument("--idle-rest", type=float, default=12.0, help="rest before it")
+    parser.add_argument("--idle-trips", type=int, default=20, help="trips whose messages are counted")
+    parser.add_argument("--only", choices=["idle", "load"], help="measure one half alone")
+    args = options.parse(
+        parser, seconds=0.3, rounds=1, workers=[1, 2], zones=[1, 2], history=[100, 1_000],
+        servers=[1, 2], idle_zones=20, idle_seconds=1.0, idle_rest=1.0, idle_trips=2,
+    )  # fmt: skip
+    if args.url:
+        parser.error("scale.py compares servers of its own; it takes no --url")
+    report = Report(
+        "scale-idle" if args.only == "idle" else "scale",
+        "Winners by workers, zones and history; idle servers of many zones",
+        options.shown(args),
+        folder=args.results,
+    )
+    found = {}
+    if args.only != "idle":
+        found = load(report, args)
+    if args.only != "load":
+        idle(report, args)
+    if found:
+        report.write(draw(found), panels=3)
+    else:
+        report.write()
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from typing import Final
 import structlog
 from aiohttp import web
 
-from dispatcher.background import drift_watch_job, job_loops, zone_census_job
+from dispatcher.background import drift_watch_job, job_loops, zone_census_job, zone_holder
 from dispatcher.composition import Services, services
 from dispatcher.config import Settings, SettingsError
 from dispatcher.core.errors import StoreUnavailable
@@ -20,7 +20,7 @@ from dispatcher.core.stop_signal import StopSignal
 from dispatcher.gauges import add_gauges
 from dispatcher.jobs.engine_watch import EngineWatch
 from dispatcher.jobs.loop import FunctionJob, JobLoop
-from dispatcher.live.pubsub import Subscriber
+from dispatcher.jobs.zone_holder import ZoneHolder
 from dispatcher.live.zone_view import ZoneViewScripts
 from dispatcher.observe.crowd_lines import CROWD_LINES
 from dispatcher.observe.loop_lag import LoopLag
@@ -28,7 +28,6 @@ from dispatcher.observe.metrics import Metrics
 from dispatcher.observe.tracing import Tracing
 from dispatcher.observe.tracing import start as start_tracing
 from dispatcher.observe.worker_metrics import WRITE_INTERVAL_S, WorkerPlace
-from dispatcher.service.hub import Hub
 from dispatcher.service.readiness import Readiness
 from dispatcher.service.zone_views import ZoneViews
 from dispatcher.web.application import build_application
@@ -68,7 +67,6 @@ async def run(
     authenticator = Authenticator.from_settings(settings)
     zones, tracing = load_zones(settings.zones_file), start_tracing()
     async with _closed_in_time(services(settings, zones, tracing), stop) as parts:
-        hub = parts.hub
         readiness = Readiness(
             zones=zones,
             state=parts.live.state,
@@ -78,31 +76,26 @@ async def run(
         )
         metrics, door, lag = Metrics(place), _door(settings), LoopLag()
         views, engine_watch = _zone_views(parts, readiness), EngineWatch(readiness.check)
-        sockets = _websocket_endpoint(parts, authenticator, hub, views)
+        sockets = _websocket_endpoint(parts, authenticator, views)
         handlers, boundary = _handlers_and_boundary(parts, authenticator, readiness, metrics, tracing)
         hidden = hidden_endpoints(settings.public_pages)
         if settings.metrics_address is not None:
             hidden |= {"metrics"}  # they have an address of their own
-        drift_watch, census = drift_watch_job(parts), zone_census_job(parts)
+        holder, census = zone_holder(parts), zone_census_job(parts)
+        drift_watch = drift_watch_job(parts, holder)
         add_gauges(
             metrics, parts,
             door=door, sockets=sockets, views=views, drift=drift_watch, engines=engine_watch,
-            census=census,
+            census=census, holder=holder,
         )  # fmt: skip
         runner = make_runner(
             build_application(handlers, boundary, websocket=sockets.handle, hidden=hidden),
             door=door,
             shutdown_timeout_s=settings.drain_s + _ANSWERED_S,
         )
-        subscriber = Subscriber(
-            str(settings.redis_url),
-            zones=zones.names(),
-            deliver=hub.deliver,
-            resync=hub.resync,
-        )
         interval_s = min(1.0, settings.presence_ttl_s / 10)
         loops = [
-            *job_loops(parts),
+            *job_loops(parts, holder),
             JobLoop(drift_watch),
             JobLoop(engine_watch),
             JobLoop(census),
@@ -110,8 +103,6 @@ async def run(
         ]
         if place is not None:
             loops.append(JobLoop(FunctionJob("share-metrics", WRITE_INTERVAL_S, metrics.share)))
-        if not await subscriber.start() and not parts.authorities.degraded():
-            raise StoreUnavailable("redis cannot be listened to")
         await runner.setup()
         metrics_runner = None
         try:
@@ -121,7 +112,6 @@ async def run(
             for loop in loops:
                 loop.start()
             lag.start()
-            parts.effects.wakeups.notify_all()  # waves may have become due while nobody was here
             # What stands now stays: collecting it again and again cost a tenth of the time, and pauses.
             gc.collect()
             gc.freeze()
@@ -137,7 +127,7 @@ async def run(
             await _finish(stop, "requests", runner.cleanup(), _ANSWERED_S)
             if metrics_runner is not None:
                 await _finish(stop, "metrics", metrics_runner.cleanup(), _ANSWERED_S)
-            await _finish(stop, "jobs", _stop_jobs(loops, subscriber, views, readiness), _SAVED_S)
+            await _finish(stop, "jobs", _stop_jobs(loops, parts, views, readiness), _SAVED_S)
             lag.stop()
             await _finish(stop, "saving", _save(parts, metrics, tracing), _SAVED_S)
 
@@ -168,10 +158,11 @@ async def _finish(stop: StopSignal, step: str, work: Awaitable[object], after_wi
 
 
 async def _stop_jobs(
-    loops: Sequence[JobLoop], subscriber: Subscriber, views: ZoneViews, readiness: Readiness
+    loops: Sequence[JobLoop | ZoneHolder], parts: Services, views: ZoneViews, readiness: Readiness
 ) -> None:
     await asyncio.gather(*(loop.stop() for loop in loops))
-    await subscriber.stop()
+    await parts.channels.stop()
+    await parts.subscriber.stop()
     await views.close()
     await readiness.close()
 
@@ -206,7 +197,7 @@ def _zone_views(parts: Services, readiness: Readiness) -> ZoneViews:
 
 
 def _websocket_endpoint(
-    parts: Services, authenticator: Authenticator, hub: Hub, views: ZoneViews
+    parts: Services, authenticator: Authenticator, views: ZoneViews
 ) -> WebSocketEndpoint:
     settings = parts.settings
     return WebSocketEndpoint(
@@ -221,7 +212,8 @@ def _websocket_endpoint(
             limits=parts.limits,
             idempotency_required=settings.idempotency_required,
         ),
-        hub=hub,
+        hub=parts.hub,
+        channels=parts.channels,
         presence=parts.presence,
         snapshots=parts.snapshots,
         zone_views=views,
@@ -269,6 +261,7 @@ def _handlers_and_boundary(
         snapshots=parts.snapshots,
         explanation=parts.explanation,
         operator_reads=parts.operator_reads,
+        operator_offers=parts.operator_offers,
         heat=parts.heat,
         readiness=readiness.check,
         metrics=metrics,

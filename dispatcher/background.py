@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from typing import Final
+
 from dispatcher.comparison import drift_check
 from dispatcher.composition import Services
 from dispatcher.jobs.absent_drivers import AbsentDrivers
@@ -13,18 +16,23 @@ from dispatcher.jobs.loop import JobLoop
 from dispatcher.jobs.presence_flush import PresenceFlush
 from dispatcher.jobs.queue_numbers import QueueNumbers
 from dispatcher.jobs.reconcile import Reconcile
+from dispatcher.jobs.upkeep import Upkeep
 from dispatcher.jobs.waves import Waves
 from dispatcher.jobs.webhook_delivery import WebhookDelivery
 from dispatcher.jobs.zone_census import ZoneCensus
+from dispatcher.jobs.zone_holder import HeldZone, HeldZoneJob, ZoneHolder
 from dispatcher.live.zone_view import ZoneViewScripts
 from dispatcher.service.event_tail import EventTail
 from dispatcher.service.ledger_offers import LedgerOffers
 
+#: A quiet zone is looked at this often at least, in s.
+_MAX_REST_S: Final = 10.0
 
-def job_loops(parts: Services) -> list[JobLoop]:
-    """The background jobs of one server process; most are one a zone, so that each goes on alone."""
+
+def job_loops(parts: Services, holder: ZoneHolder | None = None) -> list[JobLoop | ZoneHolder]:
+    """The background jobs of one server process; `holder` does the rounds of its share of the zones."""
     settings = parts.settings
-    loops = [
+    return [
         JobLoop(
             Flush(
                 positions=parts.positions,
@@ -37,18 +45,33 @@ def job_loops(parts: Services) -> list[JobLoop]:
         JobLoop(Cleanup(parts.ledger.database, interval_s=settings.cleanup_interval_s)),
         JobLoop(presence_flush_job(parts)),
         JobLoop(degraded_zones_job(parts)),
+        zone_holder(parts) if holder is None else holder,
     ]
-    for zone in parts.zones.names():
-        waves = JobLoop(Waves(parts.offers, zone))
-        parts.effects.wakeups.subscribe(zone, waves.wake)
-        loops += (waves, JobLoop(reconcile_job(parts, zone)), JobLoop(absent_drivers_job(parts, zone)))
-        if (numbers := queue_numbers_job(parts, zone)) is not None:
-            loops.append(JobLoop(numbers))
+
+
+def zone_holder(parts: Services) -> ZoneHolder:
+    """What does the rounds of this server's share of the zones: most jobs are one a zone, so that each
+    zone goes on alone."""
+
+    def jobs(held: HeldZone) -> Sequence[JobLoop]:
+        waves = Waves(parts.offers, held.zone, fence=held.fence_text, hears=held.hears)
+        upkeep = upkeep_job(parts, held.zone, fence=held.fence_text, wave_is_due=held.wake)
+        loops = [JobLoop(HeldZoneJob(waves, held)), JobLoop(HeldZoneJob(upkeep, held))]
         for deliveries in parts.webhook.deliveries:
-            delivering = JobLoop(WebhookDelivery(deliveries, zone))
-            deliveries.subscribe(zone, delivering.wake)
+            delivering = JobLoop(WebhookDelivery(deliveries, held.zone))
+            deliveries.subscribe(held.zone, delivering.wake)
             loops.append(delivering)
-    return loops
+        if (numbers := queue_numbers_job(parts, held.zone)) is not None:
+            loops.append(JobLoop(numbers))
+        return loops
+
+    return ZoneHolder(
+        node=parts.presence.node,
+        zones=parts.zones.names(),
+        scripts=parts.live.servers,
+        subscriber=parts.subscriber,
+        jobs=jobs,
+    )
 
 
 def queue_numbers_job(parts: Services, name: str) -> QueueNumbers | None:
@@ -60,6 +83,7 @@ def queue_numbers_job(parts: Services, name: str) -> QueueNumbers | None:
         zone=zone,
         queues=parts.queues,
         scripts=parts.live.queues,
+        authorities=parts.authorities,
         node=parts.presence.node,
         interval_s=parts.settings.sweep_interval_s,
     )
@@ -83,17 +107,17 @@ def degraded_zones_job(parts: Services) -> DegradedZones:
         rehydration=parts.rehydration,
         tail=tail,
         offers=offers,
-        wakeups=parts.effects.wakeups,
     )
 
 
-def drift_watch_job(parts: Services) -> DriftWatch:
-    """The job that compares the zones with Postgres, one after the other."""
+def drift_watch_job(parts: Services, holder: ZoneHolder) -> DriftWatch:
+    """The job that compares the zones that are held with Postgres, one after the other."""
     return DriftWatch(
         check=drift_check(parts.settings, parts.live, parts.ledger),
         scripts=parts.live.comparison,
         mending=parts.live.mending,
         zones=parts.zones.names(),
+        held=holder.held,
         authorities=parts.authorities,
         node=parts.presence.node,
         interval_s=parts.settings.drift_interval_s,
@@ -109,6 +133,39 @@ def presence_flush_job(parts: Services) -> PresenceFlush:
     """The job that tells of this server's connections."""
     interval_s = min(10.0, parts.settings.presence_ttl_s / 6)
     return PresenceFlush(parts.presence, parts.outages, parts.ledger.notices, interval_s=interval_s)
+
+
+def upkeep_job(
+    parts: Services,
+    zone: str,
+    *,
+    fence: Callable[[], str] = lambda: "",
+    wave_is_due: Callable[[], None] = lambda: None,
+) -> Upkeep:
+    """The job that looks after a zone; an empty fence needs no holding of it."""
+    settings = parts.settings
+    return Upkeep(
+        zone=zone,
+        scripts=parts.live.servers,
+        state=parts.live.state,
+        reconcile=reconcile_job(parts, zone),
+        absent=absent_drivers_job(parts, zone),
+        outages=parts.outages,
+        is_degraded=lambda: parts.authorities.of(zone).is_degraded,
+        fence=fence,
+        wave_is_due=wave_is_due,
+        fix_age_s=settings.fix_max_age_s,
+        grace_s=settings.presence_grace_s,
+        # Whatever begins after a look is not due before the next one: a claim has its lease, and an
+        # absence begins with what is left of a presence, or with the grace.
+        max_rest_s=min(
+            _MAX_REST_S,
+            settings.claim_lease_ms / 1000,
+            settings.presence_ttl_s / 4,
+            settings.presence_grace_s,
+        ),
+        interval_s=settings.sweep_interval_s,
+    )
 
 
 def reconcile_job(parts: Services, zone: str) -> Reconcile:

@@ -12,7 +12,7 @@ from dispatcher.config import Settings
 from dispatcher.core.zones import Zones
 from dispatcher.live.deliveries import DeliveryScripts
 from dispatcher.live.keys import keys_of
-from dispatcher.live.pubsub import Publisher
+from dispatcher.live.pubsub import Publisher, Subscriber
 from dispatcher.live.zone_view import ZoneViewScripts
 from dispatcher.observe.series import know_zones
 from dispatcher.observe.tracing import Tracing
@@ -35,6 +35,7 @@ from dispatcher.service.local_limits import LocalLimits
 from dispatcher.service.matched_rounds import MatchedRounds
 from dispatcher.service.offer_log import OfferLog
 from dispatcher.service.offers import Offers
+from dispatcher.service.operator_offers import OperatorOffers
 from dispatcher.service.operator_reads import OperatorReads
 from dispatcher.service.outbox import Outbox
 from dispatcher.service.positions import Positions
@@ -49,10 +50,10 @@ from dispatcher.service.rehydration import Rehydration
 from dispatcher.service.snapshots import Snapshots
 from dispatcher.service.stranded_trips import StrandedTrips
 from dispatcher.service.traced_coordinator import TracedCoordinator
-from dispatcher.service.wave_wakeups import WaveWakeups
+from dispatcher.service.user_channels import UserChannels
 from dispatcher.service.webhook import MAX_CALLS, Deliveries, Webhook
 from dispatcher.webhook.receiver import Receiver
-from dispatcher.wings import LedgerWing, LiveWing, open_ledger, open_live
+from dispatcher.wings import LedgerWing, LiveWing, open_ledger, open_live, open_subscriber
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +72,7 @@ class Services:
     stranded_trips: StrandedTrips
     reads: Reads
     operator_reads: OperatorReads
+    operator_offers: OperatorOffers
     explanation: Explanation
     offers: Offers
     matched_rounds: MatchedRounds
@@ -79,6 +81,8 @@ class Services:
     outages: PresenceOutages
     snapshots: Snapshots
     effects: SideEffects
+    subscriber: Subscriber
+    channels: UserChannels
     authorities: Authorities
     hub: Hub
     rows: LedgerRows
@@ -97,6 +101,7 @@ async def services(
     async with (
         open_live(settings) as live,
         open_ledger(settings) as ledger,
+        open_subscriber(settings) as subscriber,
         contextlib.AsyncExitStack() as stack,
     ):
         database = ledger.database
@@ -110,18 +115,14 @@ async def services(
         local_limits = LocalLimits(lambda: authorities.servers)
         seeds = LimitSeeds(local_limits, live.limits, has_one_node=not settings.has_redis_cluster)
         rehydration = Rehydration(
-            live.state,
-            database,
-            outbox,
-            authorities,
-            seeds,
-            queue_log,
+            live.state, database, outbox, authorities, seeds, queue_log,
+            presence=live.presence, presence_ttl_s=settings.presence_ttl_s,
             lease_ms=settings.claim_lease_ms,
-        )
+        )  # fmt: skip
         stack.push_async_callback(rehydration.close)
         limits = RateLimits(settings, live.limits, local_limits, authorities)
         directory = DriverDirectory(database)
-        effects = SideEffects(WaveWakeups(), OfferLog(), directory)
+        effects = SideEffects(OfferLog(), directory)
         live.settler.on_withdrawn(effects.offer_log.record_withdrawn)
         hub = Hub()
         rows = LedgerRows(database)
@@ -207,6 +208,7 @@ async def services(
             queues=queues,
             authorities=authorities,
             webhook=webhook,
+            database=database,
             fix_age_s=settings.fix_max_age_s,
         )
         reads = Reads(
@@ -234,6 +236,15 @@ async def services(
             database=database,
             fix_age_s=settings.fix_max_age_s,
         )
+        operator_offers = OperatorOffers(
+            zones=zones,
+            offers=offers,
+            scripts=live.offers,
+            positions=live.positions,
+            explanation=explanation,
+            database=database,
+            limits=limits,
+        )
         heat = HeatMaps(
             zones=zones,
             scripts=ZoneViewScripts(live.pipeline),
@@ -254,6 +265,9 @@ async def services(
             authorities=authorities,
             fix_age_s=settings.fix_max_age_s,
         )
+        channels = UserChannels(subscriber=subscriber, hub=hub, state=live.state)
+        stack.push_async_callback(channels.stop)
+        presence.on_moved = channels.moved
         live.pipeline.epochs = [keys_of(zone).epoch for zone in zones.names()]
         # Zones whose Redis another server cannot reach are loaded once they are given back.
         mine = [zone for zone in zones.names() if not authorities.of(zone).is_degraded]
@@ -261,9 +275,10 @@ async def services(
         await webhook.begin(mine)
         yield Services(
             settings, zones, live, ledger, rehydration, coordinator, limits, positions,
-            availability, stranded_trips, reads, operator_reads, explanation, offers, matched_rounds,
-            webhook, presence, outages, snapshots, effects, authorities, hub, rows, outbox,
-            queues, queue_log, heat,
+            availability, stranded_trips, reads, operator_reads, operator_offers, explanation, offers,
+            matched_rounds, webhook, presence, outages, snapshots, effects, subscriber, channels,
+            authorities, hub, rows,
+            outbox, queues, queue_log, heat,
         )  # fmt: skip
 
 

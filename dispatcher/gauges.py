@@ -12,6 +12,7 @@ from dispatcher.core.actors import Role
 from dispatcher.jobs.drift_watch import DriftWatch
 from dispatcher.jobs.engine_watch import EngineWatch
 from dispatcher.jobs.zone_census import ZoneCensus
+from dispatcher.jobs.zone_holder import ZoneHolder
 from dispatcher.observe.metrics import Metrics
 from dispatcher.service.zone_views import ZoneViews
 from dispatcher.web.door import REFUSAL_REASONS, Door
@@ -30,6 +31,7 @@ def add_gauges(
     drift: DriftWatch,
     engines: EngineWatch,
     census: ZoneCensus,
+    holder: ZoneHolder,
 ) -> None:
     """Add to `metrics` what the parts of a process know anyway."""
     metrics.labelled_gauge(
@@ -38,6 +40,11 @@ def add_gauges(
     )  # fmt: skip
     _add_connections(metrics, parts, door, sockets, views)
     _add_queues(metrics, parts)
+    metrics.gauge("dispatcher_zones_held", "Zones whose rounds this server does.", lambda: len(holder))
+    metrics.labelled_counter(
+        "dispatcher_channel_messages", "Messages from other servers.", "about",
+        parts.channels.messages,
+    )  # fmt: skip
     _add_degraded(metrics, parts)
     for part in (parts.matched_rounds, parts.queues, parts.heat):
         part.tell(metrics)

@@ -10,6 +10,8 @@ from dispatcher.config import Settings
 from dispatcher.ledger.commits import Commits
 from dispatcher.ledger.database import Database
 from dispatcher.ledger.outage_notices import OutageNotices
+from dispatcher.live.announcements import Announcements
+from dispatcher.live.channel_nodes import channel_nodes
 from dispatcher.live.claims import ClaimScripts
 from dispatcher.live.comparison import ComparisonScripts
 from dispatcher.live.deliveries import DeliveryScripts
@@ -22,7 +24,9 @@ from dispatcher.live.offers import OfferScripts
 from dispatcher.live.pipeline import Pipeline
 from dispatcher.live.positions import PositionScripts
 from dispatcher.live.presence import PresenceScripts
+from dispatcher.live.pubsub import Subscriber
 from dispatcher.live.queues import QueueScripts
+from dispatcher.live.servers import ServerScripts
 from dispatcher.live.settle import Settler
 from dispatcher.live.state import StateScripts
 
@@ -42,6 +46,8 @@ class LiveWing:
     limits: LimitScripts
     inspection: InspectionScripts
     comparison: ComparisonScripts
+    servers: ServerScripts
+    announcements: Announcements
     mending: Mending
     deliveries: DeliveryScripts
     queues: QueueScripts
@@ -67,7 +73,9 @@ async def open_live(settings: Settings) -> AsyncIterator[LiveWing]:
         mending = Mending(pipeline)
         pipeline.on_corrupt = mending.suspect
         stack.push_async_callback(mending.close)
-        settler = Settler(pipeline, fix_age_s=settings.fix_max_age_s)
+        announcements = Announcements(pipeline)
+        stack.push_async_callback(announcements.close)
+        settler = Settler(pipeline, fix_age_s=settings.fix_max_age_s, announcements=announcements)
         stack.callback(settler.close)
         yield LiveWing(
             pipeline,
@@ -81,10 +89,24 @@ async def open_live(settings: Settings) -> AsyncIterator[LiveWing]:
             LimitScripts(pipeline),
             InspectionScripts(pipeline),
             ComparisonScripts(pipeline),
+            ServerScripts(pipeline),
+            announcements,
             mending,
             DeliveryScripts(pipeline),
             QueueScripts(pipeline),
         )
+
+
+@contextlib.asynccontextmanager
+async def open_subscriber(settings: Settings) -> AsyncIterator[Subscriber]:
+    """What listens to channels; it connects once somebody does."""
+    assert settings.redis_url is not None
+    subscriber = Subscriber(channel_nodes(settings.redis_url))
+    await subscriber.open()
+    try:
+        yield subscriber
+    finally:
+        await subscriber.stop()
 
 
 @contextlib.asynccontextmanager

@@ -9,7 +9,8 @@
 -- KEYS[5] offers of the trip
 -- KEYS[6] drivers barred from the trip
 -- KEYS[7] geo set of the vehicle type of the driver in KEYS[2] (of any type where there is none)
--- KEYS[8...] inboxes of the drivers who hold an offer of the trip
+-- KEYS[8] channel that wakes who does the rounds of the zone
+-- KEYS[9...] inboxes of the drivers who hold an offer of the trip
 -- ARGV[1] version in Postgres
 -- ARGV[2] trip id
 -- ARGV[3] life of the hash in s, or empty: as long as the trip is live
@@ -23,11 +24,11 @@
 --- @include "clock"
 --- @include "eligibility"
 local trip, driver, former, waves, offers, barred = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6]
-local geo = KEYS[7]
+local geo, wake = KEYS[7], KEYS[8]
 local version, trip_id, ttl_s = tonumber(ARGV[1]), ARGV[2], ARGV[3]
 local driver_id, former_id, is_waiting = ARGV[4], ARGV[5], ARGV[6] == '1'
 local last_wave, barred_count = tonumber(ARGV[7]), tonumber(ARGV[8])
-local FIRST_INBOX, FIRST_BARRED = 8, 9
+local FIRST_INBOX, FIRST_BARRED = 9, 9
 local BARRED_S = 86400
 
 local known = redis.call('HMGET', trip, 'version', 'wave', 'current_status')
@@ -67,6 +68,7 @@ end
 local state = redis.call('HMGET', trip, 'current_status', 'driver_id')
 if state[1] == 'pending' then
   redis.call('ZADD', waves, 'NX', whole(now_ms), trip_id)  -- without one it would wait for ever
+  redis.call('SPUBLISH', wake, '')
 end
 local is_active = state[1] == 'accepted' or state[1] == 'arrived' or state[1] == 'ongoing'
 local holder_id = is_active and state[2] or ''

@@ -2,7 +2,7 @@
 --   out who holds no place any more.
 -- Atomic because: a driver who takes a trip or comes back in between would lose a new place with the old one.
 -- KEYS[1] the queue of a vehicle type
--- KEYS[2] push channel of the zone
+-- KEYS[2] what the channels of the zone's users begin with; an address (role:id) follows
 -- KEYS[3...] drivers, in the order of the queue
 -- ARGV[1] name of the queue
 -- ARGV[2] vehicle type
@@ -12,23 +12,24 @@
 --- @include "clock"
 --- @include "eligibility"
 --- @include "queues"
-local queue, channel = KEYS[1], KEYS[2]
+local queue, channels = KEYS[1], KEYS[2]
 local name, vehicle_type, number = ARGV[1], ARGV[2], tonumber(ARGV[3])
 local FIRST_DRIVER, FIRST_ID = 3, 4
 
-local told, lost = {}, {}
+local lost = {}
 for i = FIRST_ID, #ARGV do
   local k, driver_id = FIRST_DRIVER + i - FIRST_ID, ARGV[i]
   local driver = KEYS[k]
   local who = redis.call('HMGET', driver, 'is_online', 'availability_status', 'trip_id', 'vehicle_type', 'queue',
     'queue_until', 'queued_at', 'queue_number')
   local held = who[5] or ''
-  if held == name and who[4] == vehicle_type and is_free(who[1], who[2], who[3]) and holds_place(held, who[6]) then
+  local is_standing = held == name and who[4] == vehicle_type and holds_place(held, who[6]) and tonumber(who[7] or '')
+  if is_standing and is_free(who[1], who[2], who[3]) then
     number = number + 1
     if who[8] ~= whole(number) then
       redis.call('HSET', driver, 'queue_number', number)
-      told[#told + 1] = '[["driver:' .. driver_id .. '"],{"type":"queue","queue":"' .. name .. '","position":' .. number
-        .. ',"queued_at_ms":' .. who[7] .. '}]'
+      redis.call('SPUBLISH', channels .. 'driver:' .. driver_id, '{"type":"queue","queue":"' .. name .. '","position":'
+        .. number .. ',"queued_at_ms":' .. who[7] .. '}')
     end
   else
     redis.call('ZREM', queue, driver_id)
@@ -38,11 +39,9 @@ for i = FIRST_ID, #ARGV do
         redis.call('HSET', driver, 'queue', '', 'queue_number', '')
       end
       lost[#lost + 1] = driver_id
-      told[#told + 1] = '[["driver:' .. driver_id .. '"],{"type":"queue","queue":null,"position":null,"queued_at_ms":null}]'
+      redis.call('SPUBLISH', channels .. 'driver:' .. driver_id,
+        '{"type":"queue","queue":null,"position":null,"queued_at_ms":null}')
     end
   end
-end
-if #told > 0 then
-  redis.call('SPUBLISH', channel, '[' .. table.concat(told, ',') .. ']')
 end
 return { now_ms, number, lost }

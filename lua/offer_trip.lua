@@ -8,11 +8,12 @@
 -- KEYS[5] drivers who let an offer of the trip pass
 -- KEYS[6] trips by the time of their next wave
 -- KEYS[7] users of the zone by the end of their presence
--- KEYS[8] push channel of the zone
+-- KEYS[8] what the channels of the zone's users begin with; an address (role:id) follows
 -- KEYS[9] geo set of the vehicle type
 -- KEYS[10] matching of the zone
 -- KEYS[11] offers in a row that drivers turned down
--- KEYS[12...] for each candidate, in the order of asking: driver, then inbox
+-- KEYS[12] who does the rounds of the zone
+-- KEYS[13...] for each candidate, in the order of asking: driver, then inbox
 -- ARGV[1] trip id
 -- ARGV[2] round this wave was planned for: how often drivers were looked for before
 -- ARGV[3] most drivers who may hold an offer of this trip
@@ -30,21 +31,28 @@
 -- ARGV[14] queue at whose place the pickup is, or empty
 -- ARGV[15] how many candidates, the first ones, are asked for their place in it; where one of them holds an offer already,
 --   their head start is over
--- ARGV[16...] pairs: driver id, distance in m
+-- ARGV[16] fence by which the caller holds the zone, or empty
+-- ARGV[17...] pairs: driver id, distance in m
 -- RETURNS {code, now in ms, wave, deadline in ms, drivers offered to, drivers whose offer has expired}
---   code is offered, nobody (found), exhausted (its time is over), or moved (not this wave's turn any more)
+--   code is offered, nobody (found), exhausted (its time is over), or moved (not this wave's turn, or not this server's, any more)
 --- @include "clock"
+--- @include "fence"
 --- @include "eligibility"
 --- @include "queues"
 --- @include "candidates"
 local trip, claim, offers, barred, passed = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
-local waves, present, channel, geo = KEYS[6], KEYS[7], KEYS[8], KEYS[9]
-local matching, turned_down = KEYS[10], KEYS[11]
+local waves, present, channels, geo = KEYS[6], KEYS[7], KEYS[8], KEYS[9]
+local matching, turned_down, holder = KEYS[10], KEYS[11], KEYS[12]
 local trip_id, round, size, answer_ms, again_ms = ARGV[1], ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4]), tonumber(ARGV[5])
 local max_open_offers, fix_age_ms, max_wait_ms = tonumber(ARGV[6]), tonumber(ARGV[7]), tonumber(ARGV[8])
 local ask_again, trip_json, vehicle_type = ARGV[9] == '1', ARGV[10], ARGV[11]
 local fence, head_start_ms, queue, queued = ARGV[12], tonumber(ARGV[13]), ARGV[14], tonumber(ARGV[15])
-local OFFERS, FIRST_CANDIDATE, FIRST_PAIR = 3, 12, 16
+local zone_fence = ARGV[16]
+local OFFERS, FIRST_CANDIDATE, FIRST_PAIR = 3, 13, 17
+
+if not is_held(holder, zone_fence) then
+  return { 'moved', now_ms, 0, 0, {}, {} }
+end
 
 local state = redis.call('HMGET', trip, 'current_status', 'round', 'wave', 'waiting_since')
 if state[1] ~= 'pending' then
@@ -158,9 +166,9 @@ for _, choice in ipairs(chosen) do
   if redis.call('PTTL', inbox) < 0 then
     redis.call('PEXPIRE', inbox, answer_ms + 1000)
   end
-  redis.call('SPUBLISH', channel, '[[["driver:' .. driver_id .. '"],{"type":"offer","trip":' .. trip_json
+  redis.call('SPUBLISH', channels .. 'driver:' .. driver_id, '{"type":"offer","trip":' .. trip_json
     .. ',"wave":' .. wave .. ',"distance_m":' .. distance_m .. ',"deadline_ms":' .. whole(deadline)
-    .. ',"expires_in_ms":' .. answer_ms .. '}]]')
+    .. ',"expires_in_ms":' .. answer_ms .. '}')
   names[#names + 1] = driver_id
 end
 redis.call('ZADD', waves, whole(is_head_start and math.min(deadline, now_ms + head_start_ms) or deadline), trip_id)

@@ -33,7 +33,7 @@ local function stand_in_line(k, driver_id, name, absence_ms, fix_ms)
   local driver, queue = KEYS[k], KEYS[k + limits + 1]
   local held = redis.call('HMGET', driver, 'queue', 'queue_until', 'queued_at')
   local arrived_ms = held[3]
-  if not holds_place(held[1], held[2]) then
+  if not (holds_place(held[1], held[2]) and tonumber(arrived_ms or '')) then
     -- Behind whoever is there, whatever the clock did meanwhile: no two arrive at once.
     local last = redis.call('ZRANGE', queue, -1, -1, 'WITHSCORES')
     arrived_ms = whole(math.max(now_ms, (tonumber(last[2]) or 0) + 1))

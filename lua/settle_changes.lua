@@ -4,19 +4,21 @@
 -- KEYS[1] claims by the end of their lease
 -- KEYS[2] times of the drivers' last fixes
 -- KEYS[3] stream of events
--- KEYS[4] push channel of the zone
+-- KEYS[4] what the channels of the zone's users begin with; an address (role:id) follows
 -- KEYS[5] trips by the time of their next wave
 -- KEYS[6] offers in a row that drivers turned down
--- KEYS[7...] for each change, none of which shares its trip or driver with another: trip, driver, claim on the
+-- KEYS[7] channel that wakes who does the rounds of the zone
+-- KEYS[8...] for each change, none of which shares its trip or driver with another: trip, driver, claim on the
 --   trip, claim on the driver, idempotency record, geo set of the driver's vehicle type, offers of the trip, drivers
 --   barred from these, the driver's inbox, then the inboxes of the drivers who hold one. Any key of the zone stands for
 --   what there is not.
 -- ARGV[1] oldest fix that counts, in ms before now
--- ARGV[2...] for each change: a record (JSON), and three texts that are long, so that they are not packed into it: the
---   idempotency record to keep, an event (JSON) for the stream, and messages (a JSON list) for the push channel; a text
---   that does not apply is empty, and a field of the record that does not apply is left out:
+-- ARGV[2...] for each change: a record (JSON), and texts that are long, so that they are not packed into it: the
+--   idempotency record to keep, an event (JSON) for the stream, and the messages (JSON), one for each list in the
+--   record's `to`; a text that does not apply is empty, and a field of the record that does not apply is left out:
 --   token, entry: the attempt, and its entry in KEYS[1]; inboxes: how many of its keys are inboxes
 --   answer_ttl_ms: the life of the idempotency record
+--   to: for each message, the addresses (role:id) that it goes to
 --   trip_id: the trip that changes, or whose offer is declined
 --   trip: {version, base_version, ttl_s, wave, fields}: its new version; the version that the fields are the changes
 --     of (absent: they are the whole trip); the life of its hash (absent: it is live); wave is start (now) or stop;
@@ -30,17 +32,18 @@
 --   trips, they are told of their withdrawal, and a list stands for the number: the number, then those trips
 --- @include "clock"
 --- @include "eligibility"
-local claims, seen, events, channel, waves = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
-local turned_down = KEYS[6]
+local claims, seen, events, channels, waves = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
+local turned_down, wake = KEYS[6], KEYS[7]
 local fix_age_ms = tonumber(ARGV[1])
-local FIRST_KEY, FIRST_RECORD = 7, 2
-local KEYS_EACH, ARGS_EACH = 9, 4
+local FIRST_KEY, FIRST_RECORD = 8, 2
+local KEYS_EACH, ARGS_EACH = 9, 3
 local EVENTS_KEPT = 100000
 local BARRED_S = 86400
 
 -- Done for all changes in one call each.
 local gone, stopped, told, forgiven = {}, {}, {}, {}
 local held, owners, entries = {}, {}, {}
+local is_wave_due = false
 
 local function update_driver(driver, geo, change, is_newer)
   local before = redis.call('HMGET', driver, 'vehicle_type', 'is_online', 'availability_status', 'trip_id')
@@ -85,8 +88,8 @@ local function withdraw_offers(inbox, change)
   for _, trip_id in ipairs(redis.call('ZRANGE', inbox, 0, -1)) do
     if trip_id ~= change.trip_id then
       others[#others + 1] = trip_id
-      told[#told + 1] = '[["driver:' .. change.driver_id .. '"],{"type":"offer_withdrawn","trip_request_id":"'
-        .. trip_id .. '","reason":"driver_not_available"}]'
+      told[#told + 1] = { 'driver:' .. change.driver_id,
+        '{"type":"offer_withdrawn","trip_request_id":"' .. trip_id .. '","reason":"driver_not_available"}' }
     end
   end
   if #others > 0 then
@@ -95,7 +98,8 @@ local function withdraw_offers(inbox, change)
   return others
 end
 
-local function settle(k, change, answer, event, messages)
+local function settle(k, a, change)
+  local answer, event = ARGV[a + 1], ARGV[a + 2]
   local trip, driver, trip_claim, driver_claim = KEYS[k], KEYS[k + 1], KEYS[k + 2], KEYS[k + 3]
   local record, geo, offers, barred = KEYS[k + 4], KEYS[k + 5], KEYS[k + 6], KEYS[k + 7]
   local inbox = KEYS[k + 8]
@@ -117,6 +121,7 @@ local function settle(k, change, answer, event, messages)
     if after.wave == 'start' then
       redis.call('HSET', trip, 'round', 0, 'waiting_since', whole(now_ms))
       redis.call('ZADD', waves, whole(now_ms), change.trip_id)
+      is_wave_due = true
     else
       stopped[#stopped + 1] = change.trip_id
       for i = first_inbox, last_inbox do
@@ -137,6 +142,7 @@ local function settle(k, change, answer, event, messages)
         redis.call('HINCRBY', turned_down, change.barred_driver, 1)
         if redis.call('ZCOUNT', offers, whole(now_ms), '+inf') == 0 then
           redis.call('ZADD', waves, 'XX', whole(now_ms), change.trip_id)
+          is_wave_due = true
         end
       end
     end
@@ -156,8 +162,10 @@ local function settle(k, change, answer, event, messages)
   if event ~= '' then
     redis.call('XADD', events, 'MAXLEN', '~', EVENTS_KEPT, '*', 'event', event)
   end
-  if #messages > 2 then  -- an empty list is no message
-    told[#told + 1] = string.sub(messages, 2, -2)
+  for m, addresses in ipairs(change.to or {}) do
+    for _, address in ipairs(addresses) do
+      told[#told + 1] = { address, ARGV[a + ARGS_EACH - 1 + m] }
+    end
   end
   held[#held + 1], owners[#owners + 1] = trip_claim, change.token
   held[#held + 1], owners[#owners + 1] = driver_claim, change.token
@@ -167,12 +175,13 @@ local function settle(k, change, answer, event, messages)
 end
 
 local results = {}
-local k = FIRST_KEY
-for a = FIRST_RECORD, #ARGV, ARGS_EACH do
+local k, a = FIRST_KEY, FIRST_RECORD
+while a <= #ARGV do
   local change = cjson.decode(ARGV[a])
-  local is_done, result = pcall(settle, k, change, ARGV[a + 1], ARGV[a + 2], ARGV[a + 3])
+  local is_done, result = pcall(settle, k, a, change)
   results[#results + 1] = is_done and result or type(result) == 'table' and result.err or tostring(result)
   k = k + KEYS_EACH + change.inboxes
+  a = a + ARGS_EACH + #(change.to or {})
 end
 if #stopped > 0 then
   redis.call('ZREM', waves, unpack(stopped))
@@ -180,8 +189,11 @@ end
 if #forgiven > 0 then
   redis.call('HDEL', turned_down, unpack(forgiven))
 end
-if #told > 0 then
-  redis.call('SPUBLISH', channel, '[' .. table.concat(told, ',') .. ']')
+for _, message in ipairs(told) do
+  redis.call('SPUBLISH', channels .. message[1], message[2])
+end
+if is_wave_due then
+  redis.call('SPUBLISH', wake, '')
 end
 if #held > 0 then
   for i, owner in ipairs(redis.call('MGET', unpack(held))) do

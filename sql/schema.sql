@@ -152,11 +152,14 @@ CREATE TABLE trip_offers (
         ('open', 'accepted', 'declined', 'expired', 'withdrawn')),
     outcome_at timestamptz,
     score      jsonb,
+    offered_by text,
     PRIMARY KEY (trip_id, driver_id, wave)
 );
 COMMENT ON TABLE trip_offers IS 'One row per offer. Wave 0: the driver declined without having been offered the trip.';
 COMMENT ON COLUMN trip_offers.score IS
     'Of an offer that a round of matching made: the score in seconds of way, its parts, and the next three drivers.';
+COMMENT ON COLUMN trip_offers.offered_by IS
+    'Of an offer that an operator made by hand: the operator. NULL: a wave made it.';
 
 CREATE INDEX trip_offers_driver ON trip_offers (driver_id, offered_at);
 CREATE INDEX trip_offers_open ON trip_offers (deadline) WHERE outcome = 'open';

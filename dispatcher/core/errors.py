@@ -85,6 +85,8 @@ _ROWS: Final = (
             "Go online in the trip's zone first.", kept=True),
     Problem("driver_not_available", 409, "Conflict",
             "You are unavailable or have an active trip.", kept=True),
+    Problem("driver_not_eligible", 409, "Conflict",
+            "This driver cannot be offered this trip now."),
     Problem("driver_has_active_trip", 409, "Conflict",
             "Finish your active trip before you change zone or vehicle.", kept=True),
     Problem("driver_not_absent", 409, "Conflict",

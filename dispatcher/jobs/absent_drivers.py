@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Sequence
 from typing import Final
 
@@ -15,6 +16,7 @@ from dispatcher.ledger.database import Database
 from dispatcher.ledger.outage_notices import OutageNotices
 from dispatcher.live.keys import keys_of
 from dispatcher.live.presence import PresenceScripts
+from dispatcher.live.servers import Survey
 from dispatcher.live.state import StateScripts
 from dispatcher.observe.series import REPAIRED
 from dispatcher.service.authorities import Authorities
@@ -33,7 +35,7 @@ _PAGE_ROWS: Final = 1_000
 
 
 class AbsentDrivers:
-    """Looks after one zone. Any server may; an absent user is handed to one of them at a time.
+    """Looks after one zone. The server that holds it does; an absent user is handed to one at a time.
 
     Nobody is judged after an outage that this server or another one has seen, or a leap of Redis' clock,
     until all is told again and the grace has passed.
@@ -74,8 +76,18 @@ class AbsentDrivers:
         self._node = node
         self._life_ms = ttl_s * 1000
         self._grace_ms = int(grace_s * 1000)
+        self._look_at_s = 0.0
+
+    def is_due(self, survey: Survey) -> bool:
+        """Whether there is anything to do in the zone: somebody is absent, the zone was loaded anew, or
+        Postgres is to be asked who is online."""
+        if survey.epoch != self._epoch or time.monotonic() >= self._look_at_s:
+            return True
+        ends_ms = survey.first_absence_ms
+        return ends_ms is not None and ends_ms + self._grace_ms <= survey.now_ms
 
     async def run(self) -> None:
+        self._look_at_s = time.monotonic() + self._life_ms / 1000 / _LOOKS_PER_LIFE
         if self._authorities.of(self._zone.name).is_degraded:
             self._outages.began(self._zone.name)
             return

@@ -9,7 +9,6 @@ from dispatcher.service.authorities import Authorities
 from dispatcher.service.event_tail import EventTail
 from dispatcher.service.ledger_offers import LedgerOffers
 from dispatcher.service.rehydration import Rehydration
-from dispatcher.service.wave_wakeups import WaveWakeups
 
 #: How soon a server hears of what another one has changed, and makes offers.
 _INTERVAL_S: Final = 0.5
@@ -29,14 +28,12 @@ class DegradedZones:
         rehydration: Rehydration,
         tail: EventTail,
         offers: LedgerOffers,
-        wakeups: WaveWakeups,
     ) -> None:
         self._zones = zones
         self._authorities = authorities
         self._rehydration = rehydration
         self._tail = tail
         self._offers = offers
-        self._wakeups = wakeups
         self._degraded: set[str] = set()
 
     async def run(self) -> None:
@@ -53,5 +50,4 @@ class DegradedZones:
                 await self._offers.run(zone)
             else:
                 self._tail.forget(name)
-                self._wakeups.notify(name)
         self._degraded = degraded

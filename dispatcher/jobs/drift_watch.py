@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
 import structlog
@@ -21,7 +21,7 @@ _NAMED: Final = 10
 
 
 class DriftWatch:
-    """Looks at one zone a run. One of all servers looks at a zone within `interval_s`; what the others
+    """Looks at one of this server's zones a run, and at each within `interval_s`. What another server
     saw before does not count any more, so that the sum over all servers is what differs."""
 
     name = "drift-watch"
@@ -33,6 +33,7 @@ class DriftWatch:
         scripts: ComparisonScripts,
         mending: Mending,
         zones: Sequence[str],
+        held: Callable[[], Sequence[str]],
         authorities: Authorities,
         node: str,
         interval_s: float,
@@ -40,8 +41,9 @@ class DriftWatch:
         self.interval_s = interval_s / len(zones)
         self._check = check
         self._scripts = scripts
+        self._held = held
+        self._all_s = interval_s
         self._mending = mending
-        self._zones = list(zones)
         self._authorities = authorities
         self._node = node
         self._every_ms = int(interval_s * 900)  # below the interval, whose rests vary by a tenth
@@ -56,14 +58,20 @@ class DriftWatch:
             for kind in DriftKind
         }
 
-    async def run(self) -> None:
-        zone = self._zones[self._turn % len(self._zones)]
-        self._turn += 1
-        if self._authorities.of(zone).is_degraded:
-            return  # it differs, as it should
-        if not await self._scripts.begin_look(keys_of(zone), self._node, every_ms=self._every_ms):
+    async def run(self) -> float:
+        held = [zone for zone in self._held() if not self._authorities.of(zone).is_degraded]
+        for zone in self._found.keys() - set(held):
             self._found[zone] = Counter()
-            return
+        if held:
+            zone = held[self._turn % len(held)]
+            self._turn += 1
+            if await self._scripts.begin_look(keys_of(zone), self._node, every_ms=self._every_ms):
+                await self._look(zone)
+            else:
+                self._found[zone] = Counter()
+        return self._all_s / max(1, len(held))
+
+    async def _look(self, zone: str) -> None:
         counts: Counter[DriftKind] = Counter()
         async for drift in self._check.check(zone, every_key=False):
             if drift.kind is DriftKind.VALUES:

@@ -39,9 +39,13 @@ class Reconcile:
         self._fix_age_ms = fix_age_s * 1000
 
     async def run(self) -> None:
+        """Raises StoreUnavailable."""
+        if await self._rehydration.check_epoch(self._zone):
+            await self.sweep()
+
+    async def sweep(self) -> None:
+        """Puts right what is due in a zone that is loaded. Raises StoreUnavailable."""
         keys = keys_of(self._zone)
-        if not await self._rehydration.check_epoch(self._zone):
-            return
         await self._sweep_claims(keys)
         swept = await self._positions.sweep_fixes(keys, fix_age_ms=self._fix_age_ms)
         REPAIRED.add("stale_fix", number=swept)

@@ -2,26 +2,42 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Final
 
 from dispatcher.service.offers import Offers
 
-#: Looked at least this often: another server may have made a wave due that we do not know of.
-_MAX_REST_S: Final = 0.2
+#: Nothing wakes the job while its wake-ups cannot be heard: it looks as often as this.
+_DEAF_REST_S: Final = 0.2
+#: It is woken when a trip begins to wait, so this is only how long it trusts that.
+_MAX_REST_S: Final = 60.0
 _MIN_REST_S: Final = 0.005
 
 
 class Waves:
-    """One job a zone. A trip created here is looked at at once: its wake-up ends the rest."""
+    """One job a zone, on the server that holds it. What makes a wave due wakes it, wherever that is.
 
-    def __init__(self, offers: Offers, zone: str) -> None:
+    `fence` gives that by which the zone is held, `hears` whether wake-ups are heard.
+    """
+
+    def __init__(
+        self,
+        offers: Offers,
+        zone: str,
+        *,
+        fence: Callable[[], str] = lambda: "",
+        hears: Callable[[], bool] = lambda: False,
+    ) -> None:
         self.name = f"waves-{zone}"
-        self.interval_s = _MAX_REST_S
+        self.interval_s = _DEAF_REST_S
         self._offers = offers
         self._zone = zone
+        self._fence = fence
+        self._hears = hears
 
     async def run(self) -> float:
-        wait_ms = await self._offers.run_due(self._zone)
+        most_s = _MAX_REST_S if self._hears() else _DEAF_REST_S
+        wait_ms = await self._offers.run_due(self._zone, self._fence())
         if wait_ms is None:
-            return _MAX_REST_S
-        return min(_MAX_REST_S, max(_MIN_REST_S, wait_ms / 1000))
+            return most_s
+        return min(most_s, max(_MIN_REST_S, wait_ms / 1000))

@@ -32,6 +32,7 @@ class Breaker:
         self._timeout_s = timeout_s
         self._node = node
         self._probing: asyncio.Task[None] | None = None
+        self._is_closed = False
         #: Why it is open; empty while it is closed.
         self.reason = ""
         #: How often it has opened, for the metrics.
@@ -44,7 +45,7 @@ class Breaker:
 
     def trip(self, reason: str) -> None:
         """The node is no help: it is left alone from now on, until a probe succeeds."""
-        if self.is_open:
+        if self.is_open or self._is_closed:
             return
         self.reason = reason
         self.opened += 1
@@ -67,7 +68,8 @@ class Breaker:
             return
 
     async def close(self) -> None:
-        """Gives up probing."""
+        """Gives up probing, for good: what is still on its way may fail."""
+        self._is_closed = True
         if self._probing is not None:
             self._probing.cancel()
             await asyncio.gather(self._probing, return_exceptions=True)

@@ -104,10 +104,13 @@ class ClusterPipeline(Pipeline):
         return self._left_alone + sum(lane.times_left_alone() for lane in self._lanes.values())
 
     def is_left_alone(self, key: str) -> bool:
-        if self._topology.owner(key) is None:
+        is_left_alone = self._breaks
+        if self._topology.owner(key) is not None:
+            is_left_alone = self._lane_of(key).is_left_alone(key)
+        if is_left_alone:
+            # Nobody calls a node that is left alone, so that no call would tell of its successor.
             self._topology.suspect()
-            return self._breaks
-        return self._lane_of(key).is_left_alone(key)
+        return is_left_alone
 
     async def is_away(self, key: str) -> bool:
         if self._topology.owner(key) is None:

@@ -16,6 +16,7 @@ class Keys:
         self._prefix = prefix = f"dsp:{{{zone}}}:"
         self.epoch = prefix + "epoch"
         self.loading = prefix + "loading"
+        self.filled = prefix + "filled"
         self.claims = prefix + "claims"
         self.seen = prefix + "seen"
         self.present = prefix + "present"
@@ -31,7 +32,9 @@ class Keys:
         self.unheard = prefix + "unheard"
         self.dead_letters = prefix + "dead-letters"
         self.ready = prefix + "ready"
-        self.push = prefix + "push"
+        self.holder = prefix + "holder"
+        #: Channel: a wave of the zone has become due.
+        self.wake = prefix + "wake"
 
     @property
     def prefix(self) -> str:
@@ -98,6 +101,37 @@ class Keys:
         """Sorted set: the user's connections by expiry (ms)."""
         return f"{self._prefix}connections:{user_id}"
 
+    def channel(self, user_id: str) -> str:
+        """Channel: what happens in this zone to a user, for the servers that have a socket of theirs.
+
+        What those of all users begin with is that of the empty one.
+        """
+        return f"{self._prefix}push:{user_id}"
+
+
+class ServerKeys:
+    """The keys of the list of servers. No zone is named like their tag."""
+
+    def __init__(self) -> None:
+        prefix = "dsp:{@servers}:"
+        self.alive = prefix + "alive"
+        self.serves = prefix + "serves"
+        self.list = prefix + "list"
+        self.zones = prefix + "zones"
+        #: Channel: the list has changed.
+        self.changed = prefix + "changed"
+
+
+SERVER_KEYS = ServerKeys()
+
+
+def home_channel(address: str) -> str:
+    """Channel of a user (role:id), whatever the zone: in which one something is about to happen to them.
+
+    It has a slot of its own: every server knows it without knowing a zone.
+    """
+    return f"dsp:{{{address}}}:push"
+
 
 @lru_cache(maxsize=4096)
 def keys_of(zone: str) -> Keys:
@@ -109,8 +143,8 @@ def names_of_zone(keys: Keys) -> list[str]:
     """The keys that a zone has one of each; the push channel is none."""
     return [
         keys.epoch, keys.loading, keys.claims, keys.seen, keys.present, keys.presence_look,
-        keys.drift_look, keys.vehicles, keys.waves, keys.matching, keys.turned_down, keys.events,
-        keys.ready,
+        keys.drift_look, keys.queue_look, keys.heat_look, keys.vehicles, keys.waves, keys.matching,
+        keys.turned_down, keys.events, keys.ready,
     ]  # fmt: skip
 
 

@@ -39,10 +39,17 @@ class MatchScripts:
     def __init__(self, pipeline: Pipeline) -> None:
         self._pipeline = pipeline
 
-    async def begin_round(self, keys: Keys, trip_ids: Sequence[str], *, every_ms: int) -> RoundStart:
-        """Begins a round, unless another server has or it is too early; then the trips wait for it."""
+    async def begin_round(
+        self, keys: Keys, trip_ids: Sequence[str], *, every_ms: int, zone_fence: str = ""
+    ) -> RoundStart:
+        """Begins a round, unless another server has or it is too early; then the trips wait for it.
+
+        `zone_fence` is that by which the caller holds the zone; an empty one needs none.
+        """
         reply = await self._pipeline.run(
-            "begin_round", (keys.matching, keys.waves), (every_ms, *trip_ids)
+            "begin_round",
+            (keys.matching, keys.waves, keys.holder),
+            (every_ms, zone_fence, *trip_ids),
         )
         return RoundStart(*reply)
 

@@ -21,13 +21,15 @@ MAX_TRIPS: Final = 100
 class DueWaves(NamedTuple):
     """Trips whose wave is due, and when the next one is (None: none is waiting). Times in ms.
 
-    `is_scarce`: there are fewer drivers than trips, so that `auto` matches them.
+    `is_scarce`: there are fewer drivers than trips, so that `auto` matches them. Not `is_held`: the zone
+    is another server's, and nothing was handed out.
     """
 
     now_ms: int
     next_ms: int | None
     trip_ids: list[str]
     is_scarce: bool
+    is_held: bool = True
 
 
 class WaveCode(StrEnum):
@@ -72,16 +74,24 @@ class OfferScripts:
         self._pipeline = pipeline
 
     async def claim_waves(
-        self, keys: Keys, *, max_trips: int = MAX_TRIPS, again_ms: int = WAVE_AGAIN_MS
+        self,
+        keys: Keys,
+        *,
+        max_trips: int = MAX_TRIPS,
+        again_ms: int = WAVE_AGAIN_MS,
+        zone_fence: str = "",
     ) -> DueWaves:
         """The trips whose next wave is due, each handed to one server at a time.
 
-        Should that server fail, they are due again after `again_ms`.
+        Should that server fail, they are due again after `again_ms`. `zone_fence` is that by which the
+        caller holds the zone; an empty one needs none.
         """
-        now_ms, next_ms, due, is_scarce = await self._pipeline.run(
-            "claim_waves", (keys.waves, keys.matching), (max_trips, again_ms, _LONGEST_WAIT_MS)
+        now_ms, next_ms, due, is_scarce, is_held = await self._pipeline.run(
+            "claim_waves",
+            (keys.waves, keys.matching, keys.holder),
+            (max_trips, again_ms, _LONGEST_WAIT_MS, zone_fence),
         )
-        return DueWaves(now_ms, next_ms or None, due, is_scarce == 1)
+        return DueWaves(now_ms, next_ms or None, due, is_scarce == 1, is_held == 1)
 
     async def offer_trip(
         self,
@@ -102,22 +112,23 @@ class OfferScripts:
         head_start_ms: int = 0,
         queue: str = "",
         queued: int = 0,
+        zone_fence: str = "",
     ) -> WaveResult:
         """Runs one wave over the candidates, in the order of asking.
 
         `fence` is that of the round of matching that planned it. With a head start the first candidate
         alone is asked, and the same wave goes on after it. `queued` candidates, the first ones, are
-        asked for their place in the `queue` at which the pickup is.
+        asked for their place in the `queue` at which the pickup is. By `zone_fence` the zone is held.
         """
         names = [
             keys.trip(trip.id), keys.trip_claim(trip.id), keys.offers(trip.id),
-            keys.barred(trip.id), keys.passed(trip.id), keys.waves, keys.present, keys.push,
-            keys.geo(trip.vehicle_type), keys.matching, keys.turned_down,
+            keys.barred(trip.id), keys.passed(trip.id), keys.waves, keys.present, keys.channel(""),
+            keys.geo(trip.vehicle_type), keys.matching, keys.turned_down, keys.holder,
         ]  # fmt: skip
         args: list[Any] = [
             trip.id, round_number, size, answer_ms, again_ms, max_open_offers, fix_age_ms,
             max_wait_ms, int(ask_again), trip_json, trip.vehicle_type,
-            "" if fence is None else fence, head_start_ms, queue, queued,
+            "" if fence is None else fence, head_start_ms, queue, queued, zone_fence,
         ]  # fmt: skip
         for driver_id, distance_m in candidates:
             names += (keys.driver(driver_id), keys.inbox(driver_id))

@@ -8,7 +8,7 @@ from typing import Any, Final, NamedTuple
 
 import orjson
 
-from dispatcher.live.keys import Keys, keys_of
+from dispatcher.live.keys import SERVER_KEYS, Keys, home_channel, keys_of
 
 #: Asks Redis about each command without running it. Needs what the product needs anyway, which EVAL is;
 #: ACL DRYRUN would need the rights of an administrator.
@@ -42,7 +42,7 @@ CHANNEL_COMMANDS: Final = {"SPUBLISH": ("message",), "SSUBSCRIBE": ()}
 #: Those on neither.
 OTHER_COMMANDS: Final[dict[str, tuple[str, ...]]] = {
     "EVALSHA": ("0" * 40, "0"), "INFO": (), "PING": (), "SCAN": ("0",), "SCRIPT LOAD": ("return 1",),
-    "TIME": (),
+    "SUNSUBSCRIBE": (), "TIME": (),
 }  # fmt: skip
 #: Those that a node of a cluster is asked besides.
 CLUSTER_COMMANDS: Final[dict[str, tuple[str, ...]]] = {
@@ -52,7 +52,7 @@ CLUSTER_COMMANDS: Final[dict[str, tuple[str, ...]]] = {
 AT_START_COMMANDS: Final = ("EVAL", "SELECT")
 #: All keys of all zones, and their push channels.
 KEY_PATTERN: Final = "dsp:{*}:*"
-CHANNEL_PATTERN: Final = "dsp:{*}:push"
+CHANNEL_PATTERNS: Final = ("dsp:{*}:push", "dsp:{*}:push:*", "dsp:{*}:wake", "dsp:{*}:changed")
 
 
 def acl_rules() -> list[str]:
@@ -65,7 +65,7 @@ def acl_rules() -> list[str]:
         "resetkeys",
         f"~{KEY_PATTERN}",
         "resetchannels",
-        f"&{CHANNEL_PATTERN}",
+        *(f"&{pattern}" for pattern in CHANNEL_PATTERNS),
         "-@all",
         *allowed,
     ]
@@ -102,24 +102,31 @@ async def find_refusals(client: Any, zones: Sequence[str], *, in_cluster: bool =
         if not allowed_on[command] and (any_key or command in others)
     ]
     names = [q.name for q in refused if q.name and (allowed_on[q.command] or not any_key)]
-    channels = [keys_of(zone).push for zone in zones]
+    channels = [channel for zone in zones for channel in _channels(keys_of(zone))]
+    channels += [SERVER_KEYS.changed, home_channel(_ID)]
     refusals = [f"run {', '.join(commands)}"] if commands else []
     if keys := sorted(_pattern(name) for name in {*names}.difference(channels)):
         refusals.append(f"use the keys {_shortened(keys)}")
     closed = [q for q in refused if q.command in CHANNEL_COMMANDS]
     if closed:
         verbs = ", ".join(sorted({q.command for q in closed}))
-        refusals.append(f"use {verbs} on the channels {_shortened(sorted({q.name for q in closed}))}")
+        channels = sorted({_pattern(q.name) for q in closed})
+        refusals.append(f"use {verbs} on the channels {_shortened(channels)}")
     return refusals
 
 
 def _questions(zones: Sequence[str], others: Mapping[str, tuple[str, ...]]) -> Iterator[_Question]:
     for command, more in others.items():
         yield _Question(command, "", (*command.split(" "), *more))
+    for key in (SERVER_KEYS.alive, SERVER_KEYS.serves, SERVER_KEYS.list, SERVER_KEYS.zones):
+        for command in ("GET", "SET"):
+            yield _Question(command, key, (command, key, *KEYED_COMMANDS[command]))
+    for channel in (SERVER_KEYS.changed, home_channel(_ID)):
+        yield from _channel_questions(channel)
     for i, zone in enumerate(zones):
         keys = keys_of(zone)
-        for command, more in CHANNEL_COMMANDS.items():
-            yield _Question(command, keys.push, (command, keys.push, *more))
+        for channel in _channels(keys):
+            yield from _channel_questions(channel)
         # What may be done to a key is the same for the keys of all zones: two commands show it.
         for command in KEYED_COMMANDS if i == 0 else ("GET", "SET"):
             for key in _every_key(keys):
@@ -132,10 +139,20 @@ def _words(command: str, key: str) -> tuple[str, ...]:
     return (*command.split(" "), key, *KEYED_COMMANDS[command])
 
 
+def _channels(keys: Keys) -> list[str]:
+    return [keys.wake, keys.channel(_ID)]
+
+
+def _channel_questions(channel: str) -> Iterator[_Question]:
+    for command, more in CHANNEL_COMMANDS.items():
+        yield _Question(command, channel, (command, channel, *more))
+
+
 def _every_key(keys: Keys) -> list[str]:
     """One key of each kind; the ids are a placeholder."""
     return [
-        keys.epoch, keys.loading, keys.claims, keys.seen, keys.present, keys.vehicles, keys.waves,
+        keys.epoch, keys.loading, keys.filled, keys.holder, keys.claims, keys.seen, keys.present,
+        keys.vehicles, keys.waves,
         keys.matching, keys.turned_down,
         keys.events, keys.unheard, keys.dead_letters, keys.ready,
         keys.trip(_ID), keys.driver(_ID), keys.trip_claim(_ID),
@@ -152,7 +169,7 @@ _SHOWN: Final = 3  # enough to see what the pattern lacks
 
 def _pattern(key: str) -> str:
     """The key for a reader: a placeholder stands for any id."""
-    head, _, tail = key.partition("}:")
+    head, _, tail = key.replace(f"{{{_ID}}}", "{*}").partition("}:")
     parts = tail.split(":")
     return head + "}:" + ":".join("*" if part == _ID else part for part in parts)
 

@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Coroutine, Sequence
+from collections.abc import AsyncIterator, Coroutine, Hashable, Sequence
 from contextvars import Context
 from typing import Any
 
-import structlog
 from redis.exceptions import RedisError
 
 from dispatcher.core.errors import CorruptState, ReplyLost, StoreUnavailable
@@ -20,18 +19,10 @@ from dispatcher.core.zones import DEFAULT_ZONE
 from dispatcher.live.breaker import Breaker, LeftAlone
 from dispatcher.live.corruption import CorruptionReports
 from dispatcher.live.keys import keys_of
-from dispatcher.live.protocol import REPLY_TIMEOUT_S, Call, CallProtocol, has_socket
-from dispatcher.live.redis_errors import (
-    error_of,
-    is_demoted,
-    is_no_help,
-    is_unknown_script,
-)
+from dispatcher.live.protocol import REPLY_TIMEOUT_S, Call, CallProtocol, has_socket, log_unanswered
+from dispatcher.live.redis_errors import error_of, is_demoted, is_no_help, is_unknown_script
 from dispatcher.live.scripts import LuaScripts
 from dispatcher.live.zone_check import check_zones, run_id_of
-from dispatcher.observe.series import ENGINE_ERRORS
-
-log = structlog.get_logger("dispatcher.redis")
 
 # A batch this large keeps Redis busy for some 5 ms; larger ones only delay the first reply.
 _MAX_BATCH = 512
@@ -127,8 +118,7 @@ class Pipeline(CorruptionReports, LeftAlone):
 
     def _spawn(self, work: Coroutine[Any, Any, None], *, batches: int = 1) -> None:
         self._in_flight += batches
-        # In no call's context: what is logged there is about many calls.
-        task = asyncio.get_running_loop().create_task(work, context=Context())
+        task = asyncio.get_running_loop().create_task(work, context=Context())  # not this call's alone
         self._tasks.add(task)
 
         def ended(task: asyncio.Task[None]) -> None:
@@ -163,8 +153,7 @@ class Pipeline(CorruptionReports, LeftAlone):
                 await connection.disconnect(nowait=True)
                 await self._redis.connection_pool.release(connection)
             waiting, self._waiting = self._waiting, []
-            ENGINE_ERRORS.add("redis")
-            log.warning("redis did not answer", calls=len(waiting), error=str(error))
+            log_unanswered(len(waiting), error)
             self.leave_alone(f"not reached: {error}")
             for call in waiting:
                 self._answer(call, StoreUnavailable("redis"))
@@ -213,8 +202,7 @@ class Pipeline(CorruptionReports, LeftAlone):
                 pipeline.execute_command(*call.command)
             replies = await pipeline.execute(raise_on_error=False)
         except (RedisError, OSError, TimeoutError) as error:
-            ENGINE_ERRORS.add("redis")
-            log.warning("redis did not answer", calls=len(batch), error=str(error))
+            log_unanswered(len(batch), error)
             replies = [ReplyLost("redis")] * len(batch)
         except BaseException:
             for call in batch:
@@ -248,7 +236,7 @@ class Pipeline(CorruptionReports, LeftAlone):
         try:
             await self.load_scripts()
         except (RedisError, OSError, TimeoutError) as failure:
-            log.warning("redis did not answer", calls=len(self._unknown_scripts), error=str(failure))
+            log_unanswered(len(self._unknown_scripts), failure)
             error = StoreUnavailable("redis")
         calls, self._unknown_scripts = self._unknown_scripts, []
         for call in calls:
@@ -258,16 +246,18 @@ class Pipeline(CorruptionReports, LeftAlone):
             else:
                 self._answer(repeated, error)
 
+    def node_of(self, key: str) -> Hashable:
+        """The node that is asked about `key`: calls to one node are answered in their order."""
+        return ""
+
     async def load_scripts(self) -> None:
         """Makes every script known to Redis."""
         for text in self._scripts.texts.values():
             await self._redis.script_load(text)
 
     async def run_id(self, key: str) -> str:
-        """The run id of the server that holds `key`: another one after a restart or failover.
-
-        Asked where scripts run: while a failover goes on, another connection may lead elsewhere.
-        """
+        """The run id of the server that holds `key`: another one after a restart or failover."""
+        # Asked where scripts run: while a failover goes on, another connection may lead elsewhere.
         return run_id_of(await self.command("INFO", "server"))
 
     async def scan(self, key: str, prefix: str) -> AsyncIterator[list[str]]:
@@ -277,10 +267,8 @@ class Pipeline(CorruptionReports, LeftAlone):
         """
         cursor: Any = "0"
         while True:
-            cursor, found = await self.command(
-                "SCAN", cursor, "MATCH", prefix + "*", "COUNT", _SCAN_KEYS
-            )
-            yield found
+            cursor, got = await self.command("SCAN", cursor, "MATCH", prefix + "*", "COUNT", _SCAN_KEYS)
+            yield got
             if int(cursor) == 0:
                 return
 

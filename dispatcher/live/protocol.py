@@ -79,6 +79,12 @@ def has_socket(connection: Any) -> bool:
 _FIRST_KEY = {"EVALSHA": 3, "EVAL": 3, "XGROUP": 2, "XREADGROUP": 7}
 
 
+def log_unanswered(calls: int, error: object) -> None:
+    """Redis did not answer so many calls."""
+    ENGINE_ERRORS.add("redis")
+    log.warning("redis did not answer", calls=calls, error=str(error))
+
+
 class Call(NamedTuple):
     """A command, the future of its reply, whether it was sent before its script was known, and how often
     a node of a cluster has named another one."""
@@ -165,8 +171,7 @@ class CallProtocol(RedisProtocol):
         if self._timer is not None:
             self._timer.cancel()
         if self._calls:
-            ENGINE_ERRORS.add("redis")
-            log.warning("redis did not answer", calls=len(self._calls), error=str(error or "closed"))
+            log_unanswered(len(self._calls), error or "closed")
         while self._calls:
             self._on_reply(self._calls.popleft(), ReplyLost("redis"))
         while self._batches:

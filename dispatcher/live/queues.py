@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from dispatcher.core.drivers import is_free
+from dispatcher.core.zones import ZONE
 from dispatcher.live.keys import Keys
 from dispatcher.live.pipeline import Pipeline
 
@@ -33,6 +34,11 @@ class QueueCount(NamedTuple):
     now_ms: int
     standing: int
     lost: list[str]
+
+
+def is_place(queue: str, *times_ms: str) -> bool:
+    """Whether these values of a driver's hash are such as servers write: no key is made of others."""
+    return bool(ZONE.fullmatch(queue)) and all(text.isascii() and text.isdigit() for text in times_ms)
 
 
 class QueueScripts:
@@ -70,7 +76,11 @@ class QueueScripts:
         """Numbers these drivers, who follow on `before` others, and takes out who holds no place."""
         reply = await self._pipeline.run(
             "number_queue",
-            (keys.queue(queue, vehicle_type), keys.push, *(keys.driver(name) for name in drivers)),
+            (
+                keys.queue(queue, vehicle_type),
+                keys.channel(""),
+                *(keys.driver(name) for name in drivers),
+            ),
             (queue, vehicle_type, before, *drivers),
         )
         return QueueCount(*reply)
@@ -87,7 +97,8 @@ class QueueScripts:
             "HMGET", keys.driver(driver_id),
             "is_online", "availability_status", "trip_id", "vehicle_type", "queue", "queued_at",
         )  # fmt: skip
-        if not queue or not is_free(
+        is_standing = queue and queued_at and is_place(queue, queued_at) and vehicle_type
+        if not is_standing or not is_free(
             is_online=online == "1", availability_status=availability, trip_id=trip_id
         ):
             return None

@@ -9,58 +9,31 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass, field, replace
-from enum import StrEnum
 from functools import partial
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import orjson
 
-from dispatcher.core.drivers import Driver
 from dispatcher.core.errors import StoreUnavailable
 from dispatcher.core.idempotency import StoredAnswer
 from dispatcher.core.trips import FINAL, Status, Trip
+from dispatcher.live.announcements import Announcements
 from dispatcher.live.claims import NOBODY, Attempt
 from dispatcher.live.hashes import driver_fields
 from dispatcher.live.idempotency import done_record
 from dispatcher.live.keys import Keys, names_of_driver, names_of_trip, names_of_zone
 from dispatcher.live.pipeline import Pipeline
 from dispatcher.live.redis_errors import is_corrupt
+from dispatcher.live.settlement import Settlement
 from dispatcher.live.state import FINISHED_TTL_S
 from dispatcher.observe.series import SETTLE_BATCH_CHANGES
 
+T = TypeVar("T")
+
 #: A batch this large keeps Redis busy for half a millisecond; more would only delay others.
 _MAX_BATCH: Final = 16
-
-
-class SettleEffect(StrEnum):
-    """What a change does to its driver in the live state."""
-
-    TAKE = "take"  # the trip is theirs, and they get no offers
-    FREE = "free"  # of the trip
-    STATE = "state"  # their availability changes
-
-
-@dataclass(frozen=True, slots=True)
-class Settlement:
-    """What the live state is to be told of one change, all of it optional.
-
-    `before` is the trip as it was claimed: only what differs is sent. `driver` is the driver's new
-    availability, `driver_vehicle_type` names the geo set they leave or join. `event` is JSON for the
-    stream, `messages` a JSON list for the push channel. `inboxes` are drivers who hold an offer.
-    """
-
-    trip: Trip | None = None
-    before: Trip | None = None
-    driver_id: str = ""
-    driver_vehicle_type: str = ""
-    effect: SettleEffect | None = None
-    driver: Driver | None = None
-    barred_driver: str = ""
-    inboxes: Sequence[str] = ()
-    event: str = ""
-    messages: str = ""
 
 
 #: What the script says of a change: see the header of `settle_changes`.
@@ -95,12 +68,16 @@ class _Batch:
 class Settler:
     """Gathers the settles of each zone. One for each server process."""
 
-    def __init__(self, pipeline: Pipeline, *, fix_age_s: int) -> None:
+    def __init__(
+        self, pipeline: Pipeline, *, fix_age_s: int, announcements: Announcements | None = None
+    ) -> None:
+        announcements = announcements or Announcements(pipeline)
         self._pipeline = pipeline
         self._fix_age_ms = fix_age_s * 1000
         self._filling: dict[str, _Batch] = {}
         self._withdrawn: list[Callable[[str, Sequence[str]], None]] = []
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._announcements = announcements
 
     async def settle(
         self,
@@ -113,7 +90,14 @@ class Settler:
 
         Raises StoreUnavailable where Redis did not do it. It goes on where the caller is cancelled.
         """
-        result = await self._join(keys, attempt, settlement, answer)
+        announced = None
+        if settlement.arrives:
+            announced = self._announcements.announce(keys, settlement.arrives, settlement.first_frame)
+        if announced is None:
+            result = await self._join(keys, attempt, settlement, answer)
+        else:
+            joined = self._join_after(announced, keys, attempt, settlement, answer)
+            result = await asyncio.shield(self._spawn(joined))
         if result == -1:
             # The live state missed a change: what differs is not enough.
             result = await self._join(keys, attempt, replace(settlement, before=None), answer)
@@ -122,10 +106,25 @@ class Settler:
             for withdrawn in self._withdrawn:
                 withdrawn(settlement.driver_id, others)
             # The answer does not wait for what makes room for other drivers.
-            task = asyncio.ensure_future(self.withdraw_offers(keys, settlement.driver_id, others))
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
+            self._spawn(self.withdraw_offers(keys, settlement.driver_id, others))
         return result == 1
+
+    async def _join_after(
+        self,
+        announced: asyncio.Task[None],
+        keys: Keys,
+        attempt: Attempt,
+        settlement: Settlement,
+        answer: StoredAnswer | None,
+    ) -> int | list[Any]:
+        await announced
+        return await self._join(keys, attempt, settlement, answer)
+
+    def _spawn(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
 
     def on_withdrawn(self, call: Callable[[str, Sequence[str]], None]) -> None:
         """`call` is called with a driver and the trips whose offers they hold no more, since they are
@@ -137,7 +136,7 @@ class Settler:
         with contextlib.suppress(StoreUnavailable):  # the offers end by themselves
             await self._pipeline.run(
                 "withdraw_offers",
-                (keys.waves, *(keys.offers(trip_id) for trip_id in trip_ids)),
+                (keys.waves, keys.wake, *(keys.offers(trip_id) for trip_id in trip_ids)),
                 (driver_id, *trip_ids),
             )
 
@@ -191,7 +190,10 @@ class Settler:
         before (nothing was done), or the text of an error; or, where the driver held offers of other
         trips and is not free any more, a list of the number and those trips.
         """
-        names: list[str] = [keys.claims, keys.seen, keys.events, keys.push, keys.waves, keys.turned_down]
+        names: list[str] = [
+            keys.claims, keys.seen, keys.events, keys.channel(""), keys.waves, keys.turned_down,
+            keys.wake,
+        ]  # fmt: skip
         args: list[Any] = [self._fix_age_ms]
         for attempt, settlement, answer in changes:
             trip_id, driver_id = attempt.trip_id, settlement.driver_id
@@ -207,7 +209,7 @@ class Settler:
             args += (
                 orjson.dumps(_record(attempt, settlement, answer)),
                 "" if answer is None else done_record(answer),
-                settlement.event, settlement.messages,
+                settlement.event, *(message.frame for message in settlement.messages),
             )  # fmt: skip
         return self._pipeline.run("settle_changes", names, args)
 
@@ -254,6 +256,8 @@ def _record(attempt: Attempt, settlement: Settlement, answer: StoredAnswer | Non
     if settlement.driver is not None:
         driver = settlement.driver
         record["driver"] = {"version": driver.version, "fields": driver_fields(driver)}
+    if settlement.messages:
+        record["to"] = [message.to for message in settlement.messages]
     if settlement.barred_driver:
         record["barred_driver"] = settlement.barred_driver
     if answer is not None:

@@ -26,6 +26,8 @@ _RECORD: Final = re.compile(r"[LDN] [0-9a-f]{64} ")
 _LEASE: Final = re.compile(r"\d{1,15} .+", re.DOTALL)
 #: Beside the trip's columns: what waves keep there.
 _WAVE_FIELDS: Final = ("round", "wave", "waiting_since")
+#: Of a driver: what their place in a queue is made of, empty where they hold none.
+_QUEUE_FIELDS: Final = ("queued_at", "queue_until", "queue_number")
 _MAX_LONGITUDE: Final = 180.0
 
 
@@ -85,6 +87,10 @@ def _check_driver(flat: Any, _: str) -> None:
         raise ValueError("no zone")
     int(hash_.get("free_since", "0"))
     int(hash_.get("fix_ms", "0"))
+    if not ZONE.fullmatch(hash_.get("queue") or "none"):
+        raise ValueError("no queue")
+    for name in _QUEUE_FIELDS:
+        int(hash_.get(name) or "0")
     _check_place(float(hash_.get("lat", "0")), float(hash_.get("lng", "0")))
     if ("lat" in hash_) + ("lng" in hash_) + ("fix_ms" in hash_) not in (0, 3):
         raise ValueError("half a position")
@@ -131,6 +137,9 @@ SHAPES: Final[dict[str, Shape]] = {
     "ready": Shape("string", ends=True),
     "presence-look": Shape("string", ends=True),
     "drift-look": Shape("string", ends=True),
+    "queue-look": Shape("string", ends=True),
+    "heat-look": Shape("string", ends=True),
+    "queue": Shape("zset"),
     "claims": Shape("zset", loads_zone=True),
     "seen": Shape("zset", loads_zone=True),
     "waves": Shape("zset", loads_zone=True),

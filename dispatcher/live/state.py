@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import replace
 from typing import Any, Final, NamedTuple
 
@@ -18,7 +18,9 @@ from dispatcher.live.idempotency import done_record
 from dispatcher.live.keys import Keys
 from dispatcher.live.pipeline import Pipeline
 from dispatcher.live.queues import SavedPlace
+from dispatcher.live.run_ids import RunIds
 from dispatcher.live.shapes import check_trip
+from dispatcher.live.shared_scan import SharedScan
 
 #: A finished trip stays this long: late losers are still answered from there.
 FINISHED_TTL_S: Final = 3_600
@@ -26,6 +28,8 @@ FINISHED_TTL_S: Final = 3_600
 _LOADING_MS: Final = 10_000
 #: What tries whether Redis can be written goes by itself.
 _READY_MS: Final = 1_000
+#: Zones that are loaded together ask for the run id of their node together.
+_RUN_ID_AGE_S: Final = 0.05
 #: The keys of a zone that Postgres can give back, or that follow from those.
 _DERIVED: Final = ("trip:", "driver:", "claim:", "geo:", "queue:", "offers:", "inbox:", "passed:")
 _EVENTS_PAGE: Final = 1_000
@@ -58,6 +62,8 @@ class StateScripts:
 
     def __init__(self, pipeline: Pipeline) -> None:
         self._pipeline = pipeline
+        self._run_ids = RunIds(pipeline)
+        self._scan = SharedScan(pipeline)
 
     async def load_trip(
         self,
@@ -83,7 +89,7 @@ class StateScripts:
                 keys.driver(holder) if holder else own,
                 keys.driver(former_driver) if former_driver else own,
                 keys.waves, keys.offers(trip.id), keys.barred(trip.id),
-                keys.geo(trip.driver_vehicle_type or trip.vehicle_type),
+                keys.geo(trip.driver_vehicle_type or trip.vehicle_type), keys.wake,
                 *(keys.inbox(driver) for driver in offered),
             ),
             (
@@ -189,6 +195,10 @@ class StateScripts:
             record = keys.idem(key.user_id, key.endpoint, key.key)
             await self._pipeline.command("SET", record, done_record(answer), "PX", left_ms)
 
+    def node_of(self, keys: Keys) -> Hashable:
+        """The node that holds a zone."""
+        return self._pipeline.node_of(keys.epoch)
+
     async def read_epoch(self, keys: Keys) -> Epoch | None:
         """When and into which Redis the zone was loaded; None where it is cold."""
         text = await self._pipeline.command("GET", keys.epoch)
@@ -198,9 +208,9 @@ class StateScripts:
             loaded_ms, horizon_ms, run_id = text.split(" ")
             return Epoch(int(loaded_ms), int(horizon_ms), run_id)
 
-    async def run_id(self, keys: Keys) -> str:
-        """The run id of the Redis that holds the zone."""
-        return await self._pipeline.run_id(keys.epoch)
+    async def run_id(self, keys: Keys, *, max_age_s: float = _RUN_ID_AGE_S) -> str:
+        """The run id of the Redis that holds the zone, as it was `max_age_s` ago at most."""
+        return await self._run_ids.of(keys.epoch, max_age_s=max_age_s)
 
     async def mark_cold(self, keys: Keys, run_id: str) -> bool:
         """Makes a zone cold that was loaded into another Redis than this one.
@@ -232,12 +242,15 @@ class StateScripts:
         Kept is what Postgres does not know: limits, presence, refusals, drivers who declined, the
         stream, and the list of attempts for the sweeper. Returns the drivers' last fixes.
         """
+        fixes: dict[str, Fix] = {}
+        if not await self._scan.was_filled(keys):
+            return fixes  # nothing but what settles have written since then, which is newer
         # First, so that a settle whose trip or driver stays has its place in them, too.
         await self._pipeline.command("UNLINK", keys.seen, keys.waves)
-        fixes: dict[str, Fix] = {}
         drivers = keys.driver("")
         dropped = tuple(keys.prefix + kind for kind in _DERIVED)
-        async for found in self._pipeline.scan(keys.epoch, keys.prefix):
+
+        async def drop(found: list[str]) -> None:
             names = [name for name in found if name.startswith(dropped)]
             theirs = [name for name in names if name.startswith(drivers)]
             replies = await asyncio.gather(
@@ -249,6 +262,8 @@ class StateScripts:
                         fixes[name.removeprefix(drivers)] = Fix(float(lat), float(lng), int(fix_ms))
             if names:
                 await self._pipeline.command("UNLINK", *names)
+
+        await self._scan.scan(keys, drop)
         return fixes
 
     async def last_heard_ms(self, keys: Keys) -> int | None:

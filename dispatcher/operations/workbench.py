@@ -55,7 +55,9 @@ async def open_workbench(settings: Settings) -> AsyncIterator[Workbench]:
         seeds = LimitSeeds(LocalLimits(lambda: 1), live.limits, has_one_node=True)
         rehydration = Rehydration(
             live.state, ledger.database, outbox, authorities, seeds,
-            QueueLog(zones, ledger.database), lease_ms=settings.claim_lease_ms,
+            QueueLog(zones, ledger.database),
+            presence=live.presence, presence_ttl_s=settings.presence_ttl_s,
+            lease_ms=settings.claim_lease_ms,
         )  # fmt: skip
         yield Workbench(settings, zones, live, ledger, rehydration)
         await rehydration.close()

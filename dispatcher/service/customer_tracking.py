@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from typing import Any, Final
+from typing import Final
+
+import orjson
 
 from dispatcher.core.actors import Role, address_of
 from dispatcher.core.errors import StoreUnavailable
 from dispatcher.live.keys import keys_of
 from dispatcher.live.positions import DriverFix
 from dispatcher.live.pubsub import Publisher
+from dispatcher.live.settlement import Message
 from dispatcher.live.state import StateScripts
 
 _MAX_TRIPS: Final = 100_000
@@ -45,12 +48,12 @@ class CustomerTracking:
             self._customers.clear()
         self._customers |= {t: c for t, c in zip(unknown, found, strict=True) if c}
 
-    def _message(self, fix: DriverFix, trip_id: str) -> list[Any]:
-        return [
-            [address_of(Role.CUSTOMER, self._customers[trip_id])],
+    def _message(self, fix: DriverFix, trip_id: str) -> Message:
+        frame = orjson.dumps(
             {
                 "type": "driver_location", "trip_request_id": trip_id,
                 "driver_id": fix.driver_id, "lat": fix.lat, "lng": fix.lng,
                 "recorded_at_ms": fix.at_ms,
-            },
-        ]  # fmt: skip
+            }
+        )  # fmt: skip
+        return Message([address_of(Role.CUSTOMER, self._customers[trip_id])], frame.decode())

@@ -1,8 +1,8 @@
-"""What other servers commit while a zone's Redis, and with it the push channel, is away."""
+"""What other servers commit while a zone's Redis, and with it the users' channels, is away."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 import orjson
@@ -11,7 +11,7 @@ from dispatcher.core.times import moment, now_ms
 from dispatcher.ledger.database import Database
 from dispatcher.service.outbox import Outbox
 
-Deliver = Callable[[list[str], dict[str, Any]], None]
+Deliver = Callable[[Sequence[str], dict[str, Any]], None]
 
 #: An event may become visible this long after the time that it carries: clocks differ.
 _OVERLAP_MS: Final = 10_000
@@ -43,14 +43,13 @@ class EventTail:
         new = [(row["trip_id"], row["version"]) for row in rows]
         new = [event for event in new if event not in known]
         messages = await self._outbox.messages_of(new, but_of=self._own) if new else []
-        for text in messages:
-            for addresses, frame in orjson.loads(text):
-                self._deliver(addresses, frame)
+        for message in messages:
+            self._deliver(message.to, orjson.loads(message.frame))
         known.update(dict.fromkeys(new, now))
         for event in [event for event, at_ms in known.items() if at_ms < since_ms - _OVERLAP_MS]:
             del known[event]
         return len(messages)
 
     def forget(self, zone: str) -> None:
-        """The push channel is there again."""
+        """The users' channels are there again."""
         self._told.pop(zone, None)

@@ -28,6 +28,15 @@ _OF_AN_OFFER: Final = {
 }
 
 
+#: What an offer by hand asks as well.
+_BY_HAND: Final = frozenset(
+    {
+        "offline", "unavailable", "active_trip", "other_vehicle_type", "no_position", "stale_position",
+        "not_present", "barred", "enough_offers",
+    }
+)  # fmt: skip
+
+
 class Explanation:
     """Explains; changes nothing. All raise StoreUnavailable."""
 
@@ -73,6 +82,12 @@ class Explanation:
             candidates_per_offer=CANDIDATES_PER_OFFER, more_candidates=MORE_CANDIDATES,
             queue=queue.name if queue else "", waves=zone.waves,
         )  # fmt: skip
+
+    async def refusing(self, zone: Zone, trip: Trip, driver_id: str) -> list[FilterView]:
+        """The filters that would refuse a driver whom an operator offers the trip: those of the driver,
+        not those of the wave that is next."""
+        views = await self._filters(zone, trip, driver_id)
+        return [view for view in views if view.passes is False and view.name in _BY_HAND]
 
     async def _history(self, trip: Trip, driver_id: str) -> list[dict[str, Any]]:
         """What the driver was offered of the trip and did with it, and who took it; in order."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 import orjson
@@ -39,24 +40,31 @@ class Hub:
         """Whose sockets are open."""
         return list(self._listeners)
 
-    def deliver(self, addresses: list[str], frame: dict[str, Any]) -> None:
+    def deliver(self, addresses: Sequence[str], frame: Mapping[str, Any]) -> None:
         """Sends a frame to every socket of every addressee; most have theirs on other servers."""
-        here = [self._listeners[address] for address in addresses if address in self._listeners]
-        if not here:
+        here = [address for address in addresses if address in self._listeners]
+        if here:
+            text = orjson.dumps(frame)
+            for address in here:
+                self.hand_on(address, text)
+
+    def hand_on(self, address: str, frame: bytes) -> None:
+        """Sends a frame to every socket of a user. Raises ValueError, LookupError or TypeError where it
+        is none."""
+        listeners = self._listeners.get(address)
+        if not listeners:
             return
-        text = orjson.dumps(frame)
+        about = orjson.loads(frame)
         # Positions of one trip replace each other, and so do numbers in a queue; all others are kept.
         replaces = None
-        if frame["type"] == "driver_location":
-            replaces = frame["trip_request_id"]
-        elif frame["type"] == "queue":
+        if about["type"] == "driver_location":
+            replaces = about["trip_request_id"]
+        elif about["type"] == "queue":
             replaces = "queue"
-        for listeners in here:
-            for listener in listeners:
-                listener.send(text, replaces=replaces)
+        for listener in listeners:
+            listener.send(frame, replaces=replaces)
 
-    def resync(self) -> None:
-        """The link between the servers was down: everybody gets their state anew."""
-        for listeners in list(self._listeners.values()):
-            for listener in list(listeners):
-                listener.resync()
+    def resync(self, address: str) -> None:
+        """What a user was told may have been lost: they get their state anew."""
+        for listener in list(self._listeners.get(address, ())):
+            listener.resync()

@@ -6,7 +6,7 @@ dispatcher/service/event_tail.py. Redis learns all of it when the zone is loaded
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import orjson
@@ -19,7 +19,7 @@ from dispatcher.service.answers import Answer
 from dispatcher.service.ledger_claims import LedgerClaims
 from dispatcher.service.persistent_settles import Telling
 
-Deliver = Callable[[list[str], dict[str, Any]], None]
+Deliver = Callable[[Sequence[str], dict[str, Any]], None]
 
 
 class LedgerDecider:
@@ -57,9 +57,8 @@ class LedgerDecider:
     async def tell(self, told: list[Telling]) -> None:
         for telling in told:
             self.claims.drop(telling.attempt)
-            if telling.settlement.messages:
-                for addresses, frame in orjson.loads(telling.settlement.messages):
-                    self._deliver(addresses, frame)
+            for message in telling.settlement.messages:
+                self._deliver(message.to, orjson.loads(message.frame))
 
     def waiting(self) -> dict[str, int]:
         return {}

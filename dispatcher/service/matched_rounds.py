@@ -135,7 +135,7 @@ class MatchedRounds:
         if zone.matching.dispatch == "auto" and self._matches(zone):
             await self._keep_scarce(zone, self._scarcity[zone.name].found_nobody(trip_id, now_ms))
 
-    async def begin(self, zone: Zone, due: DueWaves) -> MatchedRound:
+    async def begin(self, zone: Zone, due: DueWaves, zone_fence: str = "") -> MatchedRound:
         """Says what is to be done with the trips that are due. Those of which nothing is said wait for
         the next round. Raises StoreUnavailable."""
         keys = keys_of(zone.name)
@@ -150,7 +150,9 @@ class MatchedRounds:
                 del looking[trip_id]
         if not looking:
             return MatchedRound(going_on)
-        start = await self._scripts.begin_round(keys, list(looking), every_ms=zone.matching.every_ms)
+        start = await self._scripts.begin_round(
+            keys, list(looking), every_ms=zone.matching.every_ms, zone_fence=zone_fence
+        )
         if not start.fence:
             return MatchedRound(going_on)
         try:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import orjson
@@ -13,6 +13,7 @@ from dispatcher.core.obstacles import Obstacle
 from dispatcher.core.times import iso
 from dispatcher.core.transitions import Event
 from dispatcher.core.trips import Trip
+from dispatcher.live.settlement import Message
 
 
 def event_payload(token: str, trip: Trip, **more: Any) -> str:
@@ -68,8 +69,8 @@ def trip_messages(
     *,
     former_driver: str | None = None,
     offered: Sequence[str] = (),
-) -> str:
-    """Messages for the push channel: a JSON list of [addresses, frame].
+) -> list[Message]:
+    """What sockets are told of a trip.
 
     The customer and the driver (who may be the former one) get the trip; whoever still holds an
     offer of it learns that it is withdrawn.
@@ -78,18 +79,19 @@ def trip_messages(
     driver = trip.driver_id or former_driver
     if driver:
         to.append(address_of(Role.DRIVER, driver))
-    messages: list[Any] = [[to, {"type": "trip", "event": event, "trip": as_json}]]
+    messages = [_message(to, {"type": "trip", "event": event, "trip": as_json})]
     others = [address_of(Role.DRIVER, d) for d in offered if d != trip.driver_id]
     if others and event is not Event.RELEASED:
-        messages.append(
-            [others, {"type": "offer_withdrawn", "trip_request_id": trip.id, "reason": event}]
-        )
-    return orjson.dumps(messages).decode()
+        frame = {"type": "offer_withdrawn", "trip_request_id": trip.id, "reason": event}
+        messages.append(_message(others, frame))
+    return messages
 
 
-def driver_messages(driver: Driver, others: str) -> str:
-    """`others`, a list of messages or empty, and one that tells a driver their new state: somebody
-    else has changed it."""
+def driver_message(driver: Driver) -> Message:
+    """Tells a driver their new state: somebody else has changed it."""
     frame = {"type": "driver", "driver": driver.to_json()}
-    message = orjson.dumps([[[address_of(Role.DRIVER, driver.user_id)], frame]]).decode()
-    return f"{others[:-1]},{message[1:]}" if others else message
+    return _message([address_of(Role.DRIVER, driver.user_id)], frame)
+
+
+def _message(to: Sequence[str], frame: Mapping[str, Any]) -> Message:
+    return Message(to, orjson.dumps(frame).decode())

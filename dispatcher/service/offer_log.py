@@ -32,6 +32,8 @@ class OfferRow(NamedTuple):
     offered_ms: int
     deadline_ms: int
     score: str | None = None
+    #: The operator who made the offer by hand.
+    offered_by: str | None = None
 
 
 class OutcomeRow(NamedTuple):
@@ -55,6 +57,16 @@ class OfferLog:
     def add_offers(self, offers: Iterable[OfferRow]) -> None:
         """Offers that went out."""
         self._offers += offers
+
+    async def save_offers(self, database: Database) -> None:
+        """Writes the offers at once, so that they are durable. What Postgres could not take is kept.
+        Raises StoreUnavailable."""
+        offers, self._offers = self._offers, []
+        try:
+            await _save_offers(database, offers)
+        except StoreUnavailable:
+            self._offers = offers + self._offers
+            raise
 
     def record(self, trip_id: str, drivers: Iterable[str], outcome: OfferOutcome, at_ms: int) -> None:
         """What became of a trip's offers to these drivers."""
@@ -100,6 +112,7 @@ async def _save_offers(database: Database, offers: Sequence[OfferRow]) -> None:
         offered=[moment(offer.offered_ms) for offer in offers],
         deadlines=[moment(offer.deadline_ms) for offer in offers],
         scores=[offer.score for offer in offers],
+        operators=[offer.offered_by for offer in offers],
     )
 
 

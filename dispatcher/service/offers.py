@@ -12,6 +12,7 @@ import structlog
 from dispatcher.core.errors import OutcomeUnknown, StoreUnavailable
 from dispatcher.core.trips import Trip
 from dispatcher.core.zones import Zone, Zones
+from dispatcher.ledger.database import Database
 from dispatcher.live.keys import keys_of
 from dispatcher.live.offers import Candidate, OfferScripts, WaveCode, WaveResult
 from dispatcher.live.state import StateScripts
@@ -32,12 +33,21 @@ log = structlog.get_logger("dispatcher.offers")
 #: Candidates looked at for each offer of a wave: many of the nearest are busy or have declined.
 CANDIDATES_PER_OFFER: Final = 6
 MORE_CANDIDATES: Final = 10
+#: An offer by hand is one more, however many are out.
+_ANY_NUMBER: Final = 1_000_000
+#: When the next wave of a trip is due that could not be offered by hand.
+_AGAIN_MS: Final = 1_000
 #: Trips whose first wave goes on after a head start, as far as they are remembered.
 _MAX_HEAD_STARTS: Final = 10_000
 
 
+class ZoneLost(Exception):
+    """Another server does the rounds of this zone by now. Nothing was done."""
+
+
 class Offers:
-    """Runs waves. Any server may run the next wave of any trip; the scripts see to it that one does."""
+    """Runs waves. One server at a time runs those of a zone; the scripts see to it that a wave is run
+    once, whoever believes to be that server."""
 
     def __init__(
         self,
@@ -52,6 +62,7 @@ class Offers:
         queues: Queues,
         authorities: Authorities,
         webhook: Webhook,
+        database: Database,
         fix_age_s: int,
     ) -> None:
         self._zones = zones
@@ -64,13 +75,16 @@ class Offers:
         self._queues = queues
         self._authorities = authorities
         self._webhook = webhook
+        self._database = database
         self._fix_age_ms = fix_age_s * 1000
         self._first_offered: dict[str, None] = {}
 
-    async def run_due(self, zone_name: str) -> int | None:
+    async def run_due(self, zone_name: str, zone_fence: str = "") -> int | None:
         """Runs the waves that are due in a zone; returns ms until the next one is, or None.
 
-        Raises StoreUnavailable, OutcomeUnknown. The failure of one wave does not hold up the others.
+        `zone_fence` is that by which this server holds the zone; an empty one needs none. Raises
+        ZoneLost where the zone is another server's, StoreUnavailable, OutcomeUnknown. The failure of one
+        wave does not hold up the others.
         """
         zone = self._zones.get(zone_name)
         assert zone is not None
@@ -78,19 +92,22 @@ class Offers:
             return None  # dispatcher/service/ledger_offers.py makes them
         rounds = self._rounds
         due = await self._scripts.claim_waves(
-            keys_of(zone_name), max_trips=rounds.max_trips(zone), again_ms=rounds.again_ms(zone)
-        )
+            keys_of(zone_name), max_trips=rounds.max_trips(zone), again_ms=rounds.again_ms(zone),
+            zone_fence=zone_fence,
+        )  # fmt: skip
+        if not due.is_held:
+            raise ZoneLost(zone_name)
         going_on: Sequence[str] = due.trip_ids
         planned = MatchedRound()
         if rounds.applies(zone, due):
             in_line = await self._queues.trips_with_a_line(zone, due.trip_ids)
             # First, so that the round counts what the front of a queue is offered.
-            await self._run_all({trip_id: self._run(zone, trip_id) for trip_id in in_line})
+            await self._run_all({trip_id: self._run(zone, trip_id, zone_fence) for trip_id in in_line})
             others = [trip_id for trip_id in due.trip_ids if trip_id not in in_line]
-            planned = await rounds.begin(zone, due._replace(trip_ids=others))
+            planned = await rounds.begin(zone, due._replace(trip_ids=others), zone_fence)
             going_on = planned.going_on
-        waves = {trip_id: self._run(zone, trip_id) for trip_id in going_on} | {
-            matched.trip.id: self._run_matched(zone, matched, planned.fence)
+        waves = {trip_id: self._run(zone, trip_id, zone_fence) for trip_id in going_on} | {
+            matched.trip.id: self._run_matched(zone, matched, planned.fence, zone_fence)
             for matched in planned.matched
         }
         await self._run_all(waves)
@@ -107,7 +124,7 @@ class Offers:
             if error is not None:
                 log.error("wave failed", trip_id=trip_id, exc_info=error)
 
-    async def _run(self, zone: Zone, trip_id: str) -> None:
+    async def _run(self, zone: Zone, trip_id: str, zone_fence: str) -> None:
         TRIP_ID.set(trip_id)
         keys = keys_of(zone.name)
         waiting = await self._state.read_waiting(keys, trip_id)
@@ -123,22 +140,44 @@ class Offers:
         )  # fmt: skip
         line = await self._queues.in_line(zone, trip) if zone.queues else InLine()
         result = await self._offer(
-            zone, trip, round_number, line.before(candidates),
+            zone, trip, round_number, line.before(candidates), zone_fence=zone_fence,
             again_ms=step.again_ms, scores=line.scores(), queue=line.queue, queued=len(line.candidates),
             head_start_ms=round(zone.matching.head_start_s * 1000) if line.candidates else 0,
         )  # fmt: skip
         if result.code is WaveCode.NOBODY and step.is_widest:
             await self._rounds.found_nobody(zone, trip_id, result.now_ms)
 
-    async def _run_matched(self, zone: Zone, matched: MatchedTrip, fence: int) -> None:
+    async def _run_matched(
+        self, zone: Zone, matched: MatchedTrip, fence: int, zone_fence: str = ""
+    ) -> None:
         """Offers a trip to the driver whom a round has matched; one without waits for the next round."""
         TRIP_ID.set(matched.trip.id)
         await self._offer(
             zone, matched.trip, matched.round_number,
             [Candidate(ranked.driver_id, ranked.distance_m) for ranked in matched.order],
             again_ms=zone.matching.every_ms, scores=matched.scores(),
-            fence=fence, head_start_ms=round(zone.matching.head_start_s * 1000),
+            fence=fence, zone_fence=zone_fence, head_start_ms=round(zone.matching.head_start_s * 1000),
         )  # fmt: skip
+
+    async def offer_by_hand(
+        self, zone: Zone, trip_id: str, candidate: Candidate, operator: str
+    ) -> WaveResult | None:
+        """An operator's wave of one: others keep their offers, and the next wave follows when this one
+        has ended. None where there is no such trip. Raises StoreUnavailable, also where the offer is
+        out and its row could not be saved, which is tried again."""
+        keys = keys_of(zone.name)
+        waiting = await self._state.read_waiting(keys, trip_id)
+        if waiting is None:
+            await self._rehydration.reload_trip(keys, trip_id)
+            waiting = await self._state.read_waiting(keys, trip_id)
+        if waiting is None:
+            return None
+        result = await self._offer(
+            zone, *waiting, [candidate],
+            again_ms=_AGAIN_MS, scores={}, operator=operator, size=_ANY_NUMBER, ask_again=True,
+        )  # fmt: skip
+        await self._offer_log.save_offers(self._database)
+        return result
 
     async def _offer(
         self,
@@ -149,22 +188,26 @@ class Offers:
         *,
         again_ms: int,
         scores: Mapping[str, str],
+        operator: str | None = None,
+        size: int | None = None,
+        ask_again: bool | None = None,
         **of_order: Any,
     ) -> WaveResult:
         step = look(zone.waves, round_number)
         result = await self._scripts.offer_trip(
             keys_of(zone.name), trip, orjson.dumps(trip.to_json()).decode(), candidates,
-            round_number=round_number, size=step.wave.size,
+            round_number=round_number, size=size or step.wave.size,
             answer_ms=int(step.wave.deadline_s * 1000), again_ms=again_ms,
             max_open_offers=zone.offers_per_driver, fix_age_ms=self._fix_age_ms,
-            max_wait_ms=longest_wait_ms(zone.waves), ask_again=step.is_widest, **of_order,
+            max_wait_ms=longest_wait_ms(zone.waves),
+            ask_again=step.is_widest if ask_again is None else ask_again, **of_order,
         )  # fmt: skip
         self._offer_log.record(trip.id, result.expired, OfferOutcome.EXPIRED, result.now_ms)
         distances = dict(candidates)
         self._offer_log.add_offers(
             OfferRow(
                 trip.id, driver, result.wave, distances[driver], result.now_ms, result.deadline_ms,
-                scores.get(driver),
+                scores.get(driver), operator,
             )
             for driver in result.offered
         )  # fmt: skip

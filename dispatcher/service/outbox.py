@@ -17,7 +17,7 @@ from typing import Any, Final, NamedTuple
 import orjson
 import structlog
 
-from dispatcher.core.actors import Actor, Role
+from dispatcher.core.actors import Actor, Role, address_of
 from dispatcher.core.errors import StoreUnavailable
 from dispatcher.core.times import millis, moment, now_ms
 from dispatcher.core.transitions import TRANSITIONS, DriverEffect, Event, Transition
@@ -25,11 +25,13 @@ from dispatcher.core.trips import DEFAULT_VEHICLE_TYPE, Status, Trip
 from dispatcher.ledger.database import Database, trip_from_row
 from dispatcher.live.claims import Attempt
 from dispatcher.live.keys import Keys
-from dispatcher.live.settle import Settlement, Settler
+from dispatcher.live.settle import Settler
+from dispatcher.live.settlement import Message, Settlement
 from dispatcher.live.state import StateScripts
 from dispatcher.observe.series import REPAIRED
 from dispatcher.service.commands.transition import transition_settlement
 from dispatcher.service.messages import stream_event, trip_json, trip_messages
+from dispatcher.service.zone_questions import ZoneQuestions
 
 log = structlog.get_logger("dispatcher.outbox")
 
@@ -86,6 +88,7 @@ class Outbox:
         self._settler = settler
         self._state = state
         self._database = database
+        self._last_events = ZoneQuestions[int | None](self._ask_last_events, None)
 
     async def settle_missed(self, keys: Keys, trip: Trip, *, attempt: str = "") -> int:
         """Settles the events of a trip that are newer than its hash in Redis, and the one that the
@@ -116,7 +119,7 @@ class Outbox:
         Returns how many.
         """
         if heard_ms is None:
-            heard_ms = await self._last_event_ms(keys)
+            heard_ms = await self._last_events.of(keys.zone)
         if heard_ms is None:
             return 0
         # An attempt is committed within its lease, and settled by a sweeper some time after that.
@@ -135,28 +138,32 @@ class Outbox:
             settled += await self._settle_trips(keys, ids[start : start + _MAX_TRIPS], first)
         return settled
 
-    async def _last_event_ms(self, keys: Keys) -> int | None:
-        """When the last event of a zone was committed, within what a consumer can remember."""
-        now, back_ms = now_ms(), _FIRST_LOOK_MS
-        while back_ms <= _LOOK_BACK_MS:
+    async def _ask_last_events(self, zones: list[str]) -> Mapping[str, int]:
+        """When the last event of each zone was committed (ms), within what a consumer can remember."""
+        found: dict[str, int] = {}
+        missing, now, back_ms = list(zones), now_ms(), _FIRST_LOOK_MS
+        while missing and back_ms <= _LOOK_BACK_MS:
             try:
-                rows = await self._events_since(keys, now - back_ms, max_rows=1)
+                found |= await self._last_events_since(missing, now - back_ms)
             except StoreUnavailable as error:
                 if back_ms == _FIRST_LOOK_MS:
                     raise
-                # A quiet zone among busy ones does not stay cold because looking back takes long.
-                log.warning("older events not looked for", zone=keys.zone, reason=str(error))
-                return None
-            if rows:
-                return millis(rows[0]["created_at"])
+                # Quiet zones among busy ones do not stay cold because looking back takes long.
+                log.warning("older events not looked for", zones=len(missing), reason=str(error))
+                break
+            missing = [zone for zone in missing if zone not in found]
             back_ms *= _LOOK_FURTHER
-        return None
+        return found
 
-    async def _events_since(
-        self, keys: Keys, since_ms: int, *, max_rows: int = _MAX_EVENTS
-    ) -> list[Any]:
+    async def _last_events_since(self, zones: Sequence[str], since_ms: int) -> dict[str, int]:
+        rows = await self._database.rows(
+            "last_events_of_zones", zones=list(zones), since=moment(since_ms)
+        )
+        return {row["zone"]: millis(row["created_at"]) or 0 for row in rows}
+
+    async def _events_since(self, keys: Keys, since_ms: int) -> list[Any]:
         return await self._database.rows(
-            "events_of_zone_since", prefix=keys.zone + "_", since=moment(since_ms), max_rows=max_rows
+            "events_of_zone_since", prefix=keys.zone + "_", since=moment(since_ms), max_rows=_MAX_EVENTS
         )
 
     async def _settle_trips(self, keys: Keys, ids: Sequence[str], first: Mapping[str, int]) -> int:
@@ -177,8 +184,8 @@ class Outbox:
         )
         return sum(map(len, missed.values()))
 
-    async def messages_of(self, events: Sequence[tuple[str, int]], *, but_of: str) -> list[str]:
-        """What sockets are to be told of these trips and versions, as JSON lists of messages.
+    async def messages_of(self, events: Sequence[tuple[str, int]], *, but_of: str) -> list[Message]:
+        """What sockets are to be told of these trips and versions.
 
         Left out are events whose attempt's token begins with `but_of`.
         """
@@ -186,7 +193,7 @@ class Outbox:
         wanted: dict[str, set[int]] = defaultdict(set)
         for trip_id, version in events:
             wanted[trip_id].add(version)
-        messages = []
+        messages: list[Message] = []
         for start in range(0, len(ids), _MAX_TRIPS):
             some = ids[start : start + _MAX_TRIPS]
             trips = [trip_from_row(row) for row in await self._database.rows("trips_by_id", ids=some)]
@@ -196,7 +203,7 @@ class Outbox:
                     known = event.version in wanted[trip.id] and event.version in past
                     if known and not event.attempt.startswith(but_of):
                         before = past.get(event.version - 1)
-                        messages.append(_settlement(event, before, past[event.version], ()).messages)
+                        messages += _settlement(event, before, past[event.version], ()).messages
         return messages
 
     async def _histories(self, trips: Sequence[Trip]) -> list[tuple[Trip, list[PastEvent]]]:
@@ -276,6 +283,7 @@ def _settlement(
             trip=after,
             event=stream_event(event.event, event.actor, event.at_ms, as_json),
             messages=trip_messages(event.event, after, as_json),
+            arrives=address_of(Role.CUSTOMER, after.customer_id),
         )
     transition = TRANSITION_OF[event.event]
     settlement = transition_settlement(transition, event.actor, before, after, as_json, offered)

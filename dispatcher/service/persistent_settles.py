@@ -12,7 +12,8 @@ from dispatcher.core.errors import StoreUnavailable
 from dispatcher.core.idempotency import StoredAnswer
 from dispatcher.live.claims import Attempt
 from dispatcher.live.keys import Keys
-from dispatcher.live.settle import Settlement, Settler
+from dispatcher.live.settle import Settler
+from dispatcher.live.settlement import Settlement
 from dispatcher.observe.series import SETTLE_SECONDS
 from dispatcher.service.lease_retries import LeaseRetries
 

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import time
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextvars import Context
 from types import MappingProxyType
 from typing import Final, NamedTuple
@@ -23,7 +23,7 @@ from dispatcher.live.presence import PresenceScripts, Touch, TouchResult
 from dispatcher.observe.series import PRESENCE_FAILURES
 from dispatcher.service.authorities import Authorities
 from dispatcher.service.connections import HTTP, Connection, Connections
-from dispatcher.service.driver_directory import DriverDirectory
+from dispatcher.service.driver_directory import DirectoryEntry, DriverDirectory
 
 log = structlog.get_logger("dispatcher.presence")
 
@@ -74,6 +74,8 @@ class Presence:
         #: Apps without a socket that Redis is to be told of at once, by user.
         self._new: dict[str, Connection] = {}
         self._telling_new: asyncio.Task[None] | None = None
+        #: Called with the address of a user and the zone where they are present from now on.
+        self.on_moved: Callable[[str, str], None] = lambda address, zone: None
 
     async def register(
         self, connection_id: str, actor: Actor, ip: str | None, user_agent: str
@@ -154,10 +156,15 @@ class Presence:
         with contextlib.suppress(StoreUnavailable, TimeoutError):
             async with asyncio.timeout(_MAX_FOLLOW_S):
                 entry = await self._directory.find(driver_id) if mine else None
-                moves = [_Move(each, each.follow(entry)) for each in mine] if entry else []
+                moves = [_Move(each, self._move(each, entry)) for each in mine] if entry else []
                 if untold := self._untold(mine):
                     await self._tell(untold)
                 await self._drop_moved(moves)
+
+    def _move(self, connection: Connection, entry: DirectoryEntry) -> str:
+        former_zone = connection.follow(entry)
+        self.on_moved(connection.actor.address, connection.zone)
+        return former_zone
 
     def _untold(self, connections: Iterable[Connection]) -> list[Connection]:
         now = time.monotonic()
@@ -228,7 +235,7 @@ class Presence:
         moves = []
         for connection in strangers:
             entry = entries.get(connection.actor.user_id)
-            former_zone = connection.follow(entry) if entry else ""
+            former_zone = self._move(connection, entry) if entry else ""
             if not connection.told:
                 moves.append(_Move(connection, former_zone))
         return moves

@@ -10,7 +10,7 @@ from dispatcher.core.times import iso, millis
 from dispatcher.ledger.database import Database
 from dispatcher.live.comparison import ComparisonScripts
 from dispatcher.live.keys import Keys
-from dispatcher.live.queues import QueueScripts
+from dispatcher.live.queues import QueueScripts, is_place
 
 #: What was not told to Postgres for longer, no flush will tell it.
 _TOLD_AFTER_MS: Final = 30_000
@@ -70,7 +70,8 @@ class QueueLooks:
 
 
 def _holds_place(hash_: dict[str, str], now_ms: int) -> bool:
-    is_there = bool(hash_.get("queue")) and int(hash_.get("queue_until") or 0) > now_ms
+    queue, until = hash_.get("queue", ""), hash_.get("queue_until", "")
+    is_there = is_place(queue, until, hash_.get("queued_at", "")) and int(until) > now_ms
     return is_there and is_free(
         is_online=hash_.get("is_online") == "1",
         availability_status=hash_.get("availability_status", ""),
@@ -82,8 +83,9 @@ def _lost_differs(hash_: dict[str, str], row: Any, now_ms: int) -> str:
     if row["queue"] is None or hash_.get("queue") or not hash_:
         return ""
     # When they lost it: Postgres is told of that within some seconds.
-    times_ms = (hash_.get(name) or "0" for name in ("updated_at", "free_since", "queue_until"))
-    lost_ms = max(*map(int, times_ms), millis(row["queued_at"]) or 0)
+    found = (hash_.get(name, "") for name in ("updated_at", "free_since", "queue_until"))
+    times_ms = [int(text) for text in found if text.isascii() and text.isdigit()]
+    lost_ms = max(*times_ms, millis(row["queued_at"]) or 0, 0)
     if now_ms - lost_ms <= _TOLD_AFTER_MS:
         return ""
     return f"stands in no queue, and Postgres knows of a place in {row['queue']}"

@@ -90,7 +90,9 @@ class Readiness:
 
     async def _redis(self) -> str:
         # Each zone may be on another node.
-        checks = (self._state.check_writable(keys_of(zone)) for zone in self._zones.names())
+        # One zone of each node says what is so of all of them.
+        one_each = {self._state.node_of(keys_of(zone)): zone for zone in self._zones.names()}
+        checks = (self._state.check_writable(keys_of(zone)) for zone in one_each.values())
         for error in await asyncio.gather(*checks, return_exceptions=True):
             if isinstance(error, StoreUnavailable):
                 return _REASONS.get(str(error).partition(" ")[0], "away")

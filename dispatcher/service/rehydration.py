@@ -4,14 +4,14 @@ it proved stale."""
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import secrets
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import AsyncIterator, Mapping, Sequence, Set
 from typing import Any, Final
 
 import structlog
 
+from dispatcher.core.actors import Role, address_of
 from dispatcher.core.authority import Authority
 from dispatcher.core.drivers import Driver
 from dispatcher.core.errors import StoreUnavailable
@@ -20,27 +20,24 @@ from dispatcher.core.times import millis, now_ms
 from dispatcher.core.trips import Status, Trip
 from dispatcher.ledger.database import (
     Database,
-    answer_from_row,
     driver_from_row,
-    key_from_row,
     trip_from_row,
 )
 from dispatcher.live.keys import Keys, keys_of
+from dispatcher.live.presence import PresenceScripts
 from dispatcher.live.state import Epoch, Fix, StateScripts
 from dispatcher.observe.series import REPAIRED
 from dispatcher.service.authorities import Authorities
 from dispatcher.service.limit_seeds import LimitSeeds
 from dispatcher.service.outbox import Outbox
 from dispatcher.service.queue_log import QueueLog
+from dispatcher.service.saved_answers import MAX_ANSWERS, load_answers
+from dispatcher.service.zone_questions import ZoneQuestions
+from dispatcher.service.zone_warming import ZoneWarming
 
 log = structlog.get_logger("dispatcher.rehydration")
 
 _PAGE_ROWS: Final = 1_000
-#: Newest answers that are loaded with a zone; a key older than these asks Postgres until it expires.
-_MAX_ANSWERS: Final = 50_000
-#: How long a request waits for another server that loads its zone, and how often it looks.
-_MAX_WAIT_S: Final = 10.0
-_LOOK_AGAIN_S: Final = 0.02
 
 
 class Rehydration:
@@ -55,43 +52,34 @@ class Rehydration:
         limit_seeds: LimitSeeds,
         queue_log: QueueLog,
         *,
+        presence: PresenceScripts,
+        presence_ttl_s: int,
         lease_ms: int,
     ) -> None:
         self._state, self._database, self._outbox = state, database, outbox
         self._authorities, self._limit_seeds = authorities, limit_seeds
         self._queue_log, self._lease_ms = queue_log, lease_ms
-        self._warming: dict[str, asyncio.Task[None]] = {}
+        self._presence, self._presence_ms = presence, presence_ttl_s * 1000
+        self._warming = ZoneWarming(state, authorities, limit_seeds, self._load)
+        self._contents = ZoneQuestions[Set[str]](self._ask_contents, frozenset())
 
     async def warm(self, zone: str) -> None:
-        """Loads a cold zone, or waits for the server that is loading it.
+        """Loads a cold zone, or waits for the server that is loading it: a request waits for it.
 
-        Cold is also a zone that was loaded into another Redis than the one that answers: one that was
-        restarted, restored or promoted may lack the last writes.
+        Cold is also one loaded into another Redis than answers: a successor may lack the last writes.
         """
-        await asyncio.shield(self._warm_once(zone))
+        await self._warming.warm(zone)
 
     async def warm_all(self, zones: Sequence[str]) -> None:
         """Loads zones at a start. One whose node of a cluster is away is loaded once it is back.
 
         Raises StoreUnavailable where that is so for all of them.
         """
-        loads = (self.warm(zone) for zone in zones)
-        errors = [end for end in await asyncio.gather(*loads, return_exceptions=True) if end is not None]
-        for error in errors:
-            if not isinstance(error, StoreUnavailable) or len(errors) == len(zones):
-                raise error
+        await self._warming.warm_all(zones)
 
     async def rebuild(self, zone: str) -> None:
         """Makes a zone cold and loads it anew, while servers run: their claims wait for it."""
-        keys, began_ms = keys_of(zone), now_ms()
-        await self._state.mark_cold(keys, "")  # loaded into no Redis that there is
-        while True:
-            await self.warm(zone)
-            epoch = await self._state.read_epoch(keys)
-            if epoch is not None and epoch.loaded_ms >= began_ms:
-                return
-            # A loading that had begun before has ended meanwhile.
-            await self._state.mark_cold(keys, "")
+        await self._warming.rebuild(zone)
 
     async def check_epoch(self, zone: str) -> bool:
         """Whether the zone is loaded into the Redis that answers.
@@ -99,56 +87,11 @@ class Rehydration:
         Where it is not, it is being loaded from now on, without waiting: other zones go on. One that
         does without its Redis is left alone.
         """
-        keys = keys_of(zone)
-        if self._authorities.of(zone).is_degraded:
-            return False
-        if not await self._state.mark_cold(keys, await self._state.run_id(keys)):
-            return True
-        self._warm_once(zone)
-        return False
-
-    def _warm_once(self, zone: str) -> asyncio.Task[None]:
-        task = self._warming.get(zone)
-        if task is None:
-            task = asyncio.create_task(self._warm(keys_of(zone)))
-            self._warming[zone] = task
-            task.add_done_callback(lambda done: self._warmed(zone, done))
-        return task
-
-    def _warmed(self, zone: str, task: asyncio.Task[None]) -> None:
-        del self._warming[zone]
-        if not task.cancelled() and (error := task.exception()):
-            log.warning("zone is not loaded", zone=zone, reason=repr(error))
+        return await self._warming.check_epoch(zone)
 
     async def close(self) -> None:
         """Waits until no zone is being loaded by this server."""
-        await asyncio.gather(*self._warming.values(), return_exceptions=True)
-
-    async def _warm(self, keys: Keys) -> None:
-        token = secrets.token_hex(8)
-        give_up, waited = time.monotonic() + _MAX_WAIT_S, False
-        while True:
-            run_id = await self._state.run_id(keys)
-            if not await self._state.mark_cold(keys, run_id):
-                if waited:  # who has loaded it knows what it has admitted itself
-                    await self._limit_seeds.seed(keys.zone)
-                return
-            authority = await self._authorities.read(keys.zone)
-            if authority.is_degraded:
-                raise StoreUnavailable(f"postgres decides about zone {keys.zone}")
-            if await self._state.begin_loading(keys, token):
-                try:
-                    # Another server may have come to the end of it meanwhile.
-                    if await self._state.mark_cold(keys, run_id):
-                        await self._load(keys, token, run_id, authority)
-                finally:
-                    with contextlib.suppress(StoreUnavailable):
-                        await self._state.end_loading(keys, token)
-                continue  # the lock may have been lost, or Redis replaced once more
-            if time.monotonic() > give_up:
-                raise StoreUnavailable(f"zone {keys.zone} is being loaded")
-            await asyncio.sleep(_LOOK_AGAIN_S)
-            waited = True
+        await self._warming.close()
 
     async def _load(self, keys: Keys, token: str, run_id: str, authority: Authority) -> None:
         """Makes the live state equal to Postgres, in both directions.
@@ -160,14 +103,17 @@ class Rehydration:
         log.info("zone is loaded", zone=keys.zone)
         heard_ms = await self._state.last_heard_ms(keys)
         fixes = await self._state.drop_zone(keys)
+        has = await self._contents.of(keys.zone)
         # Drivers first: an accept that finds its trip must find its driver.
-        drivers = await self._load_drivers(keys, fixes)
-        trips = await self._load_trips(keys)
-        answers, oldest_ms = await self._load_answers(keys)
+        drivers = await self._load_drivers(keys, fixes) if "drivers" in has else 0
+        trips = await self._load_trips(keys) if "trips" in has else 0
+        answers, oldest_ms = 0, 0
+        if "answers" in has:
+            answers, oldest_ms = await load_answers(self._state, self._database, keys)
         loaded_ms = now_ms()
         missed = await self._outbox.settle_unheard(keys, heard_ms, lease_ms=self._lease_ms)
         horizon_ms = 0
-        if answers == _MAX_ANSWERS:
+        if answers == MAX_ANSWERS:
             horizon_ms = oldest_ms
         elif trips or answers:
             # A commit that was under way while we read has its row within its lease.
@@ -182,11 +128,21 @@ class Rehydration:
             log.info("zone loaded", zone=keys.zone, trips=trips, drivers=drivers, answers=answers,
                      missed_events=missed, seconds=seconds)  # fmt: skip
 
+    async def _ask_contents(self, zones: list[str]) -> Mapping[str, Set[str]]:
+        """What zones have that is to be loaded, of drivers, trips and answers."""
+        contents: dict[str, set[str]] = defaultdict(set)
+        for row in await self._database.rows("contents_of_zones", zones=zones):
+            contents[row["zone"]].add(row["kind"])
+        return contents
+
     async def _load_drivers(self, keys: Keys, fixes: Mapping[str, Fix]) -> int:
         count = 0
         async for page in self._pages("online_drivers_of_zone", "user_id", keys):
             rows = (self._load_row(keys, row, fixes.get(row["user_id"])) for row in page)
             await asyncio.gather(*rows)
+            # They are present until it is known better: their servers may not tell of them for a while.
+            addresses = [address_of(Role.DRIVER, row["user_id"]) for row in page]
+            await self._presence.expect_present(keys, addresses, life_ms=self._presence_ms)
             count += len(page)
         return count
 
@@ -225,19 +181,6 @@ class Rehydration:
                 for barred, wave in (so_far.get(trip.id, ((), 0)),)
             )
         )
-
-    async def _load_answers(self, keys: Keys) -> tuple[int, int]:
-        """Loads the newest answers; how many, and when (ms) the oldest of them expires."""
-        rows = await self._database.rows("live_answers_of_zone", zone=keys.zone, max_rows=_MAX_ANSWERS)
-        for start in range(0, len(rows), _PAGE_ROWS):
-            await self._state.go_on_loading(keys)
-            await asyncio.gather(
-                *(
-                    self._state.keep_answer(keys, key_from_row(row), answer_from_row(row))
-                    for row in rows[start : start + _PAGE_ROWS]
-                )
-            )
-        return len(rows), answer_from_row(rows[-1]).expires_at_ms if rows else 0
 
     async def _pages(self, query: str, column: str, keys: Keys) -> AsyncIterator[list[Any]]:
         after = ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, Final
 
@@ -21,6 +22,12 @@ from dispatcher.service.pages import Place, next_place
 from dispatcher.service.queues import Queues
 
 _MAX_TRIPS: Final = 50
+
+
+def zones_of(snapshot: Mapping[str, Any]) -> set[str]:
+    """The zones that a user's live state is in."""
+    parts = [snapshot.get("driver"), snapshot.get("trip"), *snapshot.get("trips", ())]
+    return {part["zone"] for part in parts if part is not None}
 
 
 class Snapshots:
@@ -105,8 +112,13 @@ class Snapshots:
             "driver": driver.to_json(),
             "trip": trip.to_json() if trip else None,
             "offers": await self._offers_of(driver),
-            "queue": await self._queues.place_of(driver),
+            "queue": await self._place_in_queue(driver),
         }
+
+    async def _place_in_queue(self, driver: Driver) -> dict[str, Any] | None:
+        if self._authorities.of(driver.zone).is_degraded:
+            return None  # trips go to the nearest; the place comes back with Redis
+        return await self._queues.place_of(driver)
 
     async def _trip_of(self, driver: Driver) -> Trip | None:
         """The driver's trip, if it is theirs and not over."""

@@ -130,6 +130,13 @@ ENDPOINTS: Final = (
         answer=answers.TripAccepted,
     ),
     Endpoint(
+        "POST", "/api/admin/ride/offer", "offer", "Offer a pending trip to a driver",
+        Role.ADMIN, (requests.OfferByHand,), status=200,
+        codes=("trip_not_found", "driver_not_found", "trip_already_assigned", "trip_not_pending",
+               "driver_not_online", "driver_not_available", "driver_not_eligible", "trip_busy"),
+        answer=operator_driver_answers.TripOffered,
+    ),
+    Endpoint(
         "POST", "/api/admin/driver/offline", "force_offline", "Take a driver offline",
         Role.ADMIN, (requests.ForcedOffline,), None, True, 200, ("driver_not_found", "trip_busy"),
         answer=answers.AvailabilityUpdated,

@@ -23,6 +23,7 @@ from dispatcher.service.commands.create import create_trip
 from dispatcher.service.coordinator import Coordinator
 from dispatcher.service.explanation import Explanation
 from dispatcher.service.heat import HeatMaps
+from dispatcher.service.operator_offers import OperatorOffers
 from dispatcher.service.operator_reads import OperatorReads
 from dispatcher.service.positions import Positions
 from dispatcher.service.reads import Reads
@@ -55,6 +56,7 @@ class Handlers:
         snapshots: Snapshots,
         explanation: Explanation,
         operator_reads: OperatorReads,
+        operator_offers: OperatorOffers,
         heat: HeatMaps,
         readiness: Readiness,
         metrics: Metrics,
@@ -72,6 +74,7 @@ class Handlers:
         self._snapshots = snapshots
         self._explanation = explanation
         self._operator_reads = operator_reads
+        self._operator_offers = operator_offers
         self._heat = heat
         self._readiness = readiness
         self._metrics = metrics
@@ -148,6 +151,9 @@ class Handlers:
             self._zones, caller, body.trip_request_id, body.driver_id, version=body.version
         )
         return await self._coordinator.execute(command)
+
+    async def offer(self, caller: Caller, body: requests.OfferByHand) -> Answer:
+        return await self._operator_offers.offer(caller, body.trip_request_id, body.driver_id)
 
     async def force_offline(self, caller: Caller, body: requests.ForcedOffline) -> Answer:
         return await self._availability.force_offline(caller, body.driver_id)

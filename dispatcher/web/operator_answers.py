@@ -33,7 +33,7 @@ _SCORE: Final[dict[str, Any]] = {
 OFFER: Final[dict[str, Any]] = {
     "wave": 1, "distance_m": 412.7, "offered_at": "2026-03-01T08:30:03.000Z",
     "deadline": "2026-03-01T08:30:15.000Z", "outcome": "accepted",
-    "outcome_at": "2026-03-01T08:30:07.412Z", "score": None,
+    "outcome_at": "2026-03-01T08:30:07.412Z", "score": None, "offered_by": None,
 }  # fmt: skip
 _TRIP_OFFER: Final = {"driver_id": "driver-1", **OFFER}
 
@@ -120,6 +120,7 @@ class Offer(Body):
     score: Score | QueueTurn | None = Field(
         description="Null: neither a round of matching nor a queue made this offer"
     )
+    offered_by: UserId | None = Field(description="The operator who made it by hand")
 
 
 class TripOffer(Offer):

@@ -10,6 +10,7 @@ from dispatcher.core.obstacles import Obstacle
 from dispatcher.core.trips import Status
 from dispatcher.web.answers import (
     DRIVER,
+    NEW_TRIP,
     TRIP,
     Body,
     Driver,
@@ -174,3 +175,31 @@ class Why(Body):
     verdict: Verdict
     filters: list[FilterSaid]
     history: list[PastLine]
+
+
+# --- an offer by hand
+
+
+class OfferByHand(Body):
+    """The driver's open offer."""
+
+    driver_id: UserId
+    deadline: Moment
+    expires_in_ms: int
+
+
+class TripOffered(Body):
+    """The driver has an open offer of the trip."""
+
+    model_config = example(
+        {
+            "response_code": "trip_offered", "trip": NEW_TRIP,
+            "offer": {
+                "driver_id": "driver-1", "deadline": "2026-03-01T08:30:15.000Z", "expires_in_ms": 12_000,
+            },
+        }
+    )  # fmt: skip
+
+    response_code: Literal["trip_offered"]
+    trip: Trip
+    offer: OfferByHand

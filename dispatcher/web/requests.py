@@ -160,6 +160,15 @@ class Assignment(_RequestBody):
     version: Version | None = None
 
 
+class OfferByHand(_RequestBody):
+    """A pending trip, and the driver who is to be asked."""
+
+    model_config = _example({"trip_request_id": _TRIP_ID, "driver_id": "driver-1"})
+
+    trip_request_id: TripId
+    driver_id: DriverId
+
+
 class ForcedOffline(_RequestBody):
     """The driver who is to be offline."""
 

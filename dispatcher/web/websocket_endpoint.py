@@ -19,7 +19,8 @@ from dispatcher.service.answers import Answer
 from dispatcher.service.hub import Hub
 from dispatcher.service.presence import Presence
 from dispatcher.service.rate_limits import RateLimits
-from dispatcher.service.snapshots import Snapshots
+from dispatcher.service.snapshots import Snapshots, zones_of
+from dispatcher.service.user_channels import UserChannels
 from dispatcher.service.zone_views import ZoneViews
 from dispatcher.web.action_counts import UNKNOWN, WS, count_action, word_or
 from dispatcher.web.auth import Authenticator, Identity
@@ -66,6 +67,7 @@ class WebSocketEndpoint:
         client_ip: ClientIp,
         frames: FrameHandlers,
         hub: Hub,
+        channels: UserChannels,
         presence: Presence,
         snapshots: Snapshots,
         zone_views: ZoneViews,
@@ -77,6 +79,7 @@ class WebSocketEndpoint:
         self._client_ip = client_ip
         self._frames = frames
         self._hub = hub
+        self._channels = channels
         self._presence = presence
         self._snapshots = snapshots
         self._zone_views = zone_views
@@ -140,11 +143,13 @@ class WebSocketEndpoint:
         # Listening comes first: what happens while the snapshot is read is told after it.
         self._hub.add(actor.address, connection)
         try:
+            await self._channels.open(actor.address, presence.zone)
             await self._welcome(connection)
             await self._receive(websocket, connection, ip)
         finally:
             connection.end()
             self._zone_views.unwatch(connection)
+            self._channels.close(actor.address)
             self._hub.discard(actor.address, connection)
             self._connections.discard(connection)
             if not self._draining:
@@ -152,6 +157,9 @@ class WebSocketEndpoint:
 
     async def _welcome(self, connection: WebSocketConnection) -> None:
         snapshot = await self._snapshots.of(connection.actor)
+        if await self._channels.follow(connection.actor.address, zones_of(snapshot)):
+            # Something may have happened there before this server listened.
+            snapshot = await self._snapshots.of(connection.actor)
         connection.send(encode_welcome(connection.presence.id, self._timeout_s, snapshot))
 
     async def _receive(

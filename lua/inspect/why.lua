@@ -67,7 +67,7 @@ local LONGEST_ABSENCE_MS = 3600000
 
 local function holds_place(queue, queue_until)
   local until_ms = tonumber(queue_until or '') or 0
-  return (queue or '') ~= '' and until_ms > now_ms and until_ms <= now_ms + LONGEST_ABSENCE_MS
+  return string.find(queue or '', '^[a-z0-9-]+$') ~= nil and until_ms > now_ms and until_ms <= now_ms + LONGEST_ABSENCE_MS
 end
 --- @end
 --- @copy "candidates"

@@ -14,7 +14,7 @@ SELECT user_id, zone, availability_status, is_online, vehicle_type, version, upd
        current_location[1] AS lat, current_location[0] AS lng, location_updated_at, queued_at,
        CASE WHEN queue IS NOT NULL AND NOT EXISTS (
                 SELECT FROM trip_requests t
-                 WHERE t.current_status IN ('completed', 'cancelled') AND t.driver_id = d.user_id
+                 WHERE (t.current_status = 'completed' OR t.current_status = 'cancelled') AND t.driver_id = d.user_id
                    AND t.locked_at > d.queued_at)
             THEN queue END AS queue
   FROM driver_details d

@@ -1,8 +1,8 @@
--- name: save_offers(trips, drivers, waves, distances, offered, deadlines, scores)!
+-- name: save_offers(trips, drivers, waves, distances, offered, deadlines, scores, operators)!
 -- Saves offers that were sent to drivers.
-INSERT INTO trip_offers (trip_id, driver_id, wave, distance_m, offered_at, deadline, score)
+INSERT INTO trip_offers (trip_id, driver_id, wave, distance_m, offered_at, deadline, score, offered_by)
 SELECT * FROM unnest(:trips::text[], :drivers::text[], :waves::int[], :distances::float8[],
-                     :offered::timestamptz[], :deadlines::timestamptz[], :scores::jsonb[])
+                     :offered::timestamptz[], :deadlines::timestamptz[], :scores::jsonb[], :operators::text[])
 ON CONFLICT (trip_id, driver_id, wave) DO NOTHING;
 
 -- name: save_outcomes(trips, drivers, outcomes, ats)!
@@ -28,7 +28,7 @@ UPDATE trip_offers o
 
 -- name: offers_of_trip(trip_id, driver_id)
 -- The offers of a trip in their order, to one driver or (with NULL) to all, each with what came of it.
-SELECT driver_id, wave, distance_m, offered_at, deadline, outcome, outcome_at, score
+SELECT driver_id, wave, distance_m, offered_at, deadline, outcome, outcome_at, score, offered_by
   FROM trip_offers
  WHERE trip_id = :trip_id AND (:driver_id::text IS NULL OR driver_id = :driver_id)
  ORDER BY offered_at, wave, distance_m, driver_id;

@@ -48,14 +48,14 @@ SELECT count(*) AS online, count(t.id) AS on_trip,
 
 -- name: page_of_trip_offers(trip_id, after_wave, after_driver, max_rows)
 -- The offers of a trip, wave by wave.
-SELECT driver_id, wave, distance_m, offered_at, deadline, outcome, outcome_at, score
+SELECT driver_id, wave, distance_m, offered_at, deadline, outcome, outcome_at, score, offered_by
   FROM trip_offers
  WHERE trip_id = :trip_id AND (wave, driver_id) > (:after_wave::int, :after_driver::text)
  ORDER BY wave, driver_id LIMIT :max_rows;
 
 -- name: offers_of_driver(driver_id, before, before_id, max_rows)
 -- The offers that a driver got, the latest first.
-SELECT trip_id, wave, distance_m, offered_at, deadline, outcome, outcome_at, score
+SELECT trip_id, wave, distance_m, offered_at, deadline, outcome, outcome_at, score, offered_by
   FROM trip_offers
  WHERE driver_id = :driver_id AND (offered_at, trip_id) < (:before::timestamptz, :before_id::text)
  ORDER BY offered_at DESC, trip_id DESC, wave DESC LIMIT :max_rows;

@@ -64,6 +64,10 @@ SELECT t.*, NULL AS driver_vehicle_type, distance_m(t.pickup_location, point(:ln
    AND (:offered::text[] IS NULL OR t.id = ANY (:offered::text[]))
  ORDER BY t.pickup_location <-> point(:lng, :lat) LIMIT :max_rows;
 
+-- name: distance_to_pickup(trip_id, lat, lng)^
+-- How far a position is from a trip's pickup, in metres.
+SELECT distance_m(pickup_location, point(:lng, :lat)) AS distance_m FROM trip_requests WHERE id = :trip_id;
+
 -- name: absence_from_trip(trip_id)^
 -- Of a trip that has started: its customer, and for how long (s) its driver has been offline; NULL while they are online.
 SELECT t.customer_id, CASE WHEN NOT d.is_online THEN extract(epoch FROM now() - d.updated_at)::float8 END AS absent_s
@@ -99,3 +103,20 @@ SELECT current_status, count(*) AS trips FROM trip_requests
 SELECT id FROM trip_requests
  WHERE zone = :zone AND id > :after AND current_status IN ('pending', 'accepted', 'arrived', 'ongoing')
  ORDER BY id LIMIT :page_size;
+
+-- name: contents_of_zones(zones)
+-- What these zones have: drivers who are online, live trips, answers that have not expired. A row each.
+SELECT 'drivers' AS kind, zone FROM driver_details
+ WHERE is_online AND zone = ANY (:zones::text[]) GROUP BY zone
+UNION ALL
+SELECT 'trips', zone FROM trip_requests
+ WHERE current_status IN ('pending', 'accepted', 'arrived', 'ongoing') AND zone = ANY (:zones::text[]) GROUP BY zone
+UNION ALL
+SELECT 'answers', zone FROM idempotency_keys
+ WHERE expires_at > now() AND zone = ANY (:zones::text[]) GROUP BY zone;
+
+-- name: last_events_of_zones(zones, since)
+-- When something last happened to a trip of these zones, from a moment on. A trip's id begins with its zone.
+SELECT split_part(trip_id, '_', 1) AS zone, max(created_at) AS created_at FROM trip_events
+ WHERE created_at >= :since AND split_part(trip_id, '_', 1) = ANY (:zones::text[])
+ GROUP BY 1;

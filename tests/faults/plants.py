@@ -103,11 +103,11 @@ PLANTS = (
         (
             Edit(
                 _COORDINATOR,
-                "outcome = await self._commit(keys, attempt, plan.change, answer, deadline)",
+                "outcome = await self._commit(decider, keys, attempt, change, answer, deadline)",
                 "outcome = Outcome(OutcomeCode.OK)\n"
                 "            asyncio.get_running_loop().call_later(\n"
                 "                0.3, lambda: asyncio.ensure_future(\n"
-                "                    self._commits.commit(plan.change, answer)))",
+                "                    self._commits.commit(change, answer)))",
             ),
         ),
     ),

@@ -92,6 +92,10 @@ class Node:
         assert self.valkey.process is not None
         return [self.valkey.process.pid]
 
+    @property
+    def is_alive(self) -> bool:
+        return self.valkey.process is not None and self.valkey.process.alive()
+
     async def follow(self, other: Node) -> None:
         await self.client.execute_command("REPLICAOF", "127.0.0.1", other.port)
 
@@ -227,12 +231,17 @@ class Stage:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         await asyncio.sleep(away_s)
-        await self.revive_postgres()
+        await self.revive()
 
-    async def revive_postgres(self) -> None:
-        """Starts Postgres again where it has died."""
-        assert self.engines.postgres is not None
+    async def revive(self) -> None:
+        """Starts engines again that have died, with what their files hold."""
         await asyncio.to_thread(self.engines.revive)
+        for node in (self.primary, self.replica):
+            if not node.is_alive:
+                await node.client.aclose()
+                await node.start()
+        self.proxy.point(self.primary.port)
+        await self.replica.follow(self.primary)
 
     def postgres_pids(self) -> list[int]:
         """Postgres and its sessions."""

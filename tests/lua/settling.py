@@ -13,7 +13,7 @@ from dispatcher.core.idempotency import StoredAnswer
 from dispatcher.core.transitions import ACCEPT
 from dispatcher.core.trips import Trip
 from dispatcher.live.claims import Attempt
-from dispatcher.live.settle import Settlement
+from dispatcher.live.settlement import Settlement
 from tests.harness.lua_zone import START_MS, Zone
 
 
@@ -68,16 +68,19 @@ def spy_on(zone: Zone) -> list[Any]:
 
 
 @contextlib.asynccontextmanager
-async def listening(zone: Zone, redis_url: str) -> AsyncIterator[Callable[[], Awaitable[str]]]:
-    """Gives the next message on the zone's push channel."""
+async def listening(
+    zone: Zone, redis_url: str, *addresses: str
+) -> AsyncIterator[Callable[[], Awaitable[tuple[str, str]]]]:
+    """Gives the next message to one of these users: their address, and the frame."""
     async with redis.asyncio.Redis.from_url(redis_url, decode_responses=True, protocol=2) as client:
         connection = await client.connection_pool.get_connection()
-        await connection.send_command("SSUBSCRIBE", zone.keys.push)
-        await connection.read_response()
+        await connection.send_command("SSUBSCRIBE", *(zone.keys.channel(each) for each in addresses))
+        for _ in addresses:
+            await connection.read_response()
 
-        async def heard() -> str:
+        async def heard() -> tuple[str, str]:
             message = await asyncio.wait_for(connection.read_response(), 5)
-            return str(message[2])
+            return str(message[1]).removeprefix(zone.keys.channel("")), str(message[2])
 
         yield heard
         await connection.disconnect()

@@ -71,3 +71,16 @@ async def test_a_breaker_that_is_closed_probes_no_more() -> None:
         async with asyncio.timeout(0.3):
             await asyncio.Event().wait()
     assert node.probes == probes
+
+
+async def test_one_that_is_closed_probes_no_more() -> None:
+    """As a node of a cluster that has a successor: what it was asked last fails afterwards."""
+
+    async def probe() -> None:
+        raise AssertionError("probed")
+
+    breaker = Breaker(probe, timeout_s=1)
+    await breaker.close()
+    breaker.trip("redis")
+    assert not breaker.is_open
+    await breaker.close()

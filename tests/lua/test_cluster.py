@@ -11,11 +11,13 @@ from typing import Any
 import pytest
 
 from dispatcher.core.errors import ReplyLost, StoreUnavailable
+from dispatcher.live.channel_nodes import channel_nodes
 from dispatcher.live.deployment import open_pipeline
 from dispatcher.live.keys import keys_of
 from dispatcher.live.limits import LimitScripts
 from dispatcher.live.pipeline import Pipeline
-from dispatcher.live.pubsub import Publisher, Subscriber
+from dispatcher.live.pubsub import Listener, Publisher, Subscriber
+from dispatcher.live.settlement import Message
 from dispatcher.resources import LUA_DIR
 from tests.harness.lua_zone import limit
 from tests.harness.valkey_nodes import ValkeyCluster, free_ports, zones_on_each_node
@@ -111,6 +113,26 @@ async def _fail(pipeline: Pipeline, cluster: ValkeyCluster, fault: signal.Signal
     assert {type(end) for end in ended} <= {ReplyLost, StoreUnavailable}
 
 
+async def test_the_successor_of_a_node_that_is_left_alone_is_found_though_nobody_calls(
+    cluster: ValkeyCluster,
+) -> None:
+    """Postgres decides meanwhile, so that no call meets the dead node any more."""
+    key = keys_of(SECOND).epoch
+    async with _opened(cluster, breaks=True) as pipeline:
+        await _ask(pipeline, SECOND)
+        node = await cluster.primary_of(SECOND)
+        node.signal(signal.SIGKILL)
+        with pytest.raises(StoreUnavailable):
+            await _ask(pipeline, SECOND)
+        assert await pipeline.is_away(key)
+        assert not pipeline.is_left_alone(keys_of(FIRST).epoch)
+        await cluster.take_over(node)
+        async with asyncio.timeout(20):
+            while pipeline.is_left_alone(key):
+                await asyncio.sleep(0.02)
+        assert await _ask(pipeline, SECOND)
+
+
 async def test_a_zone_on_a_new_node_is_not_asked_before_it_is_checked(
     pipeline: Pipeline, cluster: ValkeyCluster
 ) -> None:
@@ -173,24 +195,25 @@ async def test_messages_reach_whoever_listens_though_zones_change_their_nodes(
     resynced: list[int] = []
     news = asyncio.Event()
 
-    def deliver(addresses: list[str], _: Any) -> None:
-        heard.extend(addresses)
+    def hear(payload: bytes) -> None:
+        heard.append(payload.decode())
         news.set()
 
     async def tell(zone: str, name: str) -> None:
         async with asyncio.timeout(20):
             while name not in heard:
                 with contextlib.suppress(StoreUnavailable):
-                    await publisher.publish(zone, [[[name], {}]])
+                    await publisher.publish(zone, [Message(["driver:d1"], name)])
                 news.clear()
                 with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(news.wait(), 0.1)
 
     publisher = Publisher(pipeline)
-    subscriber = Subscriber(
-        cluster.url, zones=zones, deliver=deliver, resync=lambda: resynced.append(len(heard))
-    )
-    await subscriber.start()
+    subscriber = Subscriber(channel_nodes(cluster.url))
+    await subscriber.open()
+    for zone in zones:
+        listener = Listener(hear, lambda: resynced.append(len(heard)))
+        subscriber.subscribe(keys_of(zone).channel("driver:d1"), listener)
     try:
         for zone in zones:
             await tell(zone, f"to {zone}")
@@ -204,7 +227,7 @@ async def test_messages_reach_whoever_listens_though_zones_change_their_nodes(
         await cluster.begin_move("told", source, target)
         await cluster.end_move("told", source, target)
         await tell("told", "after the move")
-        assert len(resynced) >= 2
+        assert len(resynced) >= len(zones) + 2, "at first, and anew"
     finally:
         await subscriber.stop()
 

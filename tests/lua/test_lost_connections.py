@@ -16,6 +16,7 @@ import redis.asyncio
 
 from dispatcher.core.errors import ReplyLost, StoreUnavailable
 from dispatcher.embedded.packages import valkey_program
+from dispatcher.live import pubsub
 from dispatcher.live.client import connect
 from dispatcher.live.keys import keys_of
 from dispatcher.live.limits import LimitScripts
@@ -229,3 +230,17 @@ async def test_a_server_that_accepts_and_says_nothing(monkeypatch: pytest.Monkey
             writer.close()
         listener.close()
         await listener.wait_closed()
+
+
+async def test_a_subscription_is_given_up_though_nobody_tells_of_its_end(
+    client: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever becomes of a connection: who listens does not wait for ever."""
+    monkeypatch.setattr(pubsub, "_QUIET_S", 0.02)
+    connection = await client.connection_pool.get_connection()
+    subscription = pubsub._Subscription(connection, lambda *_: True)
+    subscription.transport.set_protocol(asyncio.Protocol())  # no answer comes, and no end
+    with pytest.raises(ConnectionError):
+        await asyncio.wait_for(subscription.watch(), 10)
+    await connection.disconnect(nowait=True)
+    await client.connection_pool.release(connection)

@@ -7,7 +7,7 @@ from typing import Any
 from dispatcher.core.drivers import AvailabilityStatus
 from dispatcher.core.trips import Status, Trip
 from dispatcher.live.offers import Candidate, WaveResult
-from dispatcher.live.settle import SettleEffect
+from dispatcher.live.settlement import SettleEffect
 from tests.harness.lua_zone import FIX_AGE_MS, START_MS, Zone, make_driver, make_trip
 from tests.lua.settling import place, settle
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dispatcher.core.idempotency import StoredAnswer
-from dispatcher.live.settle import Settlement
+from dispatcher.live.settlement import Settlement
 from tests.harness.lua_zone import START_MS, Zone, key, limit
 
 

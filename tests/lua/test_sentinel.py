@@ -7,18 +7,19 @@ import contextlib
 import signal
 from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from dispatcher.config import SettingsError
 from dispatcher.core.errors import StoreUnavailable
+from dispatcher.live.channel_nodes import channel_nodes
 from dispatcher.live.deployment import open_pipeline
 from dispatcher.live.keys import keys_of
 from dispatcher.live.limits import LimitScripts
 from dispatcher.live.pipeline import Pipeline
 from dispatcher.live.preflight import check_redis
-from dispatcher.live.pubsub import Publisher, Subscriber
+from dispatcher.live.pubsub import Listener, Publisher, Subscriber
+from dispatcher.live.settlement import Message
 from tests.harness.lua_zone import limit
 from tests.harness.valkey_nodes import SentinelGroup, free_ports
 
@@ -49,13 +50,15 @@ async def test_a_primary_that_dies_has_a_successor(group: SentinelGroup) -> None
     resynced = asyncio.Event()
     news = asyncio.Event()
 
-    def deliver(addresses: list[str], _: Any) -> None:
-        heard.extend(addresses)
+    def hear(payload: bytes) -> None:
+        heard.append(payload.decode())
         news.set()
 
-    subscriber = Subscriber(url, zones=["default"], deliver=deliver, resync=resynced.set)
-    await subscriber.start()
+    subscriber = Subscriber(channel_nodes(url))
+    subscriber.subscribe(keys_of("default").channel("driver:d1"), Listener(hear, resynced.set))
     try:
+        async with asyncio.timeout(20):
+            await resynced.wait()
         async with open_pipeline(url) as pipeline:
             pipeline.epochs = [KEYS.epoch]
             await _until_answered(pipeline)
@@ -65,6 +68,7 @@ async def test_a_primary_that_dies_has_a_successor(group: SentinelGroup) -> None
             assert await group.primary.ask("WAIT", "1", "5000") == 1
             assert "db3" in await group.replica.ask("INFO", "keyspace")
 
+            resynced.clear()
             group.primary.signal(signal.SIGKILL)
             with pytest.raises(StoreUnavailable):
                 await pipeline.command("GET", KEYS.epoch)
@@ -74,9 +78,9 @@ async def test_a_primary_that_dies_has_a_successor(group: SentinelGroup) -> None
             assert new_id == (await group.replica.ask("INFO", "server"))["run_id"]
             async with asyncio.timeout(30):
                 await resynced.wait()
-                await Publisher(pipeline).publish("default", [[["user"], {}]])
+                await Publisher(pipeline).publish("default", [Message(["driver:d1"], "news")])
                 await news.wait()
-            assert heard == ["user"]
+            assert heard == ["news"]
     finally:
         await subscriber.stop()
 
@@ -85,12 +89,11 @@ async def test_a_primary_that_hangs_has_a_successor(
     group: SentinelGroup, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its connections stand, and are given up at the deadline of a call."""
-    monkeypatch.setattr("dispatcher.live.protocol._REPLY_TIMEOUT_S", 0.5)
     monkeypatch.setattr("dispatcher.live.client._REPLY_TIMEOUT_S", 0.5)
     watcher = ("ACL", "SETUSER", "watcher", "on", ">a secret", "+@all")
     await group.sentinel.ask(*watcher)
     url = f"{group.url()}?sentinel_username=watcher&sentinel_password=a%20secret"
-    async with open_pipeline(url) as pipeline:
+    async with open_pipeline(url, timeout_s=0.5) as pipeline:
         await _until_answered(pipeline)
         group.primary.signal(signal.SIGSTOP)
         await _until_answered(pipeline)

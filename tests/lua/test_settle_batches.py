@@ -1,26 +1,26 @@
-"""Settles that travel together: one call, one message, and no change that harms another."""
+"""Settles that travel together: one call, and no change that harms another."""
 
 from __future__ import annotations
 
 import asyncio
-import json
 
 from dispatcher.core.errors import StoreUnavailable
 from dispatcher.core.transitions import ACCEPT, GIVE_BACK
 from dispatcher.core.trips import Status, Trip
-from dispatcher.live.settle import SettleEffect
-from tests.harness.lua_zone import START_MS, Zone, key, open_zone
+from dispatcher.live.settlement import Message, SettleEffect
+from tests.harness.lua_zone import START_MS, Zone, key, make_trip, open_zone
 from tests.lua.claim_kinds import code_of
 from tests.lua.settling import accepted, answer_of, geo, listening, place, put_on_offer, settle, spy_on
 
 
 async def test_a_message_goes_out_with_the_settle(redis_url: str) -> None:
     async with open_zone("valkey", redis_url) as zone:
-        text = json.dumps([["driver:d1"], {"type": "trip"}])
+        messages = [Message(["driver:d1", "customer:c1"], "1"), Message(["driver:d2"], "2")]
         trip = await zone.trip()
-        async with listening(zone, redis_url) as heard:
-            await settle(zone, trip=accepted(trip), messages=text)
-            assert await heard() == text
+        async with listening(zone, redis_url, "driver:d1", "driver:d2", "customer:c1") as heard:
+            await settle(zone, trip=accepted(trip), messages=messages)
+            told = [await heard() for _ in range(3)]
+        assert told == [("driver:d1", "1"), ("customer:c1", "1"), ("driver:d2", "2")]
 
 
 async def test_a_stream_of_events_in_their_order(zone: Zone) -> None:
@@ -31,19 +31,52 @@ async def test_a_stream_of_events_in_their_order(zone: Zone) -> None:
     assert found == list("01234")
 
 
-async def test_a_batch_is_told_in_one_message(redis_url: str) -> None:
+async def test_each_of_a_batch_is_told_what_is_theirs(redis_url: str) -> None:
     async with open_zone("valkey", redis_url) as zone:
         trips = [await zone.trip(str(n)) for n in range(3)]
-        texts = [json.dumps([[[f"driver:d{n}"], {"n": n}], [["driver:d9"], {}]]) for n in range(2)]
-        async with listening(zone, redis_url) as heard:
+        to = [[f"driver:d{n}", "driver:d9"] for n in range(3)]
+        async with listening(zone, redis_url, "driver:d0", "driver:d9") as heard:
             await asyncio.gather(
                 *(
-                    settle(zone, zone.attempt(t.id), trip=t._replace(version=1), messages=text)
-                    for t, text in zip(trips, [*texts, "[]"], strict=True)
+                    settle(
+                        zone, zone.attempt(t.id), trip=t._replace(version=1),
+                        messages=[Message(to[n], f"m{n}")] if n < 2 else [],
+                    )
+                    for n, t in enumerate(trips)
                 )
-            )
-            message = json.loads(await heard())
-        assert message == [*json.loads(texts[0]), *json.loads(texts[1])]
+            )  # fmt: skip
+            told = [await heard() for _ in range(3)]
+        assert told == [("driver:d0", "m0"), ("driver:d9", "m0"), ("driver:d9", "m1")]
+
+
+async def test_a_trip_that_waits_wakes_who_does_the_rounds(redis_url: str) -> None:
+    async with open_zone("valkey", redis_url) as zone:
+        connection = await zone.redis.connection_pool.get_connection()
+        await connection.send_command("SSUBSCRIBE", zone.keys.wake)
+        await connection.read_response()
+
+        async def wake_ups() -> int:
+            await zone.pipeline.command("SPUBLISH", zone.keys.wake, "end")
+            count = 0
+            while (await asyncio.wait_for(connection.read_response(), 5))[2] != "end":
+                count += 1
+            return count
+
+        trip = make_trip()
+        await settle(zone, trip=trip)
+        assert await wake_ups() == 1
+        await settle(zone, trip=accepted(trip))
+        assert await wake_ups() == 0, "nobody waits"
+        await zone.state.load_trip(zone.keys, make_trip("2"))
+        assert await wake_ups() == 1
+        # The last open offer is declined; its driver takes another trip.
+        await put_on_offer(zone, "d8", trip_id="z_2")
+        await settle(zone, zone.attempt("z_2", "d8"), barred_driver="d8", inboxes=["d8"])
+        assert await wake_ups() == 1
+        await put_on_offer(zone, "d9", trip_id="z_2")
+        await zone.settler.withdraw_offers(zone.keys, "d9", ["z_2"])
+        assert await wake_ups() == 1
+        await connection.disconnect()
 
 
 async def test_what_settles_in_one_turn_settles_together(zone: Zone) -> None:

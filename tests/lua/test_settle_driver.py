@@ -11,7 +11,7 @@ import pytest
 from dispatcher.core.transitions import COMPLETE, GIVE_BACK
 from dispatcher.core.trips import Status
 from dispatcher.live.positions import DriverFix
-from dispatcher.live.settle import SettleEffect
+from dispatcher.live.settlement import SettleEffect
 from tests.harness.lua_zone import FIX_AGE_MS, START_MS, Zone, make_driver
 from tests.lua.settling import accepted, geo, listening, place, put_on_offer, settle
 
@@ -174,15 +174,15 @@ async def test_a_driver_is_told_which_offers_they_hold_no_more(zone: Zone, redis
         pytest.skip("fakeredis has no sharded channels across clients")
     await zone.driver("d1", fix_ms=START_MS)
     await put_on_offer(zone, "d1", trip_id="z_2")
-    async with listening(zone, redis_url) as heard:
+    async with listening(zone, redis_url, "driver:d1") as heard:
         driver = make_driver("d1", version=1, is_online=False)
         await settle(
             zone, driver_id="d1", driver_vehicle_type="car", effect=SettleEffect.STATE, driver=driver
         )
-        assert orjson.loads(await heard()) == [
-            [["driver:d1"], {"type": "offer_withdrawn", "trip_request_id": "z_2",
-                             "reason": "driver_not_available"}],
-        ]  # fmt: skip
+        _, frame = await heard()
+        assert orjson.loads(frame) == {
+            "type": "offer_withdrawn", "trip_request_id": "z_2", "reason": "driver_not_available"
+        }  # fmt: skip
 
 
 async def test_the_hash_of_a_driver_who_has_left_ends(zone: Zone) -> None:

@@ -17,7 +17,8 @@ from dispatcher.live import settle
 from dispatcher.live.claims import Attempt
 from dispatcher.live.keys import keys_of
 from dispatcher.live.pipeline import Pipeline
-from dispatcher.live.settle import SettleEffect, Settlement, Settler
+from dispatcher.live.settle import Settler
+from dispatcher.live.settlement import Message, SettleEffect, Settlement
 from tests.harness.lua_zone import START_MS, key, make_driver, make_trip
 from tests.lua.sources import header_and_code
 
@@ -33,7 +34,7 @@ _EVERYTHING = Settlement(
     barred_driver="d1",
     inboxes=["d1", "d2"],
     event="{}",
-    messages="[[]]",
+    messages=[Message(["customer:c1", "driver:d1"], "{}"), Message(["driver:d2"], "[]")],
 )
 
 
@@ -53,6 +54,10 @@ def _sent(*settlements: Settlement, answer: StoredAnswer | None = None) -> tuple
         for n, settlement in enumerate(settlements)
     ]
     return cast(Any, settler.settle_changes(keys_of("z"), changes))
+
+
+def _bytes(text: str | bytes) -> bytes:
+    return text.encode() if isinstance(text, str) else text
 
 
 def _fields(record: dict[str, Any], above: str = "") -> set[str]:
@@ -132,18 +137,25 @@ def test_what_does_not_apply_is_left_out() -> None:
     assert orjson.loads(args[1]) == {
         "token": "node.0", "entry": "node.0 z_0 d0", "inboxes": 0, "trip_id": "z_0",
     }  # fmt: skip
-    assert args[2:] == ["", "", ""]
+    assert args[2:] == ["", ""]
 
 
 def test_the_texts_follow_their_record() -> None:
     header, code = header_and_code("settle_changes")
-    settlements = [Settlement(event=f"e{n}", messages=f"m{n}") for n in range(2)]
+    settlements = [
+        Settlement(event=f"e{n}", messages=[Message([f"driver:d{n}"], f"m{n}{m}") for m in range(n)])
+        for n in range(3)
+    ]
     _, args = _sent(*settlements, answer=StoredAnswer("f", 200, "{}", START_MS))
-    assert [args[2:5], args[6:]] == [["D f 200 {}", f"e{n}", f"m{n}"] for n in range(2)]
+    assert [args[2:4], args[5:8], args[9:]] == [
+        ["D f 200 {}", "e0"], ["D f 200 {}", "e1", "m10"], ["D f 200 {}", "e2", "m20", "m21"]
+    ]  # fmt: skip
+    assert orjson.loads(args[8])["to"] == [["driver:d2"], ["driver:d2"]]
     (each,) = re.findall(r"KEYS_EACH, ARGS_EACH = \d+, (\d+)", code)
-    assert len(args) == 1 + 2 * int(each)
-    assert "settle(k, change, answer, event, messages)" in code
-    assert "settle, k, change, ARGV[a + 1], ARGV[a + 2], ARGV[a + 3])" in code
+    assert len(args) == 1 + 3 * int(each) + 3
+    assert "local answer, event = ARGV[a + 1], ARGV[a + 2]" in code
+    assert "ARGV[a + ARGS_EACH - 1 + m]" in code
+    assert "a = a + ARGS_EACH + #(change.to or {})" in code
     places = [header.index(text) for text in ("idempotency record to keep", "an event", "messages (")]
     assert places == sorted(places)
 
@@ -154,7 +166,7 @@ def test_keys_go_with_their_records() -> None:
     keys, args = _sent(Settlement(inboxes=["d7", "d8"]), _EVERYTHING, Settlement())
     (first,) = re.findall(r"FIRST_KEY, FIRST_RECORD = (\d+), 2", code)
     (each,) = re.findall(r"KEYS_EACH, ARGS_EACH = (\d+), \d+", code)
-    inboxes = [orjson.loads(record)["inboxes"] for record in args[1::4]]
+    inboxes = [orjson.loads(text)["inboxes"] for text in args[1:] if b"token" in _bytes(text)]
     assert inboxes == [2, 2, 0]
     assert len(keys) == int(first) - 1 + 3 * int(each) + sum(inboxes)
     assert f"-- KEYS[{first}...]" in header

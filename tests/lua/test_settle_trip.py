@@ -8,7 +8,7 @@ import pytest
 
 from dispatcher.core.transitions import ACCEPT, ARRIVE, CANCEL, COMPLETE, EXPIRE, GIVE_BACK, START
 from dispatcher.core.trips import Status, Trip
-from dispatcher.live.settle import SettleEffect, Settlement
+from dispatcher.live.settlement import SettleEffect, Settlement
 from dispatcher.live.state import FINISHED_TTL_S
 from tests.harness.lua_zone import FIX_AGE_MS, LEASE_MS, START_MS, Zone, key, make_trip
 from tests.lua.claim_kinds import code_of

@@ -6,18 +6,19 @@ import asyncio
 import os
 from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 import uvloop
 
 from dispatcher.config import SettingsError
 from dispatcher.live.address import parse_address
+from dispatcher.live.channel_nodes import channel_nodes
 from dispatcher.live.deployment import open_pipeline
 from dispatcher.live.keys import keys_of
 from dispatcher.live.limits import LimitScripts
 from dispatcher.live.preflight import check_redis
-from dispatcher.live.pubsub import Publisher, Subscriber
+from dispatcher.live.pubsub import Listener, Publisher, Subscriber
+from dispatcher.live.settlement import Message
 from tests.harness.lua_zone import limit
 from tests.harness.tls import Authority, TlsFront
 from tests.harness.valkey_nodes import SentinelGroup, ValkeyCluster, ValkeyNode, free_ports
@@ -53,19 +54,20 @@ async def _use(url: str) -> None:
     await check_redis(url)
     heard = asyncio.Event()
 
-    def deliver(addresses: list[str], _: Any) -> None:
-        heard.set()
-
-    subscriber = Subscriber(url, zones=["default"], deliver=deliver, resync=lambda: None)
-    await subscriber.start()
+    stands = asyncio.Event()
+    subscriber = Subscriber(channel_nodes(url))
+    listener = Listener(lambda _: heard.set(), stands.set)
+    subscriber.subscribe(keys_of("default").channel("driver:d1"), listener)
     try:
+        async with asyncio.timeout(20):
+            await stands.wait()
         async with open_pipeline(url) as pipeline:
             calls = (
                 LimitScripts(pipeline).check_limit(keys_of("default"), [limit(100_000)])
                 for _ in range(600)  # more than one record of TLS
             )
             assert all(admission.is_admitted for admission in await asyncio.gather(*calls))
-            await Publisher(pipeline).publish("default", [[["user"], {"text": "x" * 100_000}]])
+            await Publisher(pipeline).publish("default", [Message(["driver:d1"], "x" * 100_000)])
             async with asyncio.timeout(20):
                 await heard.wait()
     finally:

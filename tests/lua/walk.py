@@ -28,7 +28,9 @@ from dispatcher.live.pipeline import Pipeline
 from dispatcher.live.positions import DriverFix, FixCode, FixResult, PositionScripts, QueueAt
 from dispatcher.live.presence import PresenceScripts, Touch, TouchResult
 from dispatcher.live.queues import PlaceInQueue, QueueScripts
-from dispatcher.live.settle import SettleEffect, Settlement, Settler
+from dispatcher.live.servers import ServerScripts
+from dispatcher.live.settle import Settler
+from dispatcher.live.settlement import Message, SettleEffect, Settlement
 from dispatcher.live.state import Epoch, StateScripts
 from dispatcher.live.zone_view import OpenWave, ZoneViewScripts
 from tests.harness.lua_zone import FIX_AGE_MS, key, limit, make_driver, make_trip
@@ -43,6 +45,7 @@ class Walk:
         self.keys = keys
         self.trip_id = f"{keys.zone}_1"
         self.claims = ClaimScripts(pipeline)
+        self.servers = ServerScripts(pipeline)
         self.settler = Settler(pipeline, fix_age_s=FIX_AGE_MS // 1000)
         self.state = StateScripts(pipeline)
         self.offers = OfferScripts(pipeline)
@@ -83,7 +86,7 @@ class Walk:
         created = await self.claims.claim_creation(keys, attempt)
         assert isinstance(created, CreationClaimed)
         trip = make_trip("1", id=self.trip_id, zone=keys.zone, pickup_lat=50.1, pickup_lng=8.6)
-        settled = Settlement(trip=trip, event="{}", messages="[]")
+        settled = Settlement(trip=trip, event="{}", messages=[Message(["customer:c1"], "{}")])
         answer = StoredAnswer("f", 201, "{}", created.now_ms)
         assert await self.settle(attempt, settled, answer) == [1]
         return trip, created.now_ms
@@ -189,6 +192,18 @@ class Walk:
         log = keys.limit("general", "c9")
         assert await self.limits.seed_limits([(log, 60, [1_000, 2_000])]) == 2
         assert await self.positions.sweep_fixes(keys, fix_age_ms=0) >= 0
+        await self._hold()
+
+    async def _hold(self) -> None:
+        keys, node = self.keys, f"node-{self.keys.zone}"
+        beat = await self.servers.beat_server(node, ["a"], "digest", life_ms=4_000, known_number=0)
+        assert beat.serves is not None
+        assert beat.serves[node] == "digest"
+        assert await self.servers.zones_of("digest") == ["a"]
+        assert await self.servers.take_zone(keys, node, beat.number) == beat.number
+        survey = await self.servers.survey_zone(keys, str(beat.number))
+        assert survey.is_held
+        assert await self.servers.leave_servers(node)
 
     async def _deliver(self) -> None:
         keys, stream = self.keys, self.keys.unheard

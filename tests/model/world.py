@@ -303,13 +303,18 @@ async def _side(zone: Zone, redis_url: str, database_url: str) -> AsyncIterator[
     pipeline = _Pipeline(zone.redis, scripts_with_a_clock_set_by_hand())
 
     @contextlib.asynccontextmanager
-    async def opened(*_: Any) -> AsyncIterator[Pipeline]:
+    async def opened(*_: Any, **__: Any) -> AsyncIterator[Pipeline]:
         yield pipeline
         await pipeline.close()
 
     wide = {f"limit_{name}": "100000/60" for name in ("trip_accept", "trip_cancel", "general")}
     settings = load_settings(
-        redis_url=redis_url, database_url=database_url, database_pool=2, claim_lease_ms=_LEASE_MS, **wide
+        halt_at="after_claim",  # any point: journeys say where
+        redis_url=redis_url,
+        database_url=database_url,
+        database_pool=2,
+        claim_lease_ms=_LEASE_MS,
+        **wide,
     )
     await zone.advance()
     with (

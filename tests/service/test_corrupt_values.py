@@ -71,6 +71,7 @@ class Scene:
             KEYS.turned_down, KEYS.claims,
             *(name(self.offered) for name in (KEYS.trip_claim, KEYS.passed, KEYS.barred, KEYS.raced)),
             KEYS.driver_claim(self.free), KEYS.inbox(self.free),
+            KEYS.queue("jfk", "car"), KEYS.queue_look, KEYS.heat_look,
         ]  # fmt: skip
         mine = (self.holder, self.free, self.loser, self.rider, self.taken, self.offered, self.declined)
         found = await self.city.redis("KEYS", KEYS.prefix + "*")

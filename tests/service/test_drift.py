@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from dispatcher.background import drift_watch_job
+from dispatcher.background import drift_watch_job, zone_holder
 from dispatcher.comparison import drift_check
 from dispatcher.core.zones import Zones
 from dispatcher.live.keys import keys_of
@@ -174,7 +174,9 @@ async def test_what_is_claimed_is_on_its_way(city: City) -> None:
 
 async def test_the_job_tells_the_metric_and_one_server_looks(city: City) -> None:
     _, taken = await _busy_zone(city)
-    watch = drift_watch_job(city.parts)
+    holder = zone_holder(city.parts)
+    await holder.beat()
+    watch = drift_watch_job(city.parts, holder)
     metrics = Metrics()
     metrics.labelled_gauge("dispatcher_drift", "Drift.", ("zone", "kind"), watch.found)
 
@@ -192,3 +194,4 @@ async def test_the_job_tells_the_metric_and_one_server_looks(city: City) -> None
     assert {k: n for k, n in (await shown()).items() if n} == {"trip": 1}
     await watch.run()  # another one has just looked: what this one saw does not count any more
     assert not any((await shown()).values())
+    await holder.stop()

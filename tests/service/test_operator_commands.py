@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from functools import partial
 from typing import Any
 
 import orjson
@@ -14,7 +15,7 @@ from dispatcher.core.callers import Caller
 from dispatcher.core.errors import Refusal
 from dispatcher.core.zones import Zone, Zones
 from dispatcher.demo.invariants import check_invariants
-from dispatcher.live.pubsub import Subscriber
+from dispatcher.live.pubsub import Listener
 from dispatcher.service.answers import Answer
 from dispatcher.service.commands.actions import assign_trip
 from tests.harness.services import PLACE, City, code_of, driver, key, open_city
@@ -114,33 +115,36 @@ async def test_a_driver_is_forced_offline_and_loses_what_has_not_started(city: C
     assert row["barred"] == ["d1"]
 
 
-async def test_a_driver_is_told_that_they_were_forced_offline(city: City, redis_url: str) -> None:
-    heard: list[tuple[list[str], dict[str, Any]]] = []
+async def test_a_driver_is_told_that_they_were_forced_offline(city: City) -> None:
+    heard: list[tuple[str, dict[str, Any]]] = []
     told = asyncio.Event()
+    subscriber = city.parts.subscriber
 
-    def deliver(addresses: list[str], frame: dict[str, Any]) -> None:
-        heard.append((addresses, frame))
+    def hear(name: str, payload: bytes) -> None:
+        heard.append((name, orjson.loads(payload)))
         told.set()
 
-    subscriber = Subscriber(redis_url, zones=["default"], deliver=deliver, resync=lambda: None)
-    await subscriber.start()
-    try:
-        await city.online("d1", "d2", location=PLACE)
-        trip = await city.trip()
-        assert (await city.act(driver("d1"), "accept", trip)).status == 200
-        for name, frames in (("d1", {"trip", "driver"}), ("d2", {"driver"})):
-            heard.clear()
-            assert (await _force_offline(city, name)).status == 200
-            async with asyncio.timeout(10):
-                while not any(frame["type"] == "driver" for _, frame in heard):
-                    told.clear()
-                    await told.wait()
-            mine = [frame for to, frame in heard if f"driver:{name}" in to]
-            assert {frame["type"] for frame in mine} == frames
-            (state,) = (frame["driver"] for frame in mine if frame["type"] == "driver")
-            assert (state["user_id"], state["is_online"]) == (name, False)
-    finally:
-        await subscriber.stop()
+    for name in ("d1", "d2"):
+        stands = asyncio.Event()
+        subscriber.subscribe(
+            city.keys().channel(f"driver:{name}"), Listener(partial(hear, name), stands.set)
+        )
+        async with asyncio.timeout(10):
+            await stands.wait()
+    await city.online("d1", "d2", location=PLACE)
+    trip = await city.trip()
+    assert (await city.act(driver("d1"), "accept", trip)).status == 200
+    for name, frames in (("d1", {"trip", "driver"}), ("d2", {"driver"})):
+        heard.clear()
+        assert (await _force_offline(city, name)).status == 200
+        async with asyncio.timeout(10):
+            while not any(frame["type"] == "driver" for _, frame in heard):
+                told.clear()
+                await told.wait()
+        mine = [frame for to, frame in heard if to == name]
+        assert {frame["type"] for frame in mine} == frames
+        (state,) = (frame["driver"] for frame in mine if frame["type"] == "driver")
+        assert (state["user_id"], state["is_online"]) == (name, False)
 
 
 async def test_only_a_driver_who_is_known_is_forced_offline(city: City) -> None:

@@ -97,7 +97,7 @@ async def test_an_accept_that_nobody_settled_is_heard_of(
     settle = Settler.settle
 
     async def spy(self: Settler, keys: Any, attempt: Any, settlement: Any, *rest: Any) -> bool:
-        told.extend(orjson.loads(settlement.messages))
+        told.extend((message.to, orjson.loads(message.frame)) for message in settlement.messages)
         return await settle(self, keys, attempt, settlement, *rest)
 
     monkeypatch.setattr(Settler, "settle", spy)
@@ -277,16 +277,16 @@ async def test_a_zone_is_loaded_though_older_events_take_too_long_to_look_for(
     city: City, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A quiet zone, whose Redis was emptied, in a large database."""
-    looks, since = 0, Outbox._events_since
+    looks, since = 0, Outbox._last_events_since
 
-    async def slow(*args: Any, **more: Any) -> list[Any]:
+    async def slow(*args: Any, **more: Any) -> dict[str, int]:
         nonlocal looks
         looks += 1
         if looks > 1:
             raise StoreUnavailable("timeout")
         return await since(*args, **more)
 
-    monkeypatch.setattr(Outbox, "_events_since", slow)
+    monkeypatch.setattr(Outbox, "_last_events_since", slow)
     await city.redis("FLUSHDB")
     await city.parts.rehydration.warm("default")
     assert looks == 2

@@ -28,7 +28,7 @@ async def _state(city: City, name: str = "d1") -> dict[str, Any]:
 async def test_a_driver_sees_their_state_and_what_keeps_offers_away(city: City) -> None:
     never = await _state(city)
     assert never == {
-        "driver": None, "trip": None, "offers": [],
+        "driver": None, "trip": None, "offers": [], "queue": None,
         "keeps_offers_away": ["offline", "unavailable", "no_position"],
     }  # fmt: skip
     await city.online("d1")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,10 +12,12 @@ import shapely
 
 from dispatcher.background import queue_numbers_job
 from dispatcher.core.zones import Matching, Queue, Wave, Zone, Zones
+from dispatcher.embedded.valkey import Valkey
 from dispatcher.operations.fsck import fsck
 from dispatcher.operations.workbench import Workbench
 from dispatcher.zones_file import Area
 from tests.harness.services import City, driver, open_city
+from tests.service import test_redis_away as redis_away
 
 WAVES = (Wave(3, 1_500, 5), Wave(3, 6_000, 5), Wave(3, 6_000, 60))
 #: About 111 m of latitude.
@@ -175,6 +178,31 @@ async def test_an_emptied_redis_gives_nobodys_place_away(city: City) -> None:
     assert await run_until_offered(city, trip, drivers=1) == {"d0"}
 
 
+async def test_a_queue_rests_while_redis_is_away_and_comes_back_without_who_drove_meanwhile(
+    data_dir: Path, database_url: str
+) -> None:
+    valkey = Valkey(data_dir / "valkey")
+    valkey.start()
+    try:
+        async with redis_away.open_server(valkey, database_url, zones=Zones([zone()])) as city:
+            await drivers(city, d1=1, d2=2, d3=3)
+            await asyncio.gather(city.parts.queue_log.save(), city.parts.positions.save())
+            redis_away.kill(valkey)
+            trip = await city.trip(pickup=at(0))
+            await redis_away.take_all_steps(city, "d1", trip)
+            assert city.parts.authorities.degraded() == ["default"]
+            assert await position(city, "d2") is None
+            job = queue_numbers_job(city.parts, "default")
+            assert job is not None
+            await job.run()
+            await redis_away.restart(valkey)
+            await redis_away.give_back(city)
+            assert await number(city) == ["d2", "d3"]
+            assert await position(city, "d2") == 1
+    finally:
+        valkey.stop()
+
+
 async def test_a_queue_that_there_is_no_more_is_forgotten(
     city: City, redis_url: str, database_url: str
 ) -> None:
@@ -288,3 +316,26 @@ async def test_a_crowd_that_arrives_together_stands_in_one_order_and_each_trip_h
         assert len(winners) == 6
         assert winners <= set(line[:24]), "nobody was asked past those who stand before them"
         assert await number(other) == [name for name in line if name not in winners]
+
+
+@pytest.mark.parametrize(
+    "field", ["queue", "queued_at", "queue_until", "queue_number", "queue_trip", "the queue itself"]
+)
+async def test_nonsense_in_redis_costs_one_place_at_most(city: City, field: str) -> None:
+    await drivers(city, d1=1, d2=2)
+    keys = city.keys()
+    if field == "the queue itself":
+        await city.redis("DEL", keys.queue("jfk", "car"))
+    else:
+        await city.redis("HSET", keys.driver("d1"), field, "\x00{nonsense}:1e999")
+    await city.parts.snapshots.of(driver("d1"))
+    await number(city)
+    for name in ("d1", "d2"):
+        await city.parts.positions.take(name, [(*at(3), None)])
+    assert sorted(await number(city)) == ["d1", "d2"]
+    trip = await city.trip(pickup=at(0))
+    await run_until_offered(city, trip, drivers=2)
+    parts = city.parts
+    bench = Workbench(parts.settings, parts.zones, parts.live, parts.ledger, parts.rehydration)
+    await fsck(bench, ["default"], repairs=True)
+    assert (await city.parts.explanation.why(trip, "d1"))["verdict"]

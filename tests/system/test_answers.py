@@ -218,6 +218,7 @@ async def _walk(walker: Walker) -> None:
     await ask("cancel", "c1", {"trip_request_id": first, "reason": "plans have changed"})
     second = await create()
     assert (await ask("zone_pending", "a1", zone="city"))["trips"][0]["id"] == second
+    assert (await ask("offer", "a1", {"trip_request_id": second, "driver_id": "d1"}))["offer"]
     await ask("admin_cancel", "a1", {"trip_request_id": second})
     assert (await ask("dead_letters", "a1", zone="city"))["dead_letters"] == []
     third = await under_way("d1")

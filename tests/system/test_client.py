@@ -107,6 +107,7 @@ async def test_a_ride_from_both_sides(serve: Serve) -> None:
         changed = await first(offers, DriverChanged)
         assert (changed.driver.user_id, changed.driver.is_online) == ("d1", False)
         assert "offline" in (await d1.state()).keeps_offers_away
+        await d2.set_availability(is_online=False)  # else a wave would wait for their answer
     await app_of_the_readme(server)
 
 

@@ -17,6 +17,7 @@ _ZONE_IS_NAMED = (
     "/api/customer/ride/create", "/api/driver/availability", "/api/admin/rides", "/api/admin/drivers",
     "/api/admin/rides/abandoned", "/api/admin/why", "/api/admin/zones/{zone}/statistics",
     "/api/admin/zones/{zone}/pending", "/api/admin/zones/{zone}/dead-letters",
+    "/api/zones/{zone}/heat",
 )  # fmt: skip
 _CONFIGURATION = """
 [checks.positive_data_acceptance]

@@ -42,9 +42,13 @@ class Exposition(NamedTuple):
 
 
 @pytest.fixture
-async def exposition(serve: Serve) -> AsyncIterator[Exposition]:
-    """That of a server which has just started, and has been asked for nothing else."""
-    server = await serve()
+async def exposition(serve: Serve, tmp_path: Path) -> AsyncIterator[Exposition]:
+    """That of a server which has just started, and has been asked for nothing else; with a queue, since
+    queues have series of their own."""
+    places = ROOT / "dispatcher" / "zones" / "new-york-queues.geojson"
+    zones = tmp_path / "zones.toml"
+    zones.write_text(f"[zones.default.queues.station]\narea = '{places}#Penn Station'\n")
+    server = await serve(env={"DISPATCHER_ZONES_FILE": str(zones)})
     async with (
         aiohttp.ClientSession() as session,
         session.get(f"{server.url}/metrics") as response,

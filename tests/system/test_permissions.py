@@ -127,11 +127,12 @@ async def _a_day(city: City) -> None:
         (["-@write"], r"its user may not run DEL, .*ZADD"),
         (["-eval"], r"its user may not do what a server does: .*'eval'"),
         (["-info"], r"its user may not do what a server does: .*'info'"),
-        (["resetkeys"], r"its user may not use the keys dsp:\{default\}:barred:\*, .* and 27 more$"),
-        (["resetkeys", "~other:*"], r"its user may not use the keys dsp:\{default\}:"),
-        (["resetkeys", "~dsp:{default}:[a-su-z]*"],
+        (["resetkeys"], r"its user may not use the keys dsp:\{@servers\}:alive, .* and 30 more$"),
+        (["resetkeys", "~other:*"], r"its user may not use the keys dsp:\{@servers\}:"),
+        (["resetkeys", "~dsp:{@servers}:*", "~dsp:{default}:[a-su-z]*"],
          r"its user may not use the keys dsp:\{default\}:trip:\*, dsp:\{default\}:turned-down$"),
-        (["resetchannels"], r"its user may not use SPUBLISH, SSUBSCRIBE on the channels dsp:\{default\}:push$"),
+        (["resetchannels"], r"its user may not use SPUBLISH, SSUBSCRIBE on the channels dsp:\{\*\}:push, dsp:\{@servers\}:changed, "
+         r"dsp:\{default\}:push:\* and 1 more$"),
         (["-hset", "resetchannels"], r"its user may not run HSET; nor use SPUBLISH"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
@@ -142,7 +143,7 @@ async def test_an_acl_that_lacks_something(acl_user: AclUser, rules: list[str], 
 
 
 async def test_the_keys_of_every_zone_are_asked_for(acl_user: AclUser) -> None:
-    url = await acl_user("resetkeys", "~dsp:{default}:*")
+    url = await acl_user("resetkeys", "~dsp:{@servers}:*", "~dsp:{default}:*")
     await check_redis(url, zones=["default"])
     with pytest.raises(SettingsError, match=r"may not use the keys dsp:\{north\}:"):
         await check_redis(url, zones=["default", "north"])

@@ -41,6 +41,7 @@ CANCEL = "/api/customer/ride/cancel"
 ACTION = "/api/driver/ride/trip-action"
 LOCATION = "/api/driver/ride/location"
 AVAILABILITY = "/api/driver/availability"
+OFFER = "/api/admin/ride/offer"
 PLACE = {"lat": 40.75, "lng": -73.98}
 DRIVER, CUSTOMER, ADMIN = (
     make_token(n, r) for n, r in (("d1", "driver"), ("c1", "customer"), ("a1", "admin"))
@@ -55,6 +56,7 @@ GOOD = {
     "/api/customer/ride/end": (CUSTOMER, {"trip_request_id": TRIP}),
     "/api/admin/ride/end": (ADMIN, {"trip_request_id": TRIP}),
     "/api/admin/ride/assign": (ADMIN, {"trip_request_id": TRIP, "driver_id": "d1"}),
+    OFFER: (ADMIN, {"trip_request_id": TRIP, "driver_id": "d1"}),
     "/api/admin/driver/offline": (ADMIN, {"driver_id": "d1"}),
 }
 
@@ -92,6 +94,9 @@ class Notes:
 
     async def force_offline(self, caller: Caller, driver_id: str) -> Any:
         return self._say("force_offline", {**details_of(caller), "driver_id": driver_id})
+
+    async def offer(self, caller: Caller, trip_id: str, driver_id: str) -> Any:
+        return self._say("offer", {**details_of(caller), "trip_id": trip_id, "driver_id": driver_id})
 
     async def report(self, caller: Caller, points: Any) -> Any:
         return self._say("positions", {"actor": caller.actor, "points": points, "ip": caller.ip})
@@ -248,7 +253,7 @@ def handlers_of(notes: Notes, metrics: Metrics) -> Handlers:
     return Handlers(
         zones=Zones(), coordinator=service, availability=service, positions=service, stranded_trips=service,
         reads=service, snapshots=service, explanation=service, operator_reads=service,
-        heat=service,
+        heat=service, operator_offers=service,
         readiness=notes.readiness, metrics=metrics, vehicle_types=Settings().vehicle_types,
     )  # fmt: skip
 

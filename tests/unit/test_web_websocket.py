@@ -33,15 +33,16 @@ async def test_a_header_opens_it(app: App) -> None:
     }  # fmt: skip
     assert app.notes.counted == [("general", "d1", "127.0.0.1")]
     assert app.presence.present == ["d1"]
-    app.hub.deliver(["driver:d1"], {"type": "offer"})
+    app.hub.hand_on("driver:d1", b'{"type":"offer"}')
     assert await frame(socket) == {"type": "offer"}
-    app.hub.resync()
+    app.hub.resync("driver:d1")
     assert (await frame(socket))["type"] == "welcome"
     assert len(app.endpoint) == 1
     await socket.close()
     async with asyncio.timeout(10):
         while app.presence.present or len(app.endpoint):
             await asyncio.sleep(0.01)
+    assert app.channels.open_for == []
 
 
 async def test_a_first_frame_opens_it(app: App) -> None:
@@ -119,11 +120,11 @@ async def test_a_snapshot_that_fails_is_read_again(app: App, monkeypatch: pytest
     socket = await app.connect()
     await frame(socket)
     app.snapshots.failures = [StoreUnavailable() for _ in range(4)]
-    app.hub.resync()
+    app.hub.resync("driver:d1")
     assert (await frame(socket))["type"] == "welcome"
     assert app.snapshots.failures == []
     app.snapshots.failures = [RuntimeError("nobody foresaw it")]
-    app.hub.resync()
+    app.hub.resync("driver:d1")
     assert await closed(socket) == CloseCode.INTERNAL_ERROR
 
 
@@ -131,11 +132,11 @@ async def test_what_is_lost_while_a_snapshot_is_read_is_in_the_next_one(app: App
     socket = await app.connect()
     await frame(socket)
     app.snapshots.gate.clear()
-    app.hub.resync()
+    app.hub.resync("driver:d1")
     async with asyncio.timeout(10):
         while app.snapshots.asked < 2:
             await asyncio.sleep(0)
-    app.hub.resync()
+    app.hub.resync("driver:d1")
     app.snapshots.gate.set()
     for _ in range(2):
         assert (await frame(socket))["type"] == "welcome"

@@ -94,6 +94,23 @@ class NotedZoneViews:
         self.watching.pop(viewer, None)
 
 
+class NotedChannels:
+    """Listens to nothing; remembers for whom it would."""
+
+    def __init__(self) -> None:
+        self.open_for: list[str] = []
+
+    async def open(self, address: str, zone: str) -> None:
+        self.open_for.append(address)
+
+    async def follow(self, address: str, zones: Any) -> bool:
+        assert address in self.open_for
+        return False
+
+    def close(self, address: str) -> None:
+        self.open_for.remove(address)
+
+
 class App:
     """A session of clients, the endpoint that they connect to, and what its services noted."""
 
@@ -105,6 +122,7 @@ class App:
         self.presence: NotedPresence = parts["presence"]
         self.snapshots: NotedSnapshots = parts["snapshots"]
         self.zone_views: NotedZoneViews = parts["zone_views"]
+        self.channels: NotedChannels = parts["channels"]
 
     async def connect(
         self, token: str | None = DRIVER, **headers: str
@@ -149,11 +167,13 @@ async def open_app(door: Door | None = None) -> AsyncIterator[App]:
     read: Any = snapshots
     zone_views = NotedZoneViews()
     views: Any = zone_views
+    channels = NotedChannels()
+    listening: Any = channels
     endpoint = WebSocketEndpoint(
         authenticator=Authenticator.from_settings(settings),
         client_ip=ClientIp([]),
         frames=frame_handlers_of(notes),
-        hub=hub, presence=shown, snapshots=read, zone_views=views, limits=service,
+        hub=hub, channels=listening, presence=shown, snapshots=read, zone_views=views, limits=service,
         allowed_origins=["https://listed.example"], heartbeat_timeout_s=60,
     )  # fmt: skip
     application = build_application(
@@ -168,6 +188,6 @@ async def open_app(door: Door | None = None) -> AsyncIterator[App]:
             yield App(
                 session, url,
                 notes=notes, endpoint=endpoint, hub=hub, presence=presence, snapshots=snapshots,
-                zone_views=zone_views,
+                zone_views=zone_views, channels=channels,
             )  # fmt: skip
     await runner.cleanup()

@@ -16,11 +16,11 @@ from dispatcher.ledger.changes import Change
 from dispatcher.live.claim_results import AvailabilityClaimed, ClaimCode, NotClaimed, Unresolved
 from dispatcher.live.claims import Attempt, Resolved
 from dispatcher.live.keys import Keys
-from dispatcher.live.settle import SettleEffect, Settlement
+from dispatcher.live.settlement import SettleEffect, Settlement
 from dispatcher.service.commands.command import Claims, Plan, SideEffects
 from dispatcher.service.commands.transition import OK, transition_columns, transition_settlement
 from dispatcher.service.driver_directory import DirectoryEntry
-from dispatcher.service.messages import driver_body, driver_messages, trip_json
+from dispatcher.service.messages import driver_body, driver_message, trip_json
 
 
 class DriverElsewhere(Exception):
@@ -106,9 +106,10 @@ class ChangeAvailability:
             driver_id=after.user_id,
             driver_vehicle_type=before.vehicle_type or after.vehicle_type,
             driver=replace(after, is_online=False) if self.changes_zone else after,
+            arrives="" if self.changes_zone or not after.is_online else _address(after),
         )
         if self.subject:
-            told = driver_messages(after, settlement.messages)
+            told = [*settlement.messages, driver_message(after)]
             settlement = replace(settlement, messages=told)
         return Plan(
             change, settlement, OK, self._body(claimed, after, released),
@@ -143,8 +144,6 @@ class ChangeAvailability:
         vehicle_type = plan.change.set_vehicle or DEFAULT_VEHICLE_TYPE
         entry = DirectoryEntry(self.new_zone, vehicle_type, claimed.driver.version + 1)
         effects.directory.learn(self.driver_id, entry)
-        if claimed.released is not None:
-            effects.wakeups.notify(self.zone.name)
 
 
 def _arrival(driver: Driver) -> Settlement:
@@ -154,4 +153,9 @@ def _arrival(driver: Driver) -> Settlement:
         driver_vehicle_type=driver.vehicle_type,
         effect=SettleEffect.STATE,
         driver=driver,
+        arrives=_address(driver) if driver.is_online else "",
     )
+
+
+def _address(driver: Driver) -> str:
+    return address_of(Role.DRIVER, driver.user_id)

@@ -21,10 +21,9 @@ from dispatcher.live.claim_results import (
 )
 from dispatcher.live.claims import Attempt
 from dispatcher.live.keys import Keys
-from dispatcher.live.settle import Settlement
+from dispatcher.live.settlement import Settlement
 from dispatcher.service.driver_directory import DriverDirectory
 from dispatcher.service.offer_log import OfferLog
-from dispatcher.service.wave_wakeups import WaveWakeups
 
 
 class Plan(NamedTuple):
@@ -46,7 +45,6 @@ class Plan(NamedTuple):
 class SideEffects(NamedTuple):
     """What this server does itself once a change is committed."""
 
-    wakeups: WaveWakeups
     offer_log: OfferLog
     directory: DriverDirectory
 

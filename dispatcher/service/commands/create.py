@@ -7,6 +7,7 @@ import time
 from dataclasses import dataclass
 from typing import Final
 
+from dispatcher.core.actors import Role, address_of
 from dispatcher.core.callers import Caller
 from dispatcher.core.errors import Refusal
 from dispatcher.core.limits import LimitClass
@@ -17,7 +18,7 @@ from dispatcher.ledger.changes import Change
 from dispatcher.live.claim_results import CreationClaimed, NotClaimed
 from dispatcher.live.claims import Attempt
 from dispatcher.live.keys import Keys
-from dispatcher.live.settle import Settlement
+from dispatcher.live.settlement import Settlement
 from dispatcher.service.commands.command import Claims, Plan, SideEffects
 from dispatcher.service.messages import (
     event_payload,
@@ -72,11 +73,12 @@ class CreateTrip:
             trip=trip,
             event=stream_event(Event.CREATED, actor, at_ms, as_json),
             messages=trip_messages(Event.CREATED, trip, as_json),
+            arrives=address_of(Role.CUSTOMER, trip.customer_id),
         )
         return Plan(change, settlement, _CREATED, trip_body(Event.CREATED.response_code, as_json))
 
     def committed(self, claimed: CreationClaimed, plan: Plan, effects: SideEffects) -> None:
-        effects.wakeups.notify(self.zone.name)
+        pass
 
 
 def create_trip(

@@ -13,7 +13,7 @@ from dispatcher.ledger.changes import Change
 from dispatcher.live.claim_results import DeclineClaimed, NotClaimed
 from dispatcher.live.claims import Attempt
 from dispatcher.live.keys import Keys
-from dispatcher.live.settle import Settlement
+from dispatcher.live.settlement import Settlement
 from dispatcher.service.commands.command import Claims, Plan, SideEffects
 from dispatcher.service.commands.transition import OK
 from dispatcher.service.messages import trip_body, trip_json
@@ -50,4 +50,3 @@ class DeclineTrip:
         effects.offer_log.record(
             self.trip_id, [self.caller.actor.user_id], OfferOutcome.DECLINED, claimed.now_ms
         )
-        effects.wakeups.notify(self.zone.name)

@@ -12,14 +12,14 @@ from dispatcher.core.actors import Actor
 from dispatcher.core.callers import Caller
 from dispatcher.core.limits import LimitClass
 from dispatcher.core.times import now_ms
-from dispatcher.core.transitions import CANCEL, GIVE_BACK, DriverEffect, Transition
+from dispatcher.core.transitions import CANCEL, DriverEffect, Transition
 from dispatcher.core.trips import Trip
 from dispatcher.core.zones import Zone
 from dispatcher.ledger.changes import Change
 from dispatcher.live.claim_results import NotClaimed, TransitionClaimed
 from dispatcher.live.claims import Attempt
 from dispatcher.live.keys import Keys
-from dispatcher.live.settle import SettleEffect, Settlement
+from dispatcher.live.settlement import SettleEffect, Settlement
 from dispatcher.service.commands.command import Claims, Plan, SideEffects
 from dispatcher.service.messages import (
     event_payload,
@@ -67,8 +67,6 @@ class TakeTransition:
         return Plan(change, settlement, OK, trip_body(transition.event.response_code, as_json))
 
     def committed(self, claimed: TransitionClaimed, plan: Plan, effects: SideEffects) -> None:
-        if self.transition is GIVE_BACK:
-            effects.wakeups.notify(self.zone.name)
         effects.offer_log.record(self.trip_id, claimed.offered, OfferOutcome.WITHDRAWN, now_ms())
 
 

@@ -62,20 +62,43 @@ function nearest(city, trip) {
     .slice(0, MAX_NEAR);
 }
 
-export function askAssign(api, city, trip, done) {
+export function askOffer(api, city, trip, done) {
+  const { input, fields } = driverFields(city, trip);
+  confirmAction({
+    title: "Offer this trip?",
+    text: `${trip.id} is offered to the driver as a wave of its own. Offers that are out stay; the next wave follows when this one has ended. The offer says that you made it.`,
+    fields,
+    action: "Offer",
+    isReady: () => input.value.trim() !== "",
+    async run(key) {
+      const driver = input.value.trim();
+      await api.change("ride/offer", { trip_request_id: trip.id, driver_id: driver }, key);
+      done();
+      return `${driver} is asked.`;
+    },
+  });
+}
+
+/** A field for a driver's id, and the nearest to choose from. */
+function driverFields(city, trip) {
   const input = h("input", { name: "driver", required: true, autocomplete: "off", spellcheck: "false", maxlength: 64 });
   const near = nearest(city, trip).map(({ id, m }) =>
     h("button", {
       type: "button", class: "choice",
       click: () => { input.value = id; input.dispatchEvent(new Event("input", { bubbles: true })); input.focus(); },
     }, h("span", { class: "id" }, id), h("span", {}, metres(m))));
+  const choices = near.length
+    ? h("div", { class: "choices", role: "group", "aria-label": "Free drivers, nearest first" }, near)
+    : h("p", { class: "faint" }, "No free driver is on the map.");
+  return { input, fields: [h("label", {}, "Driver", input), choices] };
+}
+
+export function askAssign(api, city, trip, done) {
+  const { input, fields } = driverFields(city, trip);
   confirmAction({
     title: "Assign this trip?",
     text: `${trip.id} becomes the driver's at once, without being offered, as if they had accepted; the history says that you did it.`,
-    fields: [
-      h("label", {}, "Driver", input),
-      near.length ? h("div", { class: "choices", role: "group", "aria-label": "Free drivers, nearest first" }, near) : h("p", { class: "faint" }, "No free driver is on the map."),
-    ],
+    fields,
     action: "Assign",
     isReady: () => input.value.trim() !== "",
     async run(key) {

@@ -1,6 +1,6 @@
 // The page of a trip and the page of a driver: read from the server, and again when they change.
 
-import { askAssign, askCancel, askEnd, askForceOffline } from "./actions.js";
+import { askAssign, askCancel, askEnd, askForceOffline, askOffer } from "./actions.js";
 import { h } from "./dom.js";
 import { lapse, metres, momentOf, seconds, shortId, since, span, timeOf } from "./format.js";
 import { glyph } from "./glyphs.js";
@@ -139,6 +139,7 @@ export class TripPage extends Page {
     const mayCancel = ["pending", "accepted", "arrived"].includes(trip.current_status);
     return h("div", { class: "buttons" },
       isPending && h("button", { class: "primary", type: "button", data: { action: "assign" }, click: () => askAssign(api, city, trip, again) }, "Assign to a driver …"),
+      isPending && h("button", { type: "button", data: { action: "offer" }, click: () => askOffer(api, city, trip, again) }, "Offer to a driver …"),
       mayCancel && h("button", { class: "danger", type: "button", data: { action: "cancel" }, click: () => askCancel(api, trip, again) }, "Cancel the trip …"),
       trip.current_status === "ongoing" && h("button", { class: "danger", type: "button", data: { action: "end" }, click: () => askEnd(api, trip, again) }, "End the ride …"));
   }
@@ -149,7 +150,7 @@ export class TripPage extends Page {
     const rows = offers.map((offer) => h("tr", { data: { offer: `${offer.wave} ${offer.driver_id} ${offer.outcome}` } },
       h("td", {}, String(offer.wave)), h("td", {}, driverLink(offer.driver_id)), h("td", { class: "number" }, metres(offer.distance_m)),
       isScored && h("td", { class: "number", title: scoreText(offer.score) }, offer.score ? scoreOf(offer.score) : ""),
-      h("td", {}, OUTCOMES[offer.outcome]), h("td", { class: "number" }, offer.outcome_at ? `after ${lapse(offer.offered_at, offer.outcome_at)}` : "")));
+      h("td", {}, offer.offered_by ? `${OUTCOMES[offer.outcome]}, by hand of ${offer.offered_by}` : OUTCOMES[offer.outcome]), h("td", { class: "number" }, offer.outcome_at ? `after ${lapse(offer.offered_at, offer.outcome_at)}` : "")));
     return section(`Offers (${offers.length})`, h("div", { class: "scroll" }, h("table", {},
       h("thead", {}, h("tr", {}, ["Wave", "Driver", "Away", ...(isScored ? ["Score"] : []), "Outcome", ""].map((name) => h("th", { scope: "col" }, name)))),
       h("tbody", {}, rows))));

@@ -90,7 +90,7 @@ async def fill_the_disk(stage: Stage, random: Random) -> None:
             async with _session(stage) as session:
                 await session.execute("SELECT pg_switch_wal()")
         await asyncio.sleep(random.uniform(0.3, 2.0))
-    await stage.revive_postgres()
+    await stage.revive()
 
 
 @contextlib.asynccontextmanager

@@ -1,0 +1,31 @@
+"""The stored answers of a zone, loaded with it."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Final
+
+from dispatcher.ledger.database import Database, answer_from_row, key_from_row
+from dispatcher.live.keys import Keys
+from dispatcher.live.state import StateScripts
+
+#: Newest answers that are loaded with a zone; a key older than these asks Postgres until it expires.
+MAX_ANSWERS: Final = 50_000
+_AT_ONCE: Final = 1_000
+
+
+async def load_answers(state: StateScripts, database: Database, keys: Keys) -> tuple[int, int]:
+    """Loads the newest answers; how many, and when (ms) the oldest of them expires.
+
+    Raises StoreUnavailable.
+    """
+    rows = await database.rows("live_answers_of_zone", zone=keys.zone, max_rows=MAX_ANSWERS)
+    for start in range(0, len(rows), _AT_ONCE):
+        await state.go_on_loading(keys)
+        await asyncio.gather(
+            *(
+                state.keep_answer(keys, key_from_row(row), answer_from_row(row))
+                for row in rows[start : start + _AT_ONCE]
+            )
+        )
+    return len(rows), answer_from_row(rows[-1]).expires_at_ms if rows else 0
