@@ -60,7 +60,7 @@ def shown_url(url: str) -> str:
 class Settings(BaseSettings):
     """Everything that can be set, as `DISPATCHER_<NAME>` in the environment.
 
-    The README has a row for each field, with the field's description; a test compares the two.
+    docs/settings.md has a row for each field, with the field's description; a test compares the two.
     """
 
     model_config = SettingsConfigDict(env_prefix=ENV_PREFIX, extra="ignore", frozen=True)

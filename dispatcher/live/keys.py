@@ -9,7 +9,7 @@ from functools import lru_cache
 
 
 class Keys:
-    """The keys of one zone. The README's table of keys is held against this class by a test."""
+    """The keys of one zone. The table of docs/keys.md is held against this class by a test."""
 
     def __init__(self, zone: str) -> None:
         self.zone = zone

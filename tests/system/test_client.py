@@ -108,10 +108,10 @@ async def test_a_ride_from_both_sides(serve: Serve) -> None:
         assert (changed.driver.user_id, changed.driver.is_online) == ("d1", False)
         assert "offline" in (await d1.state()).keeps_offers_away
         await d2.set_availability(is_online=False)  # else a wave would wait for their answer
-    await app_of_the_readme(server)
+    await app_of_the_page(server)
 
 
-async def app_of_the_readme(server: Server) -> None:
+async def app_of_the_page(server: Server) -> None:
     """docs/driver_app.py takes one trip after the other."""
     process = await asyncio.create_subprocess_exec(
         sys.executable, str(ROOT / "docs" / "driver_app.py"), server.url, make_token("d3", "driver"),

@@ -1,4 +1,4 @@
-"""Frames of the WebSocket: their rules are those of HTTP, and the README names all of them."""
+"""Frames of the WebSocket: their rules are those of HTTP, and docs/api.md names all of them."""
 
 from __future__ import annotations
 
@@ -108,15 +108,15 @@ async def test_frames_have_the_rules_of_http() -> None:
         assert json.loads(answer.body)["response_code"] == "missing_idempotency_key"
 
 
-# --- the catalogue of frames, and the README's tables of them
+# --- the catalogue of frames, and the tables of them in docs/api.md
 
 
-README = (Path(__file__).parents[2] / "README.md").read_text()
+PAGE = (Path(__file__).parents[2] / "docs" / "api.md").read_text()
 
 
 def _table(head: str) -> dict[str, str]:
     """The rows of the table with this head: what stands first in a row, and what follows."""
-    rows = README.split(f"| {head} |")[1].split("\n\n")[0].splitlines()[2:]
+    rows = PAGE.split(f"| {head} |")[1].split("\n\n")[0].splitlines()[2:]
     cells = [row.strip("|").split("|", 1) for row in rows]
     return {first.strip(): rest.strip() for first, rest in cells}
 
@@ -129,7 +129,7 @@ def _code(text: str) -> list[str]:
 def test_every_frame_of_a_client_is_documented() -> None:
     documented = _table("from the client")
     assert [name.strip("`") for name in documented] == list(ClientFrameType)[1:]
-    assert '{"type": "auth", "token": …}' in README
+    assert '{"type": "auth", "token": …}' in PAGE
     fields = set(_code(documented["`trip_action`"]))
     assert fields == {*requests.TripAction.model_fields, "idempotency_key"} - {"reason"}
     fields = set(_code(documented["`availability`"]))
