@@ -41,11 +41,13 @@ set-proc-title no
 
 
 class Valkey:
-    """One Valkey below `directory`; start() finds a running one or spawns it."""
+    """One Valkey below `directory`; start() finds a running one or spawns it. `program` is the
+    package's, unless another one is given."""
 
     name: Final = "Valkey"
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, program: Path | None = None) -> None:
+        self._program = program  # None: the package's
         self._directory = directory
         self._log = directory / "valkey.log"
         self._configuration = directory / "valkey.conf"
@@ -123,7 +125,7 @@ class Valkey:
         text = _CONFIGURATION.format(port=port, password=self._password, directory=quoted)
         write_private(self._configuration, text)
         write_private(self._port_file, str(port))
-        command = [str(valkey_program()), str(self._configuration)]
+        command = [str(self._program or valkey_program()), str(self._configuration)]
         self.process = EngineProcess.spawn(command, cwd=self._directory, log=self._log, account=None)
 
     def _answers(self) -> bool:

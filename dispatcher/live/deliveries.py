@@ -131,6 +131,8 @@ class DeliveryScripts:
 
     async def dead_letters(self, keys: Keys, before: str | None, max_rows: int) -> list[DeadLetter]:
         """Dead letters, the latest first; `before` is the id of the last one that was seen."""
+        if before is not None and not before.strip("0-"):
+            return []  # nothing is before the first id there can be
         start = f"({before}" if before else "+"
         rows = await self._pipeline.command(
             "XREVRANGE", keys.dead_letters, start, "-", "COUNT", max_rows

@@ -33,14 +33,19 @@ async def check_and_migrate(settings: Settings) -> None:
     """Check both engines, apply every migration that is missing, and check what the role may do then.
 
     `settings` must hold both URLs. Raises SettingsError if an engine cannot be used,
-    MigrationError if the schema cannot be brought forward.
+    MigrationError if the schema cannot be brought forward. A Redis that is away is no reason not to
+    start where Postgres decides about all zones already.
     """
     redis_url, database_url = settings.redis_url or "", settings.database_url or ""
     zones = load_zones(settings.zones_file).names()
     try:
         await check_redis(redis_url, zones=zones)
     except EngineAway as error:
-        if not await is_decided_by_postgres(database_url, zones):
+        try:
+            is_decided = await is_decided_by_postgres(database_url, zones)
+        except SettingsError:  # both are away: the first one is named
+            is_decided = False
+        if not is_decided:
             raise
         _log.warning("Redis is away: Postgres decides until it is back", reason=str(error))
     await check_postgres(database_url)

@@ -180,7 +180,7 @@ class Why(Body):
 # --- an offer by hand
 
 
-class OfferByHand(Body):
+class OfferMade(Body):
     """The driver's open offer."""
 
     driver_id: UserId
@@ -202,4 +202,4 @@ class TripOffered(Body):
 
     response_code: Literal["trip_offered"]
     trip: Trip
-    offer: OfferByHand
+    offer: OfferMade

@@ -14,7 +14,6 @@ import subprocess
 from pathlib import Path
 from types import TracebackType
 from typing import Any
-from unittest.mock import patch
 from urllib.parse import parse_qs, quote, urlsplit
 
 import psutil
@@ -61,12 +60,10 @@ class Node:
         directory.mkdir(mode=0o700)
         write_private(directory / "password", _PASSWORD)
         self.directory = directory
-        self.valkey = Valkey(directory)
-        self._program = clock.wrapper(valkey_program(), directory)
+        self.valkey = Valkey(directory, clock.wrapper(valkey_program(), directory))
 
     async def start(self) -> None:
-        with patch("dispatcher.embedded.valkey.valkey_program", lambda: self._program):
-            await asyncio.to_thread(self.valkey.start)
+        await asyncio.to_thread(self.valkey.start)
         self.client = redis.asyncio.Redis.from_url(self.valkey.url, decode_responses=True)
         await self.client.config_set("masterauth", _PASSWORD)
         await self.client.config_set("repl-diskless-sync-delay", "0")

@@ -16,7 +16,7 @@ from dispatcher.core.trips import Status
 from dispatcher.live.offers import Candidate
 from dispatcher.live.positions import DriverFix, QueueAt
 from dispatcher.live.queues import PlaceInQueue, QueueScripts, SavedPlace
-from dispatcher.live.settle import SettleEffect
+from dispatcher.live.settlement import SettleEffect
 from dispatcher.live.state import Fix
 from tests.harness.lua_zone import FIX_AGE_MS, START_MS, Zone, make_driver, open_zone
 from tests.lua.settling import accepted, listening, settle
@@ -162,22 +162,24 @@ async def test_a_clock_that_steps_back_turns_no_queue_over(zone: Zone) -> None:
 
 
 async def test_who_must_be_told_is_told_once(redis_url: str) -> None:
-    async with open_zone("valkey", redis_url) as zone, listening(zone, redis_url) as heard:
+    async with (
+        open_zone("valkey", redis_url) as zone,
+        listening(zone, redis_url, "driver:d1", "driver:d2") as heard,
+    ):
         for name in ("d1", "d2"):
             await zone.driver(name)
             await seen(zone, name, "a")
         await order(zone)
-        told = [(to, frame["position"]) for to, frame in orjson.loads(await heard())]
-        assert told == [(["driver:d1"], 1), (["driver:d2"], 2)]
+        told = [await heard() for _ in range(2)]
+        positions = [(to, orjson.loads(frame)["position"]) for to, frame in told]
+        assert positions == [("driver:d1", 1), ("driver:d2", 2)]
         await order(zone)
         await changes(zone, "d1", 1, is_online=False)
         await order(zone)
-        gone, up = orjson.loads(await heard())
+        told = [(to, orjson.loads(frame)) for to, frame in [await heard() for _ in range(2)]]
         nothing = {"type": "queue", "queue": None, "position": None, "queued_at_ms": None}
-        assert gone == [["driver:d1"], nothing]
-        assert up == [
-            ["driver:d2"], {"type": "queue", "queue": "a", "position": 1, "queued_at_ms": START_MS + 1},
-        ]  # fmt: skip
+        up = {"type": "queue", "queue": "a", "position": 1, "queued_at_ms": START_MS + 1}
+        assert told == [("driver:d1", nothing), ("driver:d2", up)]
 
 
 async def test_a_place_that_postgres_knows_comes_back_once(zone: Zone) -> None:

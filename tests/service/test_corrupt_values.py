@@ -16,7 +16,13 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from dispatcher.background import absent_drivers_job, drift_watch_job, presence_flush_job, reconcile_job
+from dispatcher.background import (
+    absent_drivers_job,
+    drift_watch_job,
+    presence_flush_job,
+    reconcile_job,
+    zone_holder,
+)
 from dispatcher.core.actors import Actor
 from dispatcher.core.errors import OutcomeUnknown, Refusal, StoreUnavailable
 from dispatcher.core.zones import Zones
@@ -101,9 +107,12 @@ class Scene:
             await _or_refused(job)
 
     async def watched(self) -> None:
-        watch = drift_watch_job(self.city.parts)
+        holder = zone_holder(self.city.parts)
+        await holder.beat()
+        watch = drift_watch_job(self.city.parts, holder)
         watch._check._pause_s = 0.01
         await watch.run()
+        await holder.stop()
 
     async def act(self, actor: Actor, action: str, trip: str, key: str | None = None) -> Answer | None:
         """What was answered; None for a `503`."""

@@ -12,8 +12,10 @@ import pytest
 from dispatcher.background import degraded_zones_job
 from dispatcher.core.errors import StoreUnavailable
 from dispatcher.core.zones import Zone, Zones
+from dispatcher.live.channel_nodes import channel_nodes
 from dispatcher.live.keys import keys_of
-from dispatcher.live.pubsub import Publisher, Subscriber
+from dispatcher.live.pubsub import Listener, Publisher, Subscriber
+from dispatcher.live.settlement import Message
 from tests.harness.services import City, code_of, driver, open_city
 from tests.harness.valkey_nodes import ValkeyCluster, zones_on_each_node
 
@@ -84,20 +86,21 @@ async def test_a_node_is_away_when_a_server_starts(cluster: ValkeyCluster, datab
     node = await cluster.primary_of(broken)
     node.signal(signal.SIGKILL)
     heard: list[str] = []
-    subscriber = Subscriber(
-        cluster.url, zones=NAMES, deliver=lambda to, _: heard.extend(to), resync=lambda: None
-    )
-    await subscriber.start()
+    subscriber = Subscriber(channel_nodes(cluster.url))
+    await subscriber.open()
+    for zone in NAMES:
+        listener = Listener(lambda payload: heard.append(payload.decode()))
+        subscriber.subscribe(keys_of(zone).channel("driver:d1"), listener)
     try:
         async with open_city(cluster.url, database_url, zones=zones) as city, asyncio.timeout(30):
             publisher = Publisher(city.parts.live.pipeline)
             for zone in others:
                 await city.trip(zone=zone)
-                await publisher.publish(zone, [[[zone], {}]])
+                await publisher.publish(zone, [Message(["driver:d1"], zone)])
             await cluster.take_over(node)
             while broken not in heard:
                 with contextlib.suppress(StoreUnavailable):
-                    await publisher.publish(broken, [[[broken], {}]])
+                    await publisher.publish(broken, [Message(["driver:d1"], broken)])
                 await asyncio.sleep(0.02)
             await _until_redis_decides(city, broken)
             await city.online("d1", zone=broken)

@@ -133,7 +133,7 @@ async def test_offer_accept_and_the_customer_sees_it(
     other = await App(session, server, "driver", "d2").open()
     rider = await App(session, server, "customer", "r1").open()
     welcome = await driver.frame("welcome")
-    assert welcome["snapshot"] == {"driver": None, "trip": None, "offers": []}
+    assert welcome["snapshot"] == {"driver": None, "trip": None, "offers": [], "queue": None}
     await driver.online()
     await other.online()
     trip = await rider.trip()
