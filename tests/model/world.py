@@ -161,8 +161,13 @@ class Side:
         for name, (content, ends_at) in self.snapshot.items():
             lives_ms = max(ends_at - now_ms(), 1) if ends_at > 0 else 0
             await self.zone.raw.restore(name, lives_ms, content)
-        self.pipeline.restarts += 1
+        self.is_replaced()
         self.is_fresh = False
+
+    def is_replaced(self) -> None:
+        """Another Redis answers. A connection to it is a new one, so what was asked of the former is old."""
+        self.pipeline.restarts += 1
+        self.parts.live.state._run_ids._asked.clear()
 
     async def end_leases(self) -> None:
         """Every lease is over: claims are gone, and whoever sweeps finds what they belonged to."""
@@ -175,7 +180,7 @@ class Side:
     async def repair(self) -> None:
         """What the jobs of a server do within seconds, in a Redis that has come back as another one."""
         await self.end_leases()
-        self.pipeline.restarts += 1
+        self.is_replaced()
         job = reconcile_job(self.parts, ZONE)
         await job.run()  # sees that the zone is cold, and has it loaded
         await self.parts.rehydration.warm(ZONE)
