@@ -233,6 +233,8 @@ async def _serve_metrics(
     if settings.metrics_address is None:
         return None
     host, _, port = settings.metrics_address.rpartition(":")
+    if int(port) > 65_535:
+        raise SettingsError("DISPATCHER_METRICS_ADDRESS: a port is 65535 at most")
     hidden = {endpoint.name for endpoint in ENDPOINTS} - {"metrics"}
     runner = make_runner(build_application(handlers, boundary, hidden=hidden), shutdown_timeout_s=1.0)
     await runner.setup()

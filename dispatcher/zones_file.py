@@ -251,7 +251,7 @@ def _find_geometry(document: Any, feature_name: str) -> Any:
     if document.get("type") != "FeatureCollection":
         return document.get("geometry", document)
     for feature in document["features"]:
-        if not feature_name or feature.get("properties", {}).get("name") == feature_name:
+        if not feature_name or (feature.get("properties") or {}).get("name") == feature_name:
             return feature["geometry"]
     raise ValueError(f"there is no feature of the name {feature_name!r}")
 

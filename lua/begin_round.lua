@@ -14,10 +14,13 @@ local matching, waves, holder = KEYS[1], KEYS[2], KEYS[3]
 local every_ms, zone_fence = tonumber(ARGV[1]), ARGV[2]
 local FIRST_TRIP = 3
 
+if not is_held(holder, zone_fence) then
+  return { 0, now_ms, now_ms }
+end
 local next_ms = tonumber(redis.call('HGET', matching, 'next_ms') or '0')
 local fence = 0
 -- A clock that stepped back must not put rounds off for longer than the time between two.
-if is_held(holder, zone_fence) and (next_ms <= now_ms or next_ms > now_ms + every_ms) then
+if next_ms <= now_ms or next_ms > now_ms + every_ms then
   next_ms = now_ms + every_ms
   fence = redis.call('HINCRBY', matching, 'fence', 1)
   redis.call('HSET', matching, 'next_ms', whole(next_ms))

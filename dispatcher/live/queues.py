@@ -112,4 +112,9 @@ class QueueScripts:
         lat, lng, vehicle_type, status = await self._pipeline.command(
             "HMGET", keys.trip(trip_id), "pickup_lat", "pickup_lng", "vehicle_type", "current_status"
         )
-        return (float(lat), float(lng), vehicle_type) if status == "pending" else None
+        if status != "pending" or not vehicle_type:
+            return None
+        try:
+            return float(lat), float(lng), vehicle_type
+        except (TypeError, ValueError):
+            return None  # the trip's own wave finds out

@@ -60,7 +60,16 @@ class OsrmRouting:
         try:
             async with session.get(_table_url(url, table), timeout=limit) as response:
                 return _read(table, await response.json(content_type=None))
-        except (aiohttp.ClientError, TimeoutError, OSError, ValueError, TypeError, LookupError) as error:
+        except (
+            aiohttp.ClientError,
+            TimeoutError,
+            OSError,
+            ArithmeticError,
+            RecursionError,
+            ValueError,
+            TypeError,
+            LookupError,
+        ) as error:
             self.fallbacks += 1
             log.warning(
                 "routing failed: the great circle is used",

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any, Final
 
+import orjson
+
 from dispatcher.core.actors import Role
 from dispatcher.core.drivers import Driver
 from dispatcher.core.errors import Refusal
@@ -102,7 +104,13 @@ class Explanation:
             at = millis(row["created_at"]) or 0
             is_theirs = row["actor_id"] == driver_id and row["actor_role"] == Role.DRIVER
             if row["event"] == Event.ACCEPTED and not is_theirs:
-                lines.append((at, "taken", f"driver {row['actor_id']} took the trip at {iso(at)}"))
+                # The actor may be an operator, who assigned it: the payload has who got it.
+                winner = orjson.loads(row["payload"])["driver_id"]
+                by = "" if row["actor_role"] == Role.DRIVER else f", by the operator {row['actor_id']}"
+                if winner == driver_id:
+                    lines.append((at, row["event"], f"was given the trip at {iso(at)}{by}"))
+                    continue
+                lines.append((at, "taken", f"driver {winner} took the trip at {iso(at)}{by}"))
                 if late_ms is not None and at <= late_ms:
                     taken_ms = at
             elif is_theirs:

@@ -18,6 +18,7 @@ from dispatcher.core.zones import Zone, Zones
 from dispatcher.live.keys import Keys, keys_of
 from dispatcher.live.matching import MatchScripts, TripInWaiting
 from dispatcher.live.offers import MAX_TRIPS, WAVE_AGAIN_MS, DueWaves
+from dispatcher.live.shapes import check_trip
 from dispatcher.matching.looks import longest_wait_ms, look
 from dispatcher.matching.model import NearbyDriver, RankedDriver, RoundPlan, WaitingTrip, Ways
 from dispatcher.matching.scarcity import Scarcity, enough_around
@@ -141,7 +142,7 @@ class MatchedRounds:
         keys = keys_of(zone.name)
         known = await self._scripts.waiting(keys, due.trip_ids, max_wait_ms=longest_wait_ms(zone.waves))
         found = dict(zip(due.trip_ids, known, strict=True))
-        looking = {trip_id: trip for trip_id, trip in found.items() if _looks_for_a_driver(trip)}
+        looking = {id_: trip for id_, trip in found.items() if _looks_for_a_driver(id_, trip)}
         going_on = [trip_id for trip_id in found if trip_id not in looking]
         if zone.matching.dispatch == "auto":
             at_once = await self._with_enough_around(zone, keys, looking)
@@ -238,8 +239,13 @@ def solver_is_installed() -> bool:
     return importlib.util.find_spec("scipy") is not None
 
 
-def _looks_for_a_driver(trip: TripInWaiting) -> bool:
-    return trip.hash_.get("current_status") == Status.PENDING and not trip.open_offers
+def _looks_for_a_driver(trip_id: str, trip: TripInWaiting) -> bool:
+    try:
+        check_trip(trip.hash_, trip_id)
+        is_read = int(trip.hash_.get("round") or 0) + int(trip.hash_.get("waiting_since") or 0) >= 0
+        return is_read and trip.hash_["current_status"] == Status.PENDING and not trip.open_offers
+    except (ValueError, TypeError, LookupError):
+        return False  # its own wave finds out: no other trip's round fails with it
 
 
 def _plan_round(
@@ -291,5 +297,4 @@ def _circle(trips: Sequence[WaitingTrip]) -> tuple[tuple[float, float], float]:
     south, north = min(trip.lat for trip in trips), max(trip.lat for trip in trips)
     west, east = min(trip.lng for trip in trips), max(trip.lng for trip in trips)
     across_m = _METRES_PER_DEGREE * ((north - south) + (east - west))
-    middle = ((south + north) / 2, (west + east) / 2)
-    return middle, max(trip.reach_m for trip in trips) + across_m
+    return ((south + north) / 2, (west + east) / 2), max(trip.reach_m for trip in trips) + across_m

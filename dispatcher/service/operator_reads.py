@@ -157,7 +157,7 @@ class OperatorReads:
         rows = await self._database.rows(
             "page_of_trip_offers",
             trip_id=trip_id,
-            after_wave=int(wave),
+            after_wave=min(int(wave), 2**31 - 1) if int(wave) >= 0 else -1,
             after_driver=driver,
             max_rows=limit,
         )

@@ -9,6 +9,8 @@ from typing import Any, Final, NamedTuple
 #: A page without a beginning begins here: later than any change, should clocks differ.
 _AHEAD: Final = timedelta(minutes=5)
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
+#: No row is later (the year 2255), and every database and runtime holds it.
+_LATEST_US: Final = 2**53
 
 
 class Place(NamedTuple):
@@ -21,7 +23,7 @@ class Place(NamedTuple):
     def read(cls, text: str) -> Place:
         """The place that `next` of a page names: `µs~id`."""
         at_us, _, id_ = text.partition("~")
-        return cls(int(at_us), id_)
+        return cls(min(max(int(at_us), 0), _LATEST_US), id_)
 
     @classmethod
     def of(cls, at: datetime, id_: str) -> Place:

@@ -111,7 +111,7 @@ def read_frame(text: str) -> Frame:
 def frame_id(frame: Frame) -> str | int | None:
     """The id that the answer is to repeat. Raises Refusal invalid_frame."""
     id_ = frame.get("id")
-    if not isinstance(id_, str | int | None):
+    if isinstance(id_, bool) or not isinstance(id_, str | int | None):
         raise Refusal("invalid_frame", "The id of a frame is text or a whole number.")
     return id_
 

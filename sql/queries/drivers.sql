@@ -51,9 +51,13 @@ UPDATE driver_details d
    );
 
 -- name: queue_place(driver_id)^
--- A driver's place in a queue.
-SELECT queue, queued_at
-  FROM driver_details
+-- A driver's place in a queue. Who has had a trip since they arrived holds none.
+SELECT CASE WHEN NOT EXISTS (
+                SELECT FROM trip_requests t
+                 WHERE (t.current_status = 'completed' OR t.current_status = 'cancelled') AND t.driver_id = d.user_id
+                   AND t.locked_at > d.queued_at)
+            THEN queue END AS queue, queued_at
+  FROM driver_details d
  WHERE user_id = :driver_id;
 
 -- name: queue_places(ids)

@@ -65,13 +65,23 @@ function tabs(current) {
     h("a", { href: `#/${name}`, "aria-current": name === current ? "page" : false }, text)));
 }
 
+/** Text of an address; null where its escapes are broken, as of a link that was cut off. */
+function readable(text) {
+  try {
+    return decodeURIComponent(text);
+  } catch {
+    return null;
+  }
+}
+
 /** Shows what the address names: #/trips, #/drivers, #/trip/ID or #/driver/ID. */
 function route({ isFirst = false } = {}) {
   const [, kind = "trips", id] = /^#\/(\w+)(?:\/(.+))?$/.exec(location.hash) ?? [];
   page?.close();
   page = null;
-  if (id && (kind === "trip" || kind === "driver")) {
-    page = new (kind === "trip" ? TripPage : DriverPage)(context, decodeURIComponent(id));
+  const named = id && readable(id);
+  if (named && (kind === "trip" || kind === "driver")) {
+    page = new (kind === "trip" ? TripPage : DriverPage)(context, named);
     page.refresh();
     view.replaceChildren(tabs(`${kind}s`), page.element);
     if (!isFirst) page.heading.focus({ preventScroll: true });
