@@ -12,8 +12,8 @@ import h3
 _FINE: Final = 8
 #: What drivers see: cells of some 5 km². Where to go is a question of districts.
 _COARSE: Final = 7
-#: Drivers are shown customers by steps of so many, and nothing of fewer: no picture, and no two of them
-#: after each other, say whether one customer asked.
+#: Drivers are shown customers by steps of so many, and nothing of fewer. Whoever knows the others of a
+#: step learns of the one that completes it: docs/matching.md says so.
 CUSTOMERS_A_STEP: Final = 3
 #: Cells of one picture. Those with the most of everything are in it.
 _MOST_CELLS: Final = 1_000
