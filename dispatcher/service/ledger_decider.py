@@ -6,9 +6,6 @@ dispatcher/service/event_tail.py. Redis learns all of it when the zone is loaded
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any
-
 import orjson
 
 from dispatcher.core.limits import LimitState
@@ -16,10 +13,9 @@ from dispatcher.live.claim_results import ClaimCode, Unresolved
 from dispatcher.live.claims import Attempt, Resolved
 from dispatcher.live.keys import Keys
 from dispatcher.service.answers import Answer
+from dispatcher.service.event_tail import Deliver
 from dispatcher.service.ledger_claims import LedgerClaims
 from dispatcher.service.persistent_settles import Telling
-
-Deliver = Callable[[Sequence[str], dict[str, Any]], None]
 
 
 class LedgerDecider:

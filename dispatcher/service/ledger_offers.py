@@ -7,8 +7,7 @@ free, and again once its offers have ended. Trips do not expire meanwhile.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable
-from typing import Any, Final
+from typing import Final
 
 from dispatcher.core.actors import Role, address_of
 from dispatcher.core.times import now_ms
@@ -17,8 +16,6 @@ from dispatcher.ledger.database import Database, trip_from_row
 from dispatcher.observe.series import OFFERS
 from dispatcher.service.hub import Hub
 from dispatcher.service.offer_log import OfferLog, OfferRow
-
-Deliver = Callable[[list[str], dict[str, Any]], None]
 
 #: Trips that are looked at in one run.
 _MAX_TRIPS: Final = 100
