@@ -57,9 +57,9 @@ async def _read_postgres(evidence: Evidence, database_url: str) -> None:
     try:
         async with connection.transaction(isolation="repeatable_read", readonly=True):
             for row in await connection.fetch("SELECT * FROM trip_requests"):
-                evidence.trips[row["id"]] = dict(row)
+                evidence.trips[row["id"]] = _plain(row)
             for row in await connection.fetch("SELECT * FROM driver_details"):
-                evidence.drivers[row["user_id"]] = dict(row)
+                evidence.drivers[row["user_id"]] = _plain(row)
             for row in await connection.fetch(
                 "SELECT trip_id, version, event, actor_id, payload ->> 'driver_id' AS driver,"
                 " extract(epoch FROM created_at)::float8 AS at, actor_role FROM trip_events"
@@ -72,6 +72,13 @@ async def _read_postgres(evidence: Evidence, database_url: str) -> None:
                 evidence.answers[key] = row["response_payload"]
     finally:
         await connection.close()
+
+
+def _plain(row: asyncpg.Record) -> dict[str, Any]:
+    # asyncpg's Point does not come back from pickle, and the checker is another process.
+    return {
+        name: tuple(value) if isinstance(value, asyncpg.Point) else value for name, value in row.items()
+    }
 
 
 async def _read_zone(evidence: Evidence, client: redis.asyncio.Redis, zone: str) -> None:

@@ -14,11 +14,11 @@ import aiohttp
 
 from tests.faults import kinds
 from tests.faults.apps import Board, Driver, Rider, until
-from tests.faults.checker import check
 from tests.faults.client import Client
 from tests.faults.evidence import Evidence, gather
 from tests.faults.history import History
 from tests.faults.impossible import Impossible
+from tests.faults.judge import Judge
 from tests.faults.kinds.fault import Fault
 from tests.faults.kinds.servers import pause_server
 from tests.faults.sizes import Size, Sizes
@@ -74,6 +74,7 @@ async def play(
     history = History()
     outcome = Outcome(seed)
     async with (
+        Judge() as judge,
         Stage(directory, history, small_disk=small_disk, cluster=cluster) as stage,
         _crowd(stage, seed) as crowd,
     ):
@@ -89,12 +90,12 @@ async def play(
             crowd.stopped.set()
             await asyncio.gather(*work)
         started = time.monotonic()
-        outcome.breaches = await _calm(stage, crowd)
+        outcome.breaches = await _calm(stage, crowd, judge)
         outcome.quiet_s = time.monotonic() - started
         outcome.breaches += await _ask_again(stage, crowd)
         outcome.breaches += await _everybody_moves_on(crowd)
-        final = await _wait_for_agreement(stage)
-        found = await asyncio.to_thread(check, final)
+        final = await _wait_for_agreement(stage, judge)
+        found = await judge.check(final)
         outcome.breaches = list(dict.fromkeys([*outcome.breaches, *found]))
         if sized_every_s:
             outcome.sizes = [*sizes.seen, await sizes.look()]
@@ -160,25 +161,24 @@ async def _bring_faults(
         await asyncio.sleep(random.uniform(0.1, 0.8))
 
 
-async def _calm(stage: Stage, crowd: Crowd) -> list[str]:
+async def _calm(stage: Stage, crowd: Crowd, judge: Judge) -> list[str]:
     """Lets every driver end what they have, and waits until the trips that nobody took have expired."""
 
     async def end(driver: Driver) -> None:
         await driver.recover(crowd.stopped)
 
     await asyncio.gather(*(end(driver) for driver in crowd.drivers))
-    return await asyncio.to_thread(check, await _wait_for_agreement(stage))
+    return await judge.check(await _wait_for_agreement(stage, judge))
 
 
-async def _wait_for_agreement(stage: Stage) -> Evidence:
+async def _wait_for_agreement(stage: Stage, judge: Judge) -> Evidence:
     """The evidence once nothing is amiss, or after the time within which all must be repaired."""
     evidence = Evidence(stage.history)
 
     async def agrees() -> bool:
         nonlocal evidence
         evidence = await gather(stage.history, stage.database_url, stage.primary.client, ZONES)
-        # In a thread: the proxies go on meanwhile.
-        return not await asyncio.to_thread(check, evidence)
+        return not await judge.check(evidence)
 
     await until(agrees, _QUIET_S)
     return evidence
