@@ -58,7 +58,7 @@ class Transition:
     @property
     def frees_driver(self) -> bool:
         """Whether the trip's driver is free again afterwards."""
-        return self.driver in (DriverEffect.FREED, DriverEffect.CLEARED)
+        return self.driver is DriverEffect.FREED or self.driver is DriverEffect.CLEARED
 
     def apply(self, trip: Trip, at_ms: int, **changes: Any) -> Trip:
         """The trip once this has happened at `at_ms`; `changes` are further columns."""

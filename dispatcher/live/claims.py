@@ -6,7 +6,7 @@ strictly what it says (claim_results).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Sequence
 from enum import StrEnum
 from typing import Any, Final, Literal, NamedTuple, TypeVar
 
@@ -102,14 +102,17 @@ class OverdueClaim(NamedTuple):
 
 
 class ClaimScripts:
-    """The claims, and what ends one without a settle. All raise StoreUnavailable."""
+    """The claims, and what ends one without a settle. All raise StoreUnavailable.
+
+    A claim hands its caller the one coroutine that runs the script: each more would be woken with it.
+    """
 
     def __init__(self, pipeline: Pipeline) -> None:
         self._pipeline = pipeline
 
-    async def claim_accept(
+    def claim_accept(
         self, keys: Keys, attempt: Attempt, *, version: int | None, policy: Literal["open", "offered"]
-    ) -> AcceptClaimed | NotClaimed:
+    ) -> Coroutine[Any, Any, AcceptClaimed | NotClaimed]:
         """Claims trip and driver for an accept."""
         trip_id, driver_id = attempt.trip_id, attempt.driver_id
         names = (
@@ -117,9 +120,9 @@ class ClaimScripts:
             keys.driver_claim(driver_id), keys.offers(trip_id), keys.raced(trip_id),
         )  # fmt: skip
         args = ("" if version is None else version, driver_id, policy)
-        return await self._claim("claim_accept", keys, attempt, names, args, accept_claimed)
+        return self._claim("claim_accept", keys, attempt, names, args, accept_claimed)
 
-    async def claim_transition(
+    def claim_transition(
         self,
         keys: Keys,
         attempt: Attempt,
@@ -127,21 +130,23 @@ class ClaimScripts:
         version: int | None,
         actor: Actor,
         sources: Iterable[Status],
-    ) -> TransitionClaimed | NotClaimed:
+    ) -> Coroutine[Any, Any, TransitionClaimed | NotClaimed]:
         """Claims a trip that exists and is in one of the states `sources`."""
         trip_id = attempt.trip_id
         names = (keys.trip(trip_id), keys.trip_claim(trip_id), keys.offers(trip_id))
         args = (
             "" if version is None else version, actor.role, actor.user_id, f",{','.join(sources)},",
         )  # fmt: skip
-        return await self._claim("claim_transition", keys, attempt, names, args, transition_claimed)
+        return self._claim("claim_transition", keys, attempt, names, args, transition_claimed)
 
-    async def claim_creation(self, keys: Keys, attempt: Attempt) -> CreationClaimed | NotClaimed:
+    def claim_creation(
+        self, keys: Keys, attempt: Attempt
+    ) -> Coroutine[Any, Any, CreationClaimed | NotClaimed]:
         """Claims a trip's id."""
         names = (keys.trip(attempt.trip_id), keys.trip_claim(attempt.trip_id))
-        return await self._claim("claim_creation", keys, attempt, names, (), CreationClaimed)
+        return self._claim("claim_creation", keys, attempt, names, (), CreationClaimed)
 
-    async def claim_availability(
+    def claim_availability(
         self,
         keys: Keys,
         attempt: Attempt,
@@ -151,7 +156,7 @@ class ClaimScripts:
         vehicle_type: str | None,
         from_zone: str,
         absentee: str = "",
-    ) -> AvailabilityClaimed | NotClaimed:
+    ) -> Coroutine[Any, Any, AvailabilityClaimed | NotClaimed]:
         """Claims a driver who works in `from_zone`, and the trip that is to be released.
 
         `absentee` is an address: the claim is not granted where that user is present.
@@ -167,15 +172,15 @@ class ClaimScripts:
         )
         args = (trip_id, int(goes_offline), int(changes_zone), vehicle_type or "", absentee, from_zone)
         decode = availability_claimed(driver_id, keys.zone)
-        return await self._claim("claim_availability", keys, attempt, names, args, decode)
+        return self._claim("claim_availability", keys, attempt, names, args, decode)
 
-    async def claim_decline(
+    def claim_decline(
         self, keys: Keys, attempt: Attempt, *, version: int | None
-    ) -> DeclineClaimed | NotClaimed:
+    ) -> Coroutine[Any, Any, DeclineClaimed | NotClaimed]:
         """Lets a driver decline a pending trip."""
         names = (keys.trip(attempt.trip_id),)
         args = ("" if version is None else version,)
-        return await self._claim("claim_decline", keys, attempt, names, args, decline_claimed)
+        return self._claim("claim_decline", keys, attempt, names, args, decline_claimed)
 
     async def _claim(
         self,

@@ -23,8 +23,8 @@ def flat_to_dict(flat: Sequence[str]) -> dict[str, str]:
 def trip_from_flat(flat: Sequence[str]) -> Trip:
     """A trip from a flat reply of HGETALL. Raises ValueError where it is none, or not a whole one."""
     hash_ = flat_to_dict(flat)
-    if missing := _ALWAYS_THERE - hash_.keys():
-        raise ValueError(f"a trip's hash lacks {sorted(missing)}")
+    if not hash_.keys() >= _ALWAYS_THERE:
+        raise ValueError(f"a trip's hash lacks {sorted(_ALWAYS_THERE - hash_.keys())}")
     return Trip.from_hash(hash_)
 
 

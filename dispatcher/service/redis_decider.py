@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Coroutine
+from typing import Any
 
 from dispatcher.core.errors import StoreUnavailable
 from dispatcher.core.limits import LimitState
@@ -88,8 +90,8 @@ class RedisDecider:
     def let_go(self, keys: Keys, attempt: Attempt) -> None:
         self._abandoned.let_go(keys, attempt)
 
-    async def tell(self, told: list[Telling]) -> None:
-        await self._settles.settle(told)
+    def tell(self, told: list[Telling]) -> Coroutine[Any, Any, None]:
+        return self._settles.settle(told)
 
     def waiting(self) -> dict[str, int]:
         return {"settles": len(self._settles), "releases": len(self._abandoned)}

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Coroutine
 from dataclasses import dataclass
+from typing import Any
 
 from dispatcher.core.callers import Caller
 from dispatcher.core.limits import LimitClass
@@ -45,8 +47,10 @@ class AcceptTrip:
     def transition(self) -> Transition:
         return ASSIGN if self.assignee else ACCEPT
 
-    async def claim(self, claims: Claims, keys: Keys, attempt: Attempt) -> AcceptClaimed | NotClaimed:
-        return await claims.claim_accept(
+    def claim(
+        self, claims: Claims, keys: Keys, attempt: Attempt
+    ) -> Coroutine[Any, Any, AcceptClaimed | NotClaimed]:
+        return claims.claim_accept(
             keys, attempt, version=self.version,
             policy="open" if self.assignee else self.zone.accept_policy,
         )  # fmt: skip

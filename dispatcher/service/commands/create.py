@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Coroutine
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 from dispatcher.core.actors import Role, address_of
 from dispatcher.core.callers import Caller
@@ -44,8 +45,10 @@ class CreateTrip:
     driver_id: str = ""
     limit_class: LimitClass = LimitClass.GENERAL
 
-    async def claim(self, claims: Claims, keys: Keys, attempt: Attempt) -> CreationClaimed | NotClaimed:
-        return await claims.claim_creation(keys, attempt)
+    def claim(
+        self, claims: Claims, keys: Keys, attempt: Attempt
+    ) -> Coroutine[Any, Any, CreationClaimed | NotClaimed]:
+        return claims.claim_creation(keys, attempt)
 
     def plan(self, attempt: Attempt, claimed: CreationClaimed) -> Plan:
         actor, at_ms = self.caller.actor, claimed.now_ms

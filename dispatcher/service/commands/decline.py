@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Coroutine
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 from dispatcher.core.callers import Caller
 from dispatcher.core.limits import LimitClass
@@ -33,8 +34,10 @@ class DeclineTrip:
     driver_id: str = ""
     limit_class: LimitClass = LimitClass.GENERAL
 
-    async def claim(self, claims: Claims, keys: Keys, attempt: Attempt) -> DeclineClaimed | NotClaimed:
-        return await claims.claim_decline(keys, attempt, version=self.version)
+    def claim(
+        self, claims: Claims, keys: Keys, attempt: Attempt
+    ) -> Coroutine[Any, Any, DeclineClaimed | NotClaimed]:
+        return claims.claim_decline(keys, attempt, version=self.version)
 
     def plan(self, attempt: Attempt, claimed: DeclineClaimed) -> Plan:
         driver_id = self.caller.actor.user_id

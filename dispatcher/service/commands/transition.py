@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Coroutine, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -49,10 +49,10 @@ class TakeTransition:
     def limit_class(self) -> LimitClass:
         return self.transition.limit_class
 
-    async def claim(
+    def claim(
         self, claims: Claims, keys: Keys, attempt: Attempt
-    ) -> TransitionClaimed | NotClaimed:
-        return await claims.claim_transition(
+    ) -> Coroutine[Any, Any, TransitionClaimed | NotClaimed]:
+        return claims.claim_transition(
             keys, attempt, version=self.version, actor=self.caller.actor,
             sources=self.transition.sources,
         )  # fmt: skip
