@@ -6,7 +6,6 @@ import os
 import secrets
 import shutil
 import subprocess
-import sys
 import tempfile
 import uuid
 from collections import deque
@@ -19,6 +18,7 @@ import redis.asyncio
 
 from dispatcher.embedded.engines import Engines, EngineUrls, stop_left_behind
 from dispatcher.ledger import migrate
+from tests.harness.bytecode import keep_bytecode
 from tests.harness.least_privilege import IS_ON, RESTRICTED, make_roles
 from tests.harness.servers import Serve, processes_of, wait_for_end
 from tests.harness.valkey_nodes import ValkeyCluster
@@ -28,16 +28,9 @@ _databases = deque(range(1, 16))  # of the session's Valkey; 0 is left alone
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Give bytecode a directory of this run where Python may not write it beside the sources.
-
-    The tests start some hundred processes, and each would spend a second on compiling its imports.
-    """
-    if sys.dont_write_bytecode and not hasattr(config, "workerinput"):
-        directory = tempfile.mkdtemp(prefix="dispatcher-bytecode-")
-        config.add_cleanup(lambda: shutil.rmtree(directory, ignore_errors=True))
-        os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
-        os.environ["PYTHONPYCACHEPREFIX"] = sys.pycache_prefix = directory
-        sys.dont_write_bytecode = False
+    """Prepare what all workers of a run share."""
+    if not hasattr(config, "workerinput"):
+        config.add_cleanup(keep_bytecode())
     os.environ.setdefault("FAULTS_SEED", str(secrets.randbelow(1_000_000)))  # workers inherit it
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import atexit
 import shutil
 import signal
 import tempfile
@@ -16,6 +17,7 @@ import click
 from dispatcher.embedded.engines import Engines
 from tests.faults import kinds
 from tests.faults.run import Outcome, play
+from tests.harness.bytecode import keep_bytecode
 
 
 @click.command()
@@ -47,6 +49,8 @@ def main(
     click.echo(
         f"{'seed':>6} {'faults':>6} {'calls':>6} {'success':>7} {'events':>6} {'quiet s':>7}  broken"
     )
+    # Servers that compile what they import are slow for their first seconds.
+    atexit.register(keep_bytecode())
     # A run that is told to stop takes its servers and engines down, as after Ctrl-C.
     signal.signal(signal.SIGTERM, _stop)
     faults = [kinds.BY_NAME[name] for name in kind_names] or list(kinds.ALL)
