@@ -7,6 +7,7 @@ import re
 from collections.abc import AsyncIterator, Sequence
 from typing import Any, Final
 
+import hiredis
 import structlog
 from redis.exceptions import RedisError
 
@@ -220,7 +221,7 @@ class _Lane(Pipeline):
 
     def ask(self, call: Call) -> None:
         """Sends a call about a slot that is on its way to this node."""
-        self.put(Call(("ASKING",), _unheard()))
+        self.put(_unheard("ASKING"))
         self.put(call)
 
     def gain(self, epochs: Sequence[str]) -> None:
@@ -234,9 +235,8 @@ class _Lane(Pipeline):
             return
         script = self._scripts.texts["mark_cold"]
         for epoch in gained:
-            self.put(
-                Call(("EVAL", script, 1, epoch, self._run_id), _unheard(), redirects=_MAX_REDIRECTS)
-            )
+            check = _unheard("EVAL", script, 1, epoch, self._run_id)
+            self.put(check._replace(redirects=_MAX_REDIRECTS))
 
     def take_moved(self) -> list[Call]:
         """Takes back what has not been sent, and belongs to another node now."""
@@ -274,8 +274,8 @@ class _Lane(Pipeline):
         return self._cluster.corrupt(names, reason)
 
 
-def _unheard() -> asyncio.Future[Any]:
-    """A future whose end nobody waits for."""
+def _unheard(*command: Any) -> Call:
+    """A call whose end nobody waits for."""
     reply: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
     reply.add_done_callback(lambda done: done.cancelled() or done.exception())
-    return reply
+    return Call(command, reply, hiredis.pack_command(command))

@@ -12,6 +12,7 @@ from collections.abc import AsyncIterator, Coroutine, Hashable, Sequence
 from contextvars import Context
 from typing import Any
 
+import hiredis
 from redis.exceptions import RedisError
 
 from dispatcher.core.errors import CorruptState, ReplyLost, StoreUnavailable
@@ -70,14 +71,17 @@ class Pipeline(CorruptionReports, LeftAlone):
         self._run_id = ""
 
     def run(self, script: str, keys: Sequence[str], args: Sequence[Any]) -> asyncio.Future[Any]:
-        """Calls `lua/<script>.lua`. Raises StoreUnavailable where Redis did not answer."""
+        """Calls `lua/<script>.lua`, as `command`. Raises StoreUnavailable where Redis did not answer."""
         return self.command("EVALSHA", self._scripts.digests[script], len(keys), *keys, *args)
 
     def command(self, *command: Any) -> asyncio.Future[Any]:
-        """Sends one command. A caller that is cancelled leaves its reply to be read and dropped."""
+        """Sends one command. A caller that is cancelled leaves its reply to be read and dropped.
+
+        Raises TypeError or UnicodeEncodeError at once where an argument is no text, number or bytes.
+        """
         loop = asyncio.get_running_loop()
         reply: asyncio.Future[Any] = loop.create_future()
-        self.put(Call(command, reply))
+        self.put(Call(command, reply, hiredis.pack_command(command)))
         return reply
 
     def put(self, call: Call) -> None:

@@ -86,11 +86,15 @@ def log_unanswered(calls: int, error: object) -> None:
 
 
 class Call(NamedTuple):
-    """A command, the future of its reply, whether it was sent before its script was known, and how often
-    a node of a cluster has named another one."""
+    """A command, the future of its reply, the bytes that are sent, whether it was sent before its script
+    was known, and how often a node of a cluster has named another one.
+
+    It is packed when it is made, and not with its batch: who asks for nonsense is told, and nobody else.
+    """
 
     command: tuple[Any, ...]
     reply: asyncio.Future[Any]
+    packed: bytes
     is_repeated: bool = False
     redirects: int = 0
 
@@ -136,7 +140,7 @@ class CallProtocol(RedisProtocol):
         self._calls.extend(batch)
         self._batches.append((len(batch), self._loop.time() + self._timeout_s, time.perf_counter()))
         REDIS_BATCH_CALLS.observe(len(batch))
-        self.transport.write(b"".join([hiredis.pack_command(call.command) for call in batch]))
+        self.transport.write(b"".join([call.packed for call in batch]))
         if self._timer is None:
             self._timer = self._loop.call_later(self._timeout_s, self._check_overdue)
 

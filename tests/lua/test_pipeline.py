@@ -5,6 +5,9 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
+import fakeredis
+import pytest
+
 from dispatcher.live.client import connect
 from dispatcher.live.keys import keys_of
 from dispatcher.live.limits import LimitScripts
@@ -44,6 +47,25 @@ async def test_more_zones_ask_at_once_than_there_are_connections(redis_url: str)
     run_ids = await asyncio.gather(*(pipeline.run_id(f"zone-{i}") for i in range(300)))
     assert len(set(run_ids)) == 1
     await client.aclose()
+
+
+@pytest.mark.parametrize("backend", ["valkey", "fakeredis"])
+@pytest.mark.parametrize("strange", [None, True, ["a"], {}, "\ud800", object()], ids=repr)
+async def test_what_cannot_be_sent_is_refused_at_its_own_call(
+    backend: str, strange: Any, client: Any
+) -> None:
+    """Whoever shares a batch with it is answered, and with what it has asked for."""
+    pipeline = Pipeline(client if backend == "valkey" else fakeredis.FakeAsyncRedis())
+    echoes = [pipeline.command("SET", "strange", "before", "GET")]
+    with pytest.raises((TypeError, UnicodeEncodeError)):
+        pipeline.command("SET", "strange", strange)
+    with pytest.raises((TypeError, UnicodeEncodeError)):
+        pipeline.run("check_limit", ["strange"], [1, strange])
+    echoes += [pipeline.command("ECHO", str(number)) for number in range(3)]
+    async with asyncio.timeout(5):
+        _, *told = await asyncio.gather(*echoes)
+        assert [str(text, "ascii") if isinstance(text, bytes) else text for text in told] == list("012")
+        await pipeline.close()
 
 
 async def test_a_whole_batch_after_a_restart(client: Any) -> None:

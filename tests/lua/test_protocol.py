@@ -207,9 +207,12 @@ async def test_each_reply_belongs_to_the_oldest_call(connection: Any) -> None:
 
     calls = CallProtocol(connection, lambda call, reply: answered.append((call, reply)), batch_done)
     loop = asyncio.get_running_loop()
-    batches = [
-        [Call(("ECHO", f"{batch}-{n}"), loop.create_future()) for n in range(3)] for batch in range(4)
-    ]
+
+    def echo(text: str) -> Call:
+        command = ("ECHO", text)
+        return Call(command, loop.create_future(), hiredis.pack_command(command))
+
+    batches = [[echo(f"{batch}-{n}") for n in range(3)] for batch in range(4)]
     for batch in batches:
         calls.send(batch)
     async with asyncio.timeout(5):
