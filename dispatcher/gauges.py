@@ -51,6 +51,10 @@ def add_gauges(
     metrics.labelled_counter(
         "dispatcher_webhook_deliveries", "Webhook calls.", "outcome", parts.webhook.counts
     )
+    metrics.gauge(
+        "dispatcher_webhook_pause_seconds", "How long a receiver is still left alone.",
+        parts.webhook.pause_s,
+    )  # fmt: skip
     metrics.labelled_gauge(
         "dispatcher_drift", "Things that differ between Redis and Postgres.", ("zone", "kind"),
         drift.found,

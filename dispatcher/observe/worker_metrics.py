@@ -32,6 +32,7 @@ _MERGED_OTHERWISE: Final[dict[str, Callable[[float, float], float]]] = {
     "dispatcher_waiting_trips": max,
     "dispatcher_free_drivers": max,
     "dispatcher_drivers_with_fix": max,
+    "dispatcher_webhook_pause_seconds": max,
     "dispatcher_engine_up": min,  # what one worker cannot reach is not all there
 }
 

@@ -189,24 +189,30 @@ class Deliveries:
         return "failed"
 
     def _note(self, outcome: Outcome) -> None:
-        """Leaves a receiver alone that fails again and again."""
+        """Leaves a receiver alone that fails again and again, or asks for it."""
+        now = asyncio.get_running_loop().time()
+        if now < self._paused_until:  # it was under way when the pause began, and says nothing new
+            return
         if outcome.error is None:
-            if self._failures >= _FAILURES_TO_PAUSE:
+            if self._paused_until:
                 log.info("webhook is back", receiver=self.receiver.shown)
             self._failures, self._paused_until = 0, 0.0
             return
-        now = asyncio.get_running_loop().time()
-        if now < self._paused_until:  # it was under way when others failed, and says nothing new
-            return
         self._failures += 1
         over = self._failures - _FAILURES_TO_PAUSE
-        if over < 0:
-            pause_s = outcome.retry_after_s or 0.0
-        else:
-            pause_s = outcome.retry_after_s or min(_LONGEST_PAUSE_S, _FIRST_PAUSE_S * 2 ** min(over, 9))
-        if over == 0:
-            log.warning("webhook fails", receiver=self.receiver.shown, reason=outcome.error)
-        self._paused_until = now + pause_s
+        own_s = min(_LONGEST_PAUSE_S, _FIRST_PAUSE_S * 2 ** min(over, 9)) if over >= 0 else 0.0
+        pause_s = outcome.retry_after_s or own_s
+        if pause_s > 0:
+            self._paused_until = now + pause_s
+            log.warning(
+                "webhook is paused",
+                receiver=self.receiver.shown, reason=outcome.error, pause_s=round(pause_s, 3),
+                failures=self._failures,
+            )  # fmt: skip
+
+    def pause_s(self) -> float:
+        """How long the receiver is still left alone; 0 where it is not."""
+        return max(0.0, self._paused_until - asyncio.get_running_loop().time())
 
     async def _bury(self, keys: Keys, stream: str, entry: Claimed, message: Message, error: str) -> None:
         about: dict[str, str | int] = {
@@ -257,6 +263,10 @@ class Webhook:
         for each in self.deliveries:
             total.update(each.counts)
         return {outcome: float(number) for outcome, number in total.items()}
+
+    def pause_s(self) -> float:
+        """How long the receiver that is left alone longest still is; 0 where none is."""
+        return max((each.pause_s() for each in self.deliveries), default=0.0)
 
     async def offered(self, trip: Trip, wave: WaveResult, distances: dict[str, float]) -> None:
         """Queues the offers of a wave to drivers who have no socket; the offers stand all the same."""

@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import re
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
+from email.utils import formatdate
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,7 @@ from dispatcher.config import SettingsError, load_settings
 from dispatcher.core.zones import Zone, Zones
 from dispatcher.service.connections import HTTP
 from dispatcher.service.webhook import Deliveries
+from dispatcher.webhook.receiver import Receiver as Calls
 from tests.harness.services import PLACE, City, driver, open_city, rider
 from tests.service.test_operator_reads import operator_reads
 
@@ -202,6 +205,86 @@ async def test_retry_after_is_obeyed(city: City, receiver: Receiver) -> None:
     assert len(receiver.tried) == 1
 
 
+@pytest.mark.parametrize(
+    ("header", "least_s", "most_s"),
+    [
+        ("600", 600, 600),
+        ("99999999999999999999", 600, 600),
+        ("Fri, 31 Dec 9999 23:59:59 GMT", 600, 600),
+        ("IN-TWO-MINUTES", 115, 120),
+        ("IN-TWO-MINUTES-WITHOUT-A-ZONE", 115, 120),
+        ("Wed, 21 Oct 2015 07:28:00 GMT", 0, 0),
+        ("0", 0, 0),
+        ("-5", None, None),
+        ("1e9", None, None),
+        ("soon", None, None),
+        ("Wed, 99 Oct 2015 07:28:00 GMT", None, None),
+        ("Wed, 21 Oct 2015 07:28:00 +9999999999999999", None, None),
+        ("Wed, 21 Oct 99999999999999999999 07:28:00 GMT", None, None),
+    ],
+)
+async def test_when_a_receiver_wants_to_be_called_again(
+    receiver: Receiver, header: str, least_s: float | None, most_s: float | None
+) -> None:
+    receiver.status = lambda _: 503
+    dates = {
+        "IN-TWO-MINUTES": formatdate(time.time() + 120, usegmt=True),
+        "IN-TWO-MINUTES-WITHOUT-A-ZONE": formatdate(time.time() + 120),
+    }
+    receiver.headers = {"Retry-After": dates.get(header, header)}
+    calls = Calls(receiver.url, SECRET, timeout_s=5, max_calls=1)
+    outcome = await calls.call("evt_1", "{}")
+    await calls.close()
+    assert outcome.error == "it answered 503"
+    if least_s is None or most_s is None:
+        assert outcome.retry_after_s is None
+    else:
+        assert outcome.retry_after_s is not None
+        assert least_s <= outcome.retry_after_s <= most_s
+
+
+async def test_a_pause_is_told_once(city: City, receiver: Receiver) -> None:
+    """However many calls were under way, and whatever they were answered."""
+    receiver.status, receiver.headers = lambda id_: 503, {"Retry-After": "600"}
+    receiver.hold = asyncio.Event()
+    await a_ride(city)
+    webhook, (each,) = city.parts.webhook, city.parts.webhook.deliveries
+    assert webhook.pause_s() == 0.0
+    with structlog.testing.capture_logs() as logs:
+        await until(lambda: len(receiver.tried) == 5, city)
+        receiver.status = lambda id_: 200 if id_.endswith("_4") else 503
+        receiver.hold.set()
+        await until(lambda: sum(each.counts.values()) == 5, city)
+        assert [line for line in logs if line["event"].startswith("webhook")] == [
+            {
+                "event": "webhook is paused", "log_level": "warning", "receiver": each.receiver.shown,
+                "reason": "it answered 503", "pause_s": 600.0, "failures": 1,
+            }
+        ]  # fmt: skip
+        assert 590 < webhook.pause_s() <= 600
+        tried = len(receiver.tried)
+        await look(city)
+        assert len(receiver.tried) == tried
+        receiver.hold, receiver.status = None, lambda _: 200
+        each._paused_until = asyncio.get_running_loop().time()  # it is over
+        await until(lambda: len({id_ for id_, _ in receiver.told}) == 5, city)
+    assert [line["event"] for line in logs if line["event"].startswith("webhook")] == [
+        "webhook is paused",
+        "webhook is back",
+    ]
+    assert webhook.pause_s() == 0.0
+
+
+async def test_a_receiver_that_is_down_is_told_of_at_each_pause(city: City, receiver: Receiver) -> None:
+    receiver.status = lambda _: 500
+    await a_ride(city)
+    (each,) = city.parts.webhook.deliveries
+    with structlog.testing.capture_logs() as logs:
+        await until(lambda: each._failures == 6, city)
+    pauses = [line for line in logs if line["event"] == "webhook is paused"]
+    assert [(line["pause_s"], line["failures"]) for line in pauses] == [(1.0, 5), (2.0, 6)]
+
+
 async def test_what_is_never_taken_is_a_dead_letter(
     redis_url: str, database_url: str, receiver: Receiver
 ) -> None:
@@ -382,8 +465,6 @@ async def test_without_a_webhook_nothing_is_queued(redis_url: str, database_url:
 
 def test_the_group_of_a_receiver_is_named_by_its_address() -> None:
     """Another order of the receivers, or another server, means the same group."""
-    from dispatcher.webhook.receiver import Receiver as Calls
-
     calls = Calls("https://a.example/hook", SECRET, timeout_s=1, max_calls=1)
     scripts: Any = None
     names = {
