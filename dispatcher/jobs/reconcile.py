@@ -58,7 +58,10 @@ class Reconcile:
                 raise
             except Exception:
                 # It is handed out again; the other claims, and the fixes, do not wait for it.
-                log.exception("overdue claim not swept", zone=keys.zone, token=claim.token)
+                log.exception(
+                    "overdue claim not swept",
+                    zone=keys.zone, token=claim.token, trip_id=claim.trip_id,
+                )  # fmt: skip
 
     async def _settle_overdue(self, keys: Keys, claim: OverdueClaim) -> None:
         # Postgres knows whether that attempt was committed; then it is settled, from the outbox.

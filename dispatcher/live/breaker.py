@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from contextvars import Context
 from typing import Final
 
 import structlog
@@ -50,7 +51,9 @@ class Breaker:
         self.reason = reason
         self.opened += 1
         log.warning("redis is left alone", node=self._node, reason=reason)
-        self._probing = asyncio.get_running_loop().create_task(self._probe_until_closed())
+        # Not in the context of this call: its lines are about the node.
+        probing = self._probe_until_closed()
+        self._probing = asyncio.get_running_loop().create_task(probing, context=Context())
 
     async def _probe_until_closed(self) -> None:
         rest_s = _FIRST_REST_S

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterable, Sequence
+from contextvars import Context
 from typing import Any, Final
 
 import structlog
@@ -43,7 +44,8 @@ class Mending:
             if len(self._suspects) < _MAX_SUSPECTS:
                 self._suspects[name] = None
         if self._suspects and self._task is None:
-            self._task = asyncio.create_task(self._work())
+            # Not in the context of this call: the keys are those of others, too.
+            self._task = asyncio.create_task(self._work(), context=Context())
             self._task.add_done_callback(self._worked)
 
     async def close(self) -> None:

@@ -20,10 +20,10 @@ MORE_IDS: Final[list[Callable[[EventDict], None]]] = []
 
 def add_call_ids(_: Any, __: str, event: EventDict) -> EventDict:
     """Add both ids to a log line that does not name them itself."""
-    if request_id := REQUEST_ID.get():
-        event.setdefault("request_id", request_id)
-    if trip_id := TRIP_ID.get():
-        event.setdefault("trip_id", trip_id)
+    if (request_id := REQUEST_ID.get()) and not event.get("request_id"):
+        event["request_id"] = request_id
+    if (trip_id := TRIP_ID.get()) and not event.get("trip_id"):
+        event["trip_id"] = trip_id
     for add in MORE_IDS:
         add(event)
     return event

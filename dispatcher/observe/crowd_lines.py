@@ -8,7 +8,7 @@ from collections.abc import Hashable
 from contextvars import Context
 from typing import Any, Final
 
-from dispatcher.observe.call_ids import REQUEST_ID
+from dispatcher.observe.call_ids import add_call_ids
 from dispatcher.observe.straight_lines import STRAIGHT_LINES
 
 #: How long a line waits for others of its kind.
@@ -38,15 +38,15 @@ class CrowdLines:
     def add(self, key: Hashable, level: int, logger: str, event: str, fields: dict[str, Any]) -> None:
         """Have a line written within a second; `count` says how many of its key there were.
 
-        Its fields, and its request id, are those of the first.
+        Its fields, and the ids of its call, are those of the first; empty ones are left out.
         """
         crowd = self._waiting.get(key)
         if crowd is not None:
             crowd.number += 1
             return
-        if request_id := REQUEST_ID.get():
-            fields["request_id"] = request_id
-        self._waiting[key] = _Crowd(level, logger, event, fields)
+        told = {name: value for name, value in fields.items() if value not in (None, "")}
+        add_call_ids(None, "", told)
+        self._waiting[key] = _Crowd(level, logger, event, told)
         try:
             loop = asyncio.get_running_loop()
         except RuntimeError:  # nobody would come back
@@ -56,8 +56,7 @@ class CrowdLines:
             self.write_out()
         elif self._scheduled_on is not loop:
             self._scheduled_on = loop
-            # Not in the context of this call: the lines are of others, too.
-            loop.call_later(INTERVAL_S, self._end_interval, context=Context())
+            loop.call_later(INTERVAL_S, self._end_interval)
 
     def _end_interval(self) -> None:
         self._scheduled_on = None
@@ -65,6 +64,10 @@ class CrowdLines:
 
     def write_out(self) -> None:
         """Write all lines that wait."""
+        # Not in the context of this call: the lines are of others, too.
+        Context().run(self._write_out)
+
+    def _write_out(self) -> None:
         crowds, self._waiting = self._waiting, {}
         for crowd in crowds.values():
             fields = crowd.fields | {"count": crowd.number}

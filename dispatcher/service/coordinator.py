@@ -135,6 +135,7 @@ class Coordinator:
             if self._halt_at:
                 await self._halt("after_claim")
             plan = command.plan(attempt, result)
+            TRIP_ID.set(plan.change.trip_id or "")  # only the claim tells which trip is released
             answer = self._keyed_answer(attempt, plan, result.now_ms)
             if self._halt_at:
                 await self._halt("before_commit")

@@ -31,7 +31,7 @@ from dispatcher.web.endpoints import Endpoint
 from dispatcher.web.idempotency_key import IDEMPOTENCY_KEY, read_key
 from dispatcher.web.problems import counted_answer, refusal_of, uncounted_answer
 from dispatcher.web.request_body import read_json_object
-from dispatcher.web.request_ids import REQUEST_ID_HEADER, request_id_of
+from dispatcher.web.request_ids import REQUEST_ID_HEADER, name_trip, request_id_of
 from dispatcher.web.requests import parse_model
 from dispatcher.web.responses import (
     HttpResponse,
@@ -91,15 +91,21 @@ class Boundary:
         role, path, has_word = endpoint.role, endpoint.path, endpoint.name == TRIP_ACTION
         model = endpoint.body[0] if len(endpoint.body) == 1 else None
         takes_key, key_required = endpoint.is_change, self._idempotency_required
+        # A new trip is named by its command: the client may have sent a part of its id.
+        names_trip = model is not None and "trip_request_id" in model.model_fields
+        names_trip = names_trip and endpoint.name != "create"
         assert role is not None
 
         async def respond(request: web.Request) -> HttpResponse:
             actor, ip, key, word = None, self._client_ip(request), None, None
+            data: dict[str, Any] = {}
             try:
                 actor = self._identify(request, ip)
                 require_role(actor, role)
                 data = await read_json_object(request)
                 body = data if model is None else parse_model(model, data)
+                if names_trip:
+                    TRIP_ID.set(data["trip_request_id"])
                 if has_word:
                     word = getattr(body, "action", None)
                 if takes_key:
@@ -110,6 +116,8 @@ class Boundary:
             except ConnectionError:
                 raise  # the client is gone
             except Refusal as refusal:
+                if names_trip:
+                    name_trip(data.get("trip_request_id"))
                 response = await self._refuse(refusal, actor, ip)
             except Exception as error:
                 response = _problem_response(request, error)
@@ -124,6 +132,7 @@ class Boundary:
         role, also, model = endpoint.role, endpoint.also, endpoint.query or endpoint.path_parts
         assert role is not None
         assert model is not None
+        trip_part, trip_parameter = "{id}" in endpoint.path, "trip" in model.model_fields
 
         async def answer(request: web.Request, actor: Actor, ip: str | None) -> HttpResponse:
             limit = await self._limits.count(LimitClass.GENERAL, actor, ip)
@@ -139,6 +148,10 @@ class Boundary:
 
         async def respond(request: web.Request) -> HttpResponse:
             actor, ip = None, self._client_ip(request)
+            if trip_part:
+                name_trip(request.match_info["id"])
+            elif trip_parameter:
+                name_trip(request.query.get("trip"))
             try:
                 actor = self._identify(request, ip)
                 return await self._deadlines.keep(answer(request, actor, ip))

@@ -29,7 +29,7 @@ from aiohttp import hdrs, web
 from aiohttp.typedefs import Handler
 
 from dispatcher.core.errors import Refusal
-from dispatcher.observe.call_ids import REQUEST_ID
+from dispatcher.observe.call_ids import REQUEST_ID, TRIP_ID
 from dispatcher.observe.series import ACTIONS
 from dispatcher.service.answers import refusal_answer
 from dispatcher.web.action_counts import HTTP, UNKNOWN
@@ -150,7 +150,8 @@ class _Connection(GuardedConnection):
             _log.error("Connection failed", exc_info=exc)
             response = _problem("internal_error")
         else:
-            REQUEST_ID.set("")  # that of the call before
+            REQUEST_ID.set("")  # those of the call before
+            TRIP_ID.set("")
             _log.debug("Malformed request", reason=message, peer=request.remote)
             response = _problem("malformed_request")
         ACTIONS.add(HTTP, UNKNOWN, response.code)

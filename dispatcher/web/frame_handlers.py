@@ -8,6 +8,7 @@ from dispatcher.core.actors import Actor
 from dispatcher.core.callers import Caller
 from dispatcher.core.errors import Refusal
 from dispatcher.core.zones import Zones
+from dispatcher.observe.call_ids import TRIP_ID
 from dispatcher.service.answers import Answer
 from dispatcher.service.availability import AvailabilityService
 from dispatcher.service.commands.actions import trip_action
@@ -17,6 +18,7 @@ from dispatcher.service.rate_limits import RateLimits
 from dispatcher.web.availability_change import AvailabilityChange, read_availability
 from dispatcher.web.problems import counted_answer
 from dispatcher.web.protocol import Frame, read_positions, read_trip_action
+from dispatcher.web.request_ids import name_trip
 
 
 class FrameHandlers:
@@ -44,12 +46,14 @@ class FrameHandlers:
         """A step with a trip. Raises StoreUnavailable, OutcomeUnknown."""
         try:
             asked = read_trip_action(actor, frame, key_required=self._idempotency_required)
+            TRIP_ID.set(asked.trip_id)
             command = trip_action(
                 self._zones, Caller(actor, asked.key, ip), asked.action, asked.trip_id,
                 version=asked.version, reason=asked.reason,
             )  # fmt: skip
             return await self._coordinator.execute(command)
         except Refusal as refusal:
+            name_trip(frame.get("trip_request_id"))
             return await counted_answer(refusal, self._limits, actor, ip)
 
     async def availability(self, actor: Actor, frame: Frame, ip: str | None) -> Answer:

@@ -9,6 +9,7 @@ from typing import Any
 
 import orjson
 import pytest
+import structlog
 
 from dispatcher.core.actors import Actor, Role
 from dispatcher.core.callers import Caller
@@ -16,6 +17,7 @@ from dispatcher.core.errors import Refusal
 from dispatcher.core.zones import Zone, Zones
 from dispatcher.demo.invariants import check_invariants
 from dispatcher.live.pubsub import Listener
+from dispatcher.observe.call_ids import TRIP_ID
 from dispatcher.service.answers import Answer
 from dispatcher.service.commands.actions import assign_trip
 from tests.harness.services import PLACE, City, code_of, driver, key, open_city
@@ -68,6 +70,44 @@ async def test_an_assigned_trip_is_the_drivers_and_the_event_is_the_operators(ci
     assert again.body == answer.body
     for action in ("arrive", "start", "complete"):
         assert (await city.act(driver("d1"), action, trip)).status == 200
+
+
+async def test_each_action_of_an_operator_has_a_line_that_names_them(city: City) -> None:
+    await city.online("d1", "d2", location=PLACE)
+    caller = Caller(OPERATOR)
+    with structlog.testing.capture_logs() as logs:
+        assigned, taken, ended, waiting = [await city.trip(customer=f"r{n}") for n in range(4)]
+        await _assign(city, assigned, "d1", "k1")
+        await _assign(city, assigned, "d1", "k1")  # the same once more
+        assert (await city.act(driver("d2"), "accept", taken)).status == 200
+        for trip in (assigned, assigned, waiting):
+            await city.act(OPERATOR, "cancel", trip)
+        await _force_offline(city, "d2")
+        assert TRIP_ID.get() == taken  # the call does not name it
+        await city.online("d1")
+        for action in ("accept", "arrive", "start"):
+            assert (await city.act(driver("d1"), action, ended)).status == 200
+        assert (await city.parts.stranded_trips.end(caller, ended)).status == 200
+    assert [
+        {name: value for name, value in line.items() if name not in ("log_level", "zone", "waited_ms")}
+        for line in logs
+        if line["event"].endswith("by an operator") or line["event"] == "Trip assigned"
+    ] == [
+        {"event": "Trip assigned", "trip_id": assigned, "driver_id": "d1", "version": 1,
+         "by": "admin", "operator": "operator-1", "offered": 0},
+        {"event": "Trip assigned", "trip_id": taken, "driver_id": "d2", "version": 1,
+         "by": "driver", "offered": 0},
+        {"event": "Trip cancelled by an operator", "operator": "operator-1", "trip_id": assigned,
+         "driver_id": "d1", "version": 2},
+        {"event": "Trip cancelled by an operator", "operator": "operator-1", "trip_id": waiting,
+         "driver_id": None, "version": 1},
+        {"event": "Driver taken offline by an operator", "operator": "operator-1", "driver_id": "d2",
+         "trip_id": taken},
+        {"event": "Trip assigned", "trip_id": ended, "driver_id": "d1", "version": 1,
+         "by": "driver", "offered": 0},
+        {"event": "Trip completed by an operator", "operator": "operator-1", "trip_id": ended,
+         "driver_id": "d1", "version": 4},
+    ]  # fmt: skip
 
 
 async def test_one_operator_may_assign_many_trips_at_once(city: City, database_url: str) -> None:

@@ -144,13 +144,15 @@ async def test_lines_of_a_crowd_come_by_themselves_and_carry_no_ids_of_others(
     TRIP_ID.set("default_1")
     crowd.add("a", logging.INFO, "ours", "A", {})
     REQUEST_ID.set("")
+    TRIP_ID.set("")
     crowd.add("b", logging.INFO, "ours", "B", {})
+    REQUEST_ID.set("a-later-call")
+    TRIP_ID.set("default_2")
     while out.getvalue().count(b"\n") < 2:
         await asyncio.sleep(0.005)
     first, second = (json.loads(line) for line in out.getvalue().splitlines())
-    assert first["request_id"] == "a-call"
-    assert "trip_id" not in first
-    assert "request_id" not in second
+    assert (first["request_id"], first["trip_id"]) == ("a-call", "default_1")
+    assert not {"request_id", "trip_id"} & set(second)
 
 
 async def test_lines_that_wait_are_bounded(configure: Configure) -> None:
@@ -203,3 +205,31 @@ async def test_a_stream_is_written_once_for_many_lines() -> None:
     await asyncio.sleep(0.05)
     assert out.writes == 1
     assert out.getvalue() == b"line\n" * 100
+
+
+async def test_a_line_for_many_has_the_ids_of_the_first_and_of_nobody_else(
+    configure: Configure,
+) -> None:
+    out = configure()
+    lines = CrowdLines()
+    REQUEST_ID.set("r-1")
+    TRIP_ID.set("default_1")
+    lines.add("a", logging.INFO, "ours", "A", {"user": "u1", "trip_id": ""})
+    REQUEST_ID.set("")
+    TRIP_ID.set("")
+    lines.add("b", logging.INFO, "ours", "B", {"user": "u2", "version": ""})
+    REQUEST_ID.set("r-2")
+    TRIP_ID.set("default_2")
+    lines.add("a", logging.INFO, "ours", "A", {"user": "u3"})
+    lines.write_out()  # by whoever fills the list
+    first, second = await _lines(out)
+    assert (first["request_id"], first["trip_id"], first["user"]) == ("r-1", "default_1", "u1")
+    assert not {"request_id", "trip_id", "version"} & set(second)
+
+
+async def test_a_line_that_names_no_trip_has_that_of_its_call(configure: Configure) -> None:
+    out = configure()
+    TRIP_ID.set("default_1")
+    structlog.get_logger("ours").info("A", trip_id="")
+    (line,) = await _lines(out)
+    assert line["trip_id"] == "default_1"

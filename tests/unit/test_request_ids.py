@@ -9,10 +9,23 @@ from typing import Any
 import pytest
 import structlog
 
+from dispatcher.core.errors import StoreUnavailable
+from dispatcher.core.limits import LimitState, Rate
 from dispatcher.observe.call_ids import REQUEST_ID, TRIP_ID, add_call_ids
-from dispatcher.service.answers import Answer
+from dispatcher.observe.crowd_lines import CROWD_LINES
+from dispatcher.service.answers import Answer, rate_limited_answer
+from dispatcher.service.rate_limits import log_limited
 from dispatcher.web.request_ids import frame_request_id
-from tests.unit.http_harness import ACTION, PLACE, TRIP, Client
+from tests.unit.http_harness import (
+    ACTION,
+    ADMIN,
+    CUSTOMER,
+    DRIVER,
+    GOOD,
+    PLACE,
+    TRIP,
+    Client,
+)
 from tests.unit.websocket_harness import App, frame, open_app
 
 
@@ -58,6 +71,83 @@ async def test_lines_of_a_call(
     await client.send("GET", "/readyz", headers={"X-Request-Id": "mine-2"})
     assert lines[-1]["request_id"] == "mine-2"
     assert "trip_id" not in lines[-1]  # that of the call before on the same connection
+
+
+@pytest.mark.parametrize("path", sorted(GOOD))
+async def test_lines_of_a_call_that_fails_name_the_trip_it_names(
+    client: Client, lines: list[Any], path: str
+) -> None:
+    client.notes.answer = StoreUnavailable("away")
+    assert (await client.good(path))[0] == 503
+    (line,) = lines
+    assert line["event"] == "Request not served"
+    assert line.get("trip_id") == GOOD[path][1].get("trip_request_id")
+    await client.send("GET", "/fails")
+    assert "trip_id" not in lines[-1]
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        f"/api/customer/ride/{TRIP}",
+        f"/api/driver/ride/{TRIP}",
+        f"/api/admin/ride/{TRIP}",
+        f"/api/admin/ride/{TRIP}/timeline",
+        f"/api/admin/ride/{TRIP}/offers",
+        f"/api/admin/why?trip={TRIP}&driver=d1",
+    ],
+)
+async def test_lines_of_a_question_name_the_trip_it_names(
+    client: Client, lines: list[Any], path: str
+) -> None:
+    token = {"customer": CUSTOMER, "driver": DRIVER, "admin": ADMIN}[path.split("/")[2]]
+    client.notes.limit = StoreUnavailable("away")
+    assert (await client.send("GET", path, token))[0] == 503
+    assert lines[-1]["trip_id"] == TRIP
+    wrong = path.replace(TRIP, "no%20trip")
+    assert (await client.send("GET", wrong, token))[0] == 503
+    assert "trip_id" not in lines[-1]
+
+
+class Counting:
+    """Counts by a limit that was hit, as the service does that stands behind all limits."""
+
+    async def refuse(self, refusal: Any, actor: Any, ip: Any) -> Answer:
+        limit = LimitState("general", Rate(1, 60), 0, 1, 0)
+        log_limited(limit, actor, ip)
+        return rate_limited_answer(limit)
+
+
+async def test_a_limit_that_is_hit_names_the_trip(
+    client: Client, app: App, lines: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where the rest of what was sent is nonsense."""
+    for notes in (client.notes, app.notes):
+        monkeypatch.setattr(notes, "refuse", Counting().refuse)
+    wrong = {"action": "accept", "trip_request_id": TRIP, "version": "x"}
+    assert (await client.send("POST", ACTION, DRIVER, wrong))[0] == 429
+    CROWD_LINES.write_out()
+    assert (lines[-1]["event"], lines[-1]["trip_id"]) == ("Rate limit exceeded", TRIP)
+    assert (await client.send("POST", ACTION, DRIVER, {**wrong, "trip_request_id": "no trip"}))[0] == 429
+    CROWD_LINES.write_out()
+    assert "trip_id" not in lines[-1]
+    socket = await app.connect()
+    await frame(socket)
+    await socket.send_json({"type": "trip_action", "id": 1, **wrong})
+    assert (await frame(socket))["response_code"] == "rate_limit_exceeded"
+    CROWD_LINES.write_out()
+    assert (lines[-1]["event"], lines[-1]["trip_id"]) == ("Rate limit exceeded", TRIP)
+    await socket.close()
+
+
+async def test_lines_of_a_frame_that_fails_name_its_trip(app: App, lines: list[Any]) -> None:
+    app.notes.answer = RuntimeError("broken")
+    socket = await app.connect()
+    await frame(socket)
+    await socket.send_json({"type": "trip_action", "action": "accept", "trip_request_id": TRIP})
+    await frame(socket)
+    assert (lines[-1]["event"], lines[-1]["trip_id"]) == ("frame failed", TRIP)
+    await socket.close()
 
 
 async def test_lines_of_a_frame(app: App, lines: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -74,14 +74,14 @@ class AcceptTrip:
         # A trip that waits has not changed since it was created or released.
         waited_ms = claimed.now_ms - trip.updated_at
         TIME_TO_ASSIGNMENT.of(trip.zone).observe(waited_ms / 1000)
-        STRAIGHT_LINES.write(
-            logging.INFO, "dispatcher.trips", "Trip assigned",
-            {
-                "trip_id": trip.id, "driver_id": self.driver_id, "version": trip.version + 1,
-                "zone": trip.zone, "by": self.caller.actor.role, "waited_ms": waited_ms,
-                "offered": len(claimed.offered),
-            },
-        )  # fmt: skip
+        line: dict[str, Any] = {
+            "trip_id": trip.id, "driver_id": self.driver_id, "version": trip.version + 1,
+            "zone": trip.zone, "by": self.caller.actor.role, "waited_ms": waited_ms,
+            "offered": len(claimed.offered),
+        }  # fmt: skip
+        if self.assignee:
+            line["operator"] = self.caller.actor.user_id
+        STRAIGHT_LINES.write(logging.INFO, "dispatcher.trips", "Trip assigned", line)
         if not claimed.offered:
             return
         winner, at_ms = self.driver_id, now_ms()

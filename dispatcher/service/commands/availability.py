@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
+import structlog
+
 from dispatcher.core.actors import Role, address_of
 from dispatcher.core.callers import Caller
 from dispatcher.core.drivers import AvailabilityStatus, Driver
@@ -21,6 +23,8 @@ from dispatcher.service.commands.command import Claims, Plan, SideEffects
 from dispatcher.service.commands.transition import OK, transition_columns, transition_settlement
 from dispatcher.service.driver_directory import DirectoryEntry
 from dispatcher.service.messages import driver_body, driver_message, trip_json
+
+log = structlog.get_logger("dispatcher.availability")
 
 
 class DriverElsewhere(Exception):
@@ -144,6 +148,13 @@ class ChangeAvailability:
         vehicle_type = plan.change.set_vehicle or DEFAULT_VEHICLE_TYPE
         entry = DirectoryEntry(self.new_zone, vehicle_type, claimed.driver.version + 1)
         effects.directory.learn(self.driver_id, entry)
+        if self.subject:
+            released = {"trip_id": claimed.released.id} if claimed.released else {}
+            log.info(
+                "Driver taken offline by an operator",
+                operator=self.caller.actor.user_id, driver_id=self.subject, zone=self.zone.name,
+                **released,
+            )  # fmt: skip
 
 
 def _arrival(driver: Driver) -> Settlement:

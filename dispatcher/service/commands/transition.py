@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 import orjson
+import structlog
 
-from dispatcher.core.actors import Actor
+from dispatcher.core.actors import Actor, Role
 from dispatcher.core.callers import Caller
 from dispatcher.core.limits import LimitClass
 from dispatcher.core.times import now_ms
@@ -29,6 +30,8 @@ from dispatcher.service.messages import (
     trip_messages,
 )
 from dispatcher.service.offer_log import OfferOutcome
+
+log = structlog.get_logger("dispatcher.trips")
 
 OK: Final = 200
 
@@ -68,6 +71,14 @@ class TakeTransition:
 
     def committed(self, claimed: TransitionClaimed, plan: Plan, effects: SideEffects) -> None:
         effects.offer_log.record(self.trip_id, claimed.offered, OfferOutcome.WITHDRAWN, now_ms())
+        actor = self.caller.actor
+        if actor.role is Role.ADMIN:
+            trip = claimed.trip
+            log.info(
+                f"Trip {self.transition.event} by an operator",
+                operator=actor.user_id, trip_id=trip.id, driver_id=trip.driver_id, zone=trip.zone,
+                version=trip.version + 1,
+            )  # fmt: skip
 
 
 def transition_columns(
