@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import base64
+import re
 from ipaddress import IPv4Network, IPv6Network
 from typing import Annotated, Literal
+from urllib.parse import urlsplit
 
-from pydantic import BeforeValidator, SecretStr, StringConstraints
+from pydantic import AfterValidator, BeforeValidator, SecretStr, StringConstraints
 from pydantic_settings import NoDecode
 
 from dispatcher.core.limits import Rate
@@ -34,13 +36,34 @@ def _split_at_commas(value: object) -> object:
     return value
 
 
+def _check_url(url: str) -> str:
+    """Refuses what leads nowhere; the message does not repeat the URL, which may hold a token."""
+    try:
+        parts = urlsplit(url)
+        has_host = bool(parts.hostname) and (parts.port is None or parts.port > 0)
+    except ValueError:  # a port that is none, or half an IPv6 address
+        has_host = False
+    if not has_host or parts.scheme not in ("http", "https") or re.search(r"\s", url):
+        raise ValueError("takes a URL with a host, like https://example.com:8443/path")
+    return url
+
+
+def _check_base(url: str) -> str:
+    if "?" in url or "#" in url:
+        raise ValueError("takes no query and no fragment: a path is put behind it")
+    return url
+
+
+#: Called as it is.
+Url = Annotated[str, AfterValidator(_check_url)]
+#: What the paths of an API are put behind.
+BaseUrl = Annotated[Url, AfterValidator(_check_base)]
 RateSetting = Annotated[Rate, NoDecode, BeforeValidator(_parse_rate)]
 Networks = Annotated[list[IPv4Network | IPv6Network], NoDecode, BeforeValidator(_split_at_commas)]
 Origins = Annotated[list[str], NoDecode, BeforeValidator(_split_at_commas)]
 _VehicleType = Annotated[str, StringConstraints(pattern=f"^{VEHICLE_TYPE.pattern}$")]
 VehicleTypes = Annotated[list[_VehicleType], NoDecode, BeforeValidator(_split_at_commas)]
-_WebhookUrl = Annotated[str, StringConstraints(pattern=r"^https?://[^/\s?#]+\S*$")]
-WebhookUrls = Annotated[list[_WebhookUrl], NoDecode, BeforeValidator(_split_at_commas)]
+WebhookUrls = Annotated[list[Url], NoDecode, BeforeValidator(_split_at_commas)]
 Page = Literal["metrics", "openapi", "docs"]
 Pages = Annotated[list[Page], NoDecode, BeforeValidator(_split_at_commas)]
 

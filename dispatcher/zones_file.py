@@ -42,7 +42,7 @@ from dispatcher.core.zones import (
     Zones,
 )
 from dispatcher.extras import install
-from dispatcher.setting_types import RateSetting
+from dispatcher.setting_types import BaseUrl, RateSetting
 
 try:
     import shapely
@@ -101,9 +101,10 @@ class _ZoneEntry(BaseModel):
     dispatch: Dispatch = Matching().dispatch
     match_every_s: Annotated[float, Field(ge=0.5, le=60)] = Matching().every_s
     match_head_start_s: Annotated[float, Field(gt=0, le=60)] = Matching().head_start_s
-    match_speed_kmh: Annotated[float, Field(gt=0, le=300)] = Matching().speed_kmh
+    #: Slower than who walks, or faster than any road lets, is a typing error or another unit.
+    match_speed_kmh: Annotated[float, Field(ge=1, le=200)] = Matching().speed_kmh
     match_weights: _WeightsEntry = _WeightsEntry()
-    routing_url: Annotated[str, Field(pattern=r"^https?://[^/\s]+")] | None = None
+    routing_url: BaseUrl | None = None
     routing_deadline_s: Annotated[float, Field(gt=0, le=10)] = Matching().routing_deadline_s
 
     def matching(self) -> Matching:
@@ -117,6 +118,14 @@ class _ZoneEntry(BaseModel):
             routing_url=self.routing_url,
             routing_deadline_s=self.routing_deadline_s,
         )
+
+
+class _QueueError(ValueError):
+    """What is wrong with a queue of a zone."""
+
+    def __init__(self, queue: str, reason: str) -> None:
+        super().__init__(f"queue {queue}: {reason}")
+        self.queue = queue
 
 
 class Area:
@@ -147,7 +156,7 @@ class Area:
 def load_zones(path: Path | None) -> Zones:
     """Read the zones of a file; without a file there is the default zone alone.
 
-    Raises SettingsError, which names the line of the zone that is wrong.
+    Raises SettingsError, which names the line of the zone or queue that is wrong.
     """
     if path is None:
         return Zones()
@@ -166,7 +175,8 @@ def load_zones(path: Path | None) -> Zones:
         try:
             zones.append(_parse_zone(name, entry, path.parent))
         except ValueError as error:
-            line = _line_of_zone(text, name)
+            queue = error.queue if isinstance(error, _QueueError) else None
+            line = _line_of(text, name, queue)
             raise SettingsError(f"{_SETTING}: {path}, line {line}: zone {name}: {error}") from None
     return Zones(zones)
 
@@ -179,8 +189,11 @@ def _parse_zone(name: str, entry: Any, folder: Path) -> Zone:
         checked = _ZoneEntry.model_validate(entry)
     except ValidationError as error:
         first = error.errors()[0]
-        field = ".".join(str(part) for part in first["loc"])
-        raise ValueError(f"{field}: {first['msg'].removeprefix('Value error, ')}") from None
+        names = [str(part) for part in first["loc"]]
+        reason = first["msg"].removeprefix("Value error, ")
+        if names[0] == "queues" and len(names) > 1:
+            raise _QueueError(names[1], ": ".join([".".join(names[2:]), reason])) from None
+        raise ValueError(f"{'.'.join(names)}: {reason}") from None
     if checked.routing_url and checked.routing_deadline_s >= checked.match_every_s:
         # The next round would void the offers of each one before they are made.
         raise ValueError("routing_deadline_s: must be less than match_every_s")
@@ -207,18 +220,18 @@ def _parse_queues(entries: dict[str, _QueueEntry], zone: Area | None, folder: Pa
     queues: list[Queue] = []
     for name, entry in entries.items():
         if not ZONE.fullmatch(name):
-            raise ValueError(
-                f"queues.{name}: a queue's name takes lower-case letters, digits and '-', at most 32"
+            raise _QueueError(
+                name, "a queue's name takes lower-case letters, digits and '-', at most 32"
             )
         try:
             area = _load_area(entry.area, folder)
         except ValueError as error:
-            raise ValueError(f"queues.{name}.{error}") from None
+            raise _QueueError(name, str(error)) from None
         if zone is not None and not zone.holds(area):
-            raise ValueError(f"queues.{name}.area: {entry.area} is not inside of the zone's area")
+            raise _QueueError(name, f"area: {entry.area} is not inside of the zone's area")
         for other in queues:
             if area.overlaps(other.area):
-                raise ValueError(f"queues.{name}.area: {entry.area} overlaps the queue {other.name}")
+                raise _QueueError(name, f"area: {entry.area} overlaps the queue {other.name}")
         queues.append(Queue(name, area, entry.absence_s))
     return queues
 
@@ -256,10 +269,13 @@ def _find_geometry(document: Any, feature_name: str) -> Any:
     raise ValueError(f"there is no feature of the name {feature_name!r}")
 
 
-def _line_of_zone(text: str, name: str) -> int:
-    """The number of the line on which the zone's table begins, or 1."""
-    header = re.compile(rf'^\s*\[\s*zones\s*\.\s*"?{re.escape(name)}"?\s*[\].]')
-    for number, line in enumerate(text.splitlines(), start=1):
-        if header.match(line):
-            return number
+def _line_of(text: str, zone: str, queue: str | None) -> int:
+    """The number of the line on which the table begins: of the queue if it has one, else of the zone."""
+    tables = [("zones", zone, "queues", queue)] if queue is not None else []
+    for names in (*tables, ("zones", zone)):
+        dotted = r"\s*\.\s*".join(rf"""["']?{re.escape(name)}["']?""" for name in names)
+        header = re.compile(rf"^\s*\[\s*{dotted}\s*[\].]")
+        for number, line in enumerate(text.splitlines(), start=1):
+            if header.match(line):
+                return number
     return 1

@@ -515,6 +515,8 @@ async def test_the_receiver_of_the_page_takes_what_is_sent_and_nothing_else(
         ({"webhook_url": "https://a.example", "webhook_secret": SECRET[6:]}, "must be whsec_"),
         ({"webhook_url": "ftp://a.example", "webhook_secret": SECRET}, "DISPATCHER_WEBHOOK_URL"),
         ({"webhook_url": "https://", "webhook_secret": SECRET}, "DISPATCHER_WEBHOOK_URL"),
+        ({"webhook_url": "https://:8443/hook", "webhook_secret": SECRET}, "DISPATCHER_WEBHOOK_URL"),
+        ({"webhook_url": "https://a.example:0x1", "webhook_secret": SECRET}, "DISPATCHER_WEBHOOK_URL"),
     ],
 )
 def test_wrong_settings_are_refused_by_name(wrong: dict[str, str], says: str) -> None:

@@ -87,21 +87,52 @@ def test_settings_of_a_zone(tmp_path: Path) -> None:
         ("[zones.b]\nmatch_weights = { beauty = 1 }\n", "line 1", "match_weights.beauty"),
         ("[zones.b]\nmatch_every_s = 0\n", "line 1", "match_every_s"),
         ("[zones.b]\nmatch_head_start_s = 0\n", "line 1", "match_head_start_s"),
-        ("[zones.b]\nrouting_url = 'osrm'\n", "line 1", "routing_url"),
+        ("[zones.b]\nrouting_url = 'osrm'\n", "line 1", "routing_url: takes a URL"),
+        ("[zones.b]\nrouting_url = 'ftp://osrm'\n", "line 1", "routing_url: takes a URL"),
+        ("[zones.b]\nrouting_url = 'http://:5000'\n", "line 1", "routing_url: takes a URL"),
+        ("[zones.b]\nrouting_url = 'http://user@/'\n", "line 1", "routing_url: takes a URL"),
+        ("[zones.b]\nrouting_url = 'http:///osrm'\n", "line 1", "routing_url: takes a URL"),
+        ("[zones.b]\nrouting_url = 'http://?osrm'\n", "line 1", "routing_url: takes a URL"),
+        ("[zones.b]\nrouting_url = 'http://[::1'\n", "line 1", "routing_url: takes a URL"),
+        ("[zones.b]\nrouting_url = 'http://a b'\n", "line 1", "routing_url: takes a URL"),
+        ("[zones.b]\nrouting_url = 'http://osrm:65536'\n", "line 1", "routing_url: takes a URL"),
+        ("[zones.b]\nrouting_url = 'http://osrm/?a=1'\n", "line 1", "routing_url: takes no query"),
+        ("[zones.b]\nmatch_speed_kmh = 0\n", "line 1", "match_speed_kmh: Input should be greater"),
+        ("[zones.b]\nmatch_speed_kmh = 0.9\n", "line 1", "match_speed_kmh: Input should be greater"),
+        ("[zones.b]\nmatch_speed_kmh = -5\n", "line 1", "match_speed_kmh: Input should be greater"),
+        ("[zones.b]\nmatch_speed_kmh = 201\n", "line 1", "match_speed_kmh: Input should be less"),
+        ("[zones.b]\nmatch_speed_kmh = inf\n", "line 1", "match_speed_kmh: Input should be"),
+        ("[zones.b]\nmatch_speed_kmh = nan\n", "line 1", "match_speed_kmh: Input should be"),
         ("[zones.b]\nrouting_url = 'http://osrm'\nrouting_deadline_s = 3\n", "line 1", "match_every_s"),
-        (_QUEUE + "area = 'square.geojson'\n", "line 1", "queues.q.area: square.geojson is not inside"),
-        (_QUEUE + "area = 'none.geojson'\n", "line 1", "queues.q.area: none.geojson"),
-        (_QUEUE + "area = 'inner.geojson'\nabsence_s = 1\n", "line 1", "queues.q.absence_s"),
-        (_QUEUE + "absence_s = 60\n", "line 1", "queues.q.area"),
+        (
+            _QUEUE + "area = 'square.geojson'\n",
+            "line 3",
+            "zone b: queue q: area: square.geojson is not inside",
+        ),
+        (_QUEUE + "area = 'none.geojson'\n", "line 3", "zone b: queue q: area: none.geojson"),
+        (_QUEUE + "area = 'bow.geojson'\n", "line 3", "zone b: queue q: area: bow.geojson is broken"),
+        (_QUEUE + "area = 'line.geojson'\n", "line 3", "zone b: queue q: area: line.geojson"),
+        (_QUEUE + "area = 'inner.geojson'\nabsence_s = 1\n", "line 3", "zone b: queue q: absence_s"),
+        (_QUEUE + "absence_s = 60\n", "line 3", "zone b: queue q: area"),
+        (
+            _QUEUE.replace("zones.b.queues.q", ' zones . "b" . queues . q '),
+            "line 3",
+            "zone b: queue q: area",
+        ),
+        (
+            "[zones.b]\noffers_per_driver = 1\nqueues.q.area = 'bow.geojson'\n",
+            "line 1",
+            "zone b: queue q: area",
+        ),
         (
             _QUEUE.replace(".q]", ".Q]") + "area = 'inner.geojson'\n",
-            "line 1",
-            "queues.Q: a queue's name",
+            "line 3",
+            "zone b: queue Q: a queue's name",
         ),
         (
             _QUEUE + "area = 'inner.geojson'\n[zones.b.queues.other]\narea = 'inner.geojson'\n",
-            "line 1",
-            "queues.other.area: inner.geojson overlaps the queue q",
+            "line 5",
+            "zone b: queue other: area: inner.geojson overlaps the queue q",
         ),
         ("[zones\n", "line 1", "]"),
         ("", "zones.toml", "no [zones.NAME]"),
@@ -115,6 +146,7 @@ def test_what_is_wrong_is_named(tmp_path: Path, toml: str, line: str, what: str)
         half=HALF,
         inner=INNER,
         bow=[[0, 0], [1, 1], [0, 1], [1, 0], [0, 0]],
+        line=[[0, 0], [1, 1]],
         far=[[0, 0], [0, 1], [400, 1], [400, 0], [0, 0]],
     )
     with pytest.raises(SettingsError) as refused:
@@ -151,6 +183,23 @@ def test_queues_of_a_zone(tmp_path: Path) -> None:
     assert zone.queue_at(0.15, 0.15) is queue
     assert zone.queue_at(0.3, 0.3) is None
     assert [(q.name, q.absence_ms) for q in default.queues] == [("far", 60_000)]
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://osrm",
+        "https://osrm.example/base/",
+        "http://10.0.0.7:5000",
+        "http://[::1]:5000",
+        "http://u:p@h",
+    ],
+)
+def test_routing_urls_that_have_a_host(tmp_path: Path, url: str) -> None:
+    path = _write(tmp_path, f"[zones.a]\nrouting_url = '{url}'\nmatch_speed_kmh = 200\n")
+    zone = load_zones(path).get("a")
+    assert zone is not None
+    assert zone.matching.routing_url == url
 
 
 def test_how_a_zone_dispatches(tmp_path: Path) -> None:
