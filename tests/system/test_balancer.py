@@ -5,17 +5,24 @@ from __future__ import annotations
 import asyncio
 import shutil
 import subprocess
+import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import aiohttp
 import pytest
+import yaml
 
 from tests.harness.servers import Serve, Server, make_token
 from tests.harness.valkey_nodes import free_ports
 
 HAPROXY = shutil.which("haproxy")
-SHIPPED = (Path(__file__).parents[2] / "docs" / "deploy" / "haproxy.cfg").read_text()
+ROOT = Path(__file__).parents[2]
+SHIPPED = (ROOT / "docs" / "deploy" / "haproxy.cfg").read_text()
+SERVICES: dict[str, dict[str, Any]] = yaml.safe_load((ROOT / "docker-compose.yml").read_text())[
+    "services"
+]
 pytestmark = pytest.mark.skipif(HAPROXY is None, reason="there is no haproxy here")
 
 ENVIRONMENT = {
@@ -30,9 +37,17 @@ async def servers(serve: Serve) -> list[Server]:
     return [await serve(env=ENVIRONMENT), await serve(env=ENVIRONMENT)]
 
 
+class Balancer(NamedTuple):
+    """Where apps call it, the port of its private frontend, and its process."""
+
+    url: str
+    private: int
+    process: subprocess.Popen[bytes]
+
+
 @pytest.fixture
-async def url(servers: list[Server], tmp_path: Path) -> AsyncIterator[str]:
-    """The balancer's address. Its servers and ports are those of this test, all else is what ships."""
+async def balancer(servers: list[Server], tmp_path: Path) -> AsyncIterator[Balancer]:
+    """A balancer that runs. Its servers and ports are those of this test, all else is what ships."""
     assert HAPROXY is not None
     apps, private = free_ports(2)
     # A machine of tests may allow fewer files than a container gets.
@@ -60,10 +75,39 @@ async def url(servers: list[Server], tmp_path: Path) -> AsyncIterator[str]:
                     break
                 except aiohttp.ClientConnectorError:
                     await asyncio.sleep(0.02)
-        yield f"http://127.0.0.1:{apps}"
+        yield Balancer(f"http://127.0.0.1:{apps}", private, process)
     finally:
         process.kill()
         process.wait()
+
+
+@pytest.fixture
+def url(balancer: Balancer) -> str:
+    return balancer.url
+
+
+async def _is_healthy(service: str, port: int, own_port: int) -> bool:
+    """Whether the health check of a service of docker-compose.yml succeeds, with another port."""
+    kind, program, *arguments = SERVICES[service]["healthcheck"]["test"]
+    assert kind == "CMD"
+    here = [text.replace(str(port), str(own_port)) for text in arguments]
+    assert here != arguments
+    program = sys.executable if program == "python" else program
+    process = await asyncio.create_subprocess_exec(program, *here, stderr=subprocess.DEVNULL)
+    async with asyncio.timeout(30):
+        return await process.wait() == 0
+
+
+async def test_the_health_checks_tell_who_is_there(balancer: Balancer, servers: list[Server]) -> None:
+    own_port = int(servers[0].url.rpartition(":")[2])
+    assert await _is_healthy("dispatcher-1", 8080, own_port)
+    assert await _is_healthy("balancer", 8404, balancer.private)
+    servers[0].kill9()
+    assert not await _is_healthy("dispatcher-1", 8080, own_port)
+    assert await _is_healthy("balancer", 8404, balancer.private), "servers are none of its business"
+    balancer.process.kill()
+    balancer.process.wait()
+    assert not await _is_healthy("balancer", 8404, balancer.private)
 
 
 async def test_the_shipped_configuration_is_one_without_warnings(tmp_path: Path) -> None:
