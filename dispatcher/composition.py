@@ -138,6 +138,7 @@ async def services(
             effects=effects,
             node=node,
             lease_ms=settings.claim_lease_ms,
+            commit_timeout_s=settings.commit_timeout_s,
             key_ttl_s=settings.idempotency_ttl_s,
             deadline_s=settings.request_deadline_s,
             halt_at=settings.halt_at,

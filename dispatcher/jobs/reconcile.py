@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 import structlog
 
 from dispatcher.core.errors import StoreUnavailable
@@ -12,6 +14,9 @@ from dispatcher.observe.series import REPAIRED
 from dispatcher.service.rehydration import Rehydration
 
 log = structlog.get_logger("dispatcher.reconcile")
+
+#: Attempts that are remembered between their two looks; those beyond are looked at once more.
+_MAX_LOOKED_AT: Final = 10_000
 
 
 class Reconcile:
@@ -37,6 +42,8 @@ class Reconcile:
         self._positions = positions
         self._rehydration = rehydration
         self._fix_age_ms = fix_age_s * 1000
+        #: Tokens of attempts that were looked at once, and are to be looked at again.
+        self._looked_at: set[str] = set()
 
     async def run(self) -> None:
         """Raises StoreUnavailable."""
@@ -68,6 +75,13 @@ class Reconcile:
         await self._rehydration.reload(
             keys, claim.trip_id or "", claim.driver_id or "", attempt=claim.token
         )
-        await self._claims.forget_overdue(keys, claim)
+        if claim.token in self._looked_at:
+            self._looked_at.discard(claim.token)
+            await self._claims.forget_overdue(keys, claim)
+            return
+        # It is handed out once more: a commit that stood still on its way, in a Postgres that was
+        # frozen, may go on with what we ask, and would never be heard of.
+        if len(self._looked_at) < _MAX_LOOKED_AT:
+            self._looked_at.add(claim.token)
         REPAIRED.add("overdue_claim")
         log.info("overdue claim swept", zone=keys.zone, token=claim.token, trip_id=claim.trip_id)

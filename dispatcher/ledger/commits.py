@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
+import time
 from collections import deque
 from typing import Any, Final
 
@@ -76,8 +78,11 @@ class Commits:
         await self._session.connected()
         self._task = asyncio.create_task(self._run())
 
-    async def commit(self, change: Change, answer: KeyedAnswer | None = None) -> Outcome:
-        """Commits one change, and the answer to keep for its key, in the next batch.
+    async def commit(
+        self, change: Change, answer: KeyedAnswer | None = None, *, send_by: float = math.inf
+    ) -> Outcome:
+        """Commits one change, and the answer to keep for its key, in the next batch that leaves by
+        `send_by`, by the monotonic clock: what is committed later may be looked for by nobody.
 
         Raises StoreUnavailable where nothing was written, OutcomeUnknown where the answer was lost.
         Where the caller is cancelled, a change that was not sent yet is dropped; one that was goes on,
@@ -87,7 +92,7 @@ class Commits:
             raise StoreUnavailable("the ledger is closed")
         if len(self._waiting) + len(self._held) >= _MAX_WAITING:
             raise StoreUnavailable("too many changes wait for postgres")
-        entry = WaitingChange(change, answer)
+        entry = WaitingChange(change, answer, send_by)
         self._waiting.append(entry)
         self._wake.set()
         try:
@@ -157,6 +162,10 @@ class Commits:
         except StoreUnavailable as error:
             _fail(batch, error)
             return
+        now = time.monotonic()
+        _fail(
+            [entry for entry in batch if entry.send_by < now], StoreUnavailable("claimed too long ago")
+        )
         batch = [entry for entry in batch if not entry.outcome.done()]  # the others' callers have gone
         if not batch:
             return

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -21,6 +22,8 @@ class WaitingChange:
 
     change: Change
     answer: KeyedAnswer | None
+    #: Until when it may be sent to Postgres, by the monotonic clock.
+    send_by: float = math.inf
     outcome: asyncio.Future[Outcome] = field(default_factory=asyncio.Future)
     #: Whether it is at Postgres now, or was and nobody knows what became of it.
     is_sent: bool = False
@@ -61,7 +64,7 @@ class HeldChanges:
         """Holds changes back, for `wait_s` from the first time that they were."""
         for change in changes:
             if change.give_up_at is None:
-                change.give_up_at = time.monotonic() + wait_s
+                change.give_up_at = min(time.monotonic() + wait_s, change.send_by)
             self._changes.append(change)
             self._subjects.update(change.subjects())
         self._look_at = time.monotonic() + _LOOK_AGAIN_S

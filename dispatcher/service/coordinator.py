@@ -11,7 +11,7 @@ from typing import Any, Final
 import structlog
 
 from dispatcher.core.errors import OutcomeUnknown, ReplyLost, StoreUnavailable
-from dispatcher.core.idempotency import KeyedAnswer, StoredAnswer
+from dispatcher.core.idempotency import KeyedAnswer
 from dispatcher.core.limits import LimitState
 from dispatcher.ledger.changes import Change, Outcome, OutcomeCode
 from dispatcher.ledger.commits import Commits
@@ -37,7 +37,7 @@ from dispatcher.service.claim_refusals import answer_refused
 from dispatcher.service.commands.command import ClaimedT, Command, Plan, SideEffects
 from dispatcher.service.deadlines import Deadline, Deadlines
 from dispatcher.service.decider import Decider
-from dispatcher.service.persistent_settles import Telling
+from dispatcher.service.persistent_settles import Telling, tellings_of
 from dispatcher.service.rate_limits import RateLimits
 
 log = structlog.get_logger("dispatcher.coordinator")
@@ -68,6 +68,7 @@ class Coordinator:
         effects: SideEffects,
         node: str,
         lease_ms: int,
+        commit_timeout_s: float,
         key_ttl_s: int,
         deadline_s: float,
         halt_at: str = "",
@@ -81,6 +82,8 @@ class Coordinator:
         self._effects = effects
         self._node = node
         self._lease_ms = lease_ms
+        #: A commit that is sent so long after its claim was asked for, has ended before the lease has.
+        self._send_within_s = lease_ms / 1000 - commit_timeout_s
         self._key_ttl_ms = key_ttl_s * 1000
         self._deadlines = Deadlines(deadline_s)
         self._halt_at = halt_at
@@ -124,7 +127,7 @@ class Coordinator:
             authority = self._authorities.of(zone)
             decider = self._by_ledger if authority.is_degraded else self._by_redis
             try:
-                attempt, result = await self._claim(decider, command, keys, attempt)
+                attempt, result, asked_s = await self._claim(decider, command, keys, attempt)
             except StoreUnavailable:
                 if authority.is_degraded or not await self._authorities.has_left_redis(zone):
                     raise
@@ -140,11 +143,11 @@ class Coordinator:
             if self._halt_at:
                 await self._halt("before_commit")
             change = plan.change._replace(fence=authority.fence, is_fallback=authority.is_degraded)
-            outcome = await self._commit(decider, keys, attempt, change, answer, deadline)
+            outcome = await self._commit(decider, keys, attempt, change, answer, deadline, asked_s)
             if outcome.code is OutcomeCode.OK:
                 if self._halt_at:
                     await self._halt("after_commit")
-                told = _tellings(keys, attempt, plan, answer.stored if answer else None)
+                told = tellings_of(keys, attempt, plan, answer.stored if answer else None)
                 await self._settle(decider, told, deadline)
                 if self._halt_at:
                     await self._halt("after_settle")
@@ -179,25 +182,28 @@ class Coordinator:
 
     async def _claim(
         self, decider: Decider, command: Command[ClaimedT], keys: Keys, attempt: Attempt
-    ) -> tuple[Attempt, ClaimedT | Answer]:
-        """Asks for the claim until it is granted or answered, and provides what is missing."""
+    ) -> tuple[Attempt, ClaimedT | Answer, float]:
+        """Asks for the claim until it is granted or answered, and provides what is missing.
+
+        Says when it was asked for the last time, by the monotonic clock.
+        """
         wait_s = _FIRST_WAIT_S
         for asked in range(_MAX_CLAIMS):
             result: ClaimedT | NotClaimed
-            asked_s = time.perf_counter()
+            asked_s = time.monotonic()
             try:
                 result = await command.claim(decider.claims, keys, attempt)
             except (ReplyLost, asyncio.CancelledError):
                 decider.let_go(keys, attempt)  # it may have been granted
                 raise
-            CLAIM_SECONDS.observe(time.perf_counter() - asked_s)
+            CLAIM_SECONDS.observe(time.monotonic() - asked_s)
             match result:
                 case Refused():
                     if result.code in BY_THE_TRIP_OR_DRIVER:
                         decider.admitted(attempt, result.limit)
-                    return attempt, answer_refused(command.caller, attempt.trip_id, result)
+                    return attempt, answer_refused(command.caller, attempt.trip_id, result), asked_s
                 case Replayed():
-                    return attempt, replayed_answer(result)
+                    return attempt, replayed_answer(result), asked_s
                 case Unresolved(code=ClaimCode.TRIP_BUSY):
                     CLAIMS_UNRESOLVED.add(result.code)
                     if asked == _CLAIMS_BEFORE_RELOAD and attempt.trip_id:
@@ -209,12 +215,12 @@ class Coordinator:
                     CLAIMS_UNRESOLVED.add(result.code)
                     provided = await decider.provide(keys, attempt, result)
                     if isinstance(provided, Answer):
-                        return attempt, provided
+                        return attempt, provided, asked_s
                     attempt = provided
                 case _:
                     decider.admitted(attempt, result.limit)
-                    return attempt, result
-        return attempt, claim_refusal(PROBLEM_CODES[ClaimCode.TRIP_BUSY])
+                    return attempt, result, asked_s
+        return attempt, claim_refusal(PROBLEM_CODES[ClaimCode.TRIP_BUSY]), asked_s
 
     def _keyed_answer(self, attempt: Attempt, plan: Plan, now_ms: int) -> KeyedAnswer | None:
         if attempt.key is None:
@@ -229,10 +235,11 @@ class Coordinator:
         change: Change,
         answer: KeyedAnswer | None,
         deadline: Deadline,
+        asked_s: float,
     ) -> Outcome:
-        began_s = time.perf_counter()
+        began_s = time.monotonic()
         try:
-            outcome = await self._commits.commit(change, answer)
+            outcome = await self._commits.commit(change, answer, send_by=asked_s + self._send_within_s)
         except OutcomeUnknown as unknown:
             try:
                 if not deadline.expired() and await was_committed(
@@ -250,7 +257,7 @@ class Coordinator:
             await decider.release(keys, attempt, gives_back=True)
             raise
         if outcome.code is OutcomeCode.OK:
-            COMMIT_SECONDS.observe(time.perf_counter() - began_s)
+            COMMIT_SECONDS.observe(time.monotonic() - began_s)
             if change.event is not None:
                 TRIP_EVENTS.numbers[keys.zone, change.event] += 1
         return outcome
@@ -285,13 +292,3 @@ class Coordinator:
         if self._halt_at == point:
             log.warning("halted", point=point)
             await asyncio.Event().wait()
-
-
-def _tellings(keys: Keys, attempt: Attempt, plan: Plan, answer: StoredAnswer | None) -> list[Telling]:
-    told = [Telling(keys, attempt, plan.settlement, answer)]
-    if plan.other_settlement is not None:
-        # The other zone comes first: as long as this one is not settled, the reconcile job knows of the
-        # attempt. Both keep the answer: a retry asks where the driver works by then.
-        elsewhere = attempt._replace(trip_id="")
-        told.insert(0, Telling(keys_of(plan.other_zone), elsewhere, plan.other_settlement, answer))
-    return told

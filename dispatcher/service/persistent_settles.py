@@ -11,10 +11,11 @@ import structlog
 from dispatcher.core.errors import StoreUnavailable
 from dispatcher.core.idempotency import StoredAnswer
 from dispatcher.live.claims import Attempt
-from dispatcher.live.keys import Keys
+from dispatcher.live.keys import Keys, keys_of
 from dispatcher.live.settle import Settler
 from dispatcher.live.settlement import Settlement
 from dispatcher.observe.series import SETTLE_SECONDS
+from dispatcher.service.commands.command import Plan
 from dispatcher.service.lease_retries import LeaseRetries
 
 log = structlog.get_logger("dispatcher.coordinator")
@@ -30,6 +31,17 @@ class Telling(NamedTuple):
     attempt: Attempt
     settlement: Settlement
     answer: StoredAnswer | None
+
+
+def tellings_of(keys: Keys, attempt: Attempt, plan: Plan, answer: StoredAnswer | None) -> list[Telling]:
+    """What each zone is to be told of a committed plan; `answer` is kept in all of them."""
+    told = [Telling(keys, attempt, plan.settlement, answer)]
+    if plan.other_settlement is not None:
+        # The other zone comes first: as long as this one is not settled, the reconcile job knows of the
+        # attempt. Both keep the answer: a retry asks where the driver works by then.
+        elsewhere = attempt._replace(trip_id="")
+        told.insert(0, Telling(keys_of(plan.other_zone), elsewhere, plan.other_settlement, answer))
+    return told
 
 
 class PersistentSettles:

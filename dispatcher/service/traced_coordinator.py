@@ -41,7 +41,7 @@ class TracedCoordinator(Coordinator):
 
     async def _claim(
         self, decider: Decider, command: Command[ClaimedT], keys: Keys, attempt: Attempt
-    ) -> tuple[Attempt, ClaimedT | Answer]:
+    ) -> tuple[Attempt, ClaimedT | Answer, float]:
         with self._span("claim", keys, attempt):
             return await super()._claim(decider, command, keys, attempt)
 
@@ -53,9 +53,10 @@ class TracedCoordinator(Coordinator):
         change: Change,
         answer: KeyedAnswer | None,
         deadline: Deadline,
+        asked_s: float,
     ) -> Outcome:
         with self._span("commit", keys, attempt) as span:
-            outcome = await super()._commit(decider, keys, attempt, change, answer, deadline)
+            outcome = await super()._commit(decider, keys, attempt, change, answer, deadline, asked_s)
             span.set_attribute("dispatcher.outcome", outcome.code.value)
             return outcome
 

@@ -85,6 +85,21 @@ async def test_a_row_that_stays_locked_is_given_up_and_nothing_was_written(
     await commits.close()
 
 
+async def test_what_is_to_be_sent_by_a_time_is_not_sent_later(ledger: LedgerDatabase) -> None:
+    await start_with(ledger, create())
+    async with open_commits(ledger.url) as commits:
+        with pytest.raises(StoreUnavailable):
+            await commits.commit(create("z_late"), send_by=time.monotonic() - 0.01)
+        assert await ledger.trip("z_late") is None
+        async with _held_by_another(ledger, "SELECT FROM trip_requests FOR UPDATE"):
+            started = time.monotonic()
+            with pytest.raises(StoreUnavailable):
+                await commits.commit(step("z_1", 0, "expired"), send_by=started + 0.4)
+            assert time.monotonic() - started < 2
+        assert await commits.commit(create("z_late"), send_by=time.monotonic() + 5) == OK
+    assert await ledger.history("z_1") == [(0, "created")]
+
+
 async def test_a_locked_table_is_given_up_too(ledger: LedgerDatabase) -> None:
     commits = Commits(ledger.url, timeout_s=0.6, max_batch=64)
     await commits.start()

@@ -342,11 +342,11 @@ def _watch_commits(parts: Services) -> None:
     commits = parts.ledger.commits
     commit = commits.commit
 
-    async def watched(*args: Any) -> Any:
+    async def watched(*args: Any, **options: Any) -> Any:
         journey = _JOURNEY.get()
         if journey.loses == "request":
             raise OutcomeUnknown("postgres")
-        outcome = await commit(*args)
+        outcome = await commit(*args, **options)
         if outcome.code is OutcomeCode.OK:
             journey.commit()
         if journey.loses == "answer":

@@ -10,6 +10,8 @@ import orjson
 import pytest
 
 from dispatcher.core.errors import StoreUnavailable
+from dispatcher.core.times import now_ms
+from dispatcher.ledger.changes import Change, OutcomeCode
 from dispatcher.live.settle import Settler
 from dispatcher.service.outbox import Outbox
 from tests.harness.services import City, code_of, driver, open_city, rider
@@ -43,14 +45,20 @@ class LostSettles:
 
 
 async def lease_ends(city: City) -> None:
-    """The claims' lease is over, and the sweeper comes by."""
-    keys = city.keys()
+    """The claims' lease is over, and the sweeper comes by, for a second look as well."""
+    keys, sweeper = city.keys(), city.reconcile()
     for name in await city.redis("KEYS", keys.prefix + "claim:*"):
         await city.redis("DEL", name)
+    for _ in range(2):
+        await claims_are_overdue(city)
+        await sweeper.run()
+    assert await city.redis("ZCARD", keys.claims) == 0
+
+
+async def claims_are_overdue(city: City) -> None:
+    keys = city.keys()
     for entry in await city.redis("ZRANGE", keys.claims, 0, -1):
         await city.redis("ZADD", keys.claims, 1, entry)
-    await city.reconcile().run()
-    assert await city.redis("ZCARD", keys.claims) == 0
 
 
 async def test_a_server_that_lives_settles_again_once_redis_answers(
@@ -120,6 +128,27 @@ async def test_a_creation_that_nobody_settled_is_heard_of(
     await lease_ends(city)
     assert await city.events() == [("created", trip, 0)]
     assert await city.redis("ZRANGE", city.keys(trip).waves, 0, -1) == [trip]
+
+
+async def test_a_commit_that_ends_after_the_sweeper_has_looked_is_heard_of(city: City) -> None:
+    """It stood still on its way, in a Postgres that was frozen."""
+    await city.online("d1")
+    trip, keys, sweeper = await city.trip(), city.keys(), city.reconcile()
+    await city.redis("ZADD", keys.claims, 1, f"node.1 {trip} d1")
+    await sweeper.run()
+    assert (await city.hash(trip))["version"] == "0"
+    columns = {
+        "trip_id": trip, "expect_version": 0, "sources": ("pending",), "to_status": "accepted",
+        "driver_id": "d1", "zone": keys.zone, "event": "accepted", "actor_id": "d1",
+        "actor_role": "driver", "at_ms": now_ms(), "required_driver": "d1",
+        "payload": '{"attempt": "node.1", "current_status": "accepted", "driver_id": "d1"}',
+    }  # fmt: skip
+    outcome = await city.parts.ledger.commits.commit(Change(**columns))
+    assert outcome.code is OutcomeCode.OK
+    await claims_are_overdue(city)
+    await sweeper.run()
+    assert await versions(city, trip) == [0, 1]
+    assert await city.redis("ZCARD", keys.claims) == 0
 
 
 async def test_an_event_is_heard_of_though_the_hash_is_as_new(

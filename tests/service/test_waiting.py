@@ -8,11 +8,14 @@ import os
 import signal
 import time
 from collections.abc import AsyncIterator
+from typing import Any
 
 import asyncpg
 import pytest
 
 from dispatcher.core.errors import OutcomeUnknown, StoreUnavailable
+from dispatcher.service.commands.accept import AcceptTrip
+from dispatcher.service.commands.command import Plan
 from tests.harness.services import City, driver, open_city
 from tests.lua.test_lost_connections import Proxy
 
@@ -145,3 +148,23 @@ async def test_a_settle_that_hangs_does_not_keep_a_success(redis_url: str, datab
         answer = await city.act(driver("d1"), "accept", trip, "k-d1")
         assert answer.status == 200
         assert (await city.row(trip))["driver_id"] == "d1"
+
+
+async def test_a_server_that_stood_still_commits_nothing_that_others_may_have_swept(
+    redis_url: str, database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = AcceptTrip.plan
+
+    def stand_still(*arguments: Any) -> Plan:
+        time.sleep(0.4)  # the whole process
+        return plan(*arguments)
+
+    async with open_city(redis_url, database_url, claim_lease_ms=600, commit_timeout_s=0.3) as city:
+        await city.online("d1")
+        trip = await city.trip()
+        with monkeypatch.context() as patch:
+            patch.setattr(AcceptTrip, "plan", stand_still)
+            with pytest.raises(StoreUnavailable):
+                await city.act(driver("d1"), "accept", trip, "k-d1")
+        assert (await city.row(trip))["version"] == 0
+        assert await _retried(city, trip) == 200
