@@ -7,18 +7,15 @@ one server so costs one commit, and a rival on another server a second look.
 
 from __future__ import annotations
 
-import asyncio
-import time
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable, Iterable, Sequence
-from functools import partial
-from typing import Any, Final, Literal, TypeVar
+from collections.abc import Iterable, Sequence
+from typing import Final, Literal, NamedTuple
 
 from dispatcher.core.actors import Actor
 from dispatcher.core.idempotency import IdempotencyKey
-from dispatcher.core.limits import LimitState
+from dispatcher.core.limits import Limit, LimitState
 from dispatcher.core.times import now_ms
-from dispatcher.core.trips import Status, Trip
+from dispatcher.core.trips import Status
 from dispatcher.live.claim_results import (
     UNRESOLVED,
     AcceptClaimed,
@@ -44,13 +41,22 @@ from dispatcher.service.claim_rules import (
     why_not_accept,
     why_not_pending,
 )
-from dispatcher.service.ledger_rows import KeyId, LedgerRows, key_id
+from dispatcher.service.held_subjects import HeldSubjects
+from dispatcher.service.ledger_rows import Found, KeyId, LedgerRows, Wanted, key_id, unknown_driver
 from dispatcher.service.local_limits import LocalLimits
 
 #: Refusals that are remembered at most, for retries with the same key; the oldest go first.
 _MAX_REFUSALS: Final = 20_000
 
-_ClaimedT = TypeVar("_ClaimedT")
+
+class _Begun(NamedTuple):
+    """A claim that looks: the limit to report as it was checked and as it is counted, the limits that
+    have counted the request for this claim, and what was found."""
+
+    as_checked: LimitState | None
+    limit: LimitState | None
+    counted: Sequence[Limit]
+    found: Found = Found()
 
 
 class LedgerClaims:
@@ -59,36 +65,31 @@ class LedgerClaims:
     def __init__(self, rows: LedgerRows, limits: LocalLimits) -> None:
         self._rows = rows
         self._limits = limits
-        # What this process' attempts hold: whose, and until when by the monotonic clock.
-        self._held: dict[str, tuple[str, float]] = {}
+        self._held = HeldSubjects()
         self._refusals: OrderedDict[KeyId, tuple[str, KeptRefusal]] = OrderedDict()
 
     async def claim_accept(
         self, keys: Keys, attempt: Attempt, *, version: int | None, policy: Literal["open", "offered"]
     ) -> AcceptClaimed | NotClaimed:
         """Claims trip and driver for an accept."""
-        looked = await self._look(
-            attempt,
-            partial(self._rows.trips.find, attempt.trip_id),
-            partial(self._rows.drivers.find, attempt.driver_id),
-            partial(self._rows.offers.find, attempt.trip_id),
+        begun = await self._begin(
+            attempt, Wanted(attempt.trip_id, attempt.driver_id, _key_of(attempt), offers=True)
         )
-        if not isinstance(looked, list):
-            return looked
-        trip, found, offers = looked
-        driver, offered = found[0] if found else None, offers or []
+        if not isinstance(begun, _Begun):
+            return begun
+        trip, driver, _, offered, _ = begun.found
         held, held_driver = _trip(attempt.trip_id), _driver(attempt.driver_id)
         code = why_not_accept(
             trip, driver, zone=keys.zone, version=version,
             offered=offered if policy == "offered" else None,
-            is_trip_held=self._is_held(held), is_driver_held=self._is_held(held_driver),
+            is_trip_held=self._held.is_held(held), is_driver_held=self._held.is_held(held_driver),
         )  # fmt: skip
-        return self._decide(
-            code, attempt, trip, (held, held_driver),
-            lambda limit: AcceptClaimed(
-                now_ms(), limit, trip, driver.vehicle_type if driver else "", offered
-            ),
-        )  # fmt: skip
+        if code is not None:
+            return self._refuse(code, attempt, begun)
+        assert trip is not None
+        assert driver is not None
+        self._hold(attempt, held, held_driver)
+        return AcceptClaimed(now_ms(), begun.limit, trip, driver.vehicle_type, list(offered))
 
     async def claim_transition(
         self,
@@ -100,30 +101,30 @@ class LedgerClaims:
         sources: Iterable[Status],
     ) -> TransitionClaimed | NotClaimed:
         """Claims a trip that exists and is in one of the states `sources`."""
-        looked = await self._look(
-            attempt,
-            partial(self._rows.trips.find, attempt.trip_id),
-            partial(self._rows.offers.find, attempt.trip_id),
-        )
-        if not isinstance(looked, list):
-            return looked
-        (trip, offers), held = looked, _trip(attempt.trip_id)
+        begun = await self._begin(attempt, Wanted(attempt.trip_id, key=_key_of(attempt), offers=True))
+        if not isinstance(begun, _Begun):
+            return begun
+        trip, held = begun.found.trip, _trip(attempt.trip_id)
         code = why_no_transition(
-            trip, actor, version=version, sources=sources, is_held=self._is_held(held)
+            trip, actor, version=version, sources=sources, is_held=self._held.is_held(held)
         )
-        return self._decide(
-            code, attempt, trip, (held,),
-            lambda limit: TransitionClaimed(now_ms(), limit, trip, offers or []),
-        )  # fmt: skip
+        if code is not None:
+            return self._refuse(code, attempt, begun)
+        assert trip is not None
+        self._hold(attempt, held)
+        return TransitionClaimed(now_ms(), begun.limit, trip, list(begun.found.offered))
 
     async def claim_creation(self, keys: Keys, attempt: Attempt) -> CreationClaimed | NotClaimed:
         """Claims a trip's id."""
-        looked = await self._look(attempt, partial(self._rows.trips.find, attempt.trip_id))
-        if not isinstance(looked, list):
-            return looked
-        (trip,), held = looked, _trip(attempt.trip_id)
-        code = why_no_creation(trip, is_held=self._is_held(held))
-        return self._decide(code, attempt, trip, (held,), lambda limit: CreationClaimed(now_ms(), limit))
+        begun = await self._begin(attempt, Wanted(attempt.trip_id, key=_key_of(attempt)))
+        if not isinstance(begun, _Begun):
+            return begun
+        held = _trip(attempt.trip_id)
+        code = why_no_creation(begun.found.trip, is_held=self._held.is_held(held))
+        if code is not None:
+            return self._refuse(code, attempt, begun)
+        self._hold(attempt, held)
+        return CreationClaimed(now_ms(), begun.limit)
 
     async def claim_availability(
         self,
@@ -142,112 +143,112 @@ class LedgerClaims:
         """
         if absentee:
             return Unresolved(ClaimCode.CAME_BACK, None)
-        looked = await self._look(
-            attempt, partial(self._rows.driver_and_trip, attempt.driver_id, from_zone)
+        begun = await self._begin(
+            attempt, Wanted(driver_id=attempt.driver_id, key=_key_of(attempt), driver_trip=True)
         )
-        if not isinstance(looked, list):
-            return looked
-        ((driver, fix_ms, trip),) = looked
+        if not isinstance(begun, _Begun):
+            return begun
+        trip, driver, fix_ms, _, _ = begun.found
+        if driver is None:
+            driver = unknown_driver(attempt.driver_id, from_zone)
         held = _driver(attempt.driver_id)
         held_trip = _trip(driver.trip_id or "")
         code = why_no_availability(
             driver, trip, from_zone=from_zone, claimed_trip=attempt.trip_id,
             changes_zone=changes_zone, vehicle_type=vehicle_type,
-            is_held=self._is_held(held) or self._is_held(held_trip),
+            is_held=self._held.is_held(held) or self._held.is_held(held_trip),
         )  # fmt: skip
-        if code is ClaimCode.DRIVER_MOVED:
-            return Unresolved(code, None, driver.trip_id or "")
+        if code is not None:
+            return self._refuse(code, attempt, begun, moved_to=driver.trip_id or "")
         releases = trip is not None and trip.current_status in (Status.ACCEPTED, Status.ARRIVED)
         released = trip if goes_offline and releases else None
-        return self._decide(
-            code, attempt, trip, (held, held_trip) if released else (held,),
-            lambda limit: AvailabilityClaimed(now_ms(), limit, driver, released, fix_ms),
-        )  # fmt: skip
+        self._hold(attempt, *((held, held_trip) if released else (held,)))
+        return AvailabilityClaimed(now_ms(), begun.limit, driver, released, fix_ms)
 
     async def claim_decline(
         self, keys: Keys, attempt: Attempt, *, version: int | None
     ) -> DeclineClaimed | NotClaimed:
         """Lets a driver decline a pending trip."""
-        looked = await self._look(attempt, partial(self._rows.trips.find, attempt.trip_id))
-        if not isinstance(looked, list):
-            return looked
-        (trip,) = looked
-        return self._decide(
-            why_not_pending(trip, version), attempt, trip, (),
-            lambda limit: DeclineClaimed(now_ms(), limit, trip),
-        )  # fmt: skip
+        begun = await self._begin(attempt, Wanted(attempt.trip_id, key=_key_of(attempt)))
+        if not isinstance(begun, _Begun):
+            return begun
+        trip = begun.found.trip
+        code = why_not_pending(trip, version)
+        if code is not None:
+            return self._refuse(code, attempt, begun)
+        assert trip is not None
+        self._hold(attempt)
+        return DeclineClaimed(now_ms(), begun.limit, trip)
 
     def drop(self, attempt: Attempt) -> None:
         """Drops what the attempt holds."""
         subjects = [_trip(attempt.trip_id), _driver(attempt.driver_id)]
         if attempt.key is not None:
             subjects.append(_in_flight(attempt.key))
-        for subject in subjects:
-            if self._held.get(subject, ("",))[0] == attempt.token:
-                del self._held[subject]
+        self._held.drop(attempt.token, subjects)
 
     # --- how every claim begins and ends, as in lua/lib/claim.lua
 
-    async def _look(
-        self, attempt: Attempt, *looks: Callable[[], Awaitable[Any]]
-    ) -> list[Any] | Replayed | Refused:
-        """What the looks find; or what is to be answered whatever they find."""
-        if (known := self._known(attempt)) is not None:
-            return known
-        found = await asyncio.gather(*(look() for look in looks))
-        # The key's answer comes last: whoever has seen an effect sees its answer, too.
-        stored = await self._rows.answers.find(key_id(attempt.key)) if attempt.key is not None else None
-        if stored is None or attempt.key is None:
-            return found
-        _, limit = self._limits.check(attempt.limits)
-        if stored.fingerprint != attempt.key.fingerprint:
-            return Refused(ClaimCode.KEY_REUSED, limit)
-        return Replayed(limit, KeptAnswer(stored.status, stored.body))
+    async def _begin(self, attempt: Attempt, wanted: Wanted) -> _Begun | Replayed | Refused:
+        """Is the request's key known, do the limits admit it? Then what is there.
 
-    def _known(self, attempt: Attempt) -> Replayed | Refused | None:
-        """What is known without asking: the key's refusal, its request that is under way, the limits."""
+        The request is counted before anything is awaited, so that a crowd of one user's calls is not
+        admitted by looks of one moment. It is given back where the answer is not to count.
+        """
         is_admitted, limit = self._limits.check(attempt.limits)
-        if (key := attempt.key) is not None:
-            if (known := self._refusals.get(key_id(key))) is not None:
-                fingerprint, refusal = known
-                if fingerprint != key.fingerprint:
-                    return Refused(ClaimCode.KEY_REUSED, limit)
-                return Replayed(limit, refusal)
-            if self._is_held(_in_flight(key)):
-                return Refused(ClaimCode.REQUEST_IN_PROGRESS, limit)
-        if not is_admitted and Resolved.LIMITS not in attempt.resolved:
+        if (known := self._known(attempt, limit)) is not None:
+            return known
+        is_counted = Resolved.LIMITS in attempt.resolved
+        if not is_admitted and not is_counted:
             return Refused(ClaimCode.RATE_LIMITED, limit)
+        self._held.make_room()
+        if is_counted:
+            begun = _Begun(limit, limit, ())
+        else:
+            begun = _Begun(limit, self._limits.record(attempt.limits, limit), attempt.limits)
+        try:
+            found = await self._rows.look(wanted)
+        except BaseException:
+            self._give_back(begun)
+            raise
+        # A twin of the request may have come up during the look.
+        answer = self._known(attempt, limit) or _stored(attempt, found, limit)
+        if answer is None:
+            return begun._replace(found=found)
+        self._give_back(begun)
+        return answer
+
+    def _known(self, attempt: Attempt, limit: LimitState | None) -> Replayed | Refused | None:
+        """What is known of the key without asking: its refusal, or its request that is under way."""
+        if (key := attempt.key) is None:
+            return None
+        if (known := self._refusals.get(key_id(key))) is not None:
+            fingerprint, refusal = known
+            if fingerprint != key.fingerprint:
+                return Refused(ClaimCode.KEY_REUSED, limit)
+            return Replayed(limit, refusal)
+        if self._held.is_held(_in_flight(key)):
+            return Refused(ClaimCode.REQUEST_IN_PROGRESS, limit)
         return None
 
-    def _decide(
-        self,
-        code: ClaimCode | None,
-        attempt: Attempt,
-        trip: Trip | None,
-        subjects: Sequence[str],
-        claimed: Callable[[LimitState | None], _ClaimedT],
-    ) -> _ClaimedT | NotClaimed:
-        """Grants the claim, unless there is a reason not to. Nothing is awaited from the looks on."""
-        if code in UNRESOLVED:
-            return Unresolved(code, None)
-        # A limit or a twin of the request may have come up during the looks.
-        if (known := self._known(attempt)) is not None:
-            return known
-        _, limit = self._limits.check(attempt.limits)
-        if Resolved.LIMITS not in attempt.resolved:
-            limit = self._limits.record(attempt.limits, limit)
-        if code is not None:
-            return self._refuse(code, attempt, trip, limit)
-        until = time.monotonic() + attempt.lease_ms / 1000
-        held = [*subjects, _in_flight(attempt.key)] if attempt.key is not None else subjects
-        for subject in held:
-            self._held[subject] = (attempt.token, until)
-        return claimed(limit)
+    def _give_back(self, begun: _Begun) -> None:
+        if begun.as_checked is not None:
+            self._limits.give_back(begun.counted, begun.as_checked.now_ms)
+
+    # Nothing is awaited between a look and what comes of it: `_hold` or `_refuse`.
+
+    def _hold(self, attempt: Attempt, *subjects: str) -> None:
+        if attempt.key is not None:
+            subjects = (*subjects, _in_flight(attempt.key))
+        self._held.hold(attempt.token, subjects, lease_ms=attempt.lease_ms)
 
     def _refuse(
-        self, code: ClaimCode, attempt: Attempt, trip: Trip | None, limit: LimitState | None
-    ) -> Refused:
-        version, status = None, None
+        self, code: ClaimCode, attempt: Attempt, begun: _Begun, *, moved_to: str = ""
+    ) -> Refused | Unresolved:
+        if code in UNRESOLVED:
+            self._give_back(begun)
+            return Unresolved(code, None, moved_to if code is ClaimCode.DRIVER_MOVED else "")
+        trip, version, status = begun.found.trip, None, None
         if trip is not None and code not in NOT_TOLD:
             version, status = trip.version, trip.current_status
         if code not in NOT_KEPT and attempt.key is not None:
@@ -255,16 +256,20 @@ class LedgerClaims:
             self._refusals[key_id(attempt.key)] = (attempt.key.fingerprint, kept)
             if len(self._refusals) > _MAX_REFUSALS:
                 self._refusals.popitem(last=False)
-        return Refused(code, limit, version, status)
+        return Refused(code, begun.limit, version, status)
 
-    def _is_held(self, subject: str) -> bool:
-        held = self._held.get(subject)
-        if held is None:
-            return False
-        if held[1] <= time.monotonic():
-            del self._held[subject]
-            return False
-        return True
+
+def _stored(attempt: Attempt, found: Found, limit: LimitState | None) -> Replayed | Refused | None:
+    """The answer that Postgres has for the attempt's key."""
+    if attempt.key is None or (stored := found.answer) is None:
+        return None
+    if stored.fingerprint != attempt.key.fingerprint:
+        return Refused(ClaimCode.KEY_REUSED, limit)
+    return Replayed(limit, KeptAnswer(stored.status, stored.body))
+
+
+def _key_of(attempt: Attempt) -> KeyId | None:
+    return None if attempt.key is None else key_id(attempt.key)
 
 
 def _trip(trip_id: str) -> str:

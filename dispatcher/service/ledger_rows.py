@@ -1,112 +1,96 @@
-"""Rows that claims over Postgres look at: those of one moment share their questions."""
+"""Rows that claims over Postgres look at: all that claims of one moment need comes with one question."""
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Awaitable, Callable, Sequence
-from typing import Any, Final, Generic, TypeVar
+from collections import defaultdict
+from collections.abc import Sequence
+from typing import NamedTuple
 
 from dispatcher.core.drivers import Driver
-from dispatcher.core.errors import StoreUnavailable
 from dispatcher.core.idempotency import IdempotencyKey, StoredAnswer
 from dispatcher.core.times import millis
 from dispatcher.core.trips import Trip
 from dispatcher.ledger.database import Database, answer_from_row, driver_from_row, trip_from_row
 from dispatcher.live.hashes import driver_from_hash
-
-#: Ids in one question at most.
-_MAX_IDS: Final = 500
-#: Ids that wait at most: who comes then is refused at once.
-_MAX_WAITING: Final = 20_000
+from dispatcher.service.questions import Questions
 
 KeyId = tuple[str, str, str]
 
-Id = TypeVar("Id")
-Row = TypeVar("Row")
+
+class Wanted(NamedTuple):
+    """What one claim looks at. A driver named with a trip is after it: one that is not pending is all
+    there is to see. With `driver_trip` it is the driver's active trip that is looked at."""
+
+    trip_id: str = ""
+    driver_id: str = ""
+    key: KeyId | None = None
+    offers: bool = False
+    driver_trip: bool = False
 
 
-class Looks(Generic[Id, Row]):
-    """Gathers questions for one kind of row. Nothing waits on purpose: while one question is on its
-    way, the next one fills."""
+class Found(NamedTuple):
+    """What there is of it: the driver with the time of their last fix (ms), who is offered the trip."""
 
-    def __init__(self, ask: Callable[[Sequence[Id]], Awaitable[dict[Id, Row]]]) -> None:
-        self._ask = ask
-        self._waiting: dict[Id, asyncio.Future[Row | None]] = {}
-        self._task: asyncio.Task[None] | None = None
-
-    async def find(self, id_: Id) -> Row | None:
-        """The row as it is after this call began, or None. Raises StoreUnavailable."""
-        if len(self._waiting) >= _MAX_WAITING:
-            raise StoreUnavailable("too many questions wait for postgres")
-        found = self._waiting.get(id_)
-        if found is None:
-            found = self._waiting[id_] = asyncio.get_running_loop().create_future()
-        if self._task is None or self._task.done():
-            self._task = asyncio.create_task(self._run())
-        # Others may wait for the same row: who is cancelled does not cancel it for them.
-        return await asyncio.shield(found)
-
-    async def _run(self) -> None:
-        await asyncio.sleep(0)
-        while self._waiting:
-            ids = list(self._waiting)[:_MAX_IDS]
-            asked = {id_: self._waiting.pop(id_) for id_ in ids}
-            try:
-                rows: dict[Id, Any] = await self._ask(ids)
-            except Exception as error:
-                for found in asked.values():
-                    if not found.done():
-                        found.set_exception(type(error)(*error.args))
-                        found.exception()  # nobody may wait for it any more
-            else:
-                for id_, found in asked.items():
-                    if not found.done():
-                        found.set_result(rows.get(id_))
+    trip: Trip | None = None
+    driver: Driver | None = None
+    fix_ms: int | None = None
+    offered: Sequence[str] = ()
+    answer: StoredAnswer | None = None
 
 
 class LedgerRows:
-    """The looks: trips, drivers with the time of their last fix (ms), who is offered a trip, answers."""
+    """The looks. All raise StoreUnavailable."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
-        self.trips: Looks[str, Trip] = Looks(self._read_trips)
-        self.drivers: Looks[str, tuple[Driver, int | None]] = Looks(self._read_drivers)
-        self.offers: Looks[str, list[str]] = Looks(self._read_offers)
-        self.answers: Looks[KeyId, StoredAnswer] = Looks(self._read_answers)
+        self._looks: Questions[Wanted, Found] = Questions(self._read)
 
-    async def driver_and_trip(self, driver_id: str, zone: str) -> tuple[Driver, int | None, Trip | None]:
-        """A driver, one who was never online included, with their last fix and their trip."""
-        driver, fix_ms = await self.drivers.find(driver_id) or (
-            driver_from_hash(driver_id, zone, {}),
-            None,
-        )
-        return driver, fix_ms, await self.trips.find(driver.trip_id) if driver.trip_id else None
+    async def look(self, wanted: Wanted) -> Found:
+        """What is wanted, as it is at one moment after this call began."""
+        return await self._looks.find(wanted) or Found()
 
-    async def _read_trips(self, ids: Sequence[str]) -> dict[str, Trip]:
-        rows = await self._database.rows("trips_by_id", ids=ids)
-        return {row["id"]: trip_from_row(row) for row in rows}
+    async def _read(self, looks: Sequence[Wanted]) -> dict[Wanted, Found]:
+        keys = {look.key: None for look in looks if look.key is not None}
+        pairs = {(look.driver_id, look.trip_id or None): None for look in looks if look.driver_id}
+        drivers: dict[str, tuple[Driver, int | None]] = {}
+        trips: dict[str, Trip] = {}
+        offered: dict[str, list[str]] = defaultdict(list)
+        answers: dict[KeyId, StoredAnswer] = {}
+        for row in await self._database.rows(
+            "rows_to_claim",
+            trips=list({look.trip_id: None for look in looks if look.trip_id}),
+            offered=list({look.trip_id: None for look in looks if look.offers}),
+            drivers=[driver_id for driver_id, _ in pairs],
+            rivals=[trip_id for _, trip_id in pairs],
+            owners=list({look.driver_id: None for look in looks if look.driver_trip}),
+            users=[user for user, _, _ in keys],
+            endpoints=[endpoint for _, endpoint, _ in keys],
+            keys=[key for _, _, key in keys],
+        ):
+            kind = row["kind"]
+            if kind == "trip":
+                trips[row["id"]] = trip_from_row(row)
+            elif kind == "driver":
+                drivers[row["user_id"]] = driver_from_row(row), millis(row["location_updated_at"])
+            elif kind == "offer":
+                offered[row["trip_id"]].append(row["driver_id"])
+            else:
+                answers[row["user_id"], row["endpoint"], row["idempotency_key"]] = answer_from_row(row)
 
-    async def _read_drivers(self, ids: Sequence[str]) -> dict[str, tuple[Driver, int | None]]:
-        rows = await self._database.rows("drivers_to_claim", ids=ids)
-        return {
-            row["user_id"]: (driver_from_row(row), millis(row["location_updated_at"])) for row in rows
-        }
+        def found(look: Wanted) -> Found:
+            driver, fix_ms = drivers.get(look.driver_id, (None, None))
+            trip_id = look.trip_id
+            if look.driver_trip:
+                trip_id = (driver and driver.trip_id) or ""
+            answer = None if look.key is None else answers.get(look.key)
+            return Found(trips.get(trip_id), driver, fix_ms, offered.get(look.trip_id, ()), answer)
 
-    async def _read_offers(self, ids: Sequence[str]) -> dict[str, list[str]]:
-        found: dict[str, list[str]] = {}
-        for row in await self._database.rows("open_offers_of_trips", ids=ids):
-            found.setdefault(row["trip_id"], []).append(row["driver_id"])
-        return found
+        return {look: found(look) for look in looks}
 
-    async def _read_answers(self, ids: Sequence[KeyId]) -> dict[KeyId, StoredAnswer]:
-        users, endpoints, keys = zip(*ids, strict=True)
-        rows = await self._database.rows(
-            "answers_of_keys", users=list(users), endpoints=list(endpoints), keys=list(keys)
-        )
-        return {
-            (row["user_id"], row["endpoint"], row["idempotency_key"]): answer_from_row(row)
-            for row in rows
-        }
+
+def unknown_driver(driver_id: str, zone: str) -> Driver:
+    """A driver who was never online, in the zone that asks."""
+    return driver_from_hash(driver_id, zone, {})
 
 
 def key_id(key: IdempotencyKey) -> KeyId:

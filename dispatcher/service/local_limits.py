@@ -57,9 +57,17 @@ class LocalLimits:
         return refused is None, refused or tightest
 
     def record(self, limits: Sequence[Limit], state: LimitState | None) -> LimitState | None:
-        """Counts a call that this process admits: `state` as it stands afterwards."""
-        self.note(limits)
+        """Counts a call that this process admits: `state`, as checked, as it stands afterwards."""
+        self.note(limits, state)
         return None if state is None else state._replace(remaining=state.remaining - 1)
+
+    def give_back(self, limits: Sequence[Limit], at_ms: int) -> None:
+        """Forgets a call that was recorded at a time."""
+        for limit in limits:
+            log = self._logs.get((limit.name, limit.subject, limit.zone))
+            # A log may have made room for others, or the clock was set back.
+            if log is not None and at_ms in log.times_ms:
+                log.times_ms.remove(at_ms)
 
     def note(self, limits: Sequence[Limit], state: LimitState | None = None) -> None:
         """A call was admitted: here, or by Redis, whose time `state` has then."""

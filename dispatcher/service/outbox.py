@@ -31,7 +31,7 @@ from dispatcher.live.state import StateScripts
 from dispatcher.observe.series import REPAIRED
 from dispatcher.service.commands.transition import transition_settlement
 from dispatcher.service.messages import stream_event, trip_json, trip_messages
-from dispatcher.service.zone_questions import ZoneQuestions
+from dispatcher.service.questions import Questions
 
 log = structlog.get_logger("dispatcher.outbox")
 
@@ -88,7 +88,7 @@ class Outbox:
         self._settler = settler
         self._state = state
         self._database = database
-        self._last_events = ZoneQuestions[int | None](self._ask_last_events, None)
+        self._last_events: Questions[str, int] = Questions(self._ask_last_events)
 
     async def settle_missed(self, keys: Keys, trip: Trip, *, attempt: str = "") -> int:
         """Settles the events of a trip that are newer than its hash in Redis, and the one that the
@@ -119,7 +119,7 @@ class Outbox:
         Returns how many.
         """
         if heard_ms is None:
-            heard_ms = await self._last_events.of(keys.zone)
+            heard_ms = await self._last_events.find(keys.zone)
         if heard_ms is None:
             return 0
         # An attempt is committed within its lease, and settled by a sweeper some time after that.
@@ -138,7 +138,7 @@ class Outbox:
             settled += await self._settle_trips(keys, ids[start : start + _MAX_TRIPS], first)
         return settled
 
-    async def _ask_last_events(self, zones: list[str]) -> Mapping[str, int]:
+    async def _ask_last_events(self, zones: Sequence[str]) -> Mapping[str, int]:
         """When the last event of each zone was committed (ms), within what a consumer can remember."""
         found: dict[str, int] = {}
         missing, now, back_ms = list(zones), now_ms(), _FIRST_LOOK_MS

@@ -22,7 +22,7 @@ from dispatcher.service.answers import Answer, rate_limited_answer, refusal_answ
 from dispatcher.service.authorities import Authorities
 from dispatcher.service.customer_tracking import CustomerTracking
 from dispatcher.service.driver_directory import DirectoryEntry, DriverDirectory
-from dispatcher.service.ledger_rows import LedgerRows
+from dispatcher.service.ledger_rows import LedgerRows, Wanted
 from dispatcher.service.queue_log import QueueLog
 from dispatcher.service.rate_limits import RateLimits, log_limited
 from dispatcher.service.rehydration import Rehydration
@@ -162,8 +162,8 @@ class Positions:
         if not is_admitted:
             return _Report(FixCode.RATE_LIMITED, limit)
         limit = self._limits.local.record(limits, limit)
-        found = await self._rows.drivers.find(fix.driver_id)
-        if found is None or not found[0].is_online:
+        driver = (await self._rows.look(Wanted(driver_id=fix.driver_id))).driver
+        if driver is None or not driver.is_online:
             return _Report(None, limit)
         now, known = now_ms(), self.unsaved.get(fix.driver_id)
         at_ms = now if fix.at_ms is None else min(fix.at_ms, now)

@@ -30,9 +30,9 @@ from dispatcher.observe.series import REPAIRED
 from dispatcher.service.authorities import Authorities
 from dispatcher.service.limit_seeds import LimitSeeds
 from dispatcher.service.outbox import Outbox
+from dispatcher.service.questions import Questions
 from dispatcher.service.queue_log import QueueLog
 from dispatcher.service.saved_answers import MAX_ANSWERS, load_answers
-from dispatcher.service.zone_questions import ZoneQuestions
 from dispatcher.service.zone_warming import ZoneWarming
 
 log = structlog.get_logger("dispatcher.rehydration")
@@ -61,7 +61,7 @@ class Rehydration:
         self._queue_log, self._lease_ms = queue_log, lease_ms
         self._presence, self._presence_ms = presence, presence_ttl_s * 1000
         self._warming = ZoneWarming(state, authorities, limit_seeds, self._load)
-        self._contents = ZoneQuestions[Set[str]](self._ask_contents, frozenset())
+        self._contents: Questions[str, Set[str]] = Questions(self._ask_contents)
 
     async def warm(self, zone: str) -> None:
         """Loads a cold zone, or waits for the server that is loading it: a request waits for it.
@@ -103,7 +103,7 @@ class Rehydration:
         log.info("zone is loaded", zone=keys.zone)
         heard_ms = await self._state.last_heard_ms(keys)
         fixes = await self._state.drop_zone(keys)
-        has = await self._contents.of(keys.zone)
+        has = await self._contents.find(keys.zone) or ()
         # Drivers first: an accept that finds its trip must find its driver.
         drivers = await self._load_drivers(keys, fixes) if "drivers" in has else 0
         trips = await self._load_trips(keys) if "trips" in has else 0
@@ -128,10 +128,10 @@ class Rehydration:
             log.info("zone loaded", zone=keys.zone, trips=trips, drivers=drivers, answers=answers,
                      missed_events=missed, seconds=seconds)  # fmt: skip
 
-    async def _ask_contents(self, zones: list[str]) -> Mapping[str, Set[str]]:
+    async def _ask_contents(self, zones: Sequence[str]) -> Mapping[str, Set[str]]:
         """What zones have that is to be loaded, of drivers, trips and answers."""
         contents: dict[str, set[str]] = defaultdict(set)
-        for row in await self._database.rows("contents_of_zones", zones=zones):
+        for row in await self._database.rows("contents_of_zones", zones=list(zones)):
             contents[row["zone"]].add(row["kind"])
         return contents
 

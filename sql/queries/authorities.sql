@@ -36,23 +36,48 @@ SELECT count(*) FROM pg_stat_activity
 -- Who decides about a zone.
 SELECT zone, engine, fence, changed_at FROM zone_authorities WHERE zone = :zone;
 
--- name: drivers_to_claim(ids)
--- Several drivers, each with their active trip and the time of their last position.
-SELECT d.user_id, d.zone, d.availability_status, d.is_online, d.vehicle_type, d.version, d.updated_at,
-       t.id AS trip_id, d.location_updated_at
-  FROM driver_details d
+-- name: rows_to_claim(trips, offered, drivers, rivals, owners, users, endpoints, keys)
+-- What several claims look at, as it is at one moment, which is what a statement sees: whoever sees an effect sees its
+-- key's answer, too. `kind` says what a row is: a trip of `trips`, or the active one of an owner; a driver of `drivers`
+-- with the id of their active trip, unless the trip that they are after (the one of `rivals` at the same place; NULL:
+-- none) is not to be had; an open offer of a trip of `offered`; the stored answer of a key, unless it has expired.
+SELECT 'trip' AS kind, t.id, t.zone, t.customer_id, t.driver_id, t.current_status, t.version, t.locked_at,
+       t.vehicle_type, t.pickup_location, t.dropoff_location, t.created_at, t.updated_at, t.accepted_at, t.arrived_at,
+       t.trip_start_time, t.completed_at, t.cancelled_at, t.expired_at, t.cancel_reason,
+       d.vehicle_type AS driver_vehicle_type,
+       NULL::text AS user_id, NULL::text AS availability_status, NULL::boolean AS is_online, NULL::text AS trip_id,
+       NULL::timestamptz AS location_updated_at, NULL::text AS endpoint, NULL::text AS idempotency_key,
+       NULL::text AS request_fingerprint, NULL::smallint AS status_code, NULL::text AS response_payload,
+       NULL::timestamptz AS expires_at
+  FROM trip_requests t LEFT JOIN driver_details d ON d.user_id = t.driver_id
+ WHERE t.id = ANY (:trips::text[])
+ UNION ALL
+SELECT 'trip', t.id, t.zone, t.customer_id, t.driver_id, t.current_status, t.version, t.locked_at,
+       t.vehicle_type, t.pickup_location, t.dropoff_location, t.created_at, t.updated_at, t.accepted_at, t.arrived_at,
+       t.trip_start_time, t.completed_at, t.cancelled_at, t.expired_at, t.cancel_reason, d.vehicle_type,
+       NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL
+  FROM trip_requests t LEFT JOIN driver_details d ON d.user_id = t.driver_id
+ WHERE t.driver_id = ANY (:owners::text[]) AND t.current_status IN ('accepted', 'arrived', 'ongoing')
+ UNION ALL
+SELECT 'driver', NULL, d.zone, NULL, NULL, NULL, d.version, NULL, d.vehicle_type, NULL, NULL, NULL, d.updated_at, NULL,
+       NULL, NULL, NULL, NULL, NULL, NULL, NULL,
+       d.user_id, d.availability_status, d.is_online, t.id, d.location_updated_at, NULL, NULL, NULL, NULL, NULL, NULL
+  FROM unnest(:drivers::text[], :rivals::text[]) AS asked (driver_id, trip_id)
+  JOIN driver_details d ON d.user_id = asked.driver_id
   LEFT JOIN trip_requests t
     ON t.driver_id = d.user_id AND t.current_status IN ('accepted', 'arrived', 'ongoing')
- WHERE d.user_id = ANY (:ids::text[]);
-
--- name: open_offers_of_trips(ids)
--- Who holds an open offer of which of these trips.
-SELECT trip_id, driver_id FROM trip_offers
- WHERE trip_id = ANY (:ids::text[]) AND outcome = 'open' AND deadline > now();
-
--- name: answers_of_keys(users, endpoints, keys)
--- The stored answers of several keys that have not expired.
-SELECT k.user_id, k.endpoint, k.idempotency_key, k.request_fingerprint, k.status_code, k.response_payload, k.expires_at
+ WHERE asked.trip_id IS NULL
+    OR (SELECT true FROM trip_requests wanted WHERE wanted.id = asked.trip_id AND wanted.current_status = 'pending')
+ UNION ALL
+SELECT 'offer', NULL, NULL, NULL, o.driver_id, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL,
+       NULL, NULL, NULL, NULL,
+       NULL, NULL, NULL, o.trip_id, NULL, NULL, NULL, NULL, NULL, NULL, NULL
+  FROM trip_offers o WHERE o.trip_id = ANY (:offered::text[]) AND o.outcome = 'open' AND o.deadline > now()
+ UNION ALL
+SELECT 'answer', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL,
+       NULL, NULL, NULL,
+       k.user_id, NULL, NULL, NULL, NULL, k.endpoint, k.idempotency_key, k.request_fingerprint, k.status_code,
+       k.response_payload, k.expires_at
   FROM unnest(:users::text[], :endpoints::text[], :keys::text[]) AS asked (user_id, endpoint, idempotency_key)
   JOIN idempotency_keys k USING (user_id, endpoint, idempotency_key)
  WHERE k.expires_at > now();

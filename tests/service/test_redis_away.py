@@ -275,6 +275,43 @@ async def test_limits_hold_without_redis(valkey: Valkey, database_url: str) -> N
         assert sum(answer.status == 200 for answer in answers) == 1
 
 
+async def test_a_call_counts_once_and_a_replay_not_at_all(valkey: Valkey, database_url: str) -> None:
+    async with open_server(valkey, database_url, limit_trip_accept="3/60") as city:
+        await city.online("d1")
+        trip = await city.trip()
+        kill(valkey)
+        answers = [await city.act(driver("d1"), "accept", trip, "k") for _ in range(3)]
+        answers.append(await city.act(driver("d1"), "accept", trip, "k", version=9))
+        assert [answer.status for answer in answers] == [200] * 3 + [200]
+        assert [answer.limit.remaining for answer in answers if answer.limit] == [2] * 4
+        statuses = [(await city.act(driver("d1"), "accept", trip)).status for _ in range(3)]
+        assert statuses == [409, 409, 429]
+
+
+async def test_claims_of_one_moment_ask_postgres_once(
+    city: City, valkey: Valkey, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = [f"d{i}" for i in range(30)]
+    await city.online(*names)
+    trips = [await city.trip(customer=f"r{i}") for i in range(2)]
+    kill(valkey)
+    await city.trip()  # from here on Postgres decides
+    asked: list[str] = []
+    database = city.parts.ledger.database
+    ask = database.rows
+
+    async def counted(name: str, **arguments: Any) -> list[Any]:
+        asked.append(name)
+        return await ask(name, **arguments)
+
+    monkeypatch.setattr(database, "rows", counted)
+    answers = await asyncio.gather(
+        *(city.act(driver(name), "accept", trips[i % 2], "k") for i, name in enumerate(names))
+    )
+    assert sorted(answer.status for answer in answers) == [200] * 2 + [409] * 28
+    assert asked == ["rows_to_claim"]
+
+
 class Socket:
     """A socket that remembers its frames."""
 
