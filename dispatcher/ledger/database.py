@@ -100,6 +100,10 @@ def key_from_row(row: Any) -> IdempotencyKey:
     )
 
 
+async def _leave_as_it_is(_connection: Any) -> None:
+    """A connection goes back to the pool."""
+
+
 class Database:
     """A small pool for everything but the ledger. Raises StoreUnavailable where Postgres is away."""
 
@@ -115,6 +119,9 @@ class Database:
             min_size=0,
             max_size=size,
             command_timeout=timeout_s,
+            # asyncpg would reset each session with a call of its own after every query. No query here
+            # leaves anything in its session: settings are local to a transaction, locks end with it.
+            reset=_leave_as_it_is,
             # A plan that is kept was made for the tables as they were then, which may have been empty.
             server_settings={
                 "application_name": "dispatcher",

@@ -177,6 +177,17 @@ async def test_a_terminated_session_of_the_pool_is_no_error_of_ours(ledger: Ledg
     await database.close()
 
 
+async def test_a_query_of_the_pool_is_all_that_its_session_is_sent(ledger: LedgerDatabase) -> None:
+    database = await Database.open(ledger.url, size=1)
+    await database.trip("z_1")
+    [last] = await ledger.connection.fetch(
+        "SELECT query FROM pg_stat_activity WHERE application_name = 'dispatcher'"
+        " AND datname = current_database()"
+    )
+    assert "FROM trip_requests" in last["query"]
+    await database.close()
+
+
 async def test_sessions_that_are_terminated_all_the_time(ledger: LedgerDatabase) -> None:
     """Whatever they were at: no error but those that make a 503."""
     database = await Database.open(ledger.url, size=2)
