@@ -7,8 +7,8 @@ a commit whose fence is old is refused. So it does not matter for what is writte
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Iterable, Sequence
-from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
 import structlog
@@ -25,8 +25,7 @@ log = structlog.get_logger("dispatcher.authorities")
 #: Redis decides again once every server has reached it for this long.
 HELD_S: Final = 3.0
 #: A change may become visible this long after the moment that it carries.
-_OVERLAP: Final = timedelta(seconds=10)
-_BEGINNING: Final = datetime(2000, 1, 1, tzinfo=UTC)
+_OVERLAP_S: Final = 10.0
 
 
 class Authorities:
@@ -47,11 +46,12 @@ class Authorities:
         self._pipeline = pipeline
         self._state = state
         self._node = node
-        #: Redis decides again once every server has reached it for this long.
+        #: HELD_S, but in tests.
         self.held_s = held_s
         self._known: dict[str, Authority] = {}
         self._held: set[str] = set()
-        self._since = _BEGINNING
+        # When it was last heard what has changed, by both clocks.
+        self._heard_at: tuple[float, float] | None = None
         self._taking = asyncio.Lock()
         #: Server processes there are, this one included, as of the last look.
         self.servers = 1
@@ -70,10 +70,28 @@ class Authorities:
         await self.refresh()
 
     async def refresh(self) -> None:
-        """Hears of what other servers have changed."""
-        rows = await self._database.rows("authorities_since", since=self._since - _OVERLAP)
+        """Hears of what other servers have changed.
+
+        It is asked also while all is well here, since this server may be the only one that reaches a
+        zone's Redis. Its commits would be refused by their fence, but until one is, losers would be told
+        what Redis remembers, and sockets nothing.
+        """
+        at = time.monotonic(), time.time()
+        rows = await self._database.rows(
+            "authorities_since", back_s=self._unheard_s(at), known=self.degraded()
+        )
+        self._heard_at = at
         self._learn(rows)
         self._held = {row["zone"] for row in rows if row["is_held"]}
+
+    def _unheard_s(self, at: tuple[float, float]) -> float | None:
+        """How far back to ask; None: all of it.
+
+        Of both clocks, one stands still while the machine sleeps, and the other one may be set.
+        """
+        if self._heard_at is None:
+            return None
+        return _OVERLAP_S + max(now - then for now, then in zip(at, self._heard_at, strict=True))
 
     def _learn(self, rows: Iterable[Any]) -> None:
         for row in rows:
@@ -86,7 +104,6 @@ class Authorities:
                         "another engine decides", zone=zone, engine=authority.engine,
                         fence=authority.fence,
                     )  # fmt: skip
-            self._since = max(self._since, row["changed_at"])
 
     async def has_left_redis(self, zone: str) -> bool:
         """After a call to the zone's Redis has failed: whether Postgres decides from now on.

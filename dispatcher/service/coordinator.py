@@ -157,7 +157,7 @@ class Coordinator:
             if outcome.code is OutcomeCode.REPLAY:
                 return await self._replay(decider, keys, attempt, outcome, result.limit)
             if outcome.code is OutcomeCode.FENCED:
-                await self._authorities.refresh()
+                await self._authorities.read(zone)
             else:
                 # Someone was faster in Postgres: the live state is stale. Look again, once it is not.
                 log_refusal(

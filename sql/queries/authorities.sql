@@ -2,10 +2,12 @@
 -- Zones that are new: Redis decides about them.
 INSERT INTO zone_authorities (zone) SELECT unnest(:zones::text[]) ON CONFLICT (zone) DO NOTHING;
 
--- name: authorities_since(since)
--- Who decides about the zones for which that has changed since a moment.
-SELECT zone, engine, fence, changed_at, held_until > clock_timestamp() AS is_held
-  FROM zone_authorities WHERE changed_at >= :since OR engine = 'postgres';
+-- name: authorities_since(back_s, known)
+-- Who decides about the zones for which that has changed within so many seconds (NULL: ever), and about those of
+-- `known`, whose time may have been prolonged. Both are found by an index: there may be many zones.
+SELECT zone, engine, fence, held_until > clock_timestamp() AS is_held
+  FROM zone_authorities
+ WHERE :back_s::float8 IS NULL OR changed_at >= now() - make_interval(secs => :back_s) OR zone = ANY (:known::text[]);
 
 -- name: take_from_redis(zones, server, held_s)
 -- Postgres alone decides about these zones from now on, unless it does already.
@@ -13,7 +15,7 @@ UPDATE zone_authorities
    SET engine = 'postgres', fence = fence + 1, changed_at = clock_timestamp(), changed_by = :server,
        held_until = clock_timestamp() + make_interval(secs => :held_s)
  WHERE zone = ANY (:zones::text[]) AND engine = 'redis'
-RETURNING zone, engine, fence, changed_at, true AS is_held;
+RETURNING zone, engine, fence, true AS is_held;
 
 -- name: hold_authorities(zones, held_s)!
 -- This server cannot reach the Redis of these zones: nobody gives them back before the time is over.
@@ -25,7 +27,7 @@ UPDATE zone_authorities SET held_until = clock_timestamp() + make_interval(secs 
 UPDATE zone_authorities
    SET engine = 'redis', fence = fence + 1, changed_at = clock_timestamp(), changed_by = :server
  WHERE zone = :zone AND engine = 'postgres' AND fence = :fence AND held_until <= clock_timestamp()
-RETURNING zone, engine, fence, changed_at, false AS is_held;
+RETURNING zone, engine, fence, false AS is_held;
 
 -- name: count_servers()$
 -- How many server processes there are: each holds one session that commits.
@@ -34,7 +36,7 @@ SELECT count(*) FROM pg_stat_activity
 
 -- name: get_authority(zone)^
 -- Who decides about a zone.
-SELECT zone, engine, fence, changed_at FROM zone_authorities WHERE zone = :zone;
+SELECT zone, engine, fence FROM zone_authorities WHERE zone = :zone;
 
 -- name: rows_to_claim(trips, offered, drivers, rivals, owners, users, endpoints, keys)
 -- What several claims look at, as it is at one moment, which is what a statement sees: whoever sees an effect sees its

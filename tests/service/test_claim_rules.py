@@ -28,7 +28,9 @@ async def city(redis_url: str, database_url: str) -> AsyncIterator[City]:
 
 
 async def _decide(city: City, engine: Engine) -> None:
-    await city.postgres.execute("UPDATE zone_authorities SET engine = $1, fence = fence + 1", engine)
+    await city.postgres.execute(
+        "UPDATE zone_authorities SET engine = $1, fence = fence + 1, changed_at = now()", engine
+    )
     await city.parts.authorities.refresh()
     assert city.parts.authorities.of("default") == Authority(engine, await _fence(city))
     if engine is Engine.REDIS:

@@ -237,7 +237,9 @@ async def test_redis_is_given_a_zone_once_what_was_decided_without_it_is_committ
 ) -> None:
     """The lock of the change is what the giving waits for."""
     session = await asyncpg.connect(database_url)
-    await session.execute("UPDATE zone_authorities SET engine = 'postgres', fence = fence + 1")
+    await session.execute(
+        "UPDATE zone_authorities SET engine = 'postgres', fence = fence + 1, changed_at = now()"
+    )
     await city.parts.authorities.refresh()
     async with session.transaction():
         await session.execute("SELECT 1 FROM zone_authorities WHERE zone = 'default' FOR SHARE")
@@ -253,8 +255,48 @@ async def _is_waiting(city: City, query: str) -> bool:
     return bool(await city.postgres.fetchval(query))
 
 
+async def _change_hands(city: City, engine: Engine, *, at: str = "now()") -> None:
+    """What another server does."""
+    await city.postgres.execute(
+        f"UPDATE zone_authorities SET engine = $1, fence = fence + 1, changed_at = {at}", engine
+    )
+
+
+async def test_what_other_servers_change_is_heard_and_nothing_else_is_read(
+    city: City, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    authorities, database = city.parts.authorities, city.parts.ledger.database
+    read: list[list[Any]] = []
+    ask = database.rows
+
+    async def counted(name: str, **arguments: Any) -> list[Any]:
+        rows = await ask(name, **arguments)
+        read.append(rows)
+        return rows
+
+    monkeypatch.setattr(database, "rows", counted)
+    await city.postgres.execute("UPDATE zone_authorities SET changed_at = now() - interval '1 hour'")
+    await authorities.refresh()
+    assert read == [[]]
+    await _change_hands(city, Engine.POSTGRES)
+    await authorities.refresh()
+    assert authorities.degraded() == ["default"]
+
+
+async def test_a_change_is_heard_though_the_clock_of_postgres_was_set_back(city: City) -> None:
+    authorities = city.parts.authorities
+    await _change_hands(city, Engine.POSTGRES, at="now() + interval '1 hour'")
+    await authorities.refresh()
+    assert authorities.degraded() == ["default"]
+    await _change_hands(city, Engine.REDIS)
+    await authorities.refresh()
+    assert authorities.degraded() == []
+
+
 async def test_a_zone_is_not_loaded_while_postgres_decides(city: City) -> None:
-    await city.postgres.execute("UPDATE zone_authorities SET engine = 'postgres', fence = fence + 1")
+    await city.postgres.execute(
+        "UPDATE zone_authorities SET engine = 'postgres', fence = fence + 1, changed_at = now()"
+    )
     await city.redis("FLUSHDB")
     with pytest.raises(StoreUnavailable):
         await city.parts.rehydration.warm("default")
