@@ -46,8 +46,9 @@ _WATCHED_S = 8
 
 
 class Call(NamedTuple):
-    """One call of an app: when it was sent and answered, on the monotonic clock, and how."""
+    """One call of an app: whose, when it was sent and answered, on the monotonic clock, and how."""
 
+    user: str
     began_s: float
     ended_s: float
     status: int
@@ -100,7 +101,9 @@ class People:
             async with self._session.post(self._server.url + path, json=body, headers=headers) as answer:
                 found = await answer.json()
                 self.calls.append(
-                    Call(began_s, time.monotonic(), answer.status, answer.headers.get("Retry-After"))
+                    Call(
+                        user, began_s, time.monotonic(), answer.status, answer.headers.get("Retry-After")
+                    )
                 )
                 # As apps do: what is under way or could not be decided is sent again, with its key.
                 if answer.status != 503 and found["response_code"] not in (
@@ -171,12 +174,13 @@ async def test_postgres_goes_away_under_load(
     back_s = time.monotonic()
     before = _rate(people.calls, started_s + 0.25, gone_s)
 
-    async def at_full_speed() -> bool:
-        now = time.monotonic()
-        return _rate(people.calls, now - 1.0, now) > 0.5 * before and now > back_s + 1.0
+    async def all_are_served() -> bool:
+        return len(_first_successes(people.calls, back_s)) == 2 * WORKERS
 
-    await eventually(at_full_speed, within_s=60)
-    recovered_s = time.monotonic() - 1.0 - back_s
+    # Nobody is kept waiting by what the outage has left: leases, sessions, breakers, queues. How much is
+    # done in a second then says more of what else the machine does.
+    await eventually(all_are_served, within_s=60)
+    recovered_s = max(_first_successes(people.calls, back_s).values()) - back_s
     if not IS_SHORT:
         await asyncio.sleep(max(0.0, back_s + _WATCHED_S - time.monotonic()))
     people.stopping = True
@@ -192,10 +196,19 @@ async def test_postgres_goes_away_under_load(
     after = [_rate(people.calls, back_s + i, back_s + i + 1) for i in range(_WATCHED_S)]
     print(
         f"\n{kind} for {OUTAGE_S:g} s: {before:.0f} successes a second before, {len(meanwhile)} refusals "
-        f"meanwhile, slowest call {slowest_s:.2f} s, half speed or more {recovered_s:.1f} s after; "
+        f"meanwhile, slowest call {slowest_s:.2f} s, everybody served {recovered_s:.1f} s after; "
         f"successes in each second after: {after}"
     )
     assert await server.stop(signal.SIGTERM) == 0
+
+
+def _first_successes(calls: list[Call], since_s: float) -> dict[str, float]:
+    """When each user was first served again."""
+    first: dict[str, float] = {}
+    for call in calls:
+        if call.status < 300 and call.ended_s > since_s:
+            first.setdefault(call.user, call.ended_s)
+    return first
 
 
 def _rate(calls: list[Call], since_s: float, until_s: float) -> float:
