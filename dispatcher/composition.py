@@ -29,7 +29,7 @@ from dispatcher.service.hub import Hub
 from dispatcher.service.ledger_claims import LedgerClaims
 from dispatcher.service.ledger_decider import LedgerDecider
 from dispatcher.service.ledger_rows import LedgerRows
-from dispatcher.service.limit_seeds import LimitSeeds
+from dispatcher.service.limit_seeds import open_seeds
 from dispatcher.service.live_drivers import LiveDrivers
 from dispatcher.service.local_limits import LocalLimits
 from dispatcher.service.matched_rounds import MatchedRounds
@@ -112,15 +112,15 @@ async def services(
         await authorities.load()
         outbox = Outbox(settler=live.settler, state=live.state, database=database)
         queue_log = QueueLog(zones, database)
-        local_limits = LocalLimits(lambda: authorities.servers)
-        seeds = LimitSeeds(local_limits, live.limits, has_one_node=not settings.has_redis_cluster)
+        local = LocalLimits(lambda: authorities.servers)
+        seeds = await stack.enter_async_context(open_seeds(local, live.limits, subscriber, settings))
         rehydration = Rehydration(
             live.state, database, outbox, authorities, seeds, queue_log,
             presence=live.presence, presence_ttl_s=settings.presence_ttl_s,
             lease_ms=settings.claim_lease_ms,
         )  # fmt: skip
         stack.push_async_callback(rehydration.close)
-        limits = RateLimits(settings, live.limits, local_limits, authorities)
+        limits = RateLimits(settings, live.limits, local, authorities)
         directory = DriverDirectory(database)
         effects = SideEffects(OfferLog(), directory)
         live.settler.on_withdrawn(effects.offer_log.record_withdrawn)
@@ -129,8 +129,8 @@ async def services(
         # Where nothing is traced, nothing is wrapped.
         make = partial(TracedCoordinator, tracing.tracer) if tracing else Coordinator
         coordinator = make(
-            by_redis=RedisDecider(live.claims, live.settler, rehydration, local_limits),
-            by_ledger=LedgerDecider(LedgerClaims(rows, local_limits), hub.deliver),
+            by_redis=RedisDecider(live.claims, live.settler, rehydration, local),
+            by_ledger=LedgerDecider(LedgerClaims(rows, local), hub.deliver),
             authorities=authorities,
             commits=ledger.commits,
             database=database,

@@ -4,30 +4,37 @@
 -- ARGV[1...] for each log: its window, how many times follow, and these: when (ms) calls were admitted, oldest first
 -- RETURNS how many times were added
 --- @include "clock"
--- What lies between the times that a log has is known to it: it has counted them itself. A server knows them in ms.
+-- A server knows in ms what the log has in µs. An admission that the log has in its ms is known to it; of several in
+-- one ms, as many as it has. So each server adds its own, whatever others have added before.
 local function in_ms(time_us)
-  return time_us and math.floor(tonumber(time_us) / 1000)
+  return math.floor(time_us / 1000)
 end
 
 local added, at = 0, 1
 for k = 1, #KEYS do
   local window_s, count = tonumber(ARGV[at]), tonumber(ARGV[at + 1])
-  local oldest_ms, newest_ms = in_ms(redis.call('LINDEX', KEYS[k], 0)), in_ms(redis.call('LINDEX', KEYS[k], -1))
-  local earlier = {}
+  local times, known, missing = redis.call('LRANGE', KEYS[k], 0, -1), {}, 0
+  for i, time in ipairs(times) do
+    times[i] = tonumber(time)
+    known[in_ms(times[i])] = (known[in_ms(times[i])] or 0) + 1
+  end
   for i = at + 2, at + 1 + count do
     local admitted_ms = math.min(tonumber(ARGV[i]), now_ms)
-    if not oldest_ms or admitted_ms > newest_ms then
-      redis.call('RPUSH', KEYS[k], whole(admitted_ms * 1000))
-      added = added + 1
-    elseif admitted_ms < oldest_ms then
-      earlier[#earlier + 1] = whole(admitted_ms * 1000)
+    local left = known[admitted_ms] or 0
+    if left > 0 then
+      known[admitted_ms] = left - 1
+    else
+      times[#times + 1], missing = admitted_ms * 1000, missing + 1
     end
   end
-  for i = #earlier, 1, -1 do
-    redis.call('LPUSH', KEYS[k], earlier[i])
-    added = added + 1
+  if missing > 0 then
+    table.sort(times)
+    redis.call('DEL', KEYS[k])
+    for _, time in ipairs(times) do
+      redis.call('RPUSH', KEYS[k], whole(time))
+    end
   end
   redis.call('EXPIRE', KEYS[k], window_s + 1)
-  at = at + 2 + count
+  added, at = added + missing, at + 2 + count
 end
 return added

@@ -120,6 +120,8 @@ class ServerKeys:
         self.zones = prefix + "zones"
         #: Channel: the list has changed.
         self.changed = prefix + "changed"
+        #: Channel: a zone is being loaded, whose Redis may have lost what servers have admitted.
+        self.loads = prefix + "loads"
 
 
 SERVER_KEYS = ServerKeys()

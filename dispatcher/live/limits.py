@@ -7,7 +7,7 @@ from enum import StrEnum
 from typing import NamedTuple
 
 from dispatcher.core.limits import Limit, LimitState
-from dispatcher.live.keys import Keys, keys_of
+from dispatcher.live.keys import SERVER_KEYS, Keys, keys_of
 from dispatcher.live.pipeline import Pipeline
 
 
@@ -61,6 +61,11 @@ class LimitScripts:
         text, now_ms, limit_index, remaining, reset_ms = reply
         state = limit_state(limits, limit_index, remaining, reset_ms, now_ms)
         return Admission(_Code(text) is _Code.ADMITTED, state)
+
+    def announce_load(self, zone: str) -> None:
+        """Tells all servers that a zone is being loaded. Nobody waits for it, and it never fails."""
+        reply = self._pipeline.command("SPUBLISH", SERVER_KEYS.loads, zone)
+        reply.add_done_callback(lambda done: done.cancelled() or done.exception())
 
     async def seed_limits(self, logs: Sequence[tuple[str, int, Sequence[int]]]) -> int:
         """Adds admissions that Redis does not know to logs of one node: each log's key, its window (s),

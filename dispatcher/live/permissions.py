@@ -27,7 +27,7 @@ KEYED_COMMANDS: Final[dict[str, tuple[str, ...]]] = {
     "DEL": (), "EXISTS": (), "EXPIRE": ("1",), "GEOADD": ("1", "1", "m"),
     "GEOSEARCH": ("FROMLONLAT", "1", "1", "BYRADIUS", "1", "m", "ASC"), "GET": (), "HGET": ("f",),
     "HDEL": ("f",), "HGETALL": (), "HINCRBY": ("f", "1"), "HMGET": ("f",), "HSET": ("f", "v"),
-    "LINDEX": ("0",), "LLEN": (), "LPOP": (), "LPUSH": ("v",), "LRANGE": ("0", "1"),
+    "LINDEX": ("0",), "LLEN": (), "LPOP": (), "LRANGE": ("0", "1"),
     "LREM": ("1", "v"), "MGET": (), "PERSIST": (), "PEXPIRE": ("1",), "PTTL": (), "RPOP": (),
     "RPUSH": ("v",), "SADD": ("m",), "SET": ("v",), "SISMEMBER": ("m",), "SMEMBERS": (), "UNLINK": (),
     "TYPE": (), "XACK": ("g", "1-1"), "XADD": ("*", "f", "v"), "XCLAIM": ("g", "c", "0", "1-1"),
@@ -52,7 +52,13 @@ CLUSTER_COMMANDS: Final[dict[str, tuple[str, ...]]] = {
 AT_START_COMMANDS: Final = ("EVAL", "SELECT")
 #: All keys of all zones, and their push channels.
 KEY_PATTERN: Final = "dsp:{*}:*"
-CHANNEL_PATTERNS: Final = ("dsp:{*}:push", "dsp:{*}:push:*", "dsp:{*}:wake", "dsp:{*}:changed")
+CHANNEL_PATTERNS: Final = (
+    "dsp:{*}:push",
+    "dsp:{*}:push:*",
+    "dsp:{*}:wake",
+    "dsp:{*}:changed",
+    "dsp:{*}:loads",
+)
 
 
 def acl_rules() -> list[str]:
@@ -103,7 +109,7 @@ async def find_refusals(client: Any, zones: Sequence[str], *, in_cluster: bool =
     ]
     names = [q.name for q in refused if q.name and (allowed_on[q.command] or not any_key)]
     channels = [channel for zone in zones for channel in _channels(keys_of(zone))]
-    channels += [SERVER_KEYS.changed, home_channel(_ID)]
+    channels += [SERVER_KEYS.changed, SERVER_KEYS.loads, home_channel(_ID)]
     refusals = [f"run {', '.join(commands)}"] if commands else []
     if keys := sorted(_pattern(name) for name in {*names}.difference(channels)):
         refusals.append(f"use the keys {_shortened(keys)}")
@@ -121,7 +127,7 @@ def _questions(zones: Sequence[str], others: Mapping[str, tuple[str, ...]]) -> I
     for key in (SERVER_KEYS.alive, SERVER_KEYS.serves, SERVER_KEYS.list, SERVER_KEYS.zones):
         for command in ("GET", "SET"):
             yield _Question(command, key, (command, key, *KEYED_COMMANDS[command]))
-    for channel in (SERVER_KEYS.changed, home_channel(_ID)):
+    for channel in (SERVER_KEYS.changed, SERVER_KEYS.loads, home_channel(_ID)):
         yield from _channel_questions(channel)
     for i, zone in enumerate(zones):
         keys = keys_of(zone)

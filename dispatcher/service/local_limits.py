@@ -82,6 +82,10 @@ class LocalLimits:
             if kept_by == zone and log.times_ms and log.times_ms[-1] > since - log.window_ms:
                 yield name, subject, log
 
+    def zones(self) -> set[str]:
+        """The zones that keep a log."""
+        return {kept_by for *_, kept_by in self._logs}
+
     def _log(self, limit: Limit, now: int) -> deque[int]:
         name = (limit.name, limit.subject, limit.zone)
         known = self._logs.get(name)

@@ -101,6 +101,7 @@ class Rehydration:
         """
         started = time.monotonic()
         log.info("zone is loaded", zone=keys.zone)
+        self._limit_seeds.announce(keys.zone)
         heard_ms = await self._state.last_heard_ms(keys)
         fixes = await self._state.drop_zone(keys)
         has = await self._contents.find(keys.zone) or ()

@@ -18,9 +18,11 @@ from dispatcher.background import degraded_zones_job
 from dispatcher.comparison import drift_check
 from dispatcher.core.authority import Engine
 from dispatcher.core.errors import StoreUnavailable
+from dispatcher.core.times import now_ms
 from dispatcher.core.trips import Status
 from dispatcher.embedded.valkey import Valkey
 from dispatcher.ledger.changes import Change, OutcomeCode
+from dispatcher.live.keys import keys_of
 from dispatcher.service.drift import DriftCheck
 from tests.harness.services import PLACE, City, code_of, driver, open_city, rider
 
@@ -430,6 +432,31 @@ async def test_an_emptied_redis_opens_no_second_window(city: City) -> None:
                 await server.redis("FLUSHDB")
             codes.append((await server.act(driver("d1"), "accept", trip)).status)
         assert codes.count(429) == 20
+
+
+async def test_every_server_tells_an_emptied_redis_what_it_has_admitted(city: City) -> None:
+    urls = str(city.parts.settings.redis_url), str(city.parts.settings.database_url)
+    async with (
+        open_city(*urls, limit_trip_accept="10/60") as first,
+        open_city(*urls, limit_trip_accept="10/60") as second,
+    ):
+        trip = await first.trip()
+        for server in (first, second) * 4:
+            began_ms = now_ms()
+            while now_ms() == began_ms:  # two admissions of one ms cannot be told apart
+                await asyncio.sleep(0)
+            assert (await server.act(driver("d1"), "accept", trip)).status == 409
+        log = keys_of("default").limit("trip_accept", "d1")
+        await city.redis("FLUSHDB")
+        # The other one neither loads the zone nor waits for that.
+        assert (await first.act(driver("d1"), "accept", trip)).status == 409
+
+        async def all_are_counted() -> bool:
+            return await city.redis("LLEN", log) == 9
+
+        await until(all_are_counted)
+        statuses = [(await second.act(driver("d1"), "accept", trip)).status for _ in range(3)]
+        assert statuses == [409, 429, 429]
 
 
 async def test_what_was_admitted_without_redis_counts_when_it_is_back(

@@ -131,8 +131,8 @@ async def _a_day(city: City) -> None:
         (["resetkeys", "~other:*"], r"its user may not use the keys dsp:\{@servers\}:"),
         (["resetkeys", "~dsp:{@servers}:*", "~dsp:{default}:[a-su-z]*"],
          r"its user may not use the keys dsp:\{default\}:trip:\*, dsp:\{default\}:turned-down$"),
-        (["resetchannels"], r"its user may not use SPUBLISH, SSUBSCRIBE on the channels dsp:\{\*\}:push, dsp:\{@servers\}:changed, "
-         r"dsp:\{default\}:push:\* and 1 more$"),
+        (["resetchannels"], r"its user may not use SPUBLISH, SSUBSCRIBE on the channels dsp:\{\*\}:push, "
+         r"dsp:\{@servers\}:changed, dsp:\{@servers\}:loads and 2 more$"),
         (["-hset", "resetchannels"], r"its user may not run HSET; nor use SPUBLISH"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
