@@ -20,7 +20,7 @@ _MAX_EVENTS: Final = 1_000
 
 
 class EventTail:
-    """Reads a zone's newest events again and again, and hands each to this server's sockets once.
+    """Reads the newest events of other servers again and again, and hands each to its sockets once.
 
     What this server has committed itself is told by dispatcher/service/ledger_decider.py, at once.
     """
@@ -38,11 +38,12 @@ class EventTail:
         known = self._told.setdefault(zone, {})
         since_ms = now - 2 * _OVERLAP_MS
         rows = await self._database.rows(
-            "events_of_zone_since", prefix=zone + "_", since=moment(since_ms), max_rows=_MAX_EVENTS
-        )
+            "events_of_others_since",
+            prefix=zone + "_", since=moment(since_ms), own=self._own, max_rows=_MAX_EVENTS,
+        )  # fmt: skip
         new = [(row["trip_id"], row["version"]) for row in rows]
         new = [event for event in new if event not in known]
-        messages = await self._outbox.messages_of(new, but_of=self._own) if new else []
+        messages = await self._outbox.messages_of(new) if new else []
         for message in messages:
             self._deliver(message.to, orjson.loads(message.frame))
         known.update(dict.fromkeys(new, now))

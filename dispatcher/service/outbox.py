@@ -184,11 +184,8 @@ class Outbox:
         )
         return sum(map(len, missed.values()))
 
-    async def messages_of(self, events: Sequence[tuple[str, int]], *, but_of: str) -> list[Message]:
-        """What sockets are to be told of these trips and versions.
-
-        Left out are events whose attempt's token begins with `but_of`.
-        """
+    async def messages_of(self, events: Sequence[tuple[str, int]]) -> list[Message]:
+        """What sockets are to be told of these trips and versions."""
         ids = sorted({trip_id for trip_id, _ in events})
         wanted: dict[str, set[int]] = defaultdict(set)
         for trip_id, version in events:
@@ -200,8 +197,7 @@ class Outbox:
             for trip, history in await self._histories(trips):
                 past = _past(trip, history)
                 for event in history:
-                    known = event.version in wanted[trip.id] and event.version in past
-                    if known and not event.attempt.startswith(but_of):
+                    if event.version in wanted[trip.id] and event.version in past:
                         before = past.get(event.version - 1)
                         messages += _settlement(event, before, past[event.version], ()).messages
         return messages

@@ -48,6 +48,13 @@ SELECT trip_id, version, created_at FROM trip_events
  WHERE created_at >= :since AND starts_with(trip_id, :prefix)
  ORDER BY created_at DESC LIMIT :max_rows;
 
+-- name: events_of_others_since(prefix, since, own, max_rows)
+-- The same without what attempts have written whose token begins with `own`.
+SELECT trip_id, version FROM trip_events
+ WHERE created_at >= :since AND starts_with(trip_id, :prefix)
+   AND NOT starts_with(coalesce(payload ->> 'attempt', ''), :own)
+ ORDER BY created_at DESC LIMIT :max_rows;
+
 -- name: pending_near(lng, lat, zone, vehicle_type, west, south, east, north, driver_id, offered, max_rows)
 -- Pending trips of a zone inside a box around a position; of those, where `offered` is not NULL, only these. The order
 -- is that of distances in degrees, which the index gives; the caller sorts by metres. Trips that the driver has

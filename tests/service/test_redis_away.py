@@ -89,6 +89,20 @@ async def drifts(city: City) -> list[Any]:
     return [drift async for drift in check.check("default", every_key=True)]
 
 
+def count_questions(city: City, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The names of the queries for rows that a server makes from now on."""
+    asked: list[str] = []
+    database = city.parts.ledger.database
+    ask = database.rows
+
+    async def counted(name: str, **arguments: Any) -> list[Any]:
+        asked.append(name)
+        return await ask(name, **arguments)
+
+    monkeypatch.setattr(database, "rows", counted)
+    return asked
+
+
 async def take_all_steps(city: City, name: str, trip: str) -> None:
     for action in ("accept", "arrive", "start", "complete"):
         answer = await city.act(driver(name), action, trip, f"{name}-{action}")
@@ -340,15 +354,7 @@ async def test_claims_of_one_moment_ask_postgres_once(
     trips = [await city.trip(customer=f"r{i}") for i in range(2)]
     kill(valkey)
     await city.trip()  # from here on Postgres decides
-    asked: list[str] = []
-    database = city.parts.ledger.database
-    ask = database.rows
-
-    async def counted(name: str, **arguments: Any) -> list[Any]:
-        asked.append(name)
-        return await ask(name, **arguments)
-
-    monkeypatch.setattr(database, "rows", counted)
+    asked = count_questions(city, monkeypatch)
     answers = await asyncio.gather(
         *(city.act(driver(name), "accept", trips[i % 2], "k") for i, name in enumerate(names))
     )
@@ -402,6 +408,23 @@ async def test_sockets_of_both_servers_hear_and_drivers_are_offered_trips(
     row = await city.postgres.fetchrow("SELECT driver_id, outcome FROM trip_offers")
     assert row is not None
     assert row["driver_id"] == "d1"
+
+
+async def test_what_a_server_has_committed_itself_is_not_read_again(
+    city: City, valkey: Valkey, database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with open_server(valkey, database_url) as other:
+        kill(valkey)
+        await city.trip()
+        await other.parts.authorities.refresh()
+        asked: dict[City, list[str]] = {}
+        for each in (city, other):
+            job = degraded_zones_job(each.parts)
+            names = asked[each] = count_questions(each, monkeypatch)
+            await job.run()
+            assert "events_of_others_since" in names
+        assert "trips_by_id" not in asked[city]
+        assert "trips_by_id" in asked[other]
 
 
 async def test_positions_are_taken_and_saved(city: City, valkey: Valkey) -> None:
