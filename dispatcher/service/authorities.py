@@ -46,7 +46,7 @@ class Authorities:
         self._pipeline = pipeline
         self._state = state
         self._node = node
-        #: HELD_S, but in tests.
+        #: HELD_S, or less in tests.
         self.held_s = held_s
         self._known: dict[str, Authority] = {}
         self._held: set[str] = set()
