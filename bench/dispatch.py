@@ -26,6 +26,7 @@ from report import Report
 
 from dispatcher.core.zones import Matching, Wave
 from dispatcher.demo.pickups import Pickup, read_pickups
+from dispatcher.matching.looks import widest_reach_m
 from dispatcher.matching.model import NearbyDriver, WaitingTrip
 from dispatcher.matching.planner import plan_round
 
@@ -96,7 +97,7 @@ def round_cost_ms(free: int, rounds: int) -> list[float]:
     taken = []
     for _ in range(rounds):
         trips = [
-            WaitingTrip(f"t{i}", *place(draw), "car", 0, draw.choice(WAVES).radius_m)
+            WaitingTrip(f"t{i}", *place(draw), "car", 0, widest_reach_m(WAVES))
             for i in range(ROUND_TRIPS)
         ]
         drivers = [

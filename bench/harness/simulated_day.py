@@ -18,7 +18,7 @@ import numpy as np
 
 from dispatcher.core.zones import Matching, Wave
 from dispatcher.demo.pickups import Pickup
-from dispatcher.matching.looks import longest_wait_ms, look
+from dispatcher.matching.looks import longest_wait_ms, look, widest_reach_m
 from dispatcher.matching.model import NearbyDriver, RoundPlan, WaitingTrip
 from dispatcher.matching.planner import plan_round
 from dispatcher.matching.reach import chords_m, on_sphere
@@ -196,7 +196,7 @@ class City:
             self._look_at(at_s + step.again_ms / 1000, index)
 
     def _round(self, at_s: float, trips: list[int]) -> None:
-        waiting = [self._trip(i, look(self.waves, self.looked[i]).wave.radius_m) for i in trips]
+        waiting = [self._trip(i) for i in trips]
         if self.policy == FCFS:
             for index in sorted(trips):
                 cars, distance_m = self.fleet.in_reach(
@@ -249,7 +249,7 @@ class City:
         del self.looked[index]
         return True
 
-    def _trip(self, index: int, reach_m: float) -> WaitingTrip:
-        request = self.requests[index]
+    def _trip(self, index: int) -> WaitingTrip:
+        request, reach_m = self.requests[index], widest_reach_m(self.waves)
         since_ms = int(request.at_s * 1000)
         return WaitingTrip(str(index), request.lat, request.lng, "car", since_ms, reach_m)

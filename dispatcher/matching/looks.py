@@ -32,3 +32,9 @@ def look(waves: Sequence[Wave], round_number: int) -> Look:
 def longest_wait_ms(waves: Sequence[Wave]) -> int:
     """How long a trip waits for a driver before it expires."""
     return int(sum(wave.deadline_s for wave in waves) * 1000)
+
+
+def widest_reach_m(waves: Sequence[Wave]) -> float:
+    """How far the wave that reaches furthest does. A round of matching looks so far from the first on:
+    the trips it decides on together need not be protected from far drivers one by one."""
+    return max(wave.radius_m for wave in waves)

@@ -18,7 +18,7 @@ class WaitingTrip:
     lng: float
     vehicle_type: str
     waiting_since_ms: int
-    #: How far its next wave reaches.
+    #: How far the widest of its waves reaches.
     reach_m: float
     #: Drivers who may not have it: they declined it, gave it back, or let it pass a short while ago.
     excluded: frozenset[str] = frozenset()

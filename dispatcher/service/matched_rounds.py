@@ -19,7 +19,7 @@ from dispatcher.live.keys import Keys, keys_of
 from dispatcher.live.matching import MatchScripts, TripInWaiting
 from dispatcher.live.offers import MAX_TRIPS, WAVE_AGAIN_MS, DueWaves
 from dispatcher.live.shapes import check_trip
-from dispatcher.matching.looks import longest_wait_ms, look
+from dispatcher.matching.looks import longest_wait_ms, look, widest_reach_m
 from dispatcher.matching.model import NearbyDriver, RankedDriver, RoundPlan, WaitingTrip, Ways
 from dispatcher.matching.scarcity import Scarcity, enough_around
 from dispatcher.observe.metrics import Metrics
@@ -174,7 +174,7 @@ class MatchedRounds:
         if not fresh:
             return []
         enough = enough_around(await self._scripts.count_waiting(keys))
-        reach_m = max(wave.radius_m for wave in zone.waves)
+        reach_m = widest_reach_m(zone.waves)
         trips = [Trip.from_hash(found.hash_) for found in fresh]
         around = await asyncio.gather(
             *(
@@ -287,7 +287,7 @@ def _waiting_trip(zone: Zone, found: TripInWaiting, now_ms: int) -> WaitingTrip:
         lng=trip.pickup_lng,
         vehicle_type=trip.vehicle_type,
         waiting_since_ms=int(found.hash_.get("waiting_since") or now_ms),
-        reach_m=step.wave.radius_m,
+        reach_m=widest_reach_m(zone.waves),
         excluded=found.barred if step.is_widest else found.barred | found.passed,
     )
 

@@ -164,6 +164,9 @@ local next_round_ms = tonumber(redis.call('HGET', prefix .. 'matching', 'next_ms
 local is_in_round = next_round_ms > now_ms
   and tonumber(redis.call('ZSCORE', prefix .. 'waves', trip_id) or 0) == next_round_ms
 if is_in_round then
+  for _, wave in ipairs(waves) do
+    radius_m = math.max(radius_m, wave[2])
+  end
   tell('round_of_matching', nil, 'the round of matching in ' .. seconds(next_round_ms - now_ms) .. ' chooses who is asked first')
 end
 
@@ -303,7 +306,8 @@ if status then
     end
   end
 end
-local wave = string.format('wave %d reaches %s', number, km(radius_m))
+local wave = is_in_round and string.format('the round reaches %s', km(radius_m))
+  or string.format('wave %d reaches %s', number, km(radius_m))
 local away_m = status and who.lat and distance_m(state[4], state[5], who.lng, who.lat)
 if position and stands_in_line(who) then
   tell('out_of_reach', true, (away_m and km(away_m) .. ' away, ' or '') .. 'and the queue is asked however far')
@@ -312,7 +316,9 @@ elseif not away_m then
   tell('out_of_reach', nil, 'there is no distance to compare; ' .. wave)
 else
   tell('out_of_reach', away_m <= radius_m, km(away_m) .. ' away, ' .. wave)
-  if rank then
+  if is_in_round and away_m <= radius_m then
+    tell('not_among_nearest', nil, 'a round looks at all drivers in reach')
+  elseif rank then
     tell('not_among_nearest', true, string.format('number %d of the %d who were found', rank, #found))
   elseif away_m <= radius_m then
     tell('not_among_nearest', false, redis.call('ZSCORE', geo, driver_id) and string.format('the %d nearest are looked at', #found)
@@ -321,8 +327,13 @@ else
     tell('not_among_nearest', nil, 'out of reach')
   end
 end
-tell('no_place_left', open + ahead < size, string.format('%d of %d offers are out, %d go to %s drivers', open,
-  size, ahead, queue == '' and 'nearer' or 'earlier'))
+local saw = string.format('%d of %d offers are out, %d go to %s drivers', open, size, ahead,
+  queue == '' and 'nearer' or 'earlier')
+if is_in_round then
+  tell('no_place_left', nil, saw)
+else
+  tell('no_place_left', open + ahead < size, saw)
+end
 
 if #refusing == 0 then
   rows[#rows + 1] = { 'verdict', 'would_be_offered', is_in_round and 'the next round of matching may choose this driver'

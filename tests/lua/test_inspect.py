@@ -185,6 +185,14 @@ async def test_a_trip_that_waits_for_a_round_of_matching(zone: LiveZone) -> None
     row = (await _why(zone))["round_of_matching"]
     assert (row.passes, row.saw) == (None, "the round of matching in 2.0 s chooses who is asked first")
     assert await _refusing(zone) == {}, "it decides, and keeps nobody"
+    await _near(zone, lng=8.66)
+    for name in ("a", "b", "c"):
+        await _near(zone, name)
+    rows = await _why(zone)
+    assert rows["out_of_reach"].saw == "4.3 km away, the round reaches 12.0 km"
+    assert [rows[name].passes for name in ("out_of_reach", "not_among_nearest", "no_place_left")] == [
+        True, None, None,
+    ]  # fmt: skip
     await zone.advance(2_000)
     assert "round_of_matching" not in await _why(zone)
 

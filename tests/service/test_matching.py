@@ -73,6 +73,18 @@ async def test_trips_are_decided_on_together(city: City) -> None:
     assert answer.status == 200
 
 
+async def test_a_round_considers_all_drivers_whom_any_wave_would_reach(city: City) -> None:
+    """The first wave reaches 1.5 km; the matched driver is 5.6 km away."""
+    (trip,) = await waits(city, 0)
+    await drivers(city, d1=50)
+    await city.parts.offers.run_due("default")
+    assert await offered(city, trip) == {"d1"}
+    assert city.parts.matched_rounds.rounds == 1
+    await city.parts.effects.offer_log.save(city.parts.ledger.database)
+    row = await city.postgres.fetchrow("SELECT wave, deadline - offered_at AS time FROM trip_offers")
+    assert (row["wave"], row["time"].total_seconds()) == (1, WAVES[0].deadline_s)
+
+
 async def test_after_the_head_start_the_wave_goes_on_to_the_next_nearest(city: City) -> None:
     (trip,) = await waits(city, 0)
     await drivers(city, d1=1, d2=2, d3=3)
