@@ -21,8 +21,9 @@ from dispatcher.demo.pickups import Pickup
 from dispatcher.matching.looks import longest_wait_ms, look, widest_reach_m
 from dispatcher.matching.model import NearbyDriver, RoundPlan, WaitingTrip
 from dispatcher.matching.planner import plan_round
+from dispatcher.matching.plenty import has_plenty
 from dispatcher.matching.reach import chords_m, on_sphere
-from dispatcher.matching.scarcity import Scarcity, enough_around
+from dispatcher.matching.scarcity import Scarcity
 
 DAY_S = 86_400
 SPEED_MS = 22 / 3.6
@@ -178,8 +179,9 @@ class City:
             return False
         if self.looked[index]:
             return True
-        cars, _ = self.fleet.in_reach(at_s, self.pickups[index], self.waves[-1].radius_m)
-        return len(cars) < enough_around(len(self.looked))
+        reach_m = widest_reach_m(self.waves)
+        cars, _ = self.fleet.in_reach(at_s, self.pickups[index], reach_m)
+        return not has_plenty(self.fleet.points[cars], self.pickups[list(self.looked)], reach_m)
 
     def _look_at(self, at_s: float, index: int) -> None:
         heapq.heappush(self.due, (at_s, next(self.number), index))
@@ -225,7 +227,7 @@ class City:
         self.day.rounds_ms.append((time.perf_counter() - began) * 1000)
         for trip_id, order in plan.orders.items():
             self._take(at_s, int(trip_id), int(order[0].driver_id), order[0].distance_m)
-        self._note(self.scarcity.saw_round(plan.waiting, plan.in_reach, int(at_s * 1000)))
+        self._note(self.scarcity.saw_round(plan.in_want, int(at_s * 1000)))
         return plan
 
     def _note(self, until_ms: int | None) -> None:

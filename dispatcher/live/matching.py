@@ -9,7 +9,7 @@ from typing import Any, Final, NamedTuple
 from dispatcher.live.hashes import flat_to_dict
 from dispatcher.live.keys import Keys
 from dispatcher.live.pipeline import Pipeline
-from dispatcher.matching.model import NearbyDriver
+from dispatcher.matching.model import NearbyDriver, Place
 
 #: As many at once keep Redis busy for a millisecond; more would delay others.
 _TRIPS_A_CALL: Final = 50
@@ -110,7 +110,7 @@ class MatchScripts:
             return [_nearby_driver(driver_id, who) for driver_id, who in found if who[6]]
 
     async def around(
-        self, keys: Keys, vehicle_type: str, place: tuple[float, float], *, radius_m: float, most: int
+        self, keys: Keys, vehicle_type: str, place: Place, *, radius_m: float, most: int
     ) -> list[str]:
         """Free drivers around a place (lat, lng in degrees), nearest first."""
         lat, lng = place
@@ -120,9 +120,20 @@ class MatchScripts:
         )  # fmt: skip
         return found
 
-    async def count_waiting(self, keys: Keys) -> int:
-        """How many trips of the zone have no driver, offers or not."""
-        waiting: int = await self._pipeline.command("ZCARD", keys.waves)
+    async def places_around(
+        self, keys: Keys, vehicle_type: str, place: Place, *, radius_m: float, most: int
+    ) -> list[Place]:
+        """Where the free drivers around a place are, the nearest first."""
+        lat, lng = place
+        found = await self._pipeline.command(
+            "GEOSEARCH", keys.geo(vehicle_type),
+            "FROMLONLAT", lng, lat, "BYRADIUS", radius_m, "m", "ASC", "COUNT", most, "WITHCOORD",
+        )  # fmt: skip
+        return [(float(at_lat), float(at_lng)) for _, (at_lng, at_lat) in found]
+
+    async def waiting_ids(self, keys: Keys, most: int) -> list[str]:
+        """The trips of the zone that have no driver, offers or not, by the time of their next wave."""
+        waiting: list[str] = await self._pipeline.command("ZRANGE", keys.waves, 0, most - 1)
         return waiting
 
     async def keep_scarce(self, keys: Keys, until_ms: int) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 from scipy.optimize import linear_sum_assignment
@@ -12,12 +12,14 @@ from scipy.sparse.csgraph import connected_components
 from dispatcher.matching.score import Flags, Floats, Indexes
 
 
-def assign(cost: Floats, allowed: Flags) -> Iterator[tuple[int, int]]:
-    """Pairs (row, column) that are allowed, no row and no column twice.
+def assign(
+    cost: Floats, allowed: Flags, parts: Iterable[tuple[Indexes, Indexes]]
+) -> Iterator[tuple[int, int]]:
+    """Pairs (row, column) that are allowed, no row and no column twice. `parts` are those of `allowed`.
 
     As many as there can be, and of those the ones whose sum of `cost` is least.
     """
-    for rows, columns in _parts(allowed):
+    for rows, columns in parts:
         of_part = np.ix_(rows, columns)
         part, may = cost[of_part], allowed[of_part]
         known = part[may]
@@ -28,7 +30,7 @@ def assign(cost: Floats, allowed: Flags) -> Iterator[tuple[int, int]]:
                 yield int(rows[i]), int(columns[j])
 
 
-def _parts(allowed: Flags) -> Iterator[tuple[Indexes, Indexes]]:
+def connected_parts(allowed: Flags) -> Iterator[tuple[Indexes, Indexes]]:
     """Rows and columns of each connected part that has both."""
     row_count, column_count = allowed.shape
     rows, columns = np.nonzero(allowed)

@@ -8,6 +8,17 @@ from typing import Any, NamedTuple
 
 from dispatcher.core.drivers import AvailabilityStatus, is_free
 
+#: lat and lng in degrees.
+Place = tuple[float, float]
+
+
+class TripPlace(NamedTuple):
+    """Where a trip begins, and which drivers it asks for."""
+
+    trip_id: str
+    place: Place
+    vehicle_type: str
+
 
 @dataclass(frozen=True, slots=True)
 class WaitingTrip:
@@ -98,9 +109,9 @@ class RoundPlan:
     """What a round comes to.
 
     `orders` has a list for each trip that was matched: the matched driver, then the next nearest ones. A
-    trip without one has no driver in this round. `in_reach` counts the drivers who could have had one.
+    trip without one has no driver in this round. `in_want` counts the trips that have none, or compete
+    for drivers who are scarce (`scarcity.are_scarce`).
     """
 
-    waiting: int = 0
-    in_reach: int = 0
+    in_want: int = 0
     orders: Mapping[str, Sequence[RankedDriver]] = field(default_factory=dict)

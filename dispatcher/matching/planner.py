@@ -8,9 +8,10 @@ from typing import Final
 import numpy as np
 
 from dispatcher.core.zones import Matching
-from dispatcher.matching.assignment import assign
+from dispatcher.matching.assignment import assign, connected_parts
 from dispatcher.matching.model import NearbyDriver, RankedDriver, RoundPlan, WaitingTrip, Ways
 from dispatcher.matching.reach import distances_m
+from dispatcher.matching.scarcity import are_scarce
 from dispatcher.matching.score import Flags, Floats, Indexes, Scores
 
 #: Beside the matched driver: asked in their place should they be gone by then, and shown in the audit.
@@ -37,14 +38,15 @@ def plan_round(
         if driver.may_be_offered(now_ms, fix_age_ms=fix_age_ms, max_open_offers=max_open_offers)
     ]
     if not trips or not free:
-        return RoundPlan(waiting=len(trips))
+        return RoundPlan(in_want=len(trips))
     distance_m = distances_m(trips, free)
     allowed = _allowed(trips, free, distance_m)
     scores = Scores(trips, free, distance_m, rules, now_ms=now_ms, ways=ways or {})
+    parts = list(connected_parts(allowed))
     near = _nearest(np.where(allowed, distance_m, np.inf), _NEXT_NEAREST + 1)
     pairs = [
         (row, j)
-        for row, column in assign(scores.total_s, allowed)
+        for row, column in assign(scores.total_s, allowed, parts)
         for j in (column, *[j for j in near[row] if j != column][:_NEXT_NEAREST])
     ]
     rows, columns = np.array(pairs, dtype=np.intp).reshape(-1, 2).T
@@ -54,7 +56,13 @@ def plan_round(
     ):
         ranked = RankedDriver(free[column].driver_id, distance, score)
         orders.setdefault(trips[row].trip_id, []).append(ranked)
-    return RoundPlan(len(trips), int(allowed.any(axis=0).sum()), orders)
+    well_off = sum(
+        trips[row].trip_id in orders
+        for of_part, drivers_of_part in parts
+        if not are_scarce(len(of_part), len(drivers_of_part))
+        for row in of_part
+    )
+    return RoundPlan(len(trips) - well_off, orders)
 
 
 def near_pairs(

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from typing import Final
 
+from dispatcher.matching.looks import LOOK_AGAIN_MS
+
 #: One trip that finds nobody gains nothing from being matched; two may want the same driver.
 _TRIPS_IN_WANT: Final = 2
-#: Fewer free drivers in reach for each waiting trip than this are still scarce.
+#: So few free drivers for each trip of those that compete for them are still scarce.
 _DRIVERS_A_TRIP: Final = 1.5
-#: A trip with this many free drivers in reach for each waiting trip is not held for a round.
-_PLENTY_A_TRIP: Final = 2
+#: A trip that still finds nobody has said so within this, however short the rounds are.
+_STILL_IN_WANT_MS: Final = 2 * LOOK_AGAIN_MS
 #: Rounds that a zone goes on matching after the last sign of scarcity, so that it does not swing.
 _HOLD_ROUNDS: Final = 5
 
@@ -27,20 +29,24 @@ class Scarcity:
     def found_nobody(self, trip_id: str, now_ms: int) -> int | None:
         """A trip's widest look found no driver. Returns `matched_until_ms` where drivers are scarce."""
         self._in_want[trip_id] = now_ms
-        since_ms = now_ms - self._every_ms
+        since_ms = now_ms - max(self._every_ms, _STILL_IN_WANT_MS)
         self._in_want = {trip: at_ms for trip, at_ms in self._in_want.items() if at_ms > since_ms}
         return self._until_ms(now_ms) if len(self._in_want) >= _TRIPS_IN_WANT else None
 
-    def saw_round(self, waiting: int, in_reach: int, now_ms: int) -> int | None:
-        """A round had so many trips, and free drivers in reach. Returns likewise."""
-        is_scarce = waiting >= _TRIPS_IN_WANT and in_reach <= _DRIVERS_A_TRIP * waiting
-        return self._until_ms(now_ms) if is_scarce else None
+    def saw_round(self, in_want: int, now_ms: int) -> int | None:
+        """So many trips of a round were in want of drivers (`RoundPlan`). Returns likewise."""
+        return self._until_ms(now_ms) if in_want >= _TRIPS_IN_WANT else None
 
     def _until_ms(self, now_ms: int) -> int:
         return now_ms + _HOLD_ROUNDS * self._every_ms
 
 
-def enough_around(waiting: int) -> int:
-    """From how many free drivers in its reach on a new trip need not wait for a round, where so many
-    trips of the zone are waiting."""
-    return _PLENTY_A_TRIP * waiting + 1
+def are_scarce(trips: int, drivers: int) -> bool:
+    """Whether so many free drivers are scarce for the trips that compete for them."""
+    return trips >= _TRIPS_IN_WANT and drivers <= _DRIVERS_A_TRIP * trips
+
+
+def enough_around(trips: int) -> int:
+    """From how many free drivers in its reach on a trip need not wait for a round, where so many trips,
+    it among them, reach any of these. A trip that nobody competes with gains nothing by waiting."""
+    return trips + 1 if trips >= _TRIPS_IN_WANT else 1

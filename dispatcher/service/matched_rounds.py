@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import importlib.util
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Final, Protocol
 
 import orjson
@@ -21,8 +21,9 @@ from dispatcher.live.offers import MAX_TRIPS, WAVE_AGAIN_MS, DueWaves
 from dispatcher.live.shapes import check_trip
 from dispatcher.matching.looks import longest_wait_ms, look, widest_reach_m
 from dispatcher.matching.model import NearbyDriver, RankedDriver, RoundPlan, WaitingTrip, Ways
-from dispatcher.matching.scarcity import Scarcity, enough_around
+from dispatcher.matching.scarcity import Scarcity
 from dispatcher.observe.metrics import Metrics
+from dispatcher.service.well_served import WellServed
 
 log = structlog.get_logger("dispatcher.matching")
 
@@ -70,15 +71,14 @@ class MatchedTrip:
 
 @dataclass(frozen=True, slots=True)
 class MatchedRound:
-    """What is to be done with the trips that were due.
+    """A round of this `fence`, with its trips: those whose order is empty have no driver in it.
 
-    `going_on` are to run their wave as ever: its head start is over, or there are drivers enough around.
-    `matched` belong to the round of this `fence`; those whose order is empty have no driver in it.
+    `failed` are its trips where it could not be planned: they are to run their wave as ever.
     """
 
-    going_on: Sequence[str] = ()
     fence: int = 0
-    matched: Sequence[MatchedTrip] = field(default_factory=list)
+    matched: Sequence[MatchedTrip] = ()
+    failed: Sequence[str] = ()
 
 
 class MatchedRounds:
@@ -93,6 +93,9 @@ class MatchedRounds:
             for name in zones.names()
             if (zone := zones.get(name)) is not None and zone.matching.dispatch != "nearest"
         }
+        self._well_served = WellServed(scripts)
+        #: By zone, the trips whom the last round found no driver.
+        self._in_want: dict[str, frozenset[str]] = {}
         self.rounds = 0
         self.planning_s = 0.0
         self.failures = 0
@@ -136,59 +139,51 @@ class MatchedRounds:
         if zone.matching.dispatch == "auto" and self._matches(zone):
             await self._keep_scarce(zone, self._scarcity[zone.name].found_nobody(trip_id, now_ms))
 
-    async def begin(self, zone: Zone, due: DueWaves, zone_fence: str = "") -> MatchedRound:
-        """Says what is to be done with the trips that are due. Those of which nothing is said wait for
-        the next round. Raises StoreUnavailable."""
-        keys = keys_of(zone.name)
-        known = await self._scripts.waiting(keys, due.trip_ids, max_wait_ms=longest_wait_ms(zone.waves))
-        found = dict(zip(due.trip_ids, known, strict=True))
-        looking = {id_: trip for id_, trip in found.items() if _looks_for_a_driver(id_, trip)}
-        going_on = [trip_id for trip_id in found if trip_id not in looking]
+    async def for_a_round(self, zone: Zone, trip_ids: Sequence[str]) -> dict[str, TripInWaiting]:
+        """Of the trips that are due, those that take part in a round.
+
+        The others are to run their wave as ever: their head start is over, or there are drivers enough
+        around. Raises StoreUnavailable."""
+        known = await self._scripts.waiting(
+            keys_of(zone.name), trip_ids, max_wait_ms=longest_wait_ms(zone.waves)
+        )
+        looking = {
+            trip_id: trip
+            for trip_id, trip in zip(trip_ids, known, strict=True)
+            if _looks_for_a_driver(trip_id, trip)
+        }
         if zone.matching.dispatch == "auto":
-            at_once = await self._with_enough_around(zone, keys, looking)
-            going_on += at_once
-            for trip_id in at_once:
+            # Who is in want since the last round takes part in the next one, and is not looked at twice.
+            in_want = self._in_want.get(zone.name, frozenset())
+            others = {trip_id: trip for trip_id, trip in looking.items() if trip_id not in in_want}
+            for trip_id in await self._well_served.of(zone, others):
                 del looking[trip_id]
+        return looking
+
+    async def begin(
+        self, zone: Zone, looking: Mapping[str, TripInWaiting], zone_fence: str = ""
+    ) -> MatchedRound:
+        """Plans a round of these trips, if it is time; else they wait for the next one, as those do of
+        which nothing is said. Raises StoreUnavailable."""
         if not looking:
-            return MatchedRound(going_on)
+            return MatchedRound()
         start = await self._scripts.begin_round(
-            keys, list(looking), every_ms=zone.matching.every_ms, zone_fence=zone_fence
+            keys_of(zone.name), list(looking), every_ms=zone.matching.every_ms, zone_fence=zone_fence
         )
         if not start.fence:
-            return MatchedRound(going_on)
+            return MatchedRound()
         try:
-            matched = await self._plan(zone, keys, looking, start.now_ms)
+            matched = await self._plan(zone, keys_of(zone.name), looking, start.now_ms)
         except StoreUnavailable:
             raise
         except Exception:
             self.failures += 1
             log.exception("round of matching failed: the nearest are asked", zone=zone.name)
-            return MatchedRound([*going_on, *looking])
-        return MatchedRound(going_on, start.fence, matched)
-
-    async def _with_enough_around(
-        self, zone: Zone, keys: Keys, looking: dict[str, TripInWaiting]
-    ) -> list[str]:
-        """New trips that have more free drivers in reach than there are trips."""
-        fresh = [trip for trip in looking.values() if not int(trip.hash_.get("round") or 0)]
-        if not fresh:
-            return []
-        enough = enough_around(await self._scripts.count_waiting(keys))
-        reach_m = widest_reach_m(zone.waves)
-        trips = [Trip.from_hash(found.hash_) for found in fresh]
-        around = await asyncio.gather(
-            *(
-                self._scripts.around(
-                    keys, trip.vehicle_type, (trip.pickup_lat, trip.pickup_lng),
-                    radius_m=reach_m, most=enough,
-                )
-                for trip in trips
-            )
-        )  # fmt: skip
-        return [trip.id for trip, drivers in zip(trips, around, strict=True) if len(drivers) >= enough]
+            return MatchedRound(failed=list(looking))
+        return MatchedRound(start.fence, matched)
 
     async def _plan(
-        self, zone: Zone, keys: Keys, looking: dict[str, TripInWaiting], now_ms: int
+        self, zone: Zone, keys: Keys, looking: Mapping[str, TripInWaiting], now_ms: int
     ) -> list[MatchedTrip]:
         trips = [_waiting_trip(zone, found, now_ms) for found in looking.values()]
         drivers = await self._drivers_around(zone, keys, trips)
@@ -205,9 +200,8 @@ class MatchedRounds:
         )  # fmt: skip
         self.rounds += 1
         self.planning_s += time.perf_counter() - began
-        await self._keep_scarce(
-            zone, self._scarcity[zone.name].saw_round(plan.waiting, plan.in_reach, now_ms)
-        )
+        self._in_want[zone.name] = frozenset(looking) - frozenset(plan.orders)
+        await self._keep_scarce(zone, self._scarcity[zone.name].saw_round(plan.in_want, now_ms))
         return [
             MatchedTrip(Trip.from_hash(found.hash_), _round_number(found), plan.orders.get(trip_id, ()))
             for trip_id, found in looking.items()

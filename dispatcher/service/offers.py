@@ -104,8 +104,17 @@ class Offers:
             # First, so that the round counts what the front of a queue is offered.
             await self._run_all({trip_id: self._run(zone, trip_id, zone_fence) for trip_id in in_line})
             others = [trip_id for trip_id in due.trip_ids if trip_id not in in_line]
-            planned = await rounds.begin(zone, due._replace(trip_ids=others), zone_fence)
-            going_on = planned.going_on
+            looking = await rounds.for_a_round(zone, others)
+            # Before the round is planned, which they do not wait for.
+            await self._run_all(
+                {
+                    trip_id: self._run(zone, trip_id, zone_fence)
+                    for trip_id in others
+                    if trip_id not in looking
+                }
+            )
+            planned = await rounds.begin(zone, looking, zone_fence)
+            going_on = planned.failed
         waves = {trip_id: self._run(zone, trip_id, zone_fence) for trip_id in going_on} | {
             matched.trip.id: self._run_matched(zone, matched, planned.fence, zone_fence)
             for matched in planned.matched

@@ -157,7 +157,7 @@ async def test_a_round_that_dies_half_way_costs_a_trip_one_round(
         zone = dying.parts.zones.get("default")
         assert zone is not None
         due = await dying.parts.live.offers.claim_waves(dying.keys(), again_ms=rounds.again_ms(zone))
-        planned = await rounds.begin(zone, due)
+        planned = await rounds.begin(zone, await rounds.for_a_round(zone, due.trip_ids))
         assert len(planned.matched) == 2, "and here it dies"
         waves = await other.redis("ZRANGE", other.keys().waves, 0, -1, "WITHSCORES")
         assert all(int(score) - due.now_ms <= 2 * EVERY_S * 1000 for score in waves[1::2])
@@ -261,5 +261,54 @@ async def test_nothing_due_is_no_round(city: City) -> None:
     assert zone is not None
     due = DueWaves(0, None, [], is_scarce=True)
     assert not city.parts.matched_rounds.applies(zone, due)
-    unknown = DueWaves(0, None, ["default_gone"], is_scarce=True)
-    assert await city.parts.matched_rounds.begin(zone, unknown) == MatchedRound(["default_gone"])
+    assert await city.parts.matched_rounds.for_a_round(zone, ["default_gone"]) == {}
+    assert await city.parts.matched_rounds.begin(zone, {}) == MatchedRound()
+
+
+async def test_trips_that_nobody_can_serve_hold_nobody_up(redis_url: str, database_url: str) -> None:
+    """Twenty trips out of all drivers' reach, or for vehicles that there are not, keep the zone matching;
+    a trip with drivers around is asked for at once all the same, and one that lacks them is not."""
+    async with open_city(redis_url, database_url, zones=zones("auto", every_s=2)) as city:
+        await waits(city, *range(400, 410))
+        for _ in range(10):
+            await city.trip(pickup=at(0), vehicle_type="van")
+        await drivers(city, **{f"d{i}": i for i in range(1, 6)})
+        async with asyncio.timeout(30):
+            while city.parts.matched_rounds.rounds < 1:
+                wait_ms = await city.parts.offers.run_due("default")
+                await asyncio.sleep(max(0.005, min(wait_ms or 20, 20) / 1000))
+        for steps in (1, 2):
+            await city.redis("HSET", city.keys().matching, "next_ms", await in_a_while_ms(city))
+            rounds = city.parts.matched_rounds.rounds
+            assert await is_scarce(city)
+            (easy,) = await waits(city, steps)
+            await city.parts.offers.run_due("default")
+            assert len(await offered(city, easy)) == 2, "a whole wave, at the first look"
+            assert city.parts.matched_rounds.rounds == rounds
+        # Five drivers for six trips that reach them are not enough: these wait for the round.
+        await city.redis("HSET", city.keys().matching, "next_ms", await in_a_while_ms(city))
+        crowd = await waits(city, 1, 2, 3, 4)
+        await city.parts.offers.run_due("default")
+        assert [await offered(city, trip) for trip in crowd] == [set()] * 4
+
+
+async def test_a_zone_goes_on_matching_for_as_long_as_trips_are_in_want(
+    redis_url: str, database_url: str
+) -> None:
+    """Plenty of drivers elsewhere do not end it: it would begin again with the next look."""
+    async with open_city(redis_url, database_url, zones=zones("auto")) as city:
+        await waits(city, 400, 401)
+        await drivers(city, **{f"d{i}": i for i in range(9)})
+        seen = []
+        async with asyncio.timeout(30):
+            while city.parts.matched_rounds.rounds < 8:  # the hold lasts for five
+                await city.parts.offers.run_due("default")
+                seen.append(await is_scarce(city))
+                await asyncio.sleep(0.005)
+        assert seen == sorted(seen), "once it has begun it goes on"
+
+
+async def is_scarce(city: City) -> bool:
+    seconds, micros = await city.redis("TIME")
+    until_ms = await city.redis("HGET", city.keys().matching, "scarce_until_ms")
+    return int(until_ms or 0) > int(seconds) * 1000 + int(micros) // 1000

@@ -13,10 +13,11 @@ from hypothesis import strategies as st
 
 from dispatcher.core.zones import Matching, Wave, Weights
 from dispatcher.matching.looks import LOOK_AGAIN_MS, LOOK_FURTHER_MS, longest_wait_ms, look
-from dispatcher.matching.model import NearbyDriver, RoundPlan, WaitingTrip
+from dispatcher.matching.model import NearbyDriver, RoundPlan, TripPlace, WaitingTrip
 from dispatcher.matching.planner import near_pairs, plan_round
-from dispatcher.matching.reach import distances_m
-from dispatcher.matching.scarcity import Scarcity, enough_around
+from dispatcher.matching.plenty import has_plenty, trips_with_plenty
+from dispatcher.matching.reach import chords_m, distances_m, on_sphere
+from dispatcher.matching.scarcity import Scarcity, are_scarce, enough_around
 
 NOW_MS = 1_795_000_000_000
 FIX_AGE_MS = 60_000
@@ -91,7 +92,7 @@ def test_nobody_is_matched_who_may_not_be(trips: list[WaitingTrip], drivers: lis
     trips_by_name = {t.trip_id: t for t in trips}
     first = list(matched(found).values())
     assert len(first) == len(set(first)), "nobody is matched twice"
-    assert found.waiting == len(trips)
+    assert len(trips) - len(found.orders) <= found.in_want <= len(trips)
     for trip_id, order in found.orders.items():
         asked = trips_by_name[trip_id]
         names = [ranked.driver_id for ranked in order]
@@ -143,7 +144,7 @@ def test_trips_are_decided_on_together_and_not_in_the_order_they_came() -> None:
 
 def test_a_trip_without_a_driver_waits() -> None:
     found = plan([trip("z_1"), trip("z_2")], [driver("d1")])
-    assert (len(found.orders), found.waiting, found.in_reach) == (1, 2, 1)
+    assert (len(found.orders), found.in_want) == (1, 2)
 
 
 @pytest.mark.parametrize(
@@ -209,9 +210,55 @@ def test_drivers_are_scarce_when_two_trips_find_nobody() -> None:
     assert scarcity.found_nobody("z_1", 5_000) == 20_000
 
 
-def test_matching_goes_on_for_as_long_as_drivers_are_scarce() -> None:
+def test_matching_goes_on_for_as_long_as_trips_are_in_want() -> None:
     scarcity = Scarcity(3_000)
-    assert scarcity.saw_round(10, 15, 1_000) == 16_000
-    assert scarcity.saw_round(10, 16, 1_000) is None
-    assert scarcity.saw_round(1, 0, 1_000) is None
-    assert enough_around(1) == 3
+    assert scarcity.saw_round(2, 1_000) == 16_000
+    assert scarcity.saw_round(1, 1_000) is None, "one trip gains nothing by being matched"
+    assert [are_scarce(trips, 3) for trips in (1, 2, 3)] == [False, True, True]
+    assert not are_scarce(2, 4)
+
+
+def test_who_is_in_want_is_said_of_each_part_of_the_zone() -> None:
+    crowd = [trip(f"z_c{i}") for i in range(3)]
+    drivers = [driver(f"d{i}", 50 + i * STEP) for i in range(9)]
+    nobody = [trip("z_v", vehicle_type="van"), trip("z_far", 55.0)]
+    assert plan(crowd, drivers).in_want == 0
+    assert plan([*crowd, *nobody], drivers).in_want == 2
+    assert plan([*crowd, *nobody], drivers[:4]).in_want == 5, "four drivers are scarce for three trips"
+    assert plan([trip("z_1"), trip("z_2", 51.0)], [drivers[0], driver("d", 51.0)]).in_want == 0
+    # Where there are drivers enough one corner may still lack them.
+    corner = [trip(f"z_k{i}", 50 + 58 * STEP) for i in range(3)]
+    between = trip("z_b", 50 + 30 * STEP)
+    far_off = [driver(f"d{i}") for i in range(9)]
+    assert plan([between, *corner], [*far_off, driver("d", 50 + 58 * STEP)]).in_want == 2
+
+
+PLACES_AROUND = st.lists(
+    st.tuples(PLACES.map(lambda d: 50 + d), PLACES.map(lambda d: 8 + d)), max_size=6
+)
+
+
+@settings(deadline=None)
+@given(PLACES_AROUND, PLACES_AROUND, st.sampled_from([500.0, 1_500.0, 6_000.0]))
+def test_drivers_are_enough_where_they_are_more_than_trips_that_reach_them(
+    found: list[tuple[float, float]], others: list[tuple[float, float]], reach_m: float
+) -> None:
+    mine = (50.0, 8.0)
+    drivers = [place for place in found if chords_m(on_sphere([mine]), on_sphere([place])) < reach_m]
+    of_drivers, of_trips = on_sphere(drivers), on_sphere([*others, mine])
+    wanting = int((chords_m(of_trips, of_drivers) < reach_m).any(axis=1).sum())
+    enough = bool(drivers) and (wanting == 1 or len(drivers) > wanting)
+    assert has_plenty(of_drivers, of_trips, reach_m) == enough
+
+
+def test_trips_that_reach_none_of_the_drivers_hold_nobody_up() -> None:
+    mine = TripPlace("z_1", (50.0, 8.0), "car")
+    near = [(50 + i * STEP, 8.0) for i in range(1, 4)]
+    vans = [TripPlace(f"z_v{i}", (50.0, 8.0), "van") for i in range(9)]
+    far = [TripPlace(f"z_f{i}", (50.4, 8.0), "car") for i in range(9)]
+    assert trips_with_plenty({mine: near[:1]}, [mine, *vans, *far], 6_000) == {"z_1"}
+    assert trips_with_plenty({mine: []}, [mine, *vans, *far], 6_000) == set()
+    rivals = [TripPlace(f"z_r{i}", (50.05, 8.0), "car") for i in range(2)]
+    assert trips_with_plenty({mine: near}, [mine, *rivals, *vans], 6_000) == set()
+    assert trips_with_plenty({mine: near}, [mine, rivals[0], *vans], 6_000) == {"z_1"}
+    assert [enough_around(trips) for trips in (1, 2, 9)] == [1, 3, 10]
