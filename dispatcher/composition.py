@@ -249,6 +249,7 @@ async def services(
         heat = HeatMaps(
             zones=zones,
             scripts=ZoneViewScripts(live.pipeline),
+            clock=live.comparison,
             node=node,
             fix_age_s=settings.fix_max_age_s,
         )

@@ -41,6 +41,10 @@ class Keys:
         """What every key of the zone begins with."""
         return self._prefix
 
+    def heat(self, window: int) -> str:
+        """String with PX, JSON: what drivers are shown of a window of time, by its number."""
+        return f"{self._prefix}heat:{window}"
+
     def trip(self, trip_id: str) -> str:
         """Hash: the trip's columns."""
         return f"{self._prefix}trip:{trip_id}"

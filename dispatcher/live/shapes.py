@@ -17,6 +17,7 @@ from dispatcher.core.trips import MAX_LATITUDE, VEHICLE_TYPE, Trip
 from dispatcher.core.zones import ZONE
 from dispatcher.live.hashes import driver_from_hash, flat_to_dict, trip_from_flat
 from dispatcher.live.idempotency import decode_record
+from dispatcher.live.shown_heat import heat_from_text
 
 _NAME: Final = re.compile(
     r"dsp:\{([a-z0-9-]{1,32})\}:(claim:trip|claim:driver|[a-z-]+)(?::(.*))?", re.DOTALL
@@ -121,6 +122,10 @@ def _check_json(text: str, _: str) -> None:
         raise TypeError("no object")
 
 
+def _check_heat(text: str, _: str) -> None:
+    heat_from_text(text)
+
+
 def _check_times(times: list[str], _: str) -> None:
     for text in times:
         int(text)
@@ -139,6 +144,7 @@ SHAPES: Final[dict[str, Shape]] = {
     "drift-look": Shape("string", ends=True),
     "queue-look": Shape("string", ends=True),
     "heat-look": Shape("string", ends=True),
+    "heat": Shape("string", ends=True, check=_check_heat),
     "queue": Shape("zset"),
     "claims": Shape("zset", loads_zone=True),
     "seen": Shape("zset", loads_zone=True),

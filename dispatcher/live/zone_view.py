@@ -11,6 +11,7 @@ import orjson
 
 from dispatcher.live.keys import Keys
 from dispatcher.live.pipeline import Pipeline
+from dispatcher.live.shown_heat import ShownHeat, heat_from_text, heat_to_text
 
 #: Drivers or trips in one script: well under a millisecond of Redis' time, which accepts wait for.
 _CHUNK: Final = 200
@@ -108,6 +109,17 @@ class ZoneViewScripts:
         if not won and await self._pipeline.command("GET", keys.heat_look) == node:
             won = await self._pipeline.command("SET", keys.heat_look, node, "XX", "PX", every_ms)
         return bool(won)
+
+    async def keep_heat(self, keys: Keys, window: int, shown: ShownHeat, *, for_ms: int) -> None:
+        """Keeps what drivers are shown of a window of time, unless another server has."""
+        text = heat_to_text(shown)
+        await self._pipeline.command("SET", keys.heat(window), text, "NX", "PX", for_ms)
+
+    async def kept_heat(self, keys: Keys, window: int) -> ShownHeat | None:
+        """What was kept, if anything was."""
+        text = await self._pipeline.command("GET", keys.heat(window))
+        with self._pipeline.decoding(keys.heat(window)):
+            return None if text is None else heat_from_text(text)
 
     async def newest_event(self, keys: Keys) -> str:
         """The id of the zone's newest event; `0-0` where there is none."""

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+import secrets
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
 
 import h3
+
+from dispatcher.matching.model import Place
 
 #: What operators see: cells of some 0.7 km², as wide as a walk of a quarter of an hour.
 _FINE: Final = 8
 #: What drivers see: cells of some 5 km². Where to go is a question of districts.
 _COARSE: Final = 7
-#: Drivers are shown customers by steps of so many, and nothing of fewer. Whoever knows the others of a
-#: step learns of the one that completes it: docs/matching.md says so.
-CUSTOMERS_A_STEP: Final = 3
+#: Drivers are shown no fewer customers than this: of cells without any, one in a hundred seems to have
+#: so many (`noise`).
+FEWEST_SHOWN: Final = 6
+#: Cells without customers are counted, too, as far from any driver as this: some 5 to 7 km.
+_CELLS_AROUND: Final = 2
 #: Cells of one picture. Those with the most of everything are in it.
 _MOST_CELLS: Final = 1_000
 
@@ -35,33 +41,18 @@ class _Cell:
     asked: int = 0
     waiting: int = 0
     free_drivers: int = 0
-    customers: set[str] = field(default_factory=set)
-    customers_waiting: set[str] = field(default_factory=set)
-
-    def add(self, other: _Cell) -> None:
-        self.asked += other.asked
-        self.waiting += other.waiting
-        self.free_drivers += other.free_drivers
-        self.customers |= other.customers
-        self.customers_waiting |= other.customers_waiting
 
 
 class HeatMap:
-    """Demand and supply of a zone by cell. Whom a cell counts stays in here."""
+    """Demand and supply of a zone by cell, exactly: for operators."""
 
-    def __init__(
-        self, trips: Iterable[AskedTrip] = (), free_drivers: Iterable[tuple[float, float]] = ()
-    ) -> None:
+    def __init__(self, trips: Iterable[AskedTrip] = (), free_drivers: Iterable[Place] = ()) -> None:
         """`free_drivers` are their places (lat, lng in degrees)."""
         self._cells: dict[str, _Cell] = {}
         for trip in trips:
             cell = self._at(trip.lat, trip.lng)
-            if trip.is_new:
-                cell.asked += 1
-                cell.customers.add(trip.customer_id)
-            if trip.is_waiting:
-                cell.waiting += 1
-                cell.customers_waiting.add(trip.customer_id)
+            cell.asked += trip.is_new
+            cell.waiting += trip.is_waiting
         for place in free_drivers:
             self._at(*place).free_drivers += 1
 
@@ -79,24 +70,65 @@ class HeatMap:
         }
         return _picture(_FINE, cells)
 
-    def for_drivers(self) -> dict[str, Any]:
-        """Coarser cells, without those in which too few customers have asked. Each counts once, and they
-        are told in steps."""
-        coarse: dict[str, _Cell] = {}
-        for name, cell in self._cells.items():
-            coarse.setdefault(h3.cell_to_parent(name, _COARSE), _Cell()).add(cell)
-        cells = {
-            name: (_step(len(cell.customers)), _step(len(cell.customers_waiting)), cell.free_drivers)
-            for name, cell in coarse.items()
-        }
-        return _picture(_COARSE, {name: counts for name, counts in cells.items() if any(counts[:2])})
+
+#: By cell: customers who asked, those of them who wait, free drivers.
+CellCounts = Mapping[str, tuple[int, int, int]]
 
 
-def _step(customers: int) -> int:
-    return customers - customers % CUSTOMERS_A_STEP
+def noise() -> int:
+    """A random number that is k with the probability 2^-|k| / 3.
+
+    The one by which two coins differ that are tossed until they show tails. A count to which it is added
+    is at most twice as likely, or half as likely, to come out as any number for one customer more.
+    """
+    return _heads() - _heads()
 
 
-def _picture(resolution: int, cells: dict[str, tuple[int, int, int]]) -> dict[str, Any]:
+def _heads() -> int:
+    bits = secrets.randbits(64)
+    return (~bits & (bits + 1)).bit_length() - 1
+
+
+def counts_for_drivers(
+    trips: Iterable[AskedTrip],
+    free_drivers: Iterable[Place],
+    drivers: Iterable[Place],
+    draw: Callable[[], int] = noise,
+) -> CellCounts:
+    """What drivers are told: counts with noise, in coarser cells, of few customers nothing.
+
+    The same trips must not be counted anew: the noise of several counts averages out. `trips` are those
+    of a time of which no other picture tells. A customer counts once, in the cell of their first one.
+    `drivers` are all of the zone: which cells are looked at must not depend on customers.
+    """
+    customers: dict[str, tuple[str, bool]] = {}
+    for trip in trips:
+        here = (h3.latlng_to_cell(trip.lat, trip.lng, _COARSE), False)
+        cell, is_waiting = customers.get(trip.customer_id, here)
+        customers[trip.customer_id] = (cell, is_waiting or trip.is_waiting)
+    asked = Counter(cell for cell, _ in customers.values())
+    waiting = Counter(cell for cell, is_waiting in customers.values() if is_waiting)
+    free = Counter(h3.latlng_to_cell(*place, _COARSE) for place in free_drivers)
+    of_drivers = {h3.latlng_to_cell(*place, _COARSE) for place in drivers}
+    around = {cell for center in of_drivers for cell in h3.grid_disk(center, _CELLS_AROUND)}
+    told = {cell: (asked[cell] + draw(), waiting[cell] + draw(), free[cell] + draw()) for cell in around}
+    return {
+        cell: (many, min(many, _shown(wait)), max(0, supply))
+        for cell, (demand, wait, supply) in told.items()
+        if (many := _shown(demand))
+    }
+
+
+def _shown(customers: int) -> int:
+    return customers if customers >= FEWEST_SHOWN else 0
+
+
+def picture_for_drivers(counts: CellCounts) -> dict[str, Any]:
+    """The counts with the cells' outlines."""
+    return _picture(_COARSE, counts)
+
+
+def _picture(resolution: int, cells: CellCounts) -> dict[str, Any]:
     most = sorted(cells.items(), key=lambda cell: (-sum(cell[1]), cell[0]))[:_MOST_CELLS]
     return {
         "resolution": resolution,

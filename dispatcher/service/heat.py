@@ -1,4 +1,5 @@
-"""Where work is waiting, sampled: one sample of a zone answers everybody who asks within some seconds.
+"""Where work is waiting, sampled: one sample of a zone answers every operator who asks within some
+seconds, and one picture every driver, on whatever server, for some minutes.
 
 A zone that nobody asks about costs nothing. What a sample reads is bounded, whatever the zone holds.
 """
@@ -10,27 +11,34 @@ import time
 from collections.abc import Mapping
 from typing import Any, Final, NamedTuple
 
-import structlog
-
 from dispatcher.core.drivers import is_free
-from dispatcher.core.errors import Refusal
-from dispatcher.core.times import iso, now_ms
+from dispatcher.core.errors import Refusal, StoreUnavailable
+from dispatcher.core.times import iso
 from dispatcher.core.transitions import Event
 from dispatcher.core.trips import Status
 from dispatcher.core.zones import Zones
+from dispatcher.live.comparison import ComparisonScripts
 from dispatcher.live.keys import keys_of
+from dispatcher.live.shown_heat import ShownHeat
 from dispatcher.live.zone_view import ZoneEvent, ZoneViewScripts
-from dispatcher.matching.heat import AskedTrip, HeatMap
+from dispatcher.matching.heat import (
+    AskedTrip,
+    CellCounts,
+    HeatMap,
+    counts_for_drivers,
+    picture_for_drivers,
+)
+from dispatcher.matching.model import Place
 from dispatcher.observe.metrics import Metrics
-
-log = structlog.get_logger("dispatcher.heat")
+from dispatcher.service.lasting import STALE_S, Lasting
 
 #: Demand is what was asked for in this time: long enough to fill a map, short enough to be still true.
 _WINDOW_MS: Final = 600_000
+#: What drivers are shown is the demand of the last whole one of these times, each of which is counted
+#: once: whatever changes between two pictures is of other trips, under other noise.
+_SHOWN_MS: Final = 300_000
 #: A sample answers for this long.
 SAMPLE_S: Final = 10.0
-#: Past this a sample that could not be renewed is no answer any more.
-_STALE_S: Final = 60.0
 #: Whoever tells a zone's metric does so until they have not sampled it for this long.
 _TOLD_MS: Final = 30_000
 #: What a zone has at most: drivers and trips beyond are not counted.
@@ -59,12 +67,13 @@ class HeatMaps:
         *,
         zones: Zones,
         scripts: ZoneViewScripts,
+        clock: ComparisonScripts,
         node: str,
         fix_age_s: int,
         sample_s: float = SAMPLE_S,
     ) -> None:
         self._zones = {
-            name: _ZoneHeat(name, scripts, node, fix_age_ms=fix_age_s * 1000, sample_s=sample_s)
+            name: _ZoneHeat(name, scripts, clock, node, fix_age_ms=fix_age_s * 1000, sample_s=sample_s)
             for name in zones.names()
         }
 
@@ -73,16 +82,19 @@ class HeatMaps:
         heat = self._zones.get(zone)
         if heat is None:
             raise Refusal("invalid_zone")
-        sample = await heat.sample()
-        cells = sample.map.for_operators() if in_detail else sample.map.for_drivers()
-        window_s = _WINDOW_MS // 1000
-        return {"zone": zone, "sampled_at": iso(sample.at_ms), "window_s": window_s, **cells}
+        if in_detail:
+            sample = await heat.sample.get()
+            at_ms, window_ms, cells = sample.at_ms, _WINDOW_MS, sample.map.for_operators()
+        else:
+            shown = await heat.shown.get()
+            at_ms, window_ms, cells = shown.at_ms, _SHOWN_MS, shown.cells
+        return {"zone": zone, "sampled_at": iso(at_ms), "window_s": window_ms // 1000, **cells}
 
     def tell(self, metrics: Metrics) -> None:
         """What metrics say of it."""
         metrics.labelled_gauge(
             "dispatcher_scarce_cells",
-            "Cells in which more trips wait than drivers are free; 0 where nobody looks at the heat.",
+            "Cells in which more trips wait than drivers are free; 0 where no operator looks at it.",
             ("zone",),
             self._scarce_cells,
         )
@@ -101,61 +113,61 @@ class HeatMaps:
 
 class _Sample(NamedTuple):
     at_ms: int
-    taken_s: float
     map: HeatMap
     #: One of all servers that sample a zone tells its metric.
     is_told: bool
 
 
+class _Shown(NamedTuple):
+    """What drivers see, and when it was made."""
+
+    at_ms: int
+    cells: dict[str, Any]
+
+
+class _Drivers(NamedTuple):
+    """Where the drivers of a zone are, and those of them who are free."""
+
+    all: list[Place]
+    free: list[Place]
+
+
 class _ZoneHeat:
     def __init__(
-        self, zone: str, scripts: ZoneViewScripts, node: str, *, fix_age_ms: int, sample_s: float
+        self,
+        zone: str,
+        scripts: ZoneViewScripts,
+        clock: ComparisonScripts,
+        node: str,
+        *,
+        fix_age_ms: int,
+        sample_s: float,
     ) -> None:
         self._keys = keys_of(zone)
         self._scripts = scripts
+        self._clock = clock
         self._node = node
         self._fix_age_ms = fix_age_ms
-        self._sample_s = sample_s
-        self._last: _Sample | None = None
-        self._task: asyncio.Task[_Sample] | None = None
         self._trips: dict[str, _Asked] = {}
         self._last_event = ""
+        self._read_s = -STALE_S
+        self._reading = asyncio.Lock()
         self.samples = 0
-
-    async def sample(self) -> _Sample:
-        """The last sample, or a new one. Who asks while one is taken gets the one before, if it is not
-        too old."""
-        last, now_s = self._last, time.monotonic()
-        if last is not None and now_s - last.taken_s < self._sample_s:
-            return last
-        if self._task is None:
-            self._task = asyncio.create_task(self._take())
-            self._task.add_done_callback(self._taken)
-        if last is not None and now_s - last.taken_s < _STALE_S:
-            return last
-        return await asyncio.shield(self._task)
-
-    def _taken(self, task: asyncio.Task[_Sample]) -> None:
-        self._task = None
-        if not task.cancelled() and (error := task.exception()):
-            log.info("heat not sampled", zone=self._keys.zone, reason=repr(error))
+        self.sample = Lasting(zone, sample_s, self._take)
+        self.shown = Lasting(zone, sample_s, self._show)
 
     def scarce_cells(self) -> int:
         """Those of the last sample, if it is not too old and this server is the one that tells them."""
-        last = self._last
-        if last is None or not last.is_told or time.monotonic() - last.taken_s > _STALE_S:
-            return 0
-        return last.map.scarce_cells()
+        last = self.sample.last()
+        return last.map.scarce_cells() if last is not None and last.is_told else 0
 
     async def close(self) -> None:
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
+        await asyncio.gather(self.sample.close(), self.shown.close())
 
     async def _take(self) -> _Sample:
-        at_ms = now_ms()
+        at_ms, _ = await self._clock.read_clock(self._keys)
         await self._read_events(at_ms)
-        free = await self._free_drivers(at_ms)
+        drivers = await self._drivers(at_ms)
         trips = [
             AskedTrip(
                 trip.lat, trip.lng, trip.customer_id, trip.status == Status.PENDING,
@@ -165,24 +177,43 @@ class _ZoneHeat:
         ]  # fmt: skip
         is_told = await self._scripts.begin_heat(self._keys, self._node, every_ms=_TOLD_MS)
         # In a thread: thousands of cells take some ms, which other calls would wait for.
-        heat = await asyncio.to_thread(HeatMap, trips, free)
-        self._last = _Sample(at_ms, time.monotonic(), heat, is_told)
+        heat = await asyncio.to_thread(HeatMap, trips, drivers.free)
         self.samples += 1
-        return self._last
+        return _Sample(at_ms, heat, is_told)
+
+    async def _show(self) -> _Shown:
+        """What drivers see of the last whole window: on all servers the same."""
+        at_ms, _ = await self._clock.read_clock(self._keys)
+        window = at_ms // _SHOWN_MS - 1
+        kept = await self._scripts.kept_heat(self._keys, window)
+        if kept is None:
+            made = ShownHeat(at_ms, await self._counts(window, at_ms))
+            await self._scripts.keep_heat(self._keys, window, made, for_ms=2 * _SHOWN_MS)
+            # Another server may have been first: then its noise is that of the window.
+            kept = await self._scripts.kept_heat(self._keys, window)
+            if kept is None:
+                raise StoreUnavailable("redis has lost the picture that it was given")
+        return _Shown(kept.at_ms, picture_for_drivers(kept.cells))
+
+    async def _counts(self, window: int, at_ms: int) -> CellCounts:
+        await self._read_events(at_ms)
+        drivers = await self._drivers(at_ms)
+        trips = [
+            AskedTrip(trip.lat, trip.lng, trip.customer_id, trip.status == Status.PENDING)
+            for trip in self._trips.values()
+            if trip.asked_ms // _SHOWN_MS == window
+        ]
+        self.samples += 1
+        return await asyncio.to_thread(counts_for_drivers, trips, drivers.free, drivers.all)
 
     async def _read_events(self, at_ms: int) -> None:
-        last = self._last
-        if last is None or time.monotonic() - last.taken_s > _STALE_S:
-            # Nobody has asked for a while; or the stream may be another one since.
-            self._trips.clear()
-            self._last_event = f"{at_ms - _WINDOW_MS}-0"
-        for _ in range(_MAX_PAGES):
-            page = await self._scripts.events_after(self._keys, self._last_event, _EVENTS_PAGE)
-            for event in page:
-                self._last_event = event.id
-                self._note(event)
-            if len(page) < _EVENTS_PAGE:
-                break
+        async with self._reading:
+            if time.monotonic() - self._read_s > STALE_S:
+                # Nobody has asked for a while; or the stream may be another one since.
+                self._trips.clear()
+                self._last_event = f"{at_ms - _WINDOW_MS}-0"
+            await self._read_on()
+            self._read_s = time.monotonic()
         since_ms = at_ms - _WINDOW_MS
         kept = [
             (trip_id, trip)
@@ -190,6 +221,15 @@ class _ZoneHeat:
             if trip.asked_ms > since_ms or trip.status == Status.PENDING
         ]
         self._trips = dict(kept[-_MAX_TRIPS:])
+
+    async def _read_on(self) -> None:
+        for _ in range(_MAX_PAGES):
+            page = await self._scripts.events_after(self._keys, self._last_event, _EVENTS_PAGE)
+            for event in page:
+                self._last_event = event.id
+                self._note(event)
+            if len(page) < _EVENTS_PAGE:
+                break
 
     def _note(self, told: ZoneEvent) -> None:
         event, trip = told.event["event"], told.event.get("trip")
@@ -208,16 +248,20 @@ class _ZoneHeat:
             trip["version"], asked_ms,
         )  # fmt: skip
 
-    async def _free_drivers(self, at_ms: int) -> list[tuple[float, float]]:
+    async def _drivers(self, at_ms: int) -> _Drivers:
         names = await self._scripts.seen_drivers(self._keys, _MAX_DRIVERS)
-        drivers = await self._scripts.read_drivers(self._keys, names)
-        return [
+        drivers = [
+            driver
+            for driver in await self._scripts.read_drivers(self._keys, names)
+            if driver.fix_ms > at_ms - self._fix_age_ms
+        ]
+        free = [
             (driver.lat, driver.lng)
             for driver in drivers
-            if driver.fix_ms > at_ms - self._fix_age_ms
-            and is_free(
+            if is_free(
                 is_online=driver.is_online,
                 availability_status=driver.availability_status,
                 trip_id=driver.trip_id,
             )
         ]
+        return _Drivers([(driver.lat, driver.lng) for driver in drivers], free)
