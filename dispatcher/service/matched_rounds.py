@@ -7,6 +7,7 @@ import importlib.util
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 from typing import Final, Protocol
 
 import orjson
@@ -19,6 +20,7 @@ from dispatcher.live.keys import Keys, keys_of
 from dispatcher.live.matching import MatchScripts, TripInWaiting
 from dispatcher.live.offers import MAX_TRIPS, WAVE_AGAIN_MS, DueWaves
 from dispatcher.live.shapes import check_trip
+from dispatcher.matching.circles import circles
 from dispatcher.matching.looks import longest_wait_ms, look, widest_reach_m
 from dispatcher.matching.model import NearbyDriver, RankedDriver, RoundPlan, WaitingTrip, Ways
 from dispatcher.matching.scarcity import Scarcity
@@ -29,10 +31,8 @@ log = structlog.get_logger("dispatcher.matching")
 
 #: Trips of a round at most: more than a zone has waiting for drivers who are there at all.
 _MOST_TRIPS: Final = 2_000
-#: Drivers looked at in a round at most, the nearest to the middle of the trips.
+#: Drivers looked at in a round at most, those first who are nearest to the middle of some trips.
 _MOST_DRIVERS: Final = 5_000
-#: About what a degree of latitude is in m; a little less, so that no circle is too small.
-_METRES_PER_DEGREE: Final = 111_000.0
 
 
 class Routing(Protocol):
@@ -211,13 +211,21 @@ class MatchedRounds:
         self, zone: Zone, keys: Keys, trips: Sequence[WaitingTrip]
     ) -> list[NearbyDriver]:
         """The free drivers that any of the trips can reach, and some more."""
-        names: list[str] = []
-        for vehicle_type in {trip.vehicle_type for trip in trips}:
-            of_type = [trip for trip in trips if trip.vehicle_type == vehicle_type]
-            place, radius_m = _circle(of_type)
-            names += await self._scripts.around(
-                keys, vehicle_type, place, radius_m=radius_m, most=_MOST_DRIVERS
+        of_types: dict[str, list[WaitingTrip]] = {}
+        for trip in trips:
+            of_types.setdefault(trip.vehicle_type, []).append(trip)
+        looks = [(vehicle, circle) for vehicle, some in of_types.items() for circle in circles(some)]
+        found = await asyncio.gather(
+            *(
+                self._scripts.around(
+                    keys, vehicle_type, circle.place,
+                    radius_m=circle.radius_m, most=_MOST_DRIVERS,
+                )
+                for vehicle_type, circle in looks
             )
+        )  # fmt: skip
+        nearest_first = (name for names in zip_longest(*found) for name in names if name is not None)
+        names = list(dict.fromkeys(nearest_first))[:_MOST_DRIVERS]
         return await self._scripts.nearby(keys, names, max_wait_ms=longest_wait_ms(zone.waves))
 
     async def _keep_scarce(self, zone: Zone, until_ms: int | None) -> None:
@@ -284,11 +292,3 @@ def _waiting_trip(zone: Zone, found: TripInWaiting, now_ms: int) -> WaitingTrip:
         reach_m=widest_reach_m(zone.waves),
         excluded=found.barred if step.is_widest else found.barred | found.passed,
     )
-
-
-def _circle(trips: Sequence[WaitingTrip]) -> tuple[tuple[float, float], float]:
-    """A circle (middle in degrees, radius in m) that holds all that the trips can reach."""
-    south, north = min(trip.lat for trip in trips), max(trip.lat for trip in trips)
-    west, east = min(trip.lng for trip in trips), max(trip.lng for trip in trips)
-    across_m = _METRES_PER_DEGREE * ((north - south) + (east - west))
-    return ((south + north) / 2, (west + east) / 2), max(trip.reach_m for trip in trips) + across_m

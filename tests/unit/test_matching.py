@@ -11,7 +11,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from dispatcher.core.distance import great_circle_m
 from dispatcher.core.zones import Matching, Wave, Weights
+from dispatcher.matching.circles import circles
 from dispatcher.matching.looks import LOOK_AGAIN_MS, LOOK_FURTHER_MS, longest_wait_ms, look
 from dispatcher.matching.model import NearbyDriver, RoundPlan, TripPlace, WaitingTrip
 from dispatcher.matching.planner import near_pairs, plan_round
@@ -262,3 +264,24 @@ def test_trips_that_reach_none_of_the_drivers_hold_nobody_up() -> None:
     assert trips_with_plenty({mine: near}, [mine, *rivals, *vans], 6_000) == set()
     assert trips_with_plenty({mine: near}, [mine, rivals[0], *vans], 6_000) == {"z_1"}
     assert [enough_around(trips) for trips in (1, 2, 9)] == [1, 3, 10]
+
+
+@settings(deadline=None)
+@given(TRIPS, DRIVERS)
+def test_drivers_are_looked_for_wherever_trips_reach(
+    trips: list[WaitingTrip], drivers: list[NearbyDriver]
+) -> None:
+    found = circles(trips)
+    for asked, who in itertools.product(trips, drivers):
+        if float(distances_m([asked], [who])[0, 0]) <= asked.reach_m:
+            away_m = (great_circle_m(*circle.place, who.lat, who.lng) for circle in found)
+            assert any(m <= circle.radius_m for m, circle in zip(away_m, found, strict=True))
+
+
+def test_what_lies_between_trips_that_are_far_apart_is_left_out() -> None:
+    trips = [trip("z_1", 50.0), trip("z_2", 50.4), trip("z_3", 50.401), trip("z_4", 50.0, 179.99)]
+    found = circles([*trips, trip("z_5", 50.0, -179.99)])
+    assert len(found) == 4
+    assert all(circle.radius_m < 2.5 * trips[0].reach_m for circle in found)
+    between = great_circle_m(*found[0].place, 50.2, 8.0)
+    assert between > found[0].radius_m

@@ -84,6 +84,7 @@ def test_settings_of_a_zone(tmp_path: Path) -> None:
         ("[zones.b]\ndispatch = 'fairest'\n", "line 1", "dispatch"),
         ("[zones.b]\nmatch_weights = { idle = -1 }\n", "line 1", "match_weights.idle"),
         ("[zones.b]\nmatch_weights = { waiting = nan }\n", "line 1", "match_weights.waiting"),
+        ("[zones.b]\nmatch_speed_kmh = 1e-320\n", "line 1", "match_speed_kmh"),
         ("[zones.b]\nmatch_weights = { beauty = 1 }\n", "line 1", "match_weights.beauty"),
         ("[zones.b]\nmatch_every_s = 0\n", "line 1", "match_every_s"),
         ("[zones.b]\nmatch_head_start_s = 0\n", "line 1", "match_head_start_s"),
