@@ -10,6 +10,9 @@ from dispatcher.matching.looks import LOOK_AGAIN_MS
 _TRIPS_IN_WANT: Final = 2
 #: So few free drivers for each trip of those that compete for them are still scarce.
 _DRIVERS_A_TRIP: Final = 1.5
+#: A trip with more free drivers than this for each trip that reaches them is not held for a round: a
+#: wave asks several at once, who are then not there for the next one.
+_PLENTY_A_TRIP: Final = 2
 #: A trip that still finds nobody has said so within this, however short the rounds are.
 _STILL_IN_WANT_MS: Final = 2 * LOOK_AGAIN_MS
 #: Rounds that a zone goes on matching after the last sign of scarcity, so that it does not swing.
@@ -49,4 +52,4 @@ def are_scarce(trips: int, drivers: int) -> bool:
 def enough_around(trips: int) -> int:
     """From how many free drivers in its reach on a trip need not wait for a round, where so many trips,
     it among them, reach any of these. A trip that nobody competes with gains nothing by waiting."""
-    return trips + 1 if trips >= _TRIPS_IN_WANT else 1
+    return _PLENTY_A_TRIP * trips + 1 if trips >= _TRIPS_IN_WANT else 1

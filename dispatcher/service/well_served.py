@@ -30,8 +30,8 @@ class WellServed:
         self._known: dict[str, dict[str, TripPlace]] = {}
 
     async def of(self, zone: Zone, asking: Mapping[str, TripInWaiting]) -> set[str]:
-        """Which of these trips have more free drivers in their reach than there are trips without a
-        driver that reach any of the same drivers. Raises StoreUnavailable."""
+        """Which of these trips have free drivers enough in their reach, for all trips without a driver
+        that reach any of the same drivers. Raises StoreUnavailable."""
         if not asking:
             return set()
         keys = keys_of(zone.name)

@@ -285,7 +285,7 @@ async def test_trips_that_nobody_can_serve_hold_nobody_up(redis_url: str, databa
             await city.parts.offers.run_due("default")
             assert len(await offered(city, easy)) == 2, "a whole wave, at the first look"
             assert city.parts.matched_rounds.rounds == rounds
-        # Five drivers for six trips that reach them are not enough: these wait for the round.
+        # Five drivers for six trips that reach them are too few: these wait for the round.
         await city.redis("HSET", city.keys().matching, "next_ms", await in_a_while_ms(city))
         crowd = await waits(city, 1, 2, 3, 4)
         await city.parts.offers.run_due("default")
