@@ -232,11 +232,9 @@ async def services(
             fix_age_s=settings.fix_max_age_s,
         )
         explanation = Explanation(
-            zones=zones,
-            scripts=live.inspection,
-            database=database,
+            zones=zones, scripts=live.inspection, database=database,
             fix_age_s=settings.fix_max_age_s,
-        )
+        )  # fmt: skip
         operator_offers = OperatorOffers(
             zones=zones,
             offers=offers,

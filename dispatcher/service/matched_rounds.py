@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import importlib.util
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -24,6 +23,7 @@ from dispatcher.matching.circles import circles
 from dispatcher.matching.looks import longest_wait_ms, look, widest_reach_m
 from dispatcher.matching.model import NearbyDriver, RankedDriver, RoundPlan, WaitingTrip, Ways
 from dispatcher.matching.scarcity import Scarcity
+from dispatcher.matching.solver import load_solver
 from dispatcher.observe.metrics import Metrics
 from dispatcher.service.well_served import WellServed
 
@@ -99,7 +99,7 @@ class MatchedRounds:
         self.rounds = 0
         self.planning_s = 0.0
         self.failures = 0
-        if self._scarcity and not solver_is_installed():
+        if self._scarcity and not load_solver():
             for name in self._scarcity:
                 log.warning(
                     "matching is not installed: the zone asks the nearest drivers first",
@@ -236,11 +236,6 @@ class MatchedRounds:
         return zone.name in self._scarcity
 
 
-def solver_is_installed() -> bool:
-    """Whether the extra `matching` is there."""
-    return importlib.util.find_spec("scipy") is not None
-
-
 def _looks_for_a_driver(trip_id: str, trip: TripInWaiting) -> bool:
     try:
         check_trip(trip.hash_, trip_id)
@@ -259,7 +254,7 @@ def _plan_round(
     fix_age_ms: int,
     ways: Ways,
 ) -> RoundPlan:
-    # In the round's thread: it takes half a second once, and a zone without scarcity never needs it.
+    # Here, since it needs the extra `matching`; it was loaded at the start.
     from dispatcher.matching.planner import plan_round  # noqa: PLC0415
 
     return plan_round(

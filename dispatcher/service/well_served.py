@@ -79,7 +79,7 @@ def _place_of(found: TripInWaiting) -> TripPlace | None:
 def _with_plenty(
     around: Mapping[TripPlace, Sequence[Place]], waiting: Sequence[TripPlace], reach_m: float
 ) -> set[str]:
-    # In the thread: it takes half a second once, and a zone without scarcity never needs it.
+    # Here, since it needs the extra `matching`; it was loaded at the start.
     from dispatcher.matching.plenty import trips_with_plenty  # noqa: PLC0415
 
     return trips_with_plenty(around, waiting, reach_m)

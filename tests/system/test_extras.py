@@ -30,8 +30,10 @@ NOWHERE = {
 IMPORT_ALL = """
 import importlib, pkgutil, sys, dispatcher
 for module in pkgutil.walk_packages(dispatcher.__path__, "dispatcher."):
-    # Two are made of SciPy, and imported where it is there; the others run when they are imported.
-    if not module.name.endswith((".matching.assignment", ".matching.planner", ".__main__")):
+    # Three are made of SciPy, and imported where it is there; the others run when they are imported.
+    if not module.name.endswith((
+        ".matching.assignment", ".matching.planner", ".matching.plenty", ".__main__"
+    )):
         importlib.import_module(module.name)
 print("dispatcher.live.state" in sys.modules, "shapely" in sys.modules and sys.modules["shapely"])
 """
