@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import random
 import time
@@ -164,7 +165,8 @@ class Coordinator:
                     "version_conflict", trip_id=attempt.trip_id, user=command.caller.actor.user_id,
                     source="postgres",
                 )  # fmt: skip
-                await decider.catch_up(keys, attempt)
+                with contextlib.suppress(StoreUnavailable):  # the next claim finds out who decides then
+                    await decider.catch_up(keys, attempt)
             attempt = attempt.resolve(Resolved.LIMITS)
         return claim_refusal(PROBLEM_CODES[ClaimCode.TRIP_BUSY])
 
@@ -282,10 +284,11 @@ class Coordinator:
         outcome: Outcome,
         limit: LimitState | None,
     ) -> Answer:
-        """The answer that the commit found stored; Redis keeps it from now on."""
+        """The answer that the commit found stored; Redis, where it is there, keeps it from now on."""
         assert attempt.key is not None
         assert outcome.stored is not None
-        await decider.keep_answer(keys, attempt)
+        with contextlib.suppress(StoreUnavailable):
+            await decider.keep_answer(keys, attempt)
         return stored_answer(attempt.key, outcome.stored, limit)
 
     async def _halt(self, point: str) -> None:

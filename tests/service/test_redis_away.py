@@ -24,7 +24,7 @@ from dispatcher.embedded.valkey import Valkey
 from dispatcher.ledger.changes import Change, OutcomeCode
 from dispatcher.live.keys import keys_of
 from dispatcher.service.drift import DriftCheck
-from tests.harness.services import PLACE, City, code_of, driver, open_city, rider
+from tests.harness.services import PLACE, City, code_of, driver, key, open_city, rider
 
 
 @pytest.fixture
@@ -191,6 +191,44 @@ async def test_a_redis_that_is_no_help(
     await give_back(city)
     assert (await city.act(driver("d1"), "arrive", trip)).status == 200
     assert await drifts(city) == []
+
+
+def kill_before_commit(city: City, valkey: Valkey, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Redis dies between the next claim and its commit."""
+    commits = city.parts.ledger.commits
+    commit = commits.commit
+
+    async def killed(*args: Any) -> Any:
+        kill(valkey)
+        monkeypatch.undo()
+        return await commit(*args)
+
+    monkeypatch.setattr(commits, "commit", killed)
+
+
+async def test_redis_dies_between_a_claim_and_a_stale_commit(
+    city: City, valkey: Valkey, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await city.online("d1")
+    trip = await city.trip()
+    # As if another server had changed it, and Redis not been told.
+    await city.postgres.execute("UPDATE trip_requests SET version = 1 WHERE id = $1", trip)
+    kill_before_commit(city, valkey, monkeypatch)
+    assert (await city.act(driver("d1"), "accept", trip)).status == 200
+    assert city.parts.authorities.degraded() == ["default"]
+    assert (await city.row(trip))["version"] == 2
+
+
+async def test_redis_dies_between_a_claim_and_a_replay(
+    city: City, valkey: Valkey, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    again = key(driver("d1"), "k1")
+    first = await city.available("d1", is_online=True, key=again)
+    # As after a failover that has lost it.
+    await city.redis("DEL", city.keys().idem(again.user_id, again.endpoint, again.key))
+    kill_before_commit(city, valkey, monkeypatch)
+    answer = await city.available("d1", is_online=True, key=again)
+    assert (answer.replayed, answer.body) == (True, first.body)
 
 
 async def test_keys_have_one_effect_and_one_answer_on_both_roads(city: City, valkey: Valkey) -> None:
