@@ -197,7 +197,10 @@ class LedgerClaims:
         """
         is_admitted, limit = self._limits.check(attempt.limits)
         if (known := self._known(attempt, limit)) is not None:
-            return known
+            if attempt.key is None or key_id(attempt.key) not in self._refusals:
+                return known
+            # What was refused here, another server may have let through since then.
+            return _stored(attempt, await self._rows.look(wanted), limit) or known
         is_counted = Resolved.LIMITS in attempt.resolved
         if not is_admitted and not is_counted:
             return Refused(ClaimCode.RATE_LIMITED, limit)
@@ -212,7 +215,7 @@ class LedgerClaims:
             self._give_back(begun)
             raise
         # A twin of the request may have come up during the look.
-        answer = self._known(attempt, limit) or _stored(attempt, found, limit)
+        answer = _stored(attempt, found, limit) or self._known(attempt, limit)
         if answer is None:
             return begun._replace(found=found)
         self._give_back(begun)

@@ -206,6 +206,40 @@ def kill_before_commit(city: City, valkey: Valkey, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(commits, "commit", killed)
 
 
+async def test_a_success_outlives_what_another_server_refused_before(
+    city: City, valkey: Valkey, database_url: str
+) -> None:
+    async with open_server(valkey, database_url) as other:
+        trip = await city.trip()
+        kill(valkey)
+        refused = await city.act(driver("d1"), "accept", trip, "k1")
+        assert code_of(refused) == "driver_not_online"
+        await other.online("d1")
+        accepted = await other.act(driver("d1"), "accept", trip, "k1")
+        assert accepted.status == 200
+        again = await city.act(driver("d1"), "accept", trip, "k1")
+        assert (again.replayed, again.body) == (True, accepted.body)
+        await restart(valkey)
+        await give_back(city, other)
+        again = await city.act(driver("d1"), "accept", trip, "k1")
+        assert (again.replayed, again.body) == (True, accepted.body)
+
+
+async def test_a_success_outlives_what_redis_refused_before(city: City, valkey: Valkey) -> None:
+    trip = await city.trip()
+    refused = await city.act(driver("d1"), "accept", trip, "k1")
+    assert code_of(refused) == "driver_not_online"
+    await city.redis("SAVE")
+    kill(valkey)
+    await city.online("d1")
+    accepted = await city.act(driver("d1"), "accept", trip, "k1")
+    assert accepted.status == 200
+    await restart(valkey)
+    await give_back(city)
+    again = await city.act(driver("d1"), "accept", trip, "k1")
+    assert (again.replayed, again.body) == (True, accepted.body)
+
+
 async def test_redis_dies_between_a_claim_and_a_stale_commit(
     city: City, valkey: Valkey, monkeypatch: pytest.MonkeyPatch
 ) -> None:
