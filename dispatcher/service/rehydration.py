@@ -159,6 +159,10 @@ class Rehydration:
         async for page in self._pages("live_trips_of_zone", "id", keys):
             await self._put_trips(keys, [trip_from_row(row) for row in page])
             count += len(page)
+        # Their trips bring only the bond along.
+        async for page in self._pages("offline_holders_of_zone", "user_id", keys):
+            rows = (self._state.load_driver(keys, driver_from_row(row)) for row in page)
+            await asyncio.gather(*rows)
         return count
 
     async def _put_trips(

@@ -21,6 +21,14 @@ SELECT user_id, zone, availability_status, is_online, vehicle_type, version, upd
  WHERE zone = :zone AND is_online AND user_id > :after
  ORDER BY user_id LIMIT :page_size;
 
+-- name: offline_holders_of_zone(zone, after, page_size)
+-- A page, by id, of a zone's drivers who are offline and have an active trip: Redis is filled again from these, too.
+SELECT d.user_id, d.zone, d.availability_status, d.is_online, d.vehicle_type, d.version, d.updated_at, t.id AS trip_id
+  FROM trip_requests t JOIN driver_details d ON d.user_id = t.driver_id AND d.zone = t.zone
+ WHERE t.zone = :zone AND t.current_status IN ('accepted', 'arrived', 'ongoing')
+   AND NOT d.is_online AND d.user_id > :after
+ ORDER BY d.user_id LIMIT :page_size;
+
 -- name: online_driver_ids_of_zone(zone, after, page_size)
 -- A page, by id, of those who are online in a zone: each of them has a presence, or is lost.
 SELECT user_id

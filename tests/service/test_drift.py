@@ -195,3 +195,17 @@ async def test_the_job_tells_the_metric_and_one_server_looks(city: City) -> None
     await watch.run()  # another one has just looked: what this one saw does not count any more
     assert not any((await shown()).values())
     await holder.stop()
+
+
+async def test_an_offline_driver_with_a_trip_is_loaded_with_the_zone(city: City) -> None:
+    await city.online("d1", location=PLACE)
+    trip = await city.trip()
+    for action in ("accept", "arrive", "start"):
+        assert (await city.act(driver("d1"), action, trip)).status == 200
+    assert (await city.available("d1", is_online=False)).status == 200
+    before = await city.parts.live.state.read_driver(KEYS, "d1")
+    await city.parts.rehydration.rebuild("default")
+    assert (await _fsck(city))["found"] == []
+    assert await city.parts.live.state.read_driver(KEYS, "d1") == before
+    assert await city.redis("ZSCORE", KEYS.present, "driver:d1") is None
+    assert (await city.act(driver("d1"), "complete", trip)).status == 200
