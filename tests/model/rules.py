@@ -52,10 +52,15 @@ class ModelDriver:
 
 @dataclass
 class Rules:
-    """All trips and drivers; `judge` says what an act has to be answered, `do` does what succeeds."""
+    """All trips, drivers and keys; `judge` says what an act has to be answered, `do` does what succeeds.
+
+    The same rules hold whoever decides: Redis, or Postgres alone.
+    """
 
     trips: dict[str, ModelTrip] = field(default_factory=dict)
     drivers: dict[str, ModelDriver] = field(default_factory=dict)
+    #: What each key has brought about, and how that was answered.
+    keys: dict[str, tuple[Act, str]] = field(default_factory=dict)
 
     def held_by(self, driver: str) -> str | None:
         """The driver's active trip."""
@@ -65,8 +70,11 @@ class Rules:
         assert len(held) <= 1
         return held[0] if held else None
 
-    def judge(self, act: Act) -> str:
+    def judge(self, act: Act, key: str = "") -> str:
         """The `response_code` of the answer, were it decided now."""
+        if key in self.keys:
+            first, code = self.keys[key]
+            return code if first == act else "idempotency_key_reused"
         if act.what in _AVAILABILITY:
             is_unknown = act.what == "be forced offline" and act.user not in self.drivers
             return "driver_not_found" if is_unknown else "availability_updated"
@@ -97,10 +105,13 @@ class Rules:
             return "driver_not_available"
         return "trip_accepted"
 
-    def do(self, act: Act) -> None:
+    def do(self, act: Act, key: str = "") -> None:
         """Does an act that is allowed."""
+        assert key not in self.keys, "a key has two effects"
         code = self.judge(act)
         assert code in SUCCESSES, f"{act} was done, and had to be refused: {code}"
+        if key:
+            self.keys[key] = act, code
         if act.what == "create":
             self.trips[act.trip] = ModelTrip(act.user)
         elif act.what in _AVAILABILITY:

@@ -1,7 +1,7 @@
 """The product's own services on real or fake engines, whose changes can be halted, resumed and killed anywhere.
 
 Two servers commit to one Postgres. Each believes in a Redis of its own, as when one of them has not heard of a
-failover. Leases end when the test says so.
+failover; where one cannot reach it, Postgres decides alone. Leases end when the test says so.
 """
 
 from __future__ import annotations
@@ -9,43 +9,39 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hashlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any
 from unittest.mock import patch
 
 import asyncpg
 import orjson
 
-from dispatcher.background import reconcile_job
-from dispatcher.composition import Services, services
-from dispatcher.config import load_settings
+from dispatcher.composition import Services
 from dispatcher.core.actors import Actor, Role
+from dispatcher.core.authority import Authority, Engine
 from dispatcher.core.callers import Caller
 from dispatcher.core.errors import OutcomeUnknown, Refusal
 from dispatcher.core.idempotency import IdempotencyKey
-from dispatcher.core.times import now_ms
-from dispatcher.core.zones import Zones
-from dispatcher.ledger.changes import OutcomeCode
+from dispatcher.ledger.changes import Change, Outcome, OutcomeCode
 from dispatcher.live.keys import keys_of
-from dispatcher.live.pipeline import Pipeline
 from dispatcher.service import coordinator
 from dispatcher.service.answers import Answer
 from dispatcher.service.commands.actions import assign_trip, expire_trip, trip_action
 from dispatcher.service.commands.create import create_trip
 from tests.faults.evidence import Evidence, gather
 from tests.faults.history import History
-from tests.harness.lua_zone import Zone, open_zone, scripts_with_a_clock_set_by_hand
+from tests.harness.lua_zone import open_zone
 from tests.harness.services import PLACE
+from tests.model.plants import Plant
 from tests.model.rules import Act, Rules
+from tests.model.side import ZONE, Side, open_side
 
-ZONE = "default"
 #: Points of the road, in their order; at each a change can be halted.
 POINTS = ("after_claim", "before_commit", "after_commit", "before_settle", "after_settle")
 #: What the network can lose between a server and Postgres.
 LOSSES = ("request", "answer")
-_LEASE_MS = 10_000
 _WORDS = {"give back": "cancel"}
 _AVAILABILITY: dict[str, dict[str, Any]] = {
     "go online": {"is_online": True, "availability_status": "available"},
@@ -58,6 +54,23 @@ class Killed(BaseException):
     """The server is gone, and with it whatever it was about to do."""
 
 
+_CLEAR = """
+    DELETE FROM trip_offers; DELETE FROM trip_events; DELETE FROM trip_requests; DELETE FROM driver_details;
+    DELETE FROM idempotency_keys;
+    UPDATE zone_authorities SET engine = 'redis', fence = fence + 1, changed_at = clock_timestamp();
+"""
+_ROWS = """
+    SELECT json_build_object(
+        'trips', (SELECT coalesce(json_object_agg(id, json_build_array(customer_id, current_status, version,
+                      driver_id)), '{}') FROM trip_requests),
+        'events', (SELECT coalesce(json_object_agg(trip_id, number), '{}')
+                     FROM (SELECT trip_id, count(*) AS number FROM trip_events GROUP BY trip_id) counted),
+        'drivers', (SELECT coalesce(json_object_agg(user_id, json_build_array(is_online,
+                        availability_status = 'available', version)), '{}') FROM driver_details),
+        'keys', (SELECT coalesce(json_agg(idempotency_key ORDER BY idempotency_key), '[]') FROM idempotency_keys))
+"""
+
+
 @dataclass(eq=False)
 class Journey:
     """One act on its way. `loses` is what is lost of its commit."""
@@ -68,6 +81,8 @@ class Journey:
     stop_at: str = ""
     loses: str = ""
     is_committed: bool = False
+    #: Whether Postgres alone decided.
+    is_fallback: bool = False
     halted: asyncio.Event = field(default_factory=asyncio.Event)
     task: asyncio.Task[Answer] | None = None
     _goes_on: asyncio.Event = field(default_factory=asyncio.Event)
@@ -81,10 +96,10 @@ class Journey:
             if self._is_dead:
                 raise Killed
 
-    def commit(self) -> None:
+    def commit(self, *, is_fallback: bool) -> None:
         """Postgres has it now."""
-        self.rules.do(self.act)
-        self.is_committed = True
+        self.rules.do(self.act, self.key)
+        self.is_committed, self.is_fallback = True, is_fallback
 
     async def run(self) -> bool:
         """Goes on until it is halted or answered; whether it is answered."""
@@ -119,75 +134,6 @@ class HaltingCoordinator(coordinator.Coordinator):
             await journey.reach(point)
 
 
-class _Pipeline(Pipeline):
-    """A pipeline to a Redis whose run id is set by hand."""
-
-    restarts = 0
-
-    async def run_id(self, key: str) -> str:
-        return f"run-{self.restarts}"
-
-
-@dataclass(eq=False)
-class Side:
-    """A server and the Redis that it believes in."""
-
-    zone: Zone
-    parts: Services
-    pipeline: _Pipeline
-    #: Whether its Redis knows all that is committed, and holds no claim of anybody.
-    is_fresh: bool = True
-    snapshot: dict[bytes, tuple[Any, int]] | None = None
-    #: How much time both sides were told has passed.
-    skipped_ms: ClassVar[int] = 0
-
-    async def set_clock(self) -> None:
-        """The clock of the scripts shows the time of this machine, and what was skipped."""
-        self.zone.now_us = (now_ms() + Side.skipped_ms) * 1000
-        await self.zone.advance()
-
-    async def flush(self) -> None:
-        await self.zone.raw.flushdb()
-        await self.set_clock()
-
-    async def look(self) -> None:
-        """Remembers what this Redis holds, as a replica does that hears nothing more."""
-        self.snapshot = await self.zone.dump()
-
-    async def fall_back(self) -> None:
-        """The replica takes over: what came after the look is lost, and the run id is another one."""
-        assert self.snapshot is not None
-        await self.flush()
-        for name, (content, ends_at) in self.snapshot.items():
-            lives_ms = max(ends_at - now_ms(), 1) if ends_at > 0 else 0
-            await self.zone.raw.restore(name, lives_ms, content)
-        self.is_replaced()
-        self.is_fresh = False
-
-    def is_replaced(self) -> None:
-        """Another Redis answers. A connection to it is a new one, so what was asked of the former is old."""
-        self.pipeline.restarts += 1
-        self.parts.live.state._run_ids._asked.clear()
-
-    async def end_leases(self) -> None:
-        """Every lease is over: claims are gone, and whoever sweeps finds what they belonged to."""
-        claims = await self.zone.redis.keys("dsp:*:claim:*")
-        if claims:
-            await self.zone.redis.delete(*claims)
-        Side.skipped_ms += _LEASE_MS + 1_000
-        await self.set_clock()
-
-    async def repair(self) -> None:
-        """What the jobs of a server do within seconds, in a Redis that has come back as another one."""
-        await self.end_leases()
-        self.is_replaced()
-        job = reconcile_job(self.parts, ZONE)
-        await job.run()  # sees that the zone is cold, and has it loaded
-        await self.parts.rehydration.warm(ZONE)
-        await job.run()
-        self.is_fresh = True
-
-
 class World:
     """Two sides on one Postgres, the rules that both are held against, and what was answered."""
 
@@ -201,18 +147,18 @@ class World:
         self.rules = Rules()
         self.history = History()
         self.halted: list[tuple[Side, Journey]] = []
-        #: What each key was first answered with success: act and body.
-        self.answers: dict[str, tuple[Act, bytes]] = {}
-        self.used_keys: dict[str, Act] = {}
+        #: The body that each key was first answered with success.
+        self.answers: dict[str, bytes] = {}
+        self.used_keys: set[str] = set()
+        #: What was sent with which of the user's keys.
+        self.sent: list[tuple[Act, str]] = []
 
     async def reset(self) -> None:
         """Nothing is left of what was before."""
         Side.skipped_ms = 0
-        tables = "trip_requests, driver_details, trip_events, idempotency_keys, trip_offers"
-        await self.postgres.execute(f"TRUNCATE {tables}")
+        await self.postgres.execute(_CLEAR)
         for side in self.sides:
-            await side.flush()
-            side.snapshot, side.is_fresh = None, True
+            await side.begin()
             for driver in self.rules.drivers:
                 side.parts.effects.directory.forget(driver)
         self.begin()
@@ -228,15 +174,14 @@ class World:
         journey.task = asyncio.get_running_loop().create_task(go())
         return journey
 
-    async def rows(self) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Trips and drivers as Postgres has them, in the shape of the rules."""
-        trips = await self.postgres.fetch(
-            "SELECT id, customer_id, current_status, version, driver_id FROM trip_requests"
-        )
-        drivers = await self.postgres.fetch(
-            "SELECT user_id, is_online, availability_status = 'available', version FROM driver_details"
-        )
-        return {row[0]: tuple(row)[1:] for row in trips}, {row[0]: tuple(row)[1:] for row in drivers}
+    async def authority(self) -> Authority:
+        """Who decides."""
+        return await _authority(self.postgres)
+
+    async def rows(self) -> dict[str, Any]:
+        """What Postgres has: trips, how many events each has, drivers, and the keys that have an answer."""
+        found: dict[str, Any] = orjson.loads(await self.postgres.fetchval(_ROWS))
+        return found
 
     async def hear(self) -> None:
         """Notes what the streams hold."""
@@ -287,70 +232,57 @@ async def _execute(parts: Services, act: Act, key: IdempotencyKey | None) -> Ans
         return Answer(503, b'{"response_code":"outcome_unknown"}')
 
 
+async def _authority(postgres: asyncpg.Connection) -> Authority:
+    row = await postgres.fetchrow("SELECT engine, fence FROM zone_authorities WHERE zone = $1", ZONE)
+    assert row is not None
+    return Authority(Engine(row["engine"]), row["fence"])
+
+
 @contextlib.asynccontextmanager
-async def open_world(backend: str, redis_url: str, database_url: str) -> AsyncIterator[World]:
-    """A world whose first side has a Redis of this backend, and whose second has a fake one."""
-    async with (
-        open_zone(backend, redis_url, warm=False) as first,
-        open_zone("fakeredis", redis_url, warm=False) as second,
-        _side(first, redis_url, database_url) as here,
-        _side(second, redis_url, database_url) as there,
-    ):
+async def open_world(
+    backend: str, redis_url: str, database_url: str, *, plant: Plant | None = None
+) -> AsyncIterator[World]:
+    """A world whose first side has a Redis of this backend, and whose second has a fake one.
+
+    Both are servers with the bug `plant`.
+    """
+    async with contextlib.AsyncExitStack() as stack:
         postgres = await asyncpg.connect(database_url)
-        try:
-            yield World((here, there), postgres, database_url)
-        finally:
-            await postgres.close()
+        stack.push_async_callback(postgres.close)
+        sides = []
+        for kind in (backend, "fakeredis"):
+            zone = await stack.enter_async_context(open_zone(kind, redis_url, warm=False))
+            opened = open_side(zone, redis_url, database_url, HaltingCoordinator)
+            side = await stack.enter_async_context(opened)
+            if plant is not None:
+                stack.enter_context(plant(side))
+            commits = side.parts.ledger.commits
+            stack.enter_context(patch.object(commits, "commit", watched(commits.commit, postgres)))
+            sides.append(side)
+        yield World((sides[0], sides[1]), postgres, database_url)
 
 
-@contextlib.asynccontextmanager
-async def _side(zone: Zone, redis_url: str, database_url: str) -> AsyncIterator[Side]:
-    pipeline = _Pipeline(zone.redis, scripts_with_a_clock_set_by_hand())
-
-    @contextlib.asynccontextmanager
-    async def opened(*_: Any, **__: Any) -> AsyncIterator[Pipeline]:
-        yield pipeline
-        await pipeline.close()
-
-    wide = {f"limit_{name}": "100000/60" for name in ("trip_accept", "trip_cancel", "general")}
-    settings = load_settings(
-        halt_at="after_claim",  # any point: journeys say where
-        redis_url=redis_url,
-        database_url=database_url,
-        database_pool=2,
-        claim_lease_ms=_LEASE_MS,
-        **wide,
-    )
-    await zone.advance()
-    with (
-        patch("dispatcher.wings.open_pipeline", opened),
-        patch("dispatcher.composition.Coordinator", HaltingCoordinator),
-        # Nobody lets go of a claim while another waits for it: waiting is cut short.
-        patch.object(coordinator, "_MAX_CLAIMS", 5),
-        patch.object(coordinator, "_MAX_WAIT_S", 0.001),
-        patch.object(coordinator, "_FIRST_WAIT_S", 0.001),
-    ):
-        async with services(settings, Zones()) as parts:
-            _watch_commits(parts)
-            side = Side(zone, parts, pipeline)
-            await side.set_clock()
-            yield side
+Commit = Callable[..., Awaitable[Outcome]]
 
 
-def _watch_commits(parts: Services) -> None:
-    """Has the rules told of each commit, and loses what its journey loses."""
-    commits = parts.ledger.commits
-    commit = commits.commit
+def watched(commit: Commit, postgres: asyncpg.Connection) -> Commit:
+    """Has the rules told of each commit, holds its fence against the row, and loses what its journey loses."""
 
-    async def watched(*args: Any, **options: Any) -> Any:
+    async def commit_and_tell(change: Change, answer: Any, **options: Any) -> Outcome:
         journey = _JOURNEY.get()
         if journey.loses == "request":
             raise OutcomeUnknown("postgres")
-        outcome = await commit(*args, **options)
+        authority = await _authority(postgres)
+        outcome = await commit(change, answer, **options)
+        if outcome.code is OutcomeCode.REPLAY:
+            assert journey.key in journey.rules.keys
+        else:
+            is_old = (change.fence, change.is_fallback) != (authority.fence, authority.is_degraded)
+            assert (outcome.code is OutcomeCode.FENCED) == is_old, (journey.act, outcome.code, authority)
         if outcome.code is OutcomeCode.OK:
-            journey.commit()
+            journey.commit(is_fallback=change.is_fallback)
         if journey.loses == "answer":
             raise OutcomeUnknown("postgres")
         return outcome
 
-    commits.commit = watched  # type: ignore[method-assign]
+    return commit_and_tell
