@@ -198,10 +198,10 @@ def kill_before_commit(city: City, valkey: Valkey, monkeypatch: pytest.MonkeyPat
     commits = city.parts.ledger.commits
     commit = commits.commit
 
-    async def killed(*args: Any) -> Any:
+    async def killed(*args: Any, **options: Any) -> Any:
         kill(valkey)
         monkeypatch.undo()
-        return await commit(*args)
+        return await commit(*args, **options)
 
     monkeypatch.setattr(commits, "commit", killed)
 
