@@ -96,19 +96,57 @@ class Coordinator:
         Raises StoreUnavailable where neither engine could decide, OutcomeUnknown where the commit's
         answer was lost and Postgres could not be asked; either after the request's deadline at most.
         """
-        attempt, deadline = self._attempt(command), self._deadlines.begin()
+        zone = command.zone.name
+        keys, attempt = keys_of(zone), self._attempt(command)
         TRIP_ID.set(attempt.trip_id)
-        try:
-            answer = await self._execute(command, keys_of(command.zone.name), attempt, deadline)
-        except asyncio.CancelledError:
-            if self._deadlines.end(deadline) and deadline.expired():
-                raise StoreUnavailable("the request's time is over") from None
-            raise
-        except BaseException:
-            self._deadlines.end(deadline)
-            raise
-        self._deadlines.end(deadline)
-        return answer
+        with self._deadlines.begin() as deadline:
+            for _ in range(_MAX_PLANS):
+                # Before the claim: what was claimed under an older fence is not committed.
+                authority = self._authorities.of(zone)
+                decider = self._by_ledger if authority.is_degraded else self._by_redis
+                try:
+                    attempt, result, asked_s = await self._claim(decider, command, keys, attempt)
+                except StoreUnavailable:
+                    if authority.is_degraded or not await self._authorities.has_left_redis(zone):
+                        raise
+                    attempt = attempt._replace(resolved=frozenset())
+                    continue
+                if isinstance(result, Answer):
+                    return result
+                if self._halt_at:
+                    await self._halt("after_claim")
+                plan = command.plan(attempt, result)
+                TRIP_ID.set(plan.change.trip_id or "")  # only the claim tells which trip is released
+                answer = self._keyed_answer(attempt, plan, result.now_ms)
+                if self._halt_at:
+                    await self._halt("before_commit")
+                change = plan.change.decided_under(authority.fence, is_fallback=authority.is_degraded)
+                outcome = await self._commit(decider, keys, attempt, change, answer, deadline, asked_s)
+                if outcome.code is OutcomeCode.OK:
+                    if self._halt_at:
+                        await self._halt("after_commit")
+                    told = tellings_of(keys, attempt, plan, answer.stored if answer else None)
+                    await self._settle(decider, told, deadline)
+                    if self._halt_at:
+                        await self._halt("after_settle")
+                    command.committed(result, plan, self._effects)
+                    return Answer(plan.status, plan.body, result.limit)
+                await decider.release(keys, attempt)
+                if outcome.code is OutcomeCode.REPLAY:
+                    return await self._replay(decider, keys, attempt, outcome, result.limit)
+                if outcome.code is OutcomeCode.FENCED:
+                    await self._authorities.read(zone)
+                else:
+                    # Someone was faster in Postgres: the live state is stale, and looked at anew.
+                    log_refusal(
+                        "version_conflict", trip_id=attempt.trip_id, user=command.caller.actor.user_id,
+                        source="postgres",
+                    )  # fmt: skip
+                    # Where Redis is away, the next claim finds out who decides.
+                    with contextlib.suppress(StoreUnavailable):
+                        await decider.catch_up(keys, attempt)
+                attempt = attempt.resolve(Resolved.LIMITS)
+            return claim_refusal(PROBLEM_CODES[ClaimCode.TRIP_BUSY])
 
     def waiting(self) -> dict[str, int]:
         """What goes on in the background: changes to be settled, and claims to be let go of."""
@@ -118,57 +156,6 @@ class Coordinator:
         """Leaves to their lease what Redis could not be told yet."""
         await self._by_redis.close()
         await self._by_ledger.close()
-
-    async def _execute(
-        self, command: Command[ClaimedT], keys: Keys, attempt: Attempt, deadline: Deadline
-    ) -> Answer:
-        zone = command.zone.name
-        for _ in range(_MAX_PLANS):
-            # Before the claim: what was claimed under an older fence is not committed.
-            authority = self._authorities.of(zone)
-            decider = self._by_ledger if authority.is_degraded else self._by_redis
-            try:
-                attempt, result, asked_s = await self._claim(decider, command, keys, attempt)
-            except StoreUnavailable:
-                if authority.is_degraded or not await self._authorities.has_left_redis(zone):
-                    raise
-                attempt = attempt._replace(resolved=frozenset())
-                continue
-            if isinstance(result, Answer):
-                return result
-            if self._halt_at:
-                await self._halt("after_claim")
-            plan = command.plan(attempt, result)
-            TRIP_ID.set(plan.change.trip_id or "")  # only the claim tells which trip is released
-            answer = self._keyed_answer(attempt, plan, result.now_ms)
-            if self._halt_at:
-                await self._halt("before_commit")
-            change = plan.change._replace(fence=authority.fence, is_fallback=authority.is_degraded)
-            outcome = await self._commit(decider, keys, attempt, change, answer, deadline, asked_s)
-            if outcome.code is OutcomeCode.OK:
-                if self._halt_at:
-                    await self._halt("after_commit")
-                told = tellings_of(keys, attempt, plan, answer.stored if answer else None)
-                await self._settle(decider, told, deadline)
-                if self._halt_at:
-                    await self._halt("after_settle")
-                command.committed(result, plan, self._effects)
-                return Answer(plan.status, plan.body, result.limit)
-            await decider.release(keys, attempt)
-            if outcome.code is OutcomeCode.REPLAY:
-                return await self._replay(decider, keys, attempt, outcome, result.limit)
-            if outcome.code is OutcomeCode.FENCED:
-                await self._authorities.read(zone)
-            else:
-                # Someone was faster in Postgres: the live state is stale. Look again, once it is not.
-                log_refusal(
-                    "version_conflict", trip_id=attempt.trip_id, user=command.caller.actor.user_id,
-                    source="postgres",
-                )  # fmt: skip
-                with contextlib.suppress(StoreUnavailable):  # the next claim finds out who decides then
-                    await decider.catch_up(keys, attempt)
-            attempt = attempt.resolve(Resolved.LIMITS)
-        return claim_refusal(PROBLEM_CODES[ClaimCode.TRIP_BUSY])
 
     def _attempt(self, command: Command[Any]) -> Attempt:
         caller = command.caller

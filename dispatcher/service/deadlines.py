@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable
+from types import TracebackType
 from typing import Final, TypeVar
 
 from dispatcher.core.errors import StoreUnavailable
@@ -17,10 +18,13 @@ _TICKS: Final = 32
 class Deadline:
     """When a request's time is over; its task is cancelled then, as by asyncio.timeout."""
 
-    __slots__ = ("_cancelling", "_is_expired", "at_s", "task")
+    __slots__ = ("_cancelling", "_is_expired", "_open", "at_s", "task")
 
-    def __init__(self, task: asyncio.Task[object], at_s: float) -> None:
+    def __init__(
+        self, task: asyncio.Task[object], at_s: float, open_deadlines: dict[Deadline, None]
+    ) -> None:
         self.task = task
+        self._open = open_deadlines
         #: By the event loop's clock.
         self.at_s = at_s
         self._cancelling = task.cancelling()
@@ -35,9 +39,21 @@ class Deadline:
         self._is_expired = True
         self.task.cancel()
 
-    def uncancel(self) -> bool:
-        """Takes the cancellation back; False where somebody else has cancelled the task, too."""
-        return not self._is_expired or self.task.uncancel() <= self._cancelling
+    def __enter__(self) -> Deadline:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """The request has ended. Raises StoreUnavailable where its time was over, and nobody else has
+        cancelled its task."""
+        self._open.pop(self, None)
+        if (
+            self._is_expired
+            and self.task.uncancel() <= self._cancelling
+            and kind is asyncio.CancelledError
+        ):
+            raise StoreUnavailable("the request's time is over") from None
 
 
 class Deadlines:
@@ -49,11 +65,11 @@ class Deadlines:
         self._is_ticking = False
 
     def begin(self) -> Deadline:
-        """The deadline of the current task's request."""
+        """The deadline of the current task's request, which is to be left once that has ended."""
         loop = asyncio.get_running_loop()
         task = asyncio.current_task(loop)
         assert task is not None
-        deadline = Deadline(task, loop.time() + self._allowed_s)
+        deadline = Deadline(task, loop.time() + self._allowed_s, self._open)
         self._open[deadline] = None
         if not self._is_ticking:
             self._is_ticking = True
@@ -62,23 +78,8 @@ class Deadlines:
 
     async def keep(self, work: Awaitable[T]) -> T:
         """Does a request's work within its time. Raises StoreUnavailable once that is over."""
-        deadline = self.begin()
-        try:
-            result = await work
-        except asyncio.CancelledError:
-            if self.end(deadline) and deadline.expired():
-                raise StoreUnavailable("the request's time is over") from None
-            raise
-        except BaseException:
-            self.end(deadline)
-            raise
-        self.end(deadline)
-        return result
-
-    def end(self, deadline: Deadline) -> bool:
-        """The request has ended. False where its task was cancelled by somebody else, too."""
-        self._open.pop(deadline, None)
-        return deadline.uncancel()
+        with self.begin():
+            return await work
 
     def _tick(self, loop: asyncio.AbstractEventLoop) -> None:
         now_s = loop.time()

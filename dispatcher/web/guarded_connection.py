@@ -6,7 +6,8 @@ disconnected. An honest call costs a subtraction and a few comparisons. What is 
 and is held by `tests/unit/test_guarded_connection.py`:
 
 - `RequestHandler.start` takes from `_messages`, 32 at most, what was parsed;
-- aiohttp's own holds are `_reading_paused` and `_buffer_paused`; `_resume_transport_reading` ends them.
+- aiohttp's own holds are `_reading_paused` and `_buffer_paused`; `resume_reading` ends them, and then
+  `_resume_transport_reading` reads on.
 """
 
 from __future__ import annotations
@@ -138,6 +139,11 @@ class GuardedConnection(TimedConnection):
             self._is_holding = True
             self._pause_transport_reading()
             self._next_turn = self._loop.call_soon(self._take_next_part)
+
+    def resume_reading(self, resume_parser: bool = True) -> None:
+        # aiohttp asks for it with each body that is read, and parses and resumes though nothing is held.
+        if self._reading_paused or self._buffer_paused or self._is_holding:
+            super().resume_reading(resume_parser)
 
     def _resume_transport_reading(self) -> None:
         if not self._is_holding:

@@ -5,7 +5,7 @@ The boundary around them says who calls, reads and checks what was sent, and cou
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Collection
+from collections.abc import Awaitable, Callable, Collection, Coroutine
 from typing import Any, Final
 
 from aiohttp import hdrs, web
@@ -125,12 +125,13 @@ class Handlers:
     async def driver_state(self, actor: Actor, _: query_parameters.NoParameters) -> dict[str, Any]:
         return await self._snapshots.driver_state(actor)
 
-    async def trip_action(self, caller: Caller, body: requests.TripAction) -> Answer:
+    # No coroutine of its own: it would be woken with the coordinator's.
+    def trip_action(self, caller: Caller, body: requests.TripAction) -> Coroutine[Any, Any, Answer]:
         command = trip_action(
             self._zones, caller, body.action, body.trip_request_id,
             version=body.version, reason=body.reason,
         )  # fmt: skip
-        return await self._coordinator.execute(command)
+        return self._coordinator.execute(command)
 
     async def availability(self, caller: Caller, body: requests.Availability) -> Answer:
         return await self._availability_change.make(caller, body)

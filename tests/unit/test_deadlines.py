@@ -6,18 +6,17 @@ import asyncio
 
 import pytest
 
+from dispatcher.core.errors import StoreUnavailable
 from dispatcher.service.deadlines import Deadline, Deadlines
 
 
 async def _wait(deadlines: Deadlines, event: asyncio.Event) -> tuple[str, Deadline]:
     deadline = deadlines.begin()
     try:
-        await event.wait()
-    except asyncio.CancelledError:
-        if deadlines.end(deadline) and deadline.expired():
-            return "expired", deadline
-        raise
-    deadlines.end(deadline)
+        with deadline:
+            await event.wait()
+    except StoreUnavailable:
+        return "expired", deadline
     return "done", deadline
 
 
