@@ -12,7 +12,8 @@ from dispatcher.config import Settings
 from dispatcher.core.zones import Zones
 from dispatcher.live.deliveries import DeliveryScripts
 from dispatcher.live.keys import keys_of
-from dispatcher.live.pubsub import Publisher, Subscriber
+from dispatcher.live.publisher import Publisher
+from dispatcher.live.pubsub import Subscriber
 from dispatcher.live.zone_view import ZoneViewScripts
 from dispatcher.observe.series import know_zones
 from dispatcher.observe.tracing import Tracing

@@ -14,10 +14,7 @@ from redis.exceptions import RedisError, ResponseError
 
 from dispatcher.core.errors import StoreUnavailable
 from dispatcher.live.channel_nodes import ChannelNodes
-from dispatcher.live.keys import keys_of
-from dispatcher.live.pipeline import Pipeline
 from dispatcher.live.protocol import RedisProtocol
-from dispatcher.live.settlement import Message
 
 log = structlog.get_logger("dispatcher.pubsub")
 
@@ -185,13 +182,20 @@ class _Link:
             await self._listen()
         except (StoreUnavailable, RedisError, OSError, TimeoutError) as error:
             log.warning("subscription lost", channels=len(self._channels), error=str(error))
+        except Exception:
+            # Whatever it was, a link that has ended without a word would leave its users deaf for good.
+            log.exception("subscription failed", channels=len(self._channels))
         finally:
             self._connection = None
             confirmed, self._confirmed = list(self._confirmed), set()
             self._subscriber.lost(confirmed)
         await asyncio.sleep(_RETRY_S)
-        with contextlib.suppress(StoreUnavailable, RedisError, OSError, TimeoutError):
+        try:
             await self._nodes.look_again()
+        except (StoreUnavailable, RedisError, OSError, TimeoutError):
+            pass  # asked again when the next connection is lost
+        except Exception:
+            log.exception("nodes of channels not found")
         self._subscriber.left(self._node, list(self._channels))
 
     async def _listen(self) -> None:
@@ -276,21 +280,3 @@ class _Subscription(RedisProtocol):
                 self.transport.write(hiredis.pack_command(("PING",)))
                 asked = True
         raise ConnectionError(str(self._error or "closed"))
-
-
-class Publisher:
-    """Sends messages to the servers that have a socket of their addressee."""
-
-    def __init__(self, pipeline: Pipeline) -> None:
-        self._pipeline = pipeline
-
-    async def publish(self, zone: str, messages: list[Message]) -> None:
-        """Sends frames to users, who know of the zone. Raises StoreUnavailable."""
-        keys = keys_of(zone)
-        await asyncio.gather(
-            *(
-                self._pipeline.command("SPUBLISH", keys.channel(address), message.frame)
-                for message in messages
-                for address in message.to
-            )
-        )

@@ -12,7 +12,7 @@ from dispatcher.core.actors import Role, address_of
 from dispatcher.core.errors import StoreUnavailable
 from dispatcher.live.keys import keys_of
 from dispatcher.live.positions import DriverFix
-from dispatcher.live.pubsub import Publisher
+from dispatcher.live.publisher import Publisher
 from dispatcher.live.settlement import Message
 from dispatcher.live.state import StateScripts
 

@@ -16,7 +16,8 @@ from dispatcher.live.deployment import open_pipeline
 from dispatcher.live.keys import keys_of
 from dispatcher.live.limits import LimitScripts
 from dispatcher.live.pipeline import Pipeline
-from dispatcher.live.pubsub import Listener, Publisher, Subscriber
+from dispatcher.live.publisher import Publisher
+from dispatcher.live.pubsub import Listener, Subscriber
 from dispatcher.live.settlement import Message
 from dispatcher.resources import LUA_DIR
 from tests.harness.lua_zone import limit

@@ -17,6 +17,7 @@ import redis.asyncio
 from dispatcher.core.errors import ReplyLost, StoreUnavailable
 from dispatcher.embedded.packages import valkey_program
 from dispatcher.live import pubsub
+from dispatcher.live.channel_nodes import channel_nodes
 from dispatcher.live.client import connect
 from dispatcher.live.keys import keys_of
 from dispatcher.live.limits import LimitScripts
@@ -244,3 +245,25 @@ async def test_a_subscription_is_given_up_though_nobody_tells_of_its_end(
         await asyncio.wait_for(subscription.watch(), 10)
     await connection.disconnect(nowait=True)
     await client.connection_pool.release(connection)
+
+
+async def test_whatever_ends_a_subscription_it_is_made_anew(
+    redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An error that nobody foresaw, of a library in the middle of a handshake, leaves nobody deaf."""
+    monkeypatch.setattr(pubsub, "_RETRY_S", 0.01)
+    nodes, stands, failures = channel_nodes(redis_url), asyncio.Event(), [AttributeError("_writer")] * 3
+    make = nodes.connect
+
+    def fail_first(node: Any) -> Any:
+        if failures:
+            raise failures.pop()
+        return make(node)
+
+    monkeypatch.setattr(nodes, "connect", fail_first)
+    subscriber = pubsub.Subscriber(nodes)
+    subscriber.subscribe("push", pubsub.Listener(lambda _: None, stands.set))
+    async with asyncio.timeout(10):
+        await stands.wait()
+    await subscriber.stop()
+    assert not failures

@@ -18,7 +18,8 @@ from dispatcher.live.keys import keys_of
 from dispatcher.live.limits import LimitScripts
 from dispatcher.live.pipeline import Pipeline
 from dispatcher.live.preflight import check_redis
-from dispatcher.live.pubsub import Listener, Publisher, Subscriber
+from dispatcher.live.publisher import Publisher
+from dispatcher.live.pubsub import Listener, Subscriber
 from dispatcher.live.settlement import Message
 from tests.harness.lua_zone import limit
 from tests.harness.valkey_nodes import SentinelGroup, free_ports

@@ -14,7 +14,8 @@ from dispatcher.core.errors import StoreUnavailable
 from dispatcher.core.zones import Zone, Zones
 from dispatcher.live.channel_nodes import channel_nodes
 from dispatcher.live.keys import keys_of
-from dispatcher.live.pubsub import Listener, Publisher, Subscriber
+from dispatcher.live.publisher import Publisher
+from dispatcher.live.pubsub import Listener, Subscriber
 from dispatcher.live.settlement import Message
 from tests.harness.services import City, code_of, driver, open_city
 from tests.harness.valkey_nodes import ValkeyCluster, zones_on_each_node
