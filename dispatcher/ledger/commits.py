@@ -258,7 +258,9 @@ class Commits:
         _fail(self._held.take_overdue(), StoreUnavailable("row is locked by another session"))
         try:
             locked = await self._locked(self._held.changes) if self._held else set()
-        except _NOT_TOLD:
+        except Exception as error:
+            if not isinstance(error, _NOT_TOLD):
+                log.exception("held changes cannot be looked at")  # and the others are committed
             self._held.add((), wait_s=0)  # later
             return
         self._waiting.extendleft(reversed(self._held.take_free(locked)))

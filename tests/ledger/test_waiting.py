@@ -18,6 +18,7 @@ from dispatcher.core.errors import OutcomeUnknown, StoreUnavailable
 from dispatcher.core.times import moment
 from dispatcher.ledger import commits as commits_module
 from dispatcher.ledger.changes import Outcome, OutcomeCode
+from dispatcher.ledger.commit_session import CommitSession
 from dispatcher.ledger.commits import Commits
 from dispatcher.ledger.database import Database
 from tests.ledger.harness import AT_MS, LedgerDatabase, create, driver, open_commits, start_with, step
@@ -83,6 +84,31 @@ async def test_a_row_that_stays_locked_is_given_up_and_nothing_was_written(
         assert time.monotonic() - started < 1.5
     assert await commits.commit(driver(version=0, set_online=False)) == OK
     await commits.close()
+
+
+async def test_a_look_that_fails_as_nobody_foresaw_ends_no_commits(
+    ledger: LedgerDatabase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await start_with(ledger, create())
+    async with open_commits(ledger.url) as commits:
+        look, failures = CommitSession.locked, [RuntimeError("what is this?")] * 2
+
+        async def fail_first(self: CommitSession, subjects: Any) -> Any:
+            if failures:
+                raise failures.pop()
+            return await look(self, subjects)
+
+        async with _held_by_another(ledger, "SELECT FROM trip_requests FOR UPDATE"):
+            waiting = asyncio.create_task(commits.commit(step("z_1", 0, "expired")))
+            async with asyncio.timeout(5):
+                while not commits.queue()["held"]:
+                    await asyncio.sleep(0.01)
+            monkeypatch.setattr(CommitSession, "locked", fail_first)
+            async with asyncio.timeout(5):
+                while failures:
+                    await asyncio.sleep(0.01)
+            assert await commits.commit(create("z_2")) == OK
+        assert await waiting == OK
 
 
 async def test_what_is_to_be_sent_by_a_time_is_not_sent_later(ledger: LedgerDatabase) -> None:
