@@ -121,6 +121,7 @@ class Settings(BaseSettings):
     limit_trip_cancel: RateSetting = Field(Rate(5, 60), description="cancellations and endings per user")
     limit_location_update: RateSetting = Field(Rate(100, 60), description="location calls per driver")
     limit_general: RateSetting = Field(Rate(60, 60), description="every other call per user")
+    limit_operator: RateSetting = Field(Rate(600, 60), description="all calls of an admin")
     limit_anonymous: RateSetting = Field(
         Rate(60, 60), description="calls without a valid identity, per client IP"
     )

@@ -53,7 +53,7 @@ except ImportError:
     shapely = None
 
 #: The classes whose limits a zone may set: those that are counted for each user.
-_LimitClass = Literal["trip_accept", "trip_cancel", "location_update", "general"]
+_LimitClass = Literal["trip_accept", "trip_cancel", "location_update", "general", "operator"]
 
 _SETTING: Final = "DISPATCHER_ZONES_FILE"
 #: Each position of a zone's drivers is compared with all of them.

@@ -13,6 +13,7 @@ class LimitClass(StrEnum):
     TRIP_CANCEL = "trip_cancel"
     LOCATION_UPDATE = "location_update"
     GENERAL = "general"
+    OPERATOR = "operator"
     ANONYMOUS = "anonymous"
     IP = "ip"
 

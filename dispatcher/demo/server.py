@@ -115,7 +115,7 @@ def _server_settings(
         "limit_connection": "off",
         "max_connections_per_ip": "1000000",
     }
-    for name in ("trip_accept", "trip_cancel", "location_update", "general"):
+    for name in ("trip_accept", "trip_cancel", "location_update", "general", "operator"):
         adapted[f"limit_{name}"] = str(_scaled_rate(getattr(settings, f"limit_{name}"), speed))
     adapted = {name: value for name, value in adapted.items() if name not in explicit}
     if settings.zones_file is None:

@@ -49,6 +49,7 @@ class RateLimits:
             LimitClass.TRIP_CANCEL: settings.limit_trip_cancel,
             LimitClass.LOCATION_UPDATE: settings.limit_location_update,
             LimitClass.GENERAL: settings.limit_general,
+            LimitClass.OPERATOR: settings.limit_operator,
             LimitClass.ANONYMOUS: settings.limit_anonymous,
             LimitClass.IP: settings.limit_ip,
         }
@@ -58,10 +59,14 @@ class RateLimits:
     ) -> list[Limit]:
         """The limits on one call: per user where one is known, per client IP where none is.
 
-        The dispatcher's own changes are not limited.
+        Whatever an admin calls counts as `operator`: their screens ask more than an app, and what they
+        do is not held against what the app of a user of the same id may. The dispatcher's own changes
+        are not limited.
         """
         if actor is not None and actor.role is Role.SYSTEM:
             return []
+        if actor is not None and actor.role is Role.ADMIN:
+            limit_class = LimitClass.OPERATOR
         rate, shared_log = self._rates[limit_class], DEFAULT_ZONE
         if zone is not None and not self._has_one_node:
             shared_log = zone.name
@@ -110,8 +115,8 @@ class RateLimits:
     async def refuse(self, refusal: Refusal, actor: Actor | None, ip: str | None) -> Answer:
         """Answers a call that was refused before anything counted it, and counts it.
 
-        Counts a known user's call as `general`, a stranger's as `anonymous`. Raises StoreUnavailable
-        for a known user: a stranger's wrong token stays wrong, whoever is away.
+        Counts a known user's call as `general` (an admin's: `operator`), a stranger's as `anonymous`.
+        Raises StoreUnavailable for a known user: a stranger's wrong token stays wrong, whoever is away.
         """
         limit_class = LimitClass.ANONYMOUS if actor is None else LimitClass.GENERAL
         try:

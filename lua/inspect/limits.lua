@@ -16,7 +16,7 @@ local function whole(number)
 end
 --- @end
 local epoch, subject = KEYS[1], ARGV[1]
-local CLASSES = { 'trip_accept', 'trip_cancel', 'location_update', 'general', 'anonymous', 'ip' }
+local CLASSES = { 'trip_accept', 'trip_cancel', 'location_update', 'general', 'operator', 'anonymous', 'ip' }
 
 local prefix = string.match(epoch or '', '^(dsp:{[^}]+}:)epoch$')
 if not prefix or not subject then

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from dispatcher.core.actors import Actor, Role
 from dispatcher.core.callers import Caller
+from dispatcher.core.limits import LimitClass
 from dispatcher.core.zones import Zone, Zones
 from tests.harness.services import City, driver, open_city
 
@@ -52,3 +54,24 @@ async def test_a_zone_s_own_limit_of_positions(redis_url: str, database_url: str
             "d2": [202, 202, 202, 429],
             "nobody": [409, 409, 409, 429],
         }
+
+
+async def test_an_operator_has_an_allowance_of_their_own(redis_url: str, database_url: str) -> None:
+    """Whatever they do counts against it, and nothing of it against the app of a user of the same id."""
+    admin = Actor("d1", Role.ADMIN)
+    async with open_city(
+        redis_url, database_url, limit_operator="4/60", limit_general="1/60", limit_trip_cancel="1/60"
+    ) as city:
+        trips = [await city.trip(customer=f"r{i}") for i in range(3)]
+        answers = [await city.act(admin, "cancel", trip) for trip in trips]
+        assert [answer.status for answer in answers] == [200] * 3
+        assert answers[-1].limit is not None
+        assert answers[-1].limit.name == "operator"
+        limits = city.parts.limits
+        asked = await limits.count(LimitClass.GENERAL, admin, None)
+        assert asked is not None
+        assert (asked.name, asked.remaining) == ("operator", 0)
+        assert (await city.act(admin, "cancel", "default_none")).status == 429
+        own = await limits.count(LimitClass.GENERAL, driver("d1"), None)
+        assert own is not None
+        assert (own.name, own.remaining) == ("general", 0)

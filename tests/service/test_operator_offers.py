@@ -128,7 +128,7 @@ async def test_an_offer_by_hand_and_an_accept_at_once_have_one_winner(city: City
 
 
 async def test_it_counts_against_the_operators_limit(redis_url: str, database_url: str) -> None:
-    async with open_city(redis_url, database_url, limit_general="2/60") as city:
+    async with open_city(redis_url, database_url, limit_operator="2/60") as city:
         trip = await city.trip(customer="r9")
         first = await ask(city, trip, "nobody")
         assert first.limit is not None
