@@ -1,15 +1,25 @@
 // The admin API: questions, and changes with a key that is made once for each intent.
 
-/** A call that was refused; `problem` is the answer's body. */
+/** A call that was refused; `problem` is the answer's body, `retryAfterS` what the answer asks to wait for. */
 export class Refused extends Error {
-  constructor(problem) {
+  constructor(problem, retryAfterS = 0) {
     super(problem.message);
     this.problem = problem;
+    this.retryAfterS = retryAfterS;
   }
 }
 
 /** A call that got no answer: the server is away, or the network. */
 export class Unanswered extends Error {}
+
+/** Refusals of what may be under way, or have been done, or be done in a moment. */
+const PASSING_CODES = new Set(["request_in_progress", "trip_busy", "request_timeout"]);
+
+/** Whether asking the same again may be answered otherwise: nothing that was answered has settled it. */
+export function mayPass(error) {
+  if (error instanceof Unanswered) return true;
+  return error instanceof Refused && (error.problem.status === 429 || error.problem.status >= 500 || PASSING_CODES.has(error.problem.response_code));
+}
 
 /** Sends calls with a token. `onUnauthorized(message)` hears that the token is refused. */
 export class Api {
@@ -39,8 +49,8 @@ export class Api {
       try {
         return await this.#send("POST", path, body, key);
       } catch (error) {
-        const mayPass = error instanceof Unanswered || [502, 503, 504].includes(error.problem?.status) || error.problem?.response_code === "request_in_progress";
-        if (!mayPass || attempt === 3) throw error;
+        // Who is beyond a limit is told how long to wait: longer than a dialog stays.
+        if (!mayPass(error) || error.problem?.status === 429 || attempt === 3) throw error;
         await new Promise((resolve) => setTimeout(resolve, 400 * 2 ** attempt * (0.5 + Math.random() / 2)));
       }
     }
@@ -62,7 +72,7 @@ export class Api {
     if (response.ok) return answer;
     const problem = { status: response.status, ...answer };
     if (response.status === 401) this.onUnauthorized(problem.message);
-    throw new Refused(problem);
+    throw new Refused(problem, Number(response.headers.get("Retry-After")) || 0);
   }
 }
 

@@ -1,7 +1,7 @@
 // Short notices, and dialogs that ask before anything is done.
 
 import { byId, h } from "./dom.js";
-import { newKey, Refused, Unanswered } from "./api.js";
+import { mayPass, newKey, Refused, Unanswered } from "./api.js";
 import { problemText } from "./words.js";
 
 const SHOWN_MS = 6000;
@@ -22,7 +22,8 @@ export function faultText(error) {
 
 /**
  * Asks, and does it when confirmed. `fields` are elements to fill in; `run(key)` does it and returns
- * what to say. One opening of the dialog is one intent, so it has one key.
+ * what to say. One opening of the dialog is one intent, so it has one key until there is an answer:
+ * what was sent may have been done, and a second click then learns of it.
  */
 export function confirmAction({ title, text, fields = [], action, isDanger = false, isReady = () => true, run }) {
   const dialog = byId("confirm");
@@ -50,7 +51,7 @@ export function confirmAction({ title, text, fields = [], action, isDanger = fal
       notify(said);
     } catch (error) {
       fault.textContent = faultText(error);
-      key = newKey();
+      if (!mayPass(error)) key = newKey();
       check();
     }
   });
