@@ -27,6 +27,9 @@ from dispatcher.service.reads import offer_from_row
 
 #: How far back the latest trips are looked for: the first reach that fills a page is enough.
 _REACHES: Final = (timedelta(minutes=10), timedelta(hours=2), timedelta(days=1), timedelta(days=60))
+#: Of a driver, beside what they do now.
+_LAST_TRIPS: Final = 10
+_LAST_OFFERS: Final = 15
 
 
 class OperatorReads:
@@ -195,7 +198,7 @@ class OperatorReads:
 
         `driver`; `fix` with its age in s, or None; `presence` until when, and its connections; `trip`,
         which they have; `offers` that are open; their place in a `queue`; `obstacles`, codes in the
-        order in which they matter.
+        order in which they matter; their `last_trips` and `last_offers`, the latest first.
         """
         saved = await self._database.driver(driver_id)
         if saved is None:
@@ -228,7 +231,15 @@ class OperatorReads:
             ],
             "queue": await self._queues.place_of(driver),
             "obstacles": self._obstacles(driver, fix, present_ms, len(offers), at_ms),
+            "last_trips": await self._last_trips(driver_id),
+            "last_offers": (await self.driver_offers(driver_id, None, _LAST_OFFERS))["offers"],
         }  # fmt: skip
+
+    async def _last_trips(self, driver_id: str) -> list[dict[str, Any]]:
+        found = await self.trips(
+            search=driver_id, zone=None, statuses=None, after=None, limit=_LAST_TRIPS
+        )
+        return list(found["trips"])
 
     async def _fix(self, keys: Keys, driver_id: str) -> Fix | None:
         (seen,) = await self._views.read_drivers(keys, [driver_id])

@@ -191,9 +191,15 @@ class Handlers:
     async def driver_offers(self, _: Actor, query: query_parameters.DriverOffersQuery) -> dict[str, Any]:
         return await self._operator_reads.driver_offers(query.driver_id, query.after, query.limit)
 
-    async def timeline(self, _: Actor, path: query_parameters.TripPath) -> dict[str, Any]:
-        events = await self._reads.timeline(path.id)
-        return {"trip_id": path.id, "events": events, "offers": await self._reads.offers(path.id)}
+    async def timeline(self, actor: Actor, path: query_parameters.TripPath) -> dict[str, Any]:
+        # The events last: they are then at least as new as the trip.
+        trip, offers = await self._reads.trip(actor, path.id), await self._reads.offers(path.id)
+        return {
+            "trip_id": path.id,
+            "trip": trip.to_json(),
+            "events": await self._reads.timeline(path.id),
+            "offers": offers,
+        }
 
     async def abandoned(self, _: Actor, query: query_parameters.AbandonedQuery) -> dict[str, Any]:
         return {"trips": await self._reads.abandoned(query.zone, query.older_than_s)}

@@ -153,11 +153,12 @@ class TripEvent(Body):
 
 
 class Timeline(Body):
-    """The history of a trip, an event a version; and who was asked."""
+    """The trip, its history, an event a version; and who was asked."""
 
     model_config = example(
         {
             "trip_id": TRIP["id"],
+            "trip": TRIP,
             "events": [
                 {
                     "version": 1, "event": "accepted", "actor_id": "driver-1", "actor_role": "driver",
@@ -172,6 +173,7 @@ class Timeline(Body):
     )  # fmt: skip
 
     trip_id: TripId
+    trip: Trip
     events: list[TripEvent]
     offers: list[TripOffer]
 

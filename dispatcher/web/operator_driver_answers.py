@@ -116,6 +116,8 @@ class DriverNow(Body):
             ],
             "queue": None,
             "obstacles": [],
+            "last_trips": [TRIP],
+            "last_offers": [{"trip_id": TRIP["id"], **OFFER}],
         }
     )  # fmt: skip
 
@@ -126,6 +128,8 @@ class DriverNow(Body):
     offers: list[HeldOffer]
     queue: PlaceInQueue | None
     obstacles: list[Obstacle]
+    last_trips: list[Trip]
+    last_offers: list[DriverOffer]
 
 
 class FilterSaid(Body):

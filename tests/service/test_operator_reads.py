@@ -149,6 +149,10 @@ async def test_a_driver_with_all_that_keeps_offers_away(city: City, reads: Opera
     page = await reads.driver("d1")
     assert page["obstacles"] == ["active_trip"]
     assert page["trip"]["id"] == trip
+    assert [found["id"] for found in page["last_trips"]] == [trip]
+    await save_offers(city)
+    (offered,) = (await reads.driver("d1"))["last_offers"]
+    assert (offered["trip_id"], offered["outcome"]) == (trip, "accepted")
     await city.redis("HSET", city.keys().driver("d1"), "fix_ms", 1)
     assert (await reads.driver("d1"))["obstacles"] == ["active_trip", "stale_position"]
     with pytest.raises(Refusal) as refused:

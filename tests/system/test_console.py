@@ -3,139 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import re
-from collections.abc import AsyncIterator
-from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 import aiohttp
 import asyncpg
-import pytest
-from playwright.async_api import Browser, Page, expect
+from playwright.async_api import expect
 
-from tests.harness.browser import CHROMIUM, NO_CHROMIUM, WAIT_MS, Faults, open_browser
+from tests.harness.console import NEEDS_CHROMIUM, SETTINGS, Apps
 from tests.harness.servers import Serve, Server, make_token
 
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason=NO_CHROMIUM)
-
-#: Where CI keeps what the console looked like.
-SCREENSHOTS = os.environ.get("CONSOLE_SCREENSHOTS")
-HERE = {"lat": 40.7559, "lng": -73.9864}
+pytestmark = NEEDS_CHROMIUM
 MARKUP = "<img src=x onerror=\"document.title='run'\"><b>late</b>"
-expect.set_options(timeout=WAIT_MS)
-_SETTINGS = {
-    f"DISPATCHER_LIMIT_{name}": "off" for name in ("TRIP_ACCEPT", "LOCATION_UPDATE", "GENERAL")
-} | {"DISPATCHER_POSITION_FLUSH_S": "0.2", "DISPATCHER_DRAIN_S": "0"}  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-async def browser() -> AsyncIterator[Browser]:
-    async with open_browser() as started:
-        yield started
-
-
-class Screen:
-    """A page of the console, and whatever went wrong in it."""
-
-    def __init__(self, page: Page, server: Server) -> None:
-        self.page = page
-        self.server = server
-        self.faults = Faults(page, server.url)
-        page.set_default_timeout(WAIT_MS)
-
-    async def sign_in(self) -> None:
-        """Opens the link that signs in, as the demo prints it."""
-        token = make_token("operator-1", "admin")
-        await self.page.goto(f"{self.server.url}/console#token={token}")
-        await expect(self.page.locator("#link")).to_have_text("Live")
-
-    async def go(self, place: str) -> None:
-        await self.page.goto(f"{self.server.url}/console#/{place}")
-
-    def row(self, id_: str) -> Any:
-        """The row of an id, or those of all ids that begin so."""
-        return self.page.locator(f'.rows li:has(a[title^="{id_}"])')
-
-    async def expect_state(self, trip: str, state: str) -> None:
-        await expect(self.row(trip).locator(".state")).to_have_text(state)
-
-    async def keep(self, name: str) -> None:
-        """Keeps a picture for whoever looks at CI's files."""
-        if SCREENSHOTS:
-            await self.page.screenshot(path=Path(SCREENSHOTS) / f"{name}.png")
-
-
-@pytest.fixture
-async def open_screen(browser: Browser) -> AsyncIterator[Any]:
-    """Opens screens, and finds at the end that none of them broke its rules."""
-    screens: list[Screen] = []
-    contexts = []
-
-    async def opened(server: Server, **options: Any) -> Screen:
-        context = await browser.new_context(**{"viewport": {"width": 1280, "height": 800}, **options})
-        contexts.append(context)
-        screens.append(Screen(await context.new_page(), server))
-        return screens[-1]
-
-    yield opened
-    for context in contexts:
-        await context.close()
-    assert [fault for screen in screens for fault in screen.faults] == []
-
-
-class Apps:
-    """The apps of drivers and riders, who call over HTTP; drivers are connected as well."""
-
-    def __init__(self, server: Server, session: aiohttp.ClientSession) -> None:
-        self._server = server
-        self._session = session
-        self._sockets: list[aiohttp.ClientWebSocketResponse] = []
-
-    async def post(self, path: str, role: str, user: str, body: dict[str, Any], **headers: str) -> Any:
-        headers["Authorization"] = f"Bearer {make_token(user, role)}"
-        url = f"{self._server.url}/api/{path}"
-        async with self._session.post(url, json=body, headers=headers) as response:
-            answer = await response.json(content_type=None)
-            assert response.status < 300, answer
-            return answer
-
-    async def online(self, *names: str, **headers: str) -> None:
-        for i, name in enumerate(names):
-            body = {"is_online": True, "availability_status": "available",
-                    "location": {**HERE, "lat": HERE["lat"] + i * 0.004}}  # fmt: skip
-            await self.post("driver/availability", "driver", name, body)
-            # Who has no socket is present only once their calls have been told of.
-            headers["Authorization"] = f"Bearer {make_token(name, 'driver')}"
-            socket = await self._session.ws_connect(f"{self._server.url}/ws", headers=headers)
-            await socket.receive()
-            self._sockets.append(socket)  # nobody else holds it
-
-    async def move(self, name: str, lat: float, lng: float) -> None:
-        await self.post("driver/ride/location", "driver", name, {"lat": lat, "lng": lng})
-
-    async def ask(self, rider: str = "rider-1", **more: Any) -> str:
-        body = {"pickup": HERE, "dropoff": {"lat": 40.78, "lng": -73.95}, **more}
-        return str((await self.post("customer/ride/create", "customer", rider, body))["trip"]["id"])
-
-    async def act(self, name: str, action: str, trip: str) -> None:
-        await self.post(
-            "driver/ride/trip-action", "driver", name, {"action": action, "trip_request_id": trip}
-        )
-
-
-@pytest.fixture
-async def server(serve: Serve) -> Server:
-    return await serve(env=_SETTINGS)
-
-
-@pytest.fixture
-async def apps(server: Server) -> AsyncIterator[Apps]:
-    async with aiohttp.ClientSession() as session:
-        yield Apps(server, session)
-
-
 #: As a round of matching keeps it with an offer.
 _SCORE = """{"total_s": 57.5, "way_s": 60.0, "waiting_s": -2.5, "idle_s": 0.0, "turned_down_s": 0.0,
     "open_offers_s": 0.0, "next": [{"driver_id": "d-2", "total_s": 80.0}]}"""
@@ -364,7 +244,7 @@ async def test_it_comes_back_after_a_restart_of_the_server(
     await server.stop()
     await expect(screen.page.locator("#link")).to_contain_text("Reconnecting")
     port = str(urlsplit(server.url).port)
-    again = await serve(env={**_SETTINGS, "DISPATCHER_PORT": port})
+    again = await serve(env={**SETTINGS, "DISPATCHER_PORT": port})
     await expect(screen.page.locator("#link")).to_have_text("Live")
     async with aiohttp.ClientSession() as session:
         await Apps(again, session).act("d-1", "accept", trip)

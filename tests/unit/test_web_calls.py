@@ -92,7 +92,7 @@ async def test_questions(client: Client) -> None:
     }
     await client.send("GET", "/api/driver/ride/pending", DRIVER)
     timeline = (await client.send("GET", f"/api/admin/ride/{TRIP}/timeline", ADMIN))[2]
-    assert set(timeline) == {"trip_id", "events", "offers"}
+    assert set(timeline) == {"trip_id", "trip", "events", "offers"}
     await client.send("GET", "/api/admin/rides/abandoned?older_than_s=60", ADMIN)
     await client.send("GET", "/api/admin/rides/abandoned?zone=nyc", ADMIN)
     await client.send("GET", "/api/admin/zones/nyc/statistics", ADMIN)
@@ -101,7 +101,8 @@ async def test_questions(client: Client) -> None:
     await client.send("GET", "/api/driver/state", DRIVER)
     await client.send("GET", "/api/customer/rides?limit=3", CUSTOMER)
     assert client.notes.calls == [
-        ("pending_near", 7), ("pending_near", 20), ("timeline", TRIP), ("abandoned", (None, 60)),
+        ("pending_near", 7), ("pending_near", 20), ("read", TRIP), ("timeline", TRIP),
+        ("abandoned", (None, 60)),
         ("abandoned", ("nyc", 3600)), ("zone_statistics", "nyc"),
         ("pending", ("nyc", "5~t", 2)), ("dead_letters", ("nyc", "5-1", 50)), ("driver_state", "d1"), ("rides", ("c1", None, 3)),
     ]  # fmt: skip

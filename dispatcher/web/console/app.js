@@ -10,7 +10,7 @@ import { glyph } from "./glyphs.js";
 import { DriverList, TripList } from "./lists.js";
 import { HeatLayer } from "./heat.js";
 import { CityMap } from "./map.js";
-import { notify } from "./notices.js";
+import { faultText, notify } from "./notices.js";
 import { DriverPage, TripPage } from "./pages.js";
 import { faultOf, forgetToken, keepToken, takeToken } from "./session.js";
 import { DRIVER_STATES, TRIP_STATES } from "./words.js";
@@ -96,7 +96,14 @@ function route({ isFirst = false } = {}) {
 
 // --- the link to the server
 
+let wasLost = false;
+
 function onLink(state, detail) {
+  if (state === "lost") wasLost = true;
+  else if (state === "live" && wasLost) {
+    wasLost = false;
+    page?.refresh(); // what has changed meanwhile, no frame tells
+  }
   const link = byId("link");
   link.dataset.state = state;
   setText(link, { connecting: "Connecting …", live: "Live", lost: `Reconnecting …${detail ? ` (${detail})` : ""}` }[state]);
@@ -137,8 +144,9 @@ async function signIn(token) {
       signOut("The console takes a token of the role admin.");
       return;
     }
-    onLink("lost");
-    setTimeout(() => context.api && signIn(token), 1500);
+    onLink("lost", error.problem?.status === 429 ? faultText(error) : null);
+    const { api } = context;
+    setTimeout(() => context.api === api && signIn(token), Math.max(1500, 1000 * (error.retryAfterS ?? 0)));
     return;
   }
   byId("sign-in").close();

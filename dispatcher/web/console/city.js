@@ -11,13 +11,13 @@ export function project(lat, lng) {
 
 /** One driver: where they are shown moves from where they were to where they are. */
 class Driver {
-  constructor(id, row, now) {
+  constructor(id, row) {
     this.id = id;
     [this.state, this.lat, this.lng, this.tripId, this.vehicle] = row;
     [this.x, this.y] = project(this.lat, this.lng);
     this.fromX = this.x;
     this.fromY = this.y;
-    this.movedAt = now;
+    this.movedAt = -Infinity; // as far as was seen
   }
 
   take(row, now, glideMs) {
@@ -63,7 +63,7 @@ export class City extends EventTarget {
     for (const [id, row] of Object.entries(frame.drivers)) {
       const driver = this.drivers.get(id);
       if (driver) driver.take(row, now, this.glideMs);
-      else this.drivers.set(id, new Driver(id, row, now));
+      else this.drivers.set(id, new Driver(id, row));
     }
     for (const id of frame.drivers_gone) this.drivers.delete(id);
     for (const trip of frame.trips) this.trips.set(trip.id, trip);

@@ -17,6 +17,7 @@ export class HeatLayer {
     button.addEventListener("click", () => this.show(!this.#isShown));
     setText(button, "Heat");
     button.title = "Where work is waiting";
+    addEventListener("visibilitychange", () => { if (this.#isShown && !document.hidden) this.#ask(); });
     this.show(false);
   }
 
@@ -37,15 +38,23 @@ export class HeatLayer {
 
   async #ask() {
     clearTimeout(this.#timer);
+    if (document.hidden) return; // asked again when it is seen
     const api = this.#api();
     const zone = this.#zone;
+    let againMs = AGAIN_MS;
     try {
       const { cells } = api && zone ? await api.ask(`zones/${encodeURIComponent(zone)}/heat`) : { cells: [] };
       if (this.#isShown && zone === this.#zone) this.#draw(cells);
-    } catch {
+    } catch (error) {
       // The link says that the server is away; the last picture stays until the next one.
+      againMs = Math.max(AGAIN_MS, 1000 * (error.retryAfterS ?? 0));
     }
-    if (this.#isShown && zone === this.#zone) this.#timer = setTimeout(() => this.#ask(), AGAIN_MS);
+    if (this.#isShown && zone === this.#zone) this.#askIn(againMs);
+  }
+
+  #askIn(ms) {
+    clearTimeout(this.#timer);
+    this.#timer = setTimeout(() => this.#ask(), ms);
   }
 
   #draw(cells) {

@@ -1,7 +1,8 @@
 // The page of a trip and the page of a driver: read from the server, and again when they change.
 
 import { askAssign, askCancel, askEnd, askForceOffline, askOffer } from "./actions.js";
-import { h } from "./dom.js";
+import { mayPass } from "./api.js";
+import { h, setText } from "./dom.js";
 import { lapse, metres, momentOf, seconds, shortId, since, span, timeOf } from "./format.js";
 import { glyph } from "./glyphs.js";
 import { faultText } from "./notices.js";
@@ -11,8 +12,11 @@ import { DRIVER_STATES, OBSTACLES, OUTCOMES, TRIP_STATES, scoreText } from "./wo
 
 /** Offers reach Postgres some seconds late: after a change they are read once more. */
 const OFFERS_LATE_MS = 4500;
-const DRIVER_AGAIN_MS = 5000;
-const MAX_OFFERS = 200;
+/** What no frame tells of a driver, connections for instance, is looked up so often. */
+const DRIVER_AGAIN_MS = 15_000;
+/** Rest after a reading that failed; it doubles with each. */
+const RETRY_MS = 1000;
+const MAX_RETRY_MS = 15_000;
 
 export const tripLink = (id) => h("a", { class: "id", href: `#/trip/${encodeURIComponent(id)}`, title: id }, shortId(id));
 export const driverLink = (id) => h("a", { class: "id", href: `#/driver/${encodeURIComponent(id)}`, title: id }, shortId(id));
@@ -30,40 +34,87 @@ function badge(style, theme) {
   return h("span", { class: "badge" }, glyph(style, theme), style.label);
 }
 
-/** A page that reads itself, and again when asked, without losing its place. */
+/**
+ * A page that reads itself, and again when asked, without losing its place, while it can be seen. One
+ * that could not be read stays as it was, says so, and is read again.
+ */
 class Page {
   #isReading = false;
   #isWanted = false;
+  #isRead = false;
+  #readAt = "";
+  #failures = 0;
+  /** Until then the server wants no further call. */
+  #restUntil = 0;
   #timer = 0;
+  #seen = () => { if (this.#isWanted && !document.hidden) this.refresh(); };
 
   constructor(context, id, title) {
     this.context = context;
     this.id = id;
     this.heading = h("h2", { tabindex: -1, title: id }, h("span", { class: "faint" }, title), " ", h("span", { class: "id" }, id));
+    this.fault = h("p", { class: "fault", role: "alert", hidden: true });
     this.body = h("div", { class: "body", "aria-live": "off" }, h("p", { class: "faint" }, "Loading …"));
+    addEventListener("visibilitychange", this.#seen);
     this.element = h("article", { class: "page" },
-      h("p", {}, h("a", { class: "back", href: this.listHref }, "← ", this.listName)), this.heading, this.body);
+      h("p", {}, h("a", { class: "back", href: this.listHref }, "← ", this.listName)), this.heading, this.fault, this.body);
   }
 
-  /** Reads the page; while it is being read, once more after that. */
+  /** How long until the page is read again without news; 0: until there are some. */
+  get againMs() {
+    return 0;
+  }
+
+  /** Reads the page; while it is being read, once more after that; while it is hidden, when it is seen. */
   async refresh() {
-    if (this.#isReading) {
+    if (this.isClosed) return;
+    if (this.#isReading || document.hidden) {
       this.#isWanted = true;
       return;
     }
-    this.#isReading = true;
+    const restMs = this.#restUntil - performance.now();
+    if (restMs > 0) {
+      this.refreshIn(restMs);
+      return;
+    }
+    [this.#isReading, this.#isWanted] = [true, false];
     try {
       const content = await this.read();
-      if (!this.isClosed) this.#put(content);
+      if (!this.isClosed) this.#took(content);
     } catch (error) {
-      this.#put([h("p", { class: "fault", role: "alert" }, faultText(error))]);
+      if (!this.isClosed) this.#failed(error);
     } finally {
       this.#isReading = false;
     }
-    if (this.#isWanted && !this.isClosed) {
-      this.#isWanted = false;
-      this.refresh();
+    if (this.#isWanted) this.refresh();
+  }
+
+  #took(content) {
+    [this.#isRead, this.#failures] = [true, 0];
+    this.#readAt = timeOf(new Date().toISOString());
+    this.fault.hidden = true;
+    this.#put(content);
+    if (this.againMs) this.refreshIn(this.againMs);
+  }
+
+  /** What is shown stays beside the fault, unless the server says that there is nothing to show. */
+  #failed(error) {
+    const text = faultText(error);
+    this.fault.hidden = false;
+    if (!mayPass(error)) {
+      setText(this.fault, text);
+      this.#put([]);
+      this.#isRead = false;
+      return;
     }
+    const restMs = 1000 * (error.retryAfterS ?? 0);
+    this.#restUntil = performance.now() + restMs;
+    const backoffMs = Math.min(MAX_RETRY_MS, RETRY_MS * 2 ** this.#failures);
+    this.#failures += 1;
+    if (!this.#isRead) this.#put([]);
+    setText(this.fault, this.#isRead ? `${text} This is as of ${this.#readAt}, and is read again by itself.` : `${text} It is asked again by itself.`);
+    // Pages that lost one server do not all come back at once.
+    this.refreshIn(Math.max(restMs, backoffMs * (0.5 + Math.random() / 2)));
   }
 
   /** Keeps the focus on the button of the same name, and the place of the panel. */
@@ -81,6 +132,7 @@ class Page {
   close() {
     this.isClosed = true;
     clearTimeout(this.#timer);
+    removeEventListener("visibilitychange", this.#seen);
   }
 }
 
@@ -112,9 +164,7 @@ export class TripPage extends Page {
   async read() {
     const { api } = this.context;
     const id = encodeURIComponent(this.id);
-    const [{ trip }, { events }, { offers }] = await Promise.all([
-      api.get(`ride/${id}`), api.get(`ride/${id}/timeline`), api.get(`ride/${id}/offers`, { limit: MAX_OFFERS }),
-    ]);
+    const { trip, events, offers } = await api.get(`ride/${id}/timeline`);
     this.version = trip.version;
     return [this.#facts(trip), this.#actions(trip), section("History", historyOf(trip, events, offers)), this.#offers(offers), this.why.element];
   }
@@ -165,6 +215,8 @@ function scoreOf(score) {
 export class DriverPage extends Page {
   constructor(context, id) {
     super(context, id, "Driver");
+    this.fix = null;
+    this.position = h("span");
   }
 
   get listHref() {
@@ -179,24 +231,39 @@ export class DriverPage extends Page {
     return { driverId: this.id };
   }
 
-  /** The city has changed: the page is read again where its driver has. */
+  get againMs() {
+    return DRIVER_AGAIN_MS;
+  }
+
+  /** The city has changed: the page is read again where its driver has; where they are, the city knows. */
   onChange() {
+    setText(this.position, this.#positionText());
     if (this.seen !== this.#look()) this.refresh();
   }
 
   #look() {
+    const { drivers, offers } = this.context.city;
+    const driver = drivers.get(this.id);
+    const offered = Object.keys(offers).filter((trip) => offers[trip].includes(this.id)).sort();
+    return driver ? `${driver.state} ${driver.tripId} ${offered}` : "away";
+  }
+
+  /** The position that was read, or the city's where the driver has moved since. */
+  #positionText() {
+    if (!this.fix) return "none yet";
     const driver = this.context.city.drivers.get(this.id);
-    return driver ? `${driver.state} ${driver.tripId}` : "away";
+    const now = performance.now();
+    const hasMoved = driver && driver.movedAt > this.fix.readAt;
+    const [{ lat, lng }, age] = hasMoved ? [driver, (now - driver.movedAt) / 1000] : [this.fix, this.fix.age_s + (now - this.fix.readAt) / 1000];
+    return `${lat.toFixed(5)}, ${lng.toFixed(5)}, ${span(age)} old`;
   }
 
   async read() {
     const { api } = this.context;
     this.seen = this.#look();
-    const id = encodeURIComponent(this.id);
-    const [now, { trips }, { offers }] = await Promise.all([
-      api.get(`driver/${id}`), api.get("rides", { search: this.id, limit: 10 }), api.get(`driver/${id}/offers`, { limit: 15 }),
-    ]);
-    this.refreshIn(DRIVER_AGAIN_MS);
+    const now = await api.get(`driver/${encodeURIComponent(this.id)}`);
+    this.fix = now.fix && { ...now.fix, readAt: performance.now() };
+    const { last_trips: trips, last_offers: offers } = now;
     return [
       this.#facts(now), this.#actions(now), this.#obstacles(now), this.#openOffers(now), this.#connections(now),
       section("Last trips", trips.length ? h("ul", { class: "plain" }, trips.map((trip) => h("li", {}, tripLink(trip.id), ` ${TRIP_STATES[trip.current_status].label}, ${momentOf(trip.updated_at)}`))) : h("p", { class: "faint" }, "None.")),
@@ -204,13 +271,14 @@ export class DriverPage extends Page {
     ];
   }
 
-  #facts({ driver, fix, presence, trip, queue }) {
+  #facts({ driver, presence, trip, queue }) {
+    setText(this.position, this.#positionText());
     const known = this.context.city.drivers.get(this.id)?.state;
     const state = !driver.is_online ? "offline" : known ?? (driver.availability_status === "available" ? "stale" : "unavailable");
     return facts([
       ["State", badge(DRIVER_STATES[state], this.context.theme)],
       ["Trip", trip && tripLink(trip.id)],
-      ["Position", fix ? `${fix.lat.toFixed(5)}, ${fix.lng.toFixed(5)}, ${span(fix.age_s)} old` : "none yet"],
+      ["Position", this.position],
       ["Connected", presence.connections.length ? `until ${timeOf(presence.until)} without a sign of life` : "no"],
       ["Queue", queue && `number ${queue.position} in ${queue.queue}, since ${timeOf(queue.queued_at)}`],
       ["Vehicle", driver.vehicle_type],
