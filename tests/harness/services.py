@@ -132,7 +132,9 @@ async def open_city(
     redis_url: str, database_url: str, *, zones: Zones | None = None, **more: Any
 ) -> AsyncIterator[City]:
     """The services of a server, without its background jobs, and with limits out of the way."""
-    wide = {f"limit_{name}": "100000/60" for name in ("trip_accept", "trip_cancel", "general")}
+    wide = {
+        f"limit_{name}": "100000/60" for name in ("trip_accept", "trip_cancel", "general", "operator")
+    }
     urls = {
         "redis_url": RESTRICTED.redis_url(redis_url),
         "database_url": RESTRICTED.database_url(database_url),

@@ -245,7 +245,9 @@ async def open_side(
         made.append(_Claims(*args))
         return made[0]
 
-    wide = {f"limit_{name}": "100000/60" for name in ("trip_accept", "trip_cancel", "general")}
+    wide = {
+        f"limit_{name}": "100000/60" for name in ("trip_accept", "trip_cancel", "general", "operator")
+    }
     settings = load_settings(
         halt_at="after_claim",  # any point: journeys say where
         redis_url=redis_url,

@@ -45,7 +45,7 @@ _CHECKS = (
 async def test_what_is_described_is_what_is_done(serve: Serve, tmp_path: Path, role: str) -> None:
     wide = {
         f"DISPATCHER_LIMIT_{name}": "100000/60"
-        for name in ("GENERAL", "TRIP_ACCEPT", "TRIP_CANCEL", "LOCATION_UPDATE", "ANONYMOUS")
+        for name in ("GENERAL", "OPERATOR", "TRIP_ACCEPT", "TRIP_CANCEL", "LOCATION_UPDATE", "ANONYMOUS")
     }
     server = await serve(env={**wide, "DISPATCHER_LIMIT_CONNECTION": "100000/1"})
     configuration = tmp_path / "schemathesis.toml"

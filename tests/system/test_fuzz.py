@@ -18,7 +18,7 @@ from dispatcher.web.endpoints import ENDPOINTS
 from tests.harness.servers import Serve, Server, make_token
 
 _OFF = {f"DISPATCHER_LIMIT_{n}": "off" for n in
-        ("TRIP_ACCEPT", "TRIP_CANCEL", "LOCATION_UPDATE", "GENERAL", "ANONYMOUS")}  # fmt: skip
+        ("TRIP_ACCEPT", "TRIP_CANCEL", "LOCATION_UPDATE", "GENERAL", "OPERATOR", "ANONYMOUS")}  # fmt: skip
 _TOKENS = [make_token(f"{role}-1", role) for role in ("driver", "customer", "admin")]
 _PATHS = [(e.method, e.path) for e in ENDPOINTS if e.name not in ("websocket", "readyz")]
 #: What the fields of bodies are called, so that wrong values get as far as they can.
