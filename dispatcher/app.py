@@ -191,6 +191,7 @@ def _zone_views(parts: Services, readiness: Readiness) -> ZoneViews:
         zones=parts.zones,
         scripts=ZoneViewScripts(parts.live.pipeline),
         database=parts.ledger.database,
+        authorities=parts.authorities,
         health=readiness.check,
         fix_age_s=parts.settings.fix_max_age_s,
     )

@@ -230,10 +230,11 @@ async def services(
             views=ZoneViewScripts(live.pipeline),
             queues=queues,
             deliveries=live.deliveries,
+            authorities=authorities,
             fix_age_s=settings.fix_max_age_s,
         )
         explanation = Explanation(
-            zones=zones, scripts=live.inspection, database=database,
+            zones=zones, scripts=live.inspection, database=database, authorities=authorities,
             fix_age_s=settings.fix_max_age_s,
         )  # fmt: skip
         operator_offers = OperatorOffers(

@@ -21,6 +21,7 @@ async def explain(bench: Workbench, trip_id: str, driver_id: str) -> dict[str, A
         zones=bench.zones,
         scripts=bench.live.inspection,
         database=bench.ledger.database,
+        authorities=bench.authorities,
         fix_age_s=bench.settings.fix_max_age_s,
     )
     return await explanation.why(trip_id, driver_id)

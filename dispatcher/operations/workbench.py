@@ -30,6 +30,7 @@ class Workbench:
     zones: Zones
     live: LiveWing
     ledger: LedgerWing
+    authorities: Authorities
     rehydration: Rehydration
 
 
@@ -59,7 +60,7 @@ async def open_workbench(settings: Settings) -> AsyncIterator[Workbench]:
             presence=live.presence, presence_ttl_s=settings.presence_ttl_s,
             lease_ms=settings.claim_lease_ms,
         )  # fmt: skip
-        yield Workbench(settings, zones, live, ledger, rehydration)
+        yield Workbench(settings, zones, live, ledger, authorities, rehydration)
         await rehydration.close()
 
 

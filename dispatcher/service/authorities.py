@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Iterable, Sequence
-from typing import Any, Final
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from typing import Any, Final, TypeVar
 
 import structlog
 
@@ -21,6 +21,8 @@ from dispatcher.live.pipeline import Pipeline
 from dispatcher.live.state import StateScripts
 
 log = structlog.get_logger("dispatcher.authorities")
+
+_T = TypeVar("_T")
 
 #: Redis decides again once every server has reached it for this long.
 HELD_S: Final = 3.0
@@ -115,6 +117,17 @@ class Authorities:
                 if not self.of(zone).is_degraded:
                     await self._take_from_redis(self._away())
         return self.of(zone).is_degraded
+
+    async def ask_redis(self, zone: str, ask: Callable[[], Awaitable[_T]]) -> _T | None:
+        """What the zone's Redis says to a question; None where Postgres decides alone."""
+        if self.of(zone).is_degraded:
+            return None
+        try:
+            return await ask()
+        except StoreUnavailable:
+            if not await self.has_left_redis(zone):
+                raise
+            return None
 
     def _away(self) -> list[str]:
         return [zone for zone in self._zones if self._pipeline.is_left_alone(keys_of(zone).epoch)]

@@ -17,7 +17,9 @@ from dispatcher.core.zones import Zone, Zones
 from dispatcher.ledger.database import Database
 from dispatcher.live.inspection import FilterView, InspectionScripts
 from dispatcher.live.keys import keys_of
+from dispatcher.service.authorities import Authorities
 from dispatcher.service.commands.actions import zone_of_trip
+from dispatcher.service.filters_without_redis import NOT_KNOWN, filters_without_redis
 from dispatcher.service.offers import CANDIDATES_PER_OFFER, MORE_CANDIDATES
 
 #: What an offer came to, as a verdict and in words.
@@ -43,8 +45,15 @@ class Explanation:
     """Explains; changes nothing. All raise StoreUnavailable."""
 
     def __init__(
-        self, *, zones: Zones, scripts: InspectionScripts, database: Database, fix_age_s: int
+        self,
+        *,
+        zones: Zones,
+        scripts: InspectionScripts,
+        database: Database,
+        authorities: Authorities,
+        fix_age_s: int,
     ) -> None:
+        self._authorities = authorities
         self._zones = zones
         self._scripts = scripts
         self._database = database
@@ -53,7 +62,7 @@ class Explanation:
     async def why(self, trip_id: str, driver_id: str) -> dict[str, Any]:
         """The `verdict` (a code or several, and a sentence), the `filters` of the trip's next wave, each
         named by what it keeps back (`core.obstacles`), with `passes` (null where it could not be asked)
-        and `saw`, and the `history` of both.
+        and `saw`, and the `history` of both. Of the filters, Postgres knows some while Redis is away.
 
         Raises Refusal trip_not_found, driver_not_found.
         """
@@ -63,18 +72,28 @@ class Explanation:
             raise Refusal("trip_not_found")
         if driver is None:
             raise Refusal("driver_not_found")
-        filters = [_zone_filter(zone, driver), *await self._filters(zone, trip, driver_id)]
-        history = await self._history(trip, driver_id)
+        asked = await self._authorities.ask_redis(
+            zone.name, lambda: self._asked_of_redis(zone, trip, driver_id)
+        )
+        views, late_ms = asked or (filters_without_redis(trip, driver), None)
+        filters = [_zone_filter(zone, driver), *views]
+        history = await self._history(trip, driver_id, late_ms)
         return {
             "trip_id": trip_id,
             "driver_id": driver_id,
             "current_status": trip.current_status,
-            "verdict": _verdict(trip, driver_id, filters, history),
+            "verdict": _verdict(trip, driver_id, filters, history, is_known=asked is not None),
             "filters": [
                 {"filter": view.name, "passes": view.passes, "saw": view.saw} for view in filters
             ],
             "history": history,
         }
+
+    async def _asked_of_redis(
+        self, zone: Zone, trip: Trip, driver_id: str
+    ) -> tuple[list[FilterView], int | None]:
+        views = await self._filters(zone, trip, driver_id)
+        return views, await self._scripts.raced_ms(keys_of(trip.zone), trip.id, driver_id)
 
     async def _filters(self, zone: Zone, trip: Trip, driver_id: str) -> list[FilterView]:
         queue = zone.queue_at(trip.pickup_lat, trip.pickup_lng)
@@ -91,14 +110,14 @@ class Explanation:
         views = await self._filters(zone, trip, driver_id)
         return [view for view in views if view.passes is False and view.name in _BY_HAND]
 
-    async def _history(self, trip: Trip, driver_id: str) -> list[dict[str, Any]]:
-        """What the driver was offered of the trip and did with it, and who took it; in order."""
+    async def _history(self, trip: Trip, driver_id: str, late_ms: int | None) -> list[dict[str, Any]]:
+        """What the driver was offered of the trip and did with it, and who took it; in order. `late_ms`
+        is when they came too late to accept it, None: never, or not known."""
         lines: list[tuple[int, str, str]] = []
         for row in await self._database.rows("offers_of_trip", trip_id=trip.id, driver_id=driver_id):
             at, until = millis(row["offered_at"]) or 0, millis(row["outcome_at"])
             code, text = _OF_AN_OFFER[row["outcome"]]
             lines.append((at, code, text.format(at=iso(at), until=iso(until))))
-        late_ms = await self._scripts.raced_ms(keys_of(trip.zone), trip.id, driver_id)
         taken_ms: int | None = None
         for row in await self._database.rows("timeline", trip_id=trip.id):
             at = millis(row["created_at"]) or 0
@@ -127,10 +146,18 @@ def _zone_filter(zone: Zone, driver: Driver) -> FilterView:
 
 
 def _verdict(
-    trip: Trip, driver_id: str, filters: list[FilterView], history: list[dict[str, Any]]
+    trip: Trip,
+    driver_id: str,
+    filters: list[FilterView],
+    history: list[dict[str, Any]],
+    *,
+    is_known: bool,
 ) -> dict[str, Any]:
     if trip.current_status is Status.PENDING:
         refusing = [view for view in filters if view.passes is False]
+        if not refusing and not is_known:
+            text = f"nothing that Postgres knows keeps an offer away; the rest is {NOT_KNOWN}"
+            return {"codes": ["not_known"], "text": text}
         if not refusing:
             text = (
                 "the next round of matching may choose this driver"

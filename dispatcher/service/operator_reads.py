@@ -20,6 +20,7 @@ from dispatcher.live.offers import OfferScripts
 from dispatcher.live.presence import PresenceScripts
 from dispatcher.live.state import Fix, StateScripts
 from dispatcher.live.zone_view import ZoneViewScripts
+from dispatcher.service.authorities import Authorities
 from dispatcher.service.commands.actions import zone_of_trip
 from dispatcher.service.pages import Place, next_place
 from dispatcher.service.queues import Queues
@@ -46,6 +47,7 @@ class OperatorReads:
         views: ZoneViewScripts,
         queues: Queues,
         deliveries: DeliveryScripts,
+        authorities: Authorities,
         fix_age_s: int,
     ) -> None:
         self._zones = zones
@@ -56,6 +58,7 @@ class OperatorReads:
         self._views = views
         self._queues = queues
         self._deliveries = deliveries
+        self._authorities = authorities
         self._fix_age_ms = fix_age_s * 1000
 
     def zones(self) -> list[dict[str, Any]]:
@@ -198,12 +201,21 @@ class OperatorReads:
 
         `driver`; `fix` with its age in s, or None; `presence` until when, and its connections; `trip`,
         which they have; `offers` that are open; their place in a `queue`; `obstacles`, codes in the
-        order in which they matter; their `last_trips` and `last_offers`, the latest first.
+        order in which they matter; their `last_trips` and `last_offers`, the latest first. While Redis
+        is away, presence, offers and queue are None, and the rest is what Postgres knows.
         """
         saved = await self._database.driver(driver_id)
         if saved is None:
             raise Refusal("driver_not_found")
-        keys = keys_of(saved.zone)
+        now = await self._authorities.ask_redis(saved.zone, lambda: self._live_driver(saved))
+        return {
+            **(now or await self._saved_driver(saved)),
+            "last_trips": await self._last_trips(driver_id),
+            "last_offers": (await self.driver_offers(driver_id, None, _LAST_OFFERS))["offers"],
+        }
+
+    async def _live_driver(self, saved: Driver) -> dict[str, Any]:
+        driver_id, keys = saved.user_id, keys_of(saved.zone)
         driver = await self._state.read_driver(keys, driver_id) or saved
         fix = await self._fix(keys, driver_id)
         address = address_of(Role.DRIVER, driver_id)
@@ -213,10 +225,7 @@ class OperatorReads:
         at_ms = now_ms()
         return {
             "driver": driver.to_json(),
-            "fix": fix and {
-                "lat": fix.lat, "lng": fix.lng, "recorded_at": iso(fix.at_ms),
-                "age_s": round(max(0, at_ms - fix.at_ms) / 1000, 1),
-            },
+            "fix": _fix_json(fix, at_ms),
             "presence": {
                 "until": iso(present_ms),
                 "connections": [
@@ -231,9 +240,20 @@ class OperatorReads:
             ],
             "queue": await self._queues.place_of(driver),
             "obstacles": self._obstacles(driver, fix, present_ms, len(offers), at_ms),
-            "last_trips": await self._last_trips(driver_id),
-            "last_offers": (await self.driver_offers(driver_id, None, _LAST_OFFERS))["offers"],
-        }  # fmt: skip
+        }
+
+    async def _saved_driver(self, saved: Driver) -> dict[str, Any]:
+        fix, at_ms = await self._saved_fix(saved.user_id), now_ms()
+        trip = await self._database.trip(saved.trip_id) if saved.trip_id else None
+        return {
+            "driver": saved.to_json(),
+            "fix": _fix_json(fix, at_ms),
+            "presence": None,
+            "trip": trip.to_json() if trip else None,
+            "offers": None,
+            "queue": None,
+            "obstacles": saved.obstacles(at_ms - fix.at_ms if fix else None, self._fix_age_ms),
+        }
 
     async def _last_trips(self, driver_id: str) -> list[dict[str, Any]]:
         found = await self.trips(
@@ -245,6 +265,9 @@ class OperatorReads:
         (seen,) = await self._views.read_drivers(keys, [driver_id])
         if seen.fix_ms:
             return Fix(seen.lat, seen.lng, seen.fix_ms)
+        return await self._saved_fix(driver_id)
+
+    async def _saved_fix(self, driver_id: str) -> Fix | None:
         row = await self._database.row("saved_position", driver_id=driver_id)
         return Fix(row["lat"], row["lng"], millis(row["location_updated_at"]) or 0) if row else None
 
@@ -262,3 +285,10 @@ class OperatorReads:
         if offers >= (zone.offers_per_driver if zone is not None else 0):
             found.append(Obstacle.ENOUGH_OFFERS)
         return found
+
+
+def _fix_json(fix: Fix | None, at_ms: int) -> dict[str, Any] | None:
+    return fix and {
+        "lat": fix.lat, "lng": fix.lng, "recorded_at": iso(fix.at_ms),
+        "age_s": round(max(0, at_ms - fix.at_ms) / 1000, 1),
+    }  # fmt: skip

@@ -6,7 +6,7 @@ from collections import Counter, deque
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import orjson
 
@@ -29,6 +29,15 @@ DriverRow = tuple[str, float, float, str, str]
 _BY_TRIP: Final = {
     Status.ACCEPTED: "to_pickup", Status.ARRIVED: "at_pickup", Status.ONGOING: "riding",
 }  # fmt: skip
+
+
+class Moments(NamedTuple):
+    """Of a frame, in ms since the epoch: when it was made, and when its picture was last sampled (None:
+    never); and which engine decides about the zone."""
+
+    at_ms: int
+    sampled_ms: int | None
+    decided_by: str
 
 
 @dataclass(slots=True)
@@ -165,22 +174,24 @@ class ZonePicture:
 
     # --- what viewers see
 
-    def changes_frame(self, now_ms: int, figures: Mapping[str, Any]) -> bytes:
+    def changes_frame(self, moments: Moments, figures: Mapping[str, Any]) -> bytes:
         """The frame of what has changed since the last one of these."""
         changed, self._changed = self._changed, _Changes()
-        return self._encode(now_ms, figures, changed, is_full=False)
+        return self._encode(moments, figures, changed, is_full=False)
 
-    def full_frame(self, now_ms: int, figures: Mapping[str, Any]) -> bytes:
+    def full_frame(self, moments: Moments, figures: Mapping[str, Any]) -> bytes:
         """The frame of the whole picture, for a viewer who has none."""
-        return self._encode(now_ms, figures, _Changes(self.drivers, self.trips), is_full=True)
+        return self._encode(moments, figures, _Changes(self.drivers, self.trips), is_full=True)
 
     def _encode(
-        self, now_ms: int, figures: Mapping[str, Any], told: _Changes, *, is_full: bool
+        self, moments: Moments, figures: Mapping[str, Any], told: _Changes, *, is_full: bool
     ) -> bytes:
         frame = {
             "type": "zone_view",
             "zone": self._zone,
-            "at_ms": now_ms,
+            "at_ms": moments.at_ms,
+            "sampled_at_ms": moments.sampled_ms,
+            "decided_by": moments.decided_by,
             "full": is_full,
             "drivers": told.drivers,
             "drivers_gone": told.drivers_gone,

@@ -8,6 +8,7 @@ holds.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Awaitable, Callable
 from datetime import timedelta
@@ -17,12 +18,14 @@ import structlog
 
 from dispatcher.core.errors import Refusal, StoreUnavailable
 from dispatcher.core.times import now_ms
+from dispatcher.core.trips import Trip
 from dispatcher.core.zones import Zones
 from dispatcher.ledger.database import Database, trip_from_row
 from dispatcher.live.keys import keys_of
 from dispatcher.live.zone_view import ZoneViewScripts
 from dispatcher.observe.series import REFUSALS
-from dispatcher.service.zone_picture import ZonePicture
+from dispatcher.service.authorities import Authorities
+from dispatcher.service.zone_picture import Moments, ZonePicture
 
 log = structlog.get_logger("dispatcher.zone_views")
 
@@ -30,6 +33,8 @@ log = structlog.get_logger("dispatcher.zone_views")
 _SAMPLE_S: Final = 1.0
 #: Between two looks at Postgres: what the stream has not told, drift, and health of both engines.
 _LOOK_S: Final = 10.0
+#: The same while Postgres alone knows what has changed.
+_LOOK_WITHOUT_REDIS_S: Final = 2.0
 #: Most of each kind in a view. A map with more shows no one anything.
 _MAX_DRIVERS: Final = 5_000
 _MAX_TRIPS: Final = 2_000
@@ -58,6 +63,7 @@ class ZoneViews:
         zones: Zones,
         scripts: ZoneViewScripts,
         database: Database,
+        authorities: Authorities,
         health: Health,
         fix_age_s: int,
         sample_s: float = _SAMPLE_S,
@@ -65,6 +71,7 @@ class ZoneViews:
         self._zones = zones
         self._scripts = scripts
         self._database = database
+        self._authorities = authorities
         self._health = health
         self._fix_age_ms = fix_age_s * 1000
         self._sample_s = sample_s
@@ -78,7 +85,7 @@ class ZoneViews:
         sampler = self._samplers.get(zone)
         if sampler is None:
             sampler = self._samplers[zone] = ZoneSampler(
-                zone, self._scripts, self._database, self._health,
+                zone, self._scripts, self._database, self._authorities, self._health,
                 fix_age_ms=self._fix_age_ms, sample_s=self._sample_s,
             )  # fmt: skip
         sampler.add(viewer)
@@ -108,6 +115,7 @@ class ZoneSampler:
         zone: str,
         scripts: ZoneViewScripts,
         database: Database,
+        authorities: Authorities,
         health: Health,
         *,
         fix_age_ms: int,
@@ -116,8 +124,11 @@ class ZoneSampler:
         self._keys = keys_of(zone)
         self._scripts = scripts
         self._database = database
+        self._authorities = authorities
         self._health = health
         self._sample_s = sample_s
+        #: When the picture was last sampled, in ms since the epoch; None: never.
+        self._sampled_ms: int | None = None
         self._picture = ZonePicture(zone, fix_age_ms)
         #: Viewers, and whether they have the picture as it was at the last frame.
         self._viewers: dict[Viewer, bool] = {}
@@ -125,6 +136,7 @@ class ZoneSampler:
         self._last_event = ""
         self._looked_s = float("-inf")
         self._engines: dict[str, Any] = {}
+        self._latency_ms: dict[str, float] = {}
         self._drift = 0
         self._refusals = dict(REFUSALS.numbers)
         self._task: asyncio.Task[None] | None = None
@@ -164,12 +176,29 @@ class ZoneSampler:
             await self._rest(started_s + self._sample_s)
 
     async def _try_sample(self, now_s: float) -> None:
-        """Where an engine is away, the picture stays as it was, and the figures say which one it is."""
+        """Where an engine is away, the picture stays as it was, says of when it is, and the figures say
+        which one is away. Trips are those of Postgres while that decides alone."""
+        zone = self._keys.zone
         try:
-            await self._sample(now_s)
+            if self._authorities.of(zone).is_degraded:
+                await self._do_without_redis(now_s)
+            else:
+                await self._sample(now_s)
+                self._sampled_ms = now_ms()
         except StoreUnavailable as error:
-            log.info("zone not sampled", zone=self._keys.zone, reason=str(error))
+            log.info("zone not sampled", zone=zone, reason=str(error))
             self._last_event = ""  # what happens meanwhile is asked of Postgres
+            with contextlib.suppress(StoreUnavailable):
+                await self._authorities.has_left_redis(zone)
+            await self._ask_health()
+
+    async def _do_without_redis(self, now_s: float) -> None:
+        # What Redis holds is old, also where this server reaches it.
+        self._last_event = ""
+        if now_s - self._looked_s >= _LOOK_WITHOUT_REDIS_S:
+            self._looked_s = now_s
+            await self._look_at_postgres()
+            self._drift = 0  # Redis is not expected to agree
             await self._ask_health()
 
     async def _rest(self, until_s: float) -> None:
@@ -209,22 +238,26 @@ class ZoneSampler:
 
     async def _look(self) -> None:
         """Looks at Postgres for what Redis may not tell, and at the health of both."""
-        asked_s = time.perf_counter()
-        rows = await self._database.rows(
-            "live_trips_of_zone", zone=self._keys.zone, after="", page_size=_MAX_TRIPS
-        )
-        postgres_s = time.perf_counter() - asked_s
-        trips = [trip_from_row(row) for row in rows]
-        self._picture.take_trips((t.to_json() for t in trips), is_all=len(trips) < _MAX_TRIPS)
+        trips = await self._look_at_postgres()
         asked_s = time.perf_counter()
         waves = await self._scripts.read_waves(self._keys, [trip.id for trip in trips])
-        redis_s = time.perf_counter() - asked_s
+        self._latency_ms["redis_ms"] = _lapse_ms(asked_s)
         settled_ms = now_ms() - _SETTLED // timedelta(milliseconds=1)
         self._drift = sum(
             waves[trip.id].version < trip.version and trip.updated_at < settled_ms for trip in trips
         )
         await self._ask_health()
-        self._engines |= {"redis_ms": round(redis_s * 1e3, 1), "postgres_ms": round(postgres_s * 1e3, 1)}
+
+    async def _look_at_postgres(self) -> list[Trip]:
+        """Takes the live trips that Postgres has into the picture, and returns them."""
+        asked_s = time.perf_counter()
+        rows = await self._database.rows(
+            "live_trips_of_zone", zone=self._keys.zone, after="", page_size=_MAX_TRIPS
+        )
+        self._latency_ms["postgres_ms"] = _lapse_ms(asked_s)
+        trips = [trip_from_row(row) for row in rows]
+        self._picture.take_trips((t.to_json() for t in trips), is_all=len(trips) < _MAX_TRIPS)
+        return trips
 
     async def _ask_health(self) -> None:
         _, details = await self._health()
@@ -240,12 +273,15 @@ class ZoneSampler:
             "refused": refused,
             "limited": limited,
             "drift": self._drift,
-            "engines": self._engines,
+            "engines": self._engines | self._latency_ms,
         }
 
+    def _moments(self) -> Moments:
+        engine = self._authorities.of(self._keys.zone).engine
+        return Moments(now_ms(), self._sampled_ms, engine.value)
+
     def _show(self, now_s: float) -> None:
-        figures, at_ms = self._figures(now_s), now_ms()
-        changes = self._picture.changes_frame(at_ms, figures)
+        changes = self._picture.changes_frame(self._moments(), self._figures(now_s))
         for viewer, has_picture in self._viewers.items():
             if has_picture:
                 self._viewers[viewer] = viewer.show(changes)
@@ -255,6 +291,10 @@ class ZoneSampler:
         """The whole picture for those who have none, encoded once."""
         newcomers = [viewer for viewer, has_picture in self._viewers.items() if not has_picture]
         if newcomers:
-            frame = self._picture.full_frame(now_ms(), self._figures(time.monotonic()))
+            frame = self._picture.full_frame(self._moments(), self._figures(time.monotonic()))
             for viewer in newcomers:
                 self._viewers[viewer] = viewer.show(frame)
+
+
+def _lapse_ms(since_s: float) -> float:
+    return round((time.perf_counter() - since_s) * 1e3, 1)

@@ -89,7 +89,7 @@ class HeldOffer(Body):
 
 class DriverNow(Body):
     """A driver as they are now; `obstacles` are what keeps offers away, in the order in which they
-    matter."""
+    matter. While Redis is away, `presence`, `offers` and `queue` are null: they are not known."""
 
     model_config = example(
         {
@@ -123,9 +123,9 @@ class DriverNow(Body):
 
     driver: Driver
     fix: SeenFix | None
-    presence: Presence
+    presence: Presence | None
     trip: Trip | None
-    offers: list[HeldOffer]
+    offers: list[HeldOffer] | None
     queue: PlaceInQueue | None
     obstacles: list[Obstacle]
     last_trips: list[Trip]

@@ -261,7 +261,8 @@ class ZoneViewFrame(Body):
 
     model_config = example(
         {
-            "type": "zone_view", "zone": "default", "at_ms": 1_772_353_807_500, "full": False,
+            "type": "zone_view", "zone": "default", "at_ms": 1_772_353_807_500,
+            "sampled_at_ms": 1_772_353_807_500, "decided_by": "redis", "full": False,
             "drivers": {"driver-1": ["to_pickup", 40.7559, -73.9864, TRIP["id"], "car"]},
             "drivers_gone": [], "trips": [{**TRIP, "wave": 1}], "trips_gone": [], "offers": {},
             "events": [
@@ -282,6 +283,10 @@ class ZoneViewFrame(Body):
     type: Literal["zone_view"]
     zone: str
     at_ms: int
+    sampled_at_ms: int | None = Field(description="Older than `at_ms` while Redis is away; null: never")
+    decided_by: Literal["redis", "postgres"] = Field(
+        description="`postgres`: Redis is away, and trips are those of Postgres; all else is as sampled"
+    )
     full: bool
     drivers: dict[str, tuple[str, float, float, str, str]] = Field(
         description="State, lat, lng, trip (or empty), vehicle type"

@@ -32,6 +32,7 @@ def operator_reads(parts: Services) -> OperatorReads:
         zones=parts.zones, database=parts.ledger.database, state=parts.live.state,
         offers=parts.live.offers, presence=parts.live.presence,
         views=ZoneViewScripts(parts.live.pipeline), deliveries=parts.live.deliveries, queues=parts.queues,
+        authorities=parts.authorities,
         fix_age_s=FIX_AGE_S,
     )  # fmt: skip
 

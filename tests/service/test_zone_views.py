@@ -70,7 +70,7 @@ async def views(city: City) -> AsyncIterator[ZoneViews]:
 
     made = ZoneViews(
         zones=city.parts.zones, scripts=ZoneViewScripts(city.parts.live.pipeline),
-        database=city.parts.ledger.database, health=health, fix_age_s=60, sample_s=SAMPLE_S,
+        database=city.parts.ledger.database, authorities=city.parts.authorities, health=health, fix_age_s=60, sample_s=SAMPLE_S,
     )  # fmt: skip
     yield made
     await made.close()

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import re
+import signal
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
+import aiohttp
 from playwright.async_api import Page, Route, expect
 
+from dispatcher.embedded.valkey import Valkey
 from tests.harness.console import NEEDS_CHROMIUM, SETTINGS, Apps
 from tests.harness.servers import Serve, Server
 
@@ -158,3 +163,52 @@ async def test_an_action_keeps_its_key_until_it_is_answered(
     await expect(screen.page.locator("#notices")).to_contain_text("d-1 is offline.")
     assert len(keys) == 7
     assert len(set(keys)) == 1
+
+
+async def test_a_picture_without_redis_says_of_when_it_is(
+    serve: Serve, database_url: str, data_dir: Path, open_screen: Any
+) -> None:
+    valkey = Valkey(data_dir / "valkey")
+    valkey.start()
+    assert valkey.process is not None
+    try:
+        server = await serve(
+            env={
+                **SETTINGS,
+                "DISPATCHER_REDIS_URL": valkey.url,
+                "DISPATCHER_REDIS_TIMEOUT_S": "0.5",
+            }
+        )
+        async with aiohttp.ClientSession() as session:
+            apps = Apps(server, session)
+            await apps.online("d-1")
+            screen = await open_screen(server)
+            await screen.sign_in()
+            await screen.go("drivers")
+            await expect(screen.row("d-1").locator(".state")).to_have_text("Free")
+            os.kill(valkey.process.pid, signal.SIGSTOP)
+            trip = await apps.ask()
+            link = screen.page.locator("#link")
+            await expect(link).to_have_text(
+                re.compile(r"^Picture of \d+ s ago: Redis is \w+, Postgres decides$")
+            )
+            await screen.go("trips")
+            await screen.expect_state(trip, "Waiting")
+            await expect(screen.page.locator(".figure", has_text="Waiting")).to_contain_text("1")
+            await expect(screen.page.locator(".figure", has_text="Postgres")).to_contain_text(
+                re.compile(r"\d ms")
+            )
+            await screen.go("driver/d-1")
+            await expect(screen.page.locator(".facts")).to_contain_text("not known while Redis is away")
+            await screen.go(f"trip/{trip}")
+            await screen.page.get_by_label("Driver", exact=True).fill("d-1")
+            await screen.page.get_by_role("button", name="Explain").click()
+            verdict = screen.page.locator("[data-verdict=not_known]")
+            await expect(verdict).to_contain_text("not known while Redis is away")
+            await screen.keep("without-redis")
+            os.kill(valkey.process.pid, signal.SIGCONT)
+            await expect(link).to_have_text("Live", timeout=30_000)
+            await server.stop()
+    finally:
+        os.kill(valkey.process.pid, signal.SIGCONT)
+        valkey.stop()

@@ -4,8 +4,7 @@ import { Api } from "./api.js";
 import { City } from "./city.js";
 import { Connection } from "./connection.js";
 import { byId, h, setText } from "./dom.js";
-import { showFigures } from "./figures.js";
-import { span } from "./format.js";
+import { showFigures, staleText } from "./figures.js";
 import { glyph } from "./glyphs.js";
 import { DriverList, TripList } from "./lists.js";
 import { HeatLayer } from "./heat.js";
@@ -15,7 +14,6 @@ import { DriverPage, TripPage } from "./pages.js";
 import { faultOf, forgetToken, keepToken, takeToken } from "./session.js";
 import { DRIVER_STATES, TRIP_STATES } from "./words.js";
 
-const STALE_MS = 5000;
 const THEMES = ["system", "light", "dark"];
 const dark = matchMedia("(prefers-color-scheme: dark)");
 const stillness = matchMedia("(prefers-reduced-motion: reduce)");
@@ -109,14 +107,19 @@ function onLink(state, detail) {
   setText(link, { connecting: "Connecting …", live: "Live", lost: `Reconnecting …${detail ? ` (${detail})` : ""}` }[state]);
 }
 
-/** A picture that is old says so. */
+/** A picture that is old says so, whether the server is silent or what it samples is away. */
 function watchAge() {
-  const age = performance.now() - city.seenAt;
   const link = byId("link");
-  if (city.seenAt && age > STALE_MS && link.dataset.state === "live") {
+  if (link.dataset.state !== "live" && link.dataset.state !== "stale") return;
+  const text = staleText(city, performance.now());
+  if (text) {
     link.dataset.state = "stale";
-    setText(link, `No news for ${span(age / 1000)}`);
-  } else if (link.dataset.state === "stale" && age <= STALE_MS) onLink("live");
+    link.title = city.decidedBy === "postgres" ? "Trips are as Postgres has them now, drivers and offers as they were then" : "";
+    setText(link, text);
+  } else if (link.dataset.state === "stale") {
+    link.title = "";
+    onLink("live");
+  }
 }
 
 function signOut(message) {

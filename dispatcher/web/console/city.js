@@ -41,6 +41,9 @@ export class City extends EventTarget {
   figures = null;
   zone = null;
   seenAt = 0;
+  /** How old the picture was when it came, in ms (null: it was never sampled), and which engine decides. */
+  ageMs = 0;
+  decidedBy = "redis";
   glideMs = 1000;
 
   /** Forgets everything: another zone is watched. */
@@ -50,6 +53,7 @@ export class City extends EventTarget {
     this.trips.clear();
     this.offers = {};
     this.figures = null;
+    this.seenAt = 0;
     this.#changed(new Set(), true);
   }
 
@@ -71,6 +75,8 @@ export class City extends EventTarget {
     this.offers = frame.offers;
     this.figures = frame.figures;
     this.seenAt = now;
+    this.ageMs = frame.sampled_at_ms === null ? null : Math.max(0, frame.at_ms - frame.sampled_at_ms);
+    this.decidedBy = frame.decided_by;
     this.#forgetEnded();
     this.#changed(new Set(frame.trips.map((trip) => trip.id)), frame.full);
     for (const event of frame.events) this.dispatchEvent(new CustomEvent("news", { detail: event }));

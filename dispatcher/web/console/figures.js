@@ -1,7 +1,7 @@
 // The bar of figures, and a sentence of them for screen readers now and then.
 
 import { byId, h, setText } from "./dom.js";
-import { seconds } from "./format.js";
+import { seconds, span } from "./format.js";
 
 const SPOKEN_MS = 30_000;
 const sum = (counts) => Object.values(counts ?? {}).reduce((a, b) => a + b, 0);
@@ -24,6 +24,23 @@ const FIGURES = [
   ["Refused", "Changes that this server refused since you look: losers of races, mostly", (f) => f.refused],
   ["Limited", "Calls that this server turned away by a rate limit since you look", (f) => f.limited],
 ];
+
+const STALE_MS = 5000;
+const ENGINES = { redis: "Redis", postgres: "Postgres" };
+
+/** What keeps the city from being as it is now, in words; empty where nothing does. */
+export function staleText(city, now) {
+  if (!city.seenAt) return "";
+  const silentMs = now - city.seenAt;
+  const isAlone = city.decidedBy === "postgres";
+  if (silentMs > STALE_MS) return `No news for ${span(silentMs / 1000)}`;
+  if (!isAlone && city.ageMs !== null && city.ageMs + silentMs <= STALE_MS) return "";
+  const faults = Object.entries(ENGINES)
+    .filter(([name]) => (city.figures.engines[name] ?? "ok") !== "ok")
+    .map(([name, text]) => `${text} is ${city.figures.engines[name].replaceAll("_", " ")}`);
+  const picture = city.ageMs === null ? "No picture yet" : `Picture of ${span((city.ageMs + silentMs) / 1000)} ago`;
+  return `${picture}${faults.length || isAlone ? ": " : ""}${[...faults, ...(isAlone ? ["Postgres decides"] : [])].join(", ")}`;
+}
 
 /** Shows the figures of a city as they come. */
 export function showFigures(city) {

@@ -14,6 +14,7 @@ import { DRIVER_STATES, OBSTACLES, OUTCOMES, TRIP_STATES, scoreText } from "./wo
 const OFFERS_LATE_MS = 4500;
 /** What no frame tells of a driver, connections for instance, is looked up so often. */
 const DRIVER_AGAIN_MS = 15_000;
+const NOT_KNOWN = "not known while Redis is away";
 /** Rest after a reading that failed; it doubles with each. */
 const RETRY_MS = 1000;
 const MAX_RETRY_MS = 15_000;
@@ -279,7 +280,7 @@ export class DriverPage extends Page {
       ["State", badge(DRIVER_STATES[state], this.context.theme)],
       ["Trip", trip && tripLink(trip.id)],
       ["Position", this.position],
-      ["Connected", presence.connections.length ? `until ${timeOf(presence.until)} without a sign of life` : "no"],
+      ["Connected", !presence ? NOT_KNOWN : presence.connections.length ? `until ${timeOf(presence.until)} without a sign of life` : "no"],
       ["Queue", queue && `number ${queue.position} in ${queue.queue}, since ${timeOf(queue.queued_at)}`],
       ["Vehicle", driver.vehicle_type],
       ["Zone", driver.zone],
@@ -294,18 +295,19 @@ export class DriverPage extends Page {
     }, "Force offline …"));
   }
 
-  #obstacles({ obstacles }) {
-    return section("Why no offers", obstacles.length
-      ? h("ul", { class: "obstacles" }, obstacles.map((code) => h("li", { data: { code } }, OBSTACLES[code] ?? code)))
+  #obstacles({ obstacles, presence }) {
+    return section("Why no offers", obstacles.length || !presence
+      ? h("ul", { class: "obstacles" }, obstacles.map((code) => h("li", { data: { code } }, OBSTACLES[code] ?? code)), presence ? null : h("li", { class: "faint" }, `Whether their app is connected, and what else Redis knows: ${NOT_KNOWN}.`))
       : h("p", { class: "faint" }, "Nothing keeps offers away: the next trip near them may be theirs."));
   }
 
   #openOffers({ offers }) {
+    if (!offers) return section("Open offers", h("p", { class: "faint" }, `${NOT_KNOWN[0].toUpperCase()}${NOT_KNOWN.slice(1)}.`));
     return offers.length > 0 && section("Open offers", h("ul", { class: "plain" }, offers.map((offer) => h("li", {}, tripLink(offer.trip_id), ` for ${span(offer.expires_in_ms / 1000)} more`))));
   }
 
   #connections({ presence }) {
-    if (!presence.connections.length) return null;
+    if (!presence?.connections.length) return null;
     return section("Connections", h("ul", { class: "plain" }, presence.connections.map((found) => h("li", {},
       found.id === "http" ? "Calls over HTTP" : "WebSocket", ` from ${found.ip ?? "somewhere"}, since ${momentOf(found.since)}`, h("br"), h("span", { class: "faint" }, found.user_agent || "no user agent")))));
   }
