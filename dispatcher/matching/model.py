@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from dispatcher.core.drivers import AvailabilityStatus, is_free
 
@@ -100,6 +101,8 @@ class RankedDriver(NamedTuple):
         }
 
 
+#: The way of a pair between whom there is no road, as far as a routing engine knows.
+NO_ROAD: Final = math.inf
 #: Seconds from driver to pickup by (trip, driver), where a routing engine has said.
 Ways = Mapping[tuple[str, str], float]
 

@@ -9,7 +9,14 @@ import numpy as np
 
 from dispatcher.core.zones import Matching
 from dispatcher.matching.assignment import assign, connected_parts
-from dispatcher.matching.model import NearbyDriver, RankedDriver, RoundPlan, WaitingTrip, Ways
+from dispatcher.matching.model import (
+    NO_ROAD,
+    NearbyDriver,
+    RankedDriver,
+    RoundPlan,
+    WaitingTrip,
+    Ways,
+)
 from dispatcher.matching.reach import distances_m
 from dispatcher.matching.scarcity import are_scarce
 from dispatcher.matching.score import Flags, Floats, Indexes, Scores
@@ -43,7 +50,9 @@ def plan_round(
     allowed = _allowed(trips, free, distance_m)
     scores = Scores(trips, free, distance_m, rules, now_ms=now_ms, ways=ways or {})
     parts = list(connected_parts(allowed))
-    near = _nearest(np.where(allowed, distance_m, np.inf), _NEXT_NEAREST + 1)
+    beside = np.where(allowed, distance_m, np.inf)
+    _leave_out_without_road(beside, trips, free, ways or {})
+    near = _nearest(beside, _NEXT_NEAREST + 1)
     pairs = [
         (row, j)
         for row, column in assign(scores.total_s, allowed, parts)
@@ -90,6 +99,20 @@ def _allowed(trips: Sequence[WaitingTrip], drivers: Sequence[NearbyDriver], dist
             if (j := column_of.get(driver_id)) is not None:
                 allowed[i, j] = False
     return allowed
+
+
+def _leave_out_without_road(
+    distance_m: Floats, trips: Sequence[WaitingTrip], drivers: Sequence[NearbyDriver], ways: Ways
+) -> None:
+    """Puts pairs between whom there is no road at infinity."""
+    without = [pair for pair, way_s in ways.items() if way_s == NO_ROAD]
+    if not without:
+        return
+    row_of = {trip.trip_id: i for i, trip in enumerate(trips)}
+    column_of = {driver.driver_id: j for j, driver in enumerate(drivers)}
+    for trip_id, driver_id in without:
+        if trip_id in row_of and driver_id in column_of:
+            distance_m[row_of[trip_id], column_of[driver_id]] = np.inf
 
 
 def _nearest(distance_m: Floats, most: int) -> list[list[int]]:

@@ -4,7 +4,8 @@
             + turned down * weights.turned_down_s + open * weights.open_offer_s
 
 way          seconds from driver to pickup: the great circle at the zone's speed, or by road where
-             a routing engine has said. What everybody waits for.
+             a routing engine has said; a day more where it says that there is no road. What everybody
+             waits for.
 waiting      seconds the trip has waited. It decides between trips that want the same driver.
 idle         seconds the driver has had no trip, half an hour at most. It decides between drivers who are
              about as near, so that work is shared.
@@ -21,7 +22,7 @@ import numpy as np
 import numpy.typing as npt
 
 from dispatcher.core.zones import Matching
-from dispatcher.matching.model import NearbyDriver, Score, WaitingTrip, Ways
+from dispatcher.matching.model import NO_ROAD, NearbyDriver, Score, WaitingTrip, Ways
 
 Floats = npt.NDArray[np.float64]
 Flags = npt.NDArray[np.bool_]
@@ -30,6 +31,13 @@ Indexes = npt.NDArray[np.intp]
 #: What is known of a driver's morning says little of this hour, and nobody is to be shut out for good.
 _MAX_IDLE_S: Final = 1_800.0
 _MAX_TURNED_DOWN: Final = 5
+#: A pair between whom there is no road costs a day more: who has a road is asked before them, whatever
+#: the weights say, and a map that lacks a bridge leaves no trip without a driver.
+_NO_ROAD_S: Final = 86_400.0
+#: The usual detour, as the ratio of ways by road to those by air at the zone's speed: what lies outside
+#: says something of few odd pairs, or of the speed.
+_LEAST_DETOUR: Final = 0.5
+_MOST_DETOUR: Final = 5.0
 
 
 class Scores:
@@ -90,11 +98,13 @@ def _take_roads(
         for (trip_id, driver_id), by_road_s in ways.items()
         if trip_id in trip_at and driver_id in driver_at
     ]
-    detours = [by_road_s / way_s[i, j] for i, j, by_road_s in known if way_s[i, j] > 0]
+    detours = [
+        by_road_s / way_s[i, j] for i, j, by_road_s in known if way_s[i, j] > 0 and by_road_s != NO_ROAD
+    ]
     if detours:
-        way_s *= float(np.median(detours))
+        way_s *= min(_MOST_DETOUR, max(_LEAST_DETOUR, float(np.median(detours))))
     for i, j, by_road_s in known:
-        way_s[i, j] = by_road_s
+        way_s[i, j] = by_road_s if by_road_s != NO_ROAD else way_s[i, j] + _NO_ROAD_S
 
 
 def _idle_s(driver: NearbyDriver, now_ms: int) -> float:

@@ -4,13 +4,17 @@ great circle tells: a round of matching never waits for longer, and never fails 
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Iterator, Sequence
+from statistics import median
 from typing import Any, Final, NamedTuple
 
 import aiohttp
+import orjson
 import structlog
 
-from dispatcher.matching.model import NearbyDriver, WaitingTrip, Ways
+from dispatcher.core.distance import great_circle_m
+from dispatcher.matching.model import NO_ROAD, NearbyDriver, WaitingTrip, Ways
 
 log = structlog.get_logger("dispatcher.routing")
 
@@ -19,6 +23,17 @@ _PLACES_A_TABLE: Final = 100
 _TRIPS_A_TABLE: Final = 10
 #: A way of more than a day is no way.
 _LONGEST_S: Final = 86_400.0
+#: What an answer may come to: a duration has some ten characters, a place some 250 (its hint, its
+#: street's name, where it was moved to). It is read on the event loop, so no engine may send more.
+_BYTES_A_CELL: Final = 64
+_BYTES_A_PLACE: Final = 1_024
+_BYTES_A_TABLE: Final = 16_384
+#: Where the pairs of a table are, in the middle of them, slower or faster over the great circle than a
+#: zone may say its drivers are, the table is nonsense. Nearer pairs say little: there are one-way
+#: streets, and places that were moved to the next road.
+_SLOWEST_KMH: Final = 1.0
+_FASTEST_KMH: Final = 200.0
+_TELLING_M: Final = 500.0
 
 
 #: Trips, each with the drivers whose ways to it are asked for.
@@ -31,6 +46,12 @@ class _Table(NamedTuple):
     trips: Sequence[WaitingTrip]
     drivers: Sequence[NearbyDriver]
 
+    def most_bytes(self) -> int:
+        """What its answer may come to."""
+        places = len(self.trips) + len(self.drivers)
+        cells = len(self.trips) * len(self.drivers)
+        return _BYTES_A_TABLE + _BYTES_A_PLACE * places + _BYTES_A_CELL * cells
+
 
 class OsrmRouting:
     """Asks routing engines. `fallbacks` counts the tables that came late or were nonsense."""
@@ -40,9 +61,12 @@ class OsrmRouting:
         self.fallbacks = 0
 
     async def ways(self, url: str, pairs: Pairs, *, deadline_s: float) -> Ways:
-        """Seconds from driver to pickup by (trip, driver), as far as they are known in time."""
+        """Seconds from driver to pickup by (trip, driver), as far as they are known in time; NO_ROAD
+        where there is no road."""
         if self._session is None:
-            self._session = aiohttp.ClientSession()
+            self._session = aiohttp.ClientSession(
+                auto_decompress=False, headers={"Accept-Encoding": "identity"}
+            )
         limit = aiohttp.ClientTimeout(total=deadline_s)
         answers = await asyncio.gather(
             *(self._ask(self._session, url, table, limit) for table in _tables(pairs))
@@ -58,8 +82,11 @@ class OsrmRouting:
         self, session: aiohttp.ClientSession, url: str, table: _Table, limit: aiohttp.ClientTimeout
     ) -> dict[tuple[str, str], float]:
         try:
-            async with session.get(_table_url(url, table), timeout=limit) as response:
-                return _read(table, await response.json(content_type=None))
+            # An engine that is to be asked elsewhere is named so in the zone's settings.
+            async with session.get(
+                _table_url(url, table), timeout=limit, allow_redirects=False
+            ) as response:
+                return _read(table, orjson.loads(await _body(response, table.most_bytes())))
         except (
             aiohttp.ClientError,
             TimeoutError,
@@ -103,19 +130,47 @@ def _table_url(url: str, table: _Table) -> str:
     )
 
 
+async def _body(response: aiohttp.ClientResponse, most_bytes: int) -> bytes:
+    """The body of an answer of that size at most. Raises ValueError."""
+    if response.status != 200:
+        raise ValueError(f"the routing engine answers {response.status}")
+    if (encoding := response.headers.get("Content-Encoding", "identity")) != "identity":
+        raise ValueError(f"the routing engine's answer is encoded: {encoding}")
+    body = bytearray()
+    async for part in response.content.iter_any():
+        body += part
+        if len(body) > most_bytes:
+            response.close()
+            raise ValueError(f"the routing engine's answer has more than {most_bytes} bytes")
+    return bytes(body)
+
+
 def _read(table: _Table, answer: Any) -> dict[tuple[str, str], float]:
-    """The ways of an answer; a way that there is not (null) is left out. Raises on nonsense."""
+    """The ways of an answer; where there is no road (null), NO_ROAD. Raises on nonsense."""
     if answer["code"] != "Ok":
         raise ValueError(f"the routing engine says {answer['code']}")
     durations = answer["durations"]
+    if not isinstance(durations, list) or not all(isinstance(row, list) for row in durations):
+        raise TypeError("the routing engine's table is no list of lists")
     if [len(row) for row in durations] != [len(table.trips)] * len(table.drivers):
         raise ValueError("the routing engine's table is of another size")
-    ways = {}
+    ways: dict[tuple[str, str], float] = {}
+    speeds_kmh = []
     for driver, row in zip(table.drivers, durations, strict=True):
         for trip, way_s in zip(table.trips, row, strict=True):
+            pair = trip.trip_id, driver.driver_id
             if way_s is None:
+                ways[pair] = NO_ROAD
                 continue
-            if not 0 <= float(way_s) <= _LONGEST_S:
-                raise ValueError(f"the routing engine tells a way of {way_s} s")
-            ways[trip.trip_id, driver.driver_id] = float(way_s)
+            # A number, and no flag or text that could be taken for one.
+            if type(way_s) not in (int, float) or not 0 <= way_s <= _LONGEST_S:
+                raise ValueError(f"the routing engine tells a way of {way_s!r:.40} s")
+            ways[pair] = float(way_s)
+            distance_m = great_circle_m(driver.lat, driver.lng, trip.lat, trip.lng)
+            if distance_m >= _TELLING_M:
+                speeds_kmh.append(3.6 * distance_m / way_s if way_s else math.inf)
+    if all(way_s == NO_ROAD for way_s in ways.values()):
+        raise ValueError("the routing engine knows no road at all")
+    if speeds_kmh and not _SLOWEST_KMH <= median(speeds_kmh) <= _FASTEST_KMH:
+        raise ValueError(f"the routing engine's drivers make {median(speeds_kmh):.1f} km/h")
     return ways

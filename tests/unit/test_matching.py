@@ -15,7 +15,7 @@ from dispatcher.core.distance import great_circle_m
 from dispatcher.core.zones import Matching, Wave, Weights
 from dispatcher.matching.circles import circles
 from dispatcher.matching.looks import LOOK_AGAIN_MS, LOOK_FURTHER_MS, longest_wait_ms, look
-from dispatcher.matching.model import NearbyDriver, RoundPlan, TripPlace, WaitingTrip
+from dispatcher.matching.model import NO_ROAD, NearbyDriver, RoundPlan, TripPlace, WaitingTrip
 from dispatcher.matching.planner import near_pairs, plan_round
 from dispatcher.matching.plenty import has_plenty, trips_with_plenty
 from dispatcher.matching.reach import chords_m, distances_m, on_sphere
@@ -185,6 +185,26 @@ def test_a_way_that_was_not_asked_for_is_taken_to_be_a_detour_like_the_others() 
     (order,) = plan([trip("z_1")], drivers, ways={("z_1", "d1"): straight_s}).orders.values()
     assert [r.driver_id for r in order] == ["d1", "d2"], "twice the straight way, for both"
     assert order[1].score.way_s == pytest.approx(2 * straight_s, rel=1e-3)
+
+
+def test_who_has_no_road_to_a_pickup_is_asked_only_if_nobody_has_one() -> None:
+    drivers = [driver("d1", 50 + STEP), driver("d2", 50 + 50 * STEP), driver("d3", 50 + 20 * STEP)]
+    ways = {("z_1", "d1"): NO_ROAD, ("z_1", "d2"): 1_800.0}
+    (order,) = plan([trip("z_1")], drivers, ways=ways).orders.values()
+    assert [r.driver_id for r in order] == ["d3", "d2"]
+    (order,) = plan([trip("z_1")], drivers[:2], ways=ways).orders.values()
+    assert [r.driver_id for r in order] == ["d2"]
+    (order,) = plan([trip("z_1")], drivers[:1], ways=ways).orders.values()
+    assert [r.driver_id for r in order] == ["d1"], "the map may lack a bridge"
+
+
+def test_odd_ways_by_road_shorten_the_others_by_half_at_most() -> None:
+    drivers = [driver("d1", 50 + STEP), driver("d2", 50 + 50 * STEP)]
+    straight_s = plan([trip("z_1")], drivers[1:]).orders["z_1"][0].score.way_s
+    for way_s, factor in ((0.0, 0.5), (80_000.0, 5.0)):
+        (order,) = plan([trip("z_1")], drivers, ways={("z_1", "d1"): way_s}).orders.values()
+        (other,) = [ranked for ranked in order if ranked.driver_id == "d2"]
+        assert other.score.way_s == pytest.approx(factor * straight_s)
 
 
 def test_ways_are_asked_for_where_they_may_matter() -> None:
