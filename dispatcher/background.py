@@ -13,6 +13,7 @@ from dispatcher.jobs.degraded_zones import DegradedZones
 from dispatcher.jobs.drift_watch import DriftWatch
 from dispatcher.jobs.flush import Flush
 from dispatcher.jobs.loop import JobLoop
+from dispatcher.jobs.matching_rounds import MatchingRounds
 from dispatcher.jobs.presence_flush import PresenceFlush
 from dispatcher.jobs.queue_numbers import QueueNumbers
 from dispatcher.jobs.reconcile import Reconcile
@@ -54,9 +55,15 @@ def zone_holder(parts: Services) -> ZoneHolder:
     zone goes on alone."""
 
     def jobs(held: HeldZone) -> Sequence[JobLoop]:
-        waves = Waves(parts.offers, held.zone, fence=held.fence_text, hears=held.hears)
+        rounds = MatchingRounds(parts.offers, held.zone, fence=held.fence_text, wave_is_due=held.wake)
+        rounding = JobLoop(rounds)
+        rounds.subscribe(rounding.wake)
+        waves = Waves(
+            parts.offers, held.zone,
+            fence=held.fence_text, hears=held.hears, hand_over=rounds.hand_over,
+        )  # fmt: skip
         upkeep = upkeep_job(parts, held.zone, fence=held.fence_text, wave_is_due=held.wake)
-        loops = [JobLoop(HeldZoneJob(waves, held)), JobLoop(HeldZoneJob(upkeep, held))]
+        loops = [JobLoop(HeldZoneJob(waves, held)), JobLoop(HeldZoneJob(upkeep, held)), rounding]
         for deliveries in parts.webhook.deliveries:
             delivering = JobLoop(WebhookDelivery(deliveries, held.zone))
             deliveries.subscribe(held.zone, delivering.wake)

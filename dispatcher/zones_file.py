@@ -195,7 +195,7 @@ def _parse_zone(name: str, entry: Any, folder: Path) -> Zone:
             raise _QueueError(names[1], ": ".join([".".join(names[2:]), reason])) from None
         raise ValueError(f"{'.'.join(names)}: {reason}") from None
     if checked.routing_url and checked.routing_deadline_s >= checked.match_every_s:
-        # The next round would void the offers of each one before they are made.
+        # Each round would be late for the next one.
         raise ValueError("routing_deadline_s: must be less than match_every_s")
     waves: tuple[Wave, ...] = DEFAULT_WAVES
     if checked.waves is not None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from typing import Any, Final
 
 import orjson
@@ -14,6 +14,7 @@ from dispatcher.core.trips import Trip
 from dispatcher.core.zones import Zone, Zones
 from dispatcher.ledger.database import Database
 from dispatcher.live.keys import keys_of
+from dispatcher.live.matching import TripInWaiting
 from dispatcher.live.offers import Candidate, OfferScripts, WaveCode, WaveResult
 from dispatcher.live.state import StateScripts
 from dispatcher.matching.looks import longest_wait_ms, look
@@ -22,7 +23,7 @@ from dispatcher.observe.series import OFFERS, TIME_TO_FIRST_OFFER, WAVES
 from dispatcher.service.authorities import Authorities
 from dispatcher.service.commands.actions import expire_trip
 from dispatcher.service.coordinator import Coordinator
-from dispatcher.service.matched_rounds import MatchedRound, MatchedRounds, MatchedTrip
+from dispatcher.service.matched_rounds import MatchedRounds, MatchedTrip
 from dispatcher.service.offer_log import OfferLog, OfferOutcome, OfferRow
 from dispatcher.service.queues import InLine, Queues
 from dispatcher.service.rehydration import Rehydration
@@ -79,12 +80,19 @@ class Offers:
         self._fix_age_ms = fix_age_s * 1000
         self._first_offered: dict[str, None] = {}
 
-    async def run_due(self, zone_name: str, zone_fence: str = "") -> int | None:
+    async def run_due(
+        self,
+        zone_name: str,
+        zone_fence: str = "",
+        *,
+        hand_over: Callable[[Mapping[str, TripInWaiting]], None] | None = None,
+    ) -> int | None:
         """Runs the waves that are due in a zone; returns ms until the next one is, or None.
 
-        `zone_fence` is that by which this server holds the zone; an empty one needs none. Raises
-        ZoneLost where the zone is another server's, StoreUnavailable, OutcomeUnknown. The failure of one
-        wave does not hold up the others.
+        `zone_fence` is that by which this server holds the zone; an empty one needs none. `hand_over` is
+        given the trips that are for a round of matching; without one it is run here. Raises ZoneLost
+        where the zone is another server's, StoreUnavailable, OutcomeUnknown. The failure of one wave
+        does not hold up the others.
         """
         zone = self._zones.get(zone_name)
         assert zone is not None
@@ -97,32 +105,44 @@ class Offers:
         )  # fmt: skip
         if not due.is_held:
             raise ZoneLost(zone_name)
-        going_on: Sequence[str] = due.trip_ids
-        planned = MatchedRound()
-        if rounds.applies(zone, due):
+        if not rounds.applies(zone, due):
+            await self._run_waves(zone, due.trip_ids, zone_fence)
+        else:
             in_line = await self._queues.trips_with_a_line(zone, due.trip_ids)
             # First, so that the round counts what the front of a queue is offered.
-            await self._run_all({trip_id: self._run(zone, trip_id, zone_fence) for trip_id in in_line})
+            await self._run_waves(zone, in_line, zone_fence)
             others = [trip_id for trip_id in due.trip_ids if trip_id not in in_line]
             looking = await rounds.for_a_round(zone, others)
             # Before the round is planned, which they do not wait for.
-            await self._run_all(
-                {
-                    trip_id: self._run(zone, trip_id, zone_fence)
-                    for trip_id in others
-                    if trip_id not in looking
-                }
-            )
-            planned = await rounds.begin(zone, looking, zone_fence)
-            going_on = planned.failed
-        waves = {trip_id: self._run(zone, trip_id, zone_fence) for trip_id in going_on} | {
-            matched.trip.id: self._run_matched(zone, matched, planned.fence, zone_fence)
-            for matched in planned.matched
-        }
-        await self._run_all(waves)
+            await self._run_waves(zone, [id_ for id_ in others if id_ not in looking], zone_fence)
+            if hand_over is None:
+                await self.run_round(zone_name, looking, zone_fence)
+            elif looking:
+                hand_over(looking)
         if due.trip_ids:
             return 0
         return None if due.next_ms is None else max(0, due.next_ms - due.now_ms)
+
+    async def run_round(
+        self, zone_name: str, looking: Mapping[str, TripInWaiting], zone_fence: str = ""
+    ) -> None:
+        """Plans a round of matching of these trips, if it is time, and makes its offers; else they are
+        due with the next one. Raises StoreUnavailable, OutcomeUnknown."""
+        zone = self._zones.get(zone_name)
+        assert zone is not None
+        if self._authorities.of(zone_name).is_degraded:
+            return
+        planned = await self._rounds.begin(zone, looking, zone_fence)
+        await self._run_waves(zone, planned.failed, zone_fence)
+        await self._run_all(
+            {
+                matched.trip.id: self._run_matched(zone, matched, planned.fence, zone_fence)
+                for matched in planned.matched
+            }
+        )
+
+    async def _run_waves(self, zone: Zone, trip_ids: Iterable[str], zone_fence: str) -> None:
+        await self._run_all({trip_id: self._run(zone, trip_id, zone_fence) for trip_id in trip_ids})
 
     async def _run_all(self, waves: Mapping[str, Coroutine[Any, Any, None]]) -> None:
         # Together: a wave is three round trips, and in a row they held a zone to some 60 trips a second.
