@@ -15,6 +15,8 @@
 local queue, channels = KEYS[1], KEYS[2]
 local name, vehicle_type, number = ARGV[1], ARGV[2], tonumber(ARGV[3])
 local FIRST_DRIVER, FIRST_ID = 3, 4
+-- No zone grants a longer absence (dispatcher/zones_file.py): what ends later is of a clock that stepped back.
+local LONGEST_ABSENCE_MS = 3600000
 
 local lost = {}
 for i = FIRST_ID, #ARGV do
@@ -26,6 +28,9 @@ for i = FIRST_ID, #ARGV do
   local is_standing = held == name and who[4] == vehicle_type and holds_place(held, who[6]) and tonumber(who[7] or '')
   if is_standing and is_free(who[1], who[2], who[3]) then
     number = number + 1
+    if tonumber(who[6]) > now_ms + LONGEST_ABSENCE_MS then
+      redis.call('HSET', driver, 'queue_until', whole(now_ms + LONGEST_ABSENCE_MS))
+    end
     if who[8] ~= whole(number) then
       redis.call('HSET', driver, 'queue_number', number)
       redis.call('SPUBLISH', channels .. 'driver:' .. driver_id, '{"type":"queue","queue":"' .. name .. '","position":'

@@ -22,6 +22,8 @@ from tests.harness.lua_zone import FIX_AGE_MS, START_MS, Zone, make_driver, open
 from tests.lua.settling import accepted, listening, settle
 
 ABSENCE_MS = 50_000
+#: The longest absence that a zones file may grant.
+LONGEST_ABSENCE_MS = 3_600_000
 AT = {name: QueueAt(name, ABSENCE_MS) for name in ("a", "b")}
 
 
@@ -159,6 +161,23 @@ async def test_a_clock_that_steps_back_turns_no_queue_over(zone: Zone) -> None:
     await zone.advance(10)
     await seen(zone, "d3", "a")
     assert await order(zone) == ["d1", "d2", "d3"]
+
+
+@pytest.mark.parametrize("back_ms", [600_000, 3_600_000, 86_400_000])
+async def test_a_clock_that_steps_back_far_costs_nobody_the_place(zone: Zone, back_ms: int) -> None:
+    names = ["d1", "d2", "d3", "d4"]
+    for name in names:
+        await zone.driver(name)
+        await seen(zone, name, "a")
+    await zone.advance(-back_ms)
+    for name in names[:0:-1]:
+        assert await seen(zone, name, "a") == "a"
+    assert await order(zone) == names
+    # Of d1, who is gone, it is not known for how long: they have no longer than any queue grants.
+    await zone.advance(LONGEST_ABSENCE_MS)
+    for name in names[1:]:
+        await seen(zone, name, "a")
+    assert "d1" not in await order(zone)
 
 
 async def test_who_must_be_told_is_told_once(redis_url: str) -> None:
