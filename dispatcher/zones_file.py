@@ -200,6 +200,15 @@ def _parse_zone(name: str, entry: Any, folder: Path) -> Zone:
     waves: tuple[Wave, ...] = DEFAULT_WAVES
     if checked.waves is not None:
         waves = tuple(Wave(wave.size, wave.radius_m, wave.deadline_s) for wave in checked.waves)
+    longest_wait_s = sum(wave.deadline_s for wave in waves)
+    routing_s = checked.routing_deadline_s if checked.routing_url else 0
+    if checked.dispatch != "nearest" and checked.match_every_s + routing_s >= longest_wait_s:
+        # A trip that just missed a round would expire before the next one offers it.
+        raise ValueError(
+            "match_every_s: must be less than the time that trips wait, "
+            f"which is that of all waves together: {longest_wait_s:g} s"
+            + (f", less routing_deadline_s: {routing_s:g} s" if routing_s else "")
+        )
     area = _load_area(checked.area, folder) if checked.area else None
     return Zone(
         name=name,

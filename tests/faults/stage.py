@@ -161,7 +161,9 @@ class Stage:
         self.redis_url = f"redis://default:{_PASSWORD}@127.0.0.1:{port}/0"
         database_url = await self._open_postgres_proxy()
         zones = self._directory / "zones.toml"
-        zones.write_text("".join(f"[zones.{zone}]\nwaves = {_WAVES}\n" for zone in ZONES))
+        zones.write_text(
+            "".join(f"[zones.{zone}]\nwaves = {_WAVES}\nmatch_every_s = 1\n" for zone in ZONES)
+        )
         self._env = {f"DISPATCHER_{name}": value for name, value in SETTINGS.items()}
         self._env["DISPATCHER_ZONES_FILE"] = str(zones)
         self._serve = Serve(self.redis_url, database_url, self._directory, self._directory)

@@ -282,7 +282,10 @@ async def test_no_driver_the_trip_expires(
     serve: Serve, session: aiohttp.ClientSession, tmp_path: Any
 ) -> None:
     zones = tmp_path / "zones.toml"
-    zones.write_text("[zones.default]\nwaves = [{ size = 1, radius_m = 500, deadline_s = 0.3 }]\n")
+    zones.write_text(
+        "[zones.default]\ndispatch = 'nearest'\n"
+        "waves = [{ size = 1, radius_m = 500, deadline_s = 0.3 }]\n"
+    )
     server = await serve(env={**FAST, "DISPATCHER_ZONES_FILE": str(zones)})
     rider = await App(session, server, "customer", "r1").open()
     await rider.trip()

@@ -15,6 +15,8 @@ from dispatcher.zones_file import load_zones
 EXAMPLE = Path(dispatcher.__file__).parent / "zones" / "new-york.toml"
 SQUARE = [[0, 0], [0, 1], [1, 1], [1, 0], [0, 0]]
 #: A zone of half the square, and in it a queue.
+#: A zone whose trips wait for 5 s.
+_SHORT = "[zones.b]\nwaves = [{ size = 1, radius_m = 6000, deadline_s = 5 }]\n"
 _QUEUE = "[zones.b]\narea = 'half.geojson'\n[zones.b.queues.q]\n"
 HALF = [[0, 0], [0, 1], [0.5, 1], [0.5, 0], [0, 0]]
 INNER = [[0.1, 0.1], [0.1, 0.2], [0.2, 0.2], [0.2, 0.1], [0.1, 0.1]]
@@ -105,6 +107,8 @@ def test_settings_of_a_zone(tmp_path: Path) -> None:
         ("[zones.b]\nmatch_speed_kmh = inf\n", "line 1", "match_speed_kmh: Input should be"),
         ("[zones.b]\nmatch_speed_kmh = nan\n", "line 1", "match_speed_kmh: Input should be"),
         ("[zones.b]\nrouting_url = 'http://osrm'\nrouting_deadline_s = 3\n", "line 1", "match_every_s"),
+        (_SHORT + "match_every_s = 5\n", "line 1", "zone b: match_every_s: must be less than the time"),
+        (_SHORT + "match_every_s = 4.6\nrouting_url = 'http://osrm'\n", "line 1", "match_every_s"),
         (
             _QUEUE + "area = 'square.geojson'\n",
             "line 3",
@@ -201,6 +205,11 @@ def test_routing_urls_that_have_a_host(tmp_path: Path, url: str) -> None:
     zone = load_zones(path).get("a")
     assert zone is not None
     assert zone.matching.routing_url == url
+
+
+@pytest.mark.parametrize("more", ["match_every_s = 4.9\n", "match_every_s = 60\ndispatch = 'nearest'\n"])
+def test_waves_that_are_shorter_than_usual(tmp_path: Path, more: str) -> None:
+    assert load_zones(_write(tmp_path, _SHORT + more)).get("b") is not None
 
 
 def test_how_a_zone_dispatches(tmp_path: Path) -> None:
