@@ -32,7 +32,8 @@
 -- ARGV[15] how many candidates, the first ones, are asked for their place in it; where one of them holds an offer already,
 --   their head start is over
 -- ARGV[16] fence by which the caller holds the zone, or empty
--- ARGV[17...] pairs: driver id, distance in m
+-- ARGV[17] reach of that round in m, or empty: who has moved out of it since they were looked at is passed over
+-- ARGV[18...] pairs: driver id, distance in m
 -- RETURNS {code, now in ms, wave, deadline in ms, drivers offered to, drivers whose offer has expired}
 --   code is offered, nobody (found), exhausted (its time is over), or moved (not this wave's turn, or not this server's, any more)
 --- @include "clock"
@@ -40,6 +41,7 @@
 --- @include "eligibility"
 --- @include "queues"
 --- @include "candidates"
+--- @include "distance"
 local trip, claim, offers, barred, passed = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
 local waves, present, channels, geo = KEYS[6], KEYS[7], KEYS[8], KEYS[9]
 local matching, turned_down, holder = KEYS[10], KEYS[11], KEYS[12]
@@ -47,14 +49,14 @@ local trip_id, round, size, answer_ms, again_ms = ARGV[1], ARGV[2], tonumber(ARG
 local max_open_offers, fix_age_ms, max_wait_ms = tonumber(ARGV[6]), tonumber(ARGV[7]), tonumber(ARGV[8])
 local ask_again, trip_json, vehicle_type = ARGV[9] == '1', ARGV[10], ARGV[11]
 local fence, head_start_ms, queue, queued = ARGV[12], tonumber(ARGV[13]), ARGV[14], tonumber(ARGV[15])
-local zone_fence = ARGV[16]
-local OFFERS, FIRST_CANDIDATE, FIRST_PAIR = 3, 13, 17
+local zone_fence, reach_m = ARGV[16], tonumber(ARGV[17])
+local OFFERS, FIRST_CANDIDATE, FIRST_PAIR = 3, 13, 18
 
 if not is_held(holder, zone_fence) then
   return { 'moved', now_ms, 0, 0, {}, {} }
 end
 
-local state = redis.call('HMGET', trip, 'current_status', 'round', 'wave', 'waiting_since')
+local state = redis.call('HMGET', trip, 'current_status', 'round', 'wave', 'waiting_since', 'pickup_lng', 'pickup_lat')
 if state[1] ~= 'pending' then
   redis.call('ZREM', waves, trip_id)
   return { 'moved', now_ms, 0, 0, {}, {} }
@@ -74,6 +76,12 @@ end
 local function is_open(k, id)
   local until_ms = (id or '') ~= '' and tonumber(redis.call('ZSCORE', KEYS[k], id)) or 0
   return until_ms > now_ms and until_ms <= latest_ms
+end
+
+-- Whether a driver at this place is out of the round's reach. A metre more: the round measured along the chord.
+local function is_away(lng, lat)
+  local from_lng, from_lat, to_lng, to_lat = tonumber(state[5] or ''), tonumber(state[6] or ''), tonumber(lng or ''), tonumber(lat or '')
+  return not (from_lng and from_lat and to_lng and to_lat) or distance_m(from_lng, from_lat, to_lng, to_lat) > reach_m + 1
 end
 
 local function drop_ended(k)
@@ -115,7 +123,7 @@ for k = FIRST_CANDIDATE, #KEYS, 2 do
   local i = FIRST_PAIR + (k - FIRST_CANDIDATE)
   local driver_id = ARGV[i]
   local who = redis.call('HMGET', KEYS[k], 'is_online', 'availability_status', 'trip_id', 'fix_ms', 'vehicle_type',
-    'queue', 'queue_until', 'queue_trip')
+    'queue', 'queue_until', 'queue_trip', 'lng', 'lat')
   filters.queue = k < FIRST_CANDIDATE + 2 * queued and queue or nil
   local offered_until_ms = tonumber(redis.call('ZSCORE', offers, driver_id) or 0)
   local obstacle = first_obstacle({
@@ -127,12 +135,12 @@ for k = FIRST_CANDIDATE, #KEYS, 2 do
     offered_until_ms = offered_until_ms > latest_ms and 0 or offered_until_ms,
     open_offers = count_open(k + 1),
   }, filters)
-  if not obstacle then
+  if not obstacle and not (reach_m and is_away(who[9], who[10])) then
     chosen[#chosen + 1] = { driver_id, k + 1, ARGV[i + 1] }
     if filters.queue then
       redis.call('HSET', KEYS[k], 'queue_trip', trip_id)
     end
-  elseif obstacle[3] then
+  elseif obstacle and obstacle[3] then
     redis.call('ZREM', geo, driver_id)  -- whatever was lost that should have taken them out
   end
 end

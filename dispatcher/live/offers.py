@@ -113,12 +113,14 @@ class OfferScripts:
         queue: str = "",
         queued: int = 0,
         zone_fence: str = "",
+        reach_m: float | None = None,
     ) -> WaveResult:
         """Runs one wave over the candidates, in the order of asking.
 
-        `fence` is that of the round of matching that planned it. With a head start the first candidate
-        alone is asked, and the same wave goes on after it. `queued` candidates, the first ones, are
-        asked for their place in the `queue` at which the pickup is. By `zone_fence` the zone is held.
+        `fence` is that of the round of matching that planned it, `reach_m` how far that looked. With a
+        head start the first candidate alone is asked, and the same wave goes on after it. `queued`
+        candidates, the first ones, are asked for their place in the `queue` at which the pickup is. By
+        `zone_fence` the zone is held.
         """
         names = [
             keys.trip(trip.id), keys.trip_claim(trip.id), keys.offers(trip.id),
@@ -129,6 +131,7 @@ class OfferScripts:
             trip.id, round_number, size, answer_ms, again_ms, max_open_offers, fix_age_ms,
             max_wait_ms, int(ask_again), trip_json, trip.vehicle_type,
             "" if fence is None else fence, head_start_ms, queue, queued, zone_fence,
+            "" if reach_m is None else reach_m,
         ]  # fmt: skip
         for driver_id, distance_m in candidates:
             names += (keys.driver(driver_id), keys.inbox(driver_id))

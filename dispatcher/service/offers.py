@@ -17,7 +17,7 @@ from dispatcher.live.keys import keys_of
 from dispatcher.live.matching import TripInWaiting
 from dispatcher.live.offers import Candidate, OfferScripts, WaveCode, WaveResult
 from dispatcher.live.state import StateScripts
-from dispatcher.matching.looks import longest_wait_ms, look
+from dispatcher.matching.looks import longest_wait_ms, look, widest_reach_m
 from dispatcher.observe.call_ids import TRIP_ID
 from dispatcher.observe.series import OFFERS, TIME_TO_FIRST_OFFER, WAVES
 from dispatcher.service.authorities import Authorities
@@ -229,7 +229,8 @@ class Offers:
             answer_ms=int(step.wave.deadline_s * 1000), again_ms=again_ms,
             max_open_offers=zone.offers_per_driver, fix_age_ms=self._fix_age_ms,
             max_wait_ms=longest_wait_ms(zone.waves),
-            ask_again=step.is_widest if ask_again is None else ask_again, **of_order,
+            ask_again=step.is_widest if ask_again is None else ask_again,
+            reach_m=widest_reach_m(zone.waves) if "fence" in of_order else None, **of_order,
         )  # fmt: skip
         self._offer_log.record(trip.id, result.expired, OfferOutcome.EXPIRED, result.now_ms)
         distances = dict(candidates)

@@ -108,6 +108,15 @@ local function first_obstacle(driver, wave)
   return nil
 end
 --- @end
+--- @copy "distance"
+-- Metres between two places in degrees, on the sphere that GEOSEARCH measures on.
+local function distance_m(lng, lat, other_lng, other_lat)
+  local EARTH_M = 6372797.560856
+  local u = math.sin(math.rad(other_lat - lat) / 2)
+  local v = math.sin(math.rad(other_lng - lng) / 2)
+  return 2 * EARTH_M * math.asin(math.sqrt(u * u + math.cos(math.rad(lat)) * math.cos(math.rad(other_lat)) * v * v))
+end
+--- @end
 local trip, driver = KEYS[1], KEYS[2]
 local fix_age_ms, max_open_offers = tonumber(ARGV[1] or 60000), tonumber(ARGV[2] or 3)
 local candidates_per_offer, more_candidates = tonumber(ARGV[3] or 6), tonumber(ARGV[4] or 10)
@@ -266,14 +275,6 @@ for _, filter in ipairs(CANDIDATE_FILTERS) do
     passes = filter[2](who, filters)
   end
   tell(filter[1], passes, SAW[filter[1]](who))
-end
-
--- How far it is on the sphere that GEOSEARCH measures on.
-local function distance_m(lng, lat, other_lng, other_lat)
-  local EARTH_M = 6372797.560856
-  local u = math.sin(math.rad(other_lat - lat) / 2)
-  local v = math.sin(math.rad(other_lng - lng) / 2)
-  return 2 * EARTH_M * math.asin(math.sqrt(u * u + math.cos(math.rad(lat)) * math.cos(math.rad(other_lat)) * v * v))
 end
 
 -- Whether the wave looks as far as the driver is, and whether nearer ones leave them a place.

@@ -68,6 +68,20 @@ async def test_a_trip_that_ended_is_not_put_back_by_a_round(zone: Zone) -> None:
     assert await zone.redis.zcard(zone.keys.waves) == 0
 
 
+async def test_who_has_moved_out_of_the_rounds_reach_is_passed_over(zone: Zone) -> None:
+    await with_drivers(zone, *NAMES)
+    (trip,) = await waits(zone, "1")
+    start = await zone.matching.begin_round(zone.keys, [trip.id], every_ms=EVERY_MS)
+    for name, north in zip(NAMES, (0.25, 0.0541, 0.053), strict=True):
+        where = {"lat": trip.pickup_lat + north, "lng": trip.pickup_lng}
+        await zone.redis.hset(zone.keys.driver(name), mapping=where)
+    result = await offer(zone, trip, *NAMES, fence=start.fence, reach_m=6_000.0)
+    assert result.offered == ["d3"], "d1 is at 28 km by now, d2 at 6,017 m"
+    await zone.redis.hdel(zone.keys.driver("d1"), "lat")
+    result = await offer(zone, trip, "d1", fence=start.fence, reach_m=6_000.0, round_number=1)
+    assert result.offered == []
+
+
 async def test_what_an_earlier_round_still_plans_is_void(zone: Zone) -> None:
     await with_drivers(zone, *NAMES)
     (trip,) = await waits(zone, "1")

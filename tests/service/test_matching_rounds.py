@@ -105,3 +105,17 @@ async def test_who_comes_while_a_round_is_planned_is_in_the_next_one(
         await until_offered(city, first)
         await until_offered(city, second)
         assert city.parts.matched_rounds.rounds >= 2
+
+
+async def test_who_drives_off_while_a_round_is_planned_is_not_asked(
+    redis_url: str, database_url: str
+) -> None:
+    async with held_city(redis_url, database_url, "matched") as (city, routing):
+        await drivers(city, d1=0, d2=10)
+        trip = await city.trip(pickup=at(0))
+        async with asyncio.timeout(10):
+            await routing.asked.wait()
+        await city.parts.positions.take("d1", [(*at(250), None)])
+        routing.released.set()
+        await until_offered(city, trip)
+        assert await city.redis("ZRANGE", city.keys().offers(trip), 0, -1) == ["d2"]
