@@ -271,6 +271,8 @@ class _Subscription(RedisProtocol):
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(_QUIET_S):
                     await self._closed.wait()
+            if self._closed.is_set():
+                break  # uvloop raises where a transport that has ended is written to
             if self._messages != before:
                 asked = False
             elif asked:

@@ -13,8 +13,10 @@ from urllib.parse import urlsplit
 
 import pytest
 import redis.asyncio
+import uvloop
 
 from dispatcher.core.errors import ReplyLost, StoreUnavailable
+from dispatcher.embedded.engines import EngineUrls
 from dispatcher.embedded.packages import valkey_program
 from dispatcher.live import pubsub
 from dispatcher.live.channel_nodes import channel_nodes
@@ -267,3 +269,20 @@ async def test_whatever_ends_a_subscription_it_is_made_anew(
         await stands.wait()
     await subscriber.stop()
     assert not failures
+
+
+def test_a_subscription_that_ends_in_silence_is_told_of_by_uvloop_too(engines: EngineUrls) -> None:
+    """Its transport raises where it is written to after its end, and asyncio's own does not."""
+
+    async def end_in_silence() -> None:
+        client = connect(engines.redis_url)
+        connection = await client.connection_pool.get_connection()
+        subscription = pubsub._Subscription(connection, lambda *_: True)
+        watching = asyncio.create_task(subscription.watch())
+        await asyncio.sleep(0)
+        subscription.transport.abort()
+        with pytest.raises(ConnectionError):
+            await asyncio.wait_for(watching, 10)
+        await client.aclose()
+
+    uvloop.run(end_in_silence())
