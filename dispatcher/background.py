@@ -22,6 +22,7 @@ from dispatcher.jobs.waves import Waves
 from dispatcher.jobs.webhook_delivery import WebhookDelivery
 from dispatcher.jobs.zone_census import ZoneCensus
 from dispatcher.jobs.zone_holder import HeldZone, HeldZoneJob, ZoneHolder
+from dispatcher.live.servers import wave_settings
 from dispatcher.live.zone_view import ZoneViewScripts
 from dispatcher.service.event_tail import EventTail
 from dispatcher.service.ledger_offers import LedgerOffers
@@ -72,12 +73,18 @@ def zone_holder(parts: Services) -> ZoneHolder:
             loops.append(JobLoop(numbers))
         return loops
 
+    def waves(name: str) -> str:
+        zone = parts.zones.get(name)
+        assert zone is not None
+        return wave_settings(zone, parts.settings.fix_max_age_s * 1000)
+
     return ZoneHolder(
         node=parts.presence.node,
         zones=parts.zones.names(),
         scripts=parts.live.servers,
         subscriber=parts.subscriber,
         jobs=jobs,
+        waves=waves,
     )
 
 

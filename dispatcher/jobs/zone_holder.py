@@ -70,6 +70,7 @@ class ZoneHolder:
         scripts: ServerScripts,
         subscriber: Subscriber,
         jobs: Callable[[HeldZone], Sequence[JobLoop]],
+        waves: Callable[[str], str],
     ) -> None:
         self._node = node
         self._zones = list(zones)
@@ -78,6 +79,7 @@ class ZoneHolder:
         self._scripts = scripts
         self._subscriber = subscriber
         self._jobs = jobs
+        self._waves = waves
         self._loop = JobLoop(FunctionJob("zones", _BEAT_S, self.beat))
         self._number = 0
         self._above = 0
@@ -166,7 +168,7 @@ class ZoneHolder:
         """Takes a zone that is this server's share; one that another server has taken by a later list is
         left to it."""
         try:
-            fence = await self._scripts.take_zone(keys_of(zone), self._node, self._number)
+            fence = await self._take_in_redis(zone)
         except StoreUnavailable as error:
             log.warning("zone not taken", zone=zone, reason=str(error))
             return
@@ -183,6 +185,9 @@ class ZoneHolder:
         listener = Listener(lambda _: held.wake(), held.wake, held.wake)
         self._subscriber.subscribe(keys_of(zone).wake, listener)
         held.wake_all()
+
+    async def _take_in_redis(self, zone: str) -> int:
+        return await self._scripts.take_zone(keys_of(zone), self._node, self._number, self._waves(zone))
 
     def _drop(self, held: HeldZone) -> None:
         """Does no more rounds of a zone."""
@@ -205,7 +210,7 @@ class ZoneHolder:
     async def _retake(self, held: HeldZone) -> None:
         try:
             if held.zone in self._mine:
-                fence = await self._scripts.take_zone(keys_of(held.zone), self._node, self._number)
+                fence = await self._take_in_redis(held.zone)
                 if fence == self._number:
                     held.fence = fence
                     held.wake_all()

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import orjson
 
+from dispatcher.core.zones import Zone
 from dispatcher.live.keys import SERVER_KEYS, Keys
 from dispatcher.live.pipeline import Pipeline
 
@@ -38,6 +39,14 @@ class Survey(NamedTuple):
     oldest_fix_ms: int | None
     first_absence_ms: int | None
     next_wave_ms: int | None
+
+
+def wave_settings(zone: Zone, fix_age_ms: int) -> str:
+    """What a zone's waves go by, as its holder tells `lua/inspect/why.lua`."""
+    numbers: list[float] = [fix_age_ms, zone.offers_per_driver]
+    for wave in zone.waves:
+        numbers += (wave.size, wave.radius_m)
+    return " ".join(map(str, numbers))
 
 
 class ServerScripts:
@@ -86,10 +95,13 @@ class ServerScripts:
         text = await self._pipeline.command("HGET", SERVER_KEYS.zones, digest)
         return None if text is None else [str(name) for name in orjson.loads(text)]
 
-    async def take_zone(self, keys: Keys, node: str, fence: int) -> int:
-        """Makes a server the holder of a zone. Returns the fence by which it is held: a greater one is
-        another server's, and 0 stands for the same one of another server."""
-        taken, held = await self._pipeline.run("take_zone", (keys.holder,), (fence, node))
+    async def take_zone(self, keys: Keys, node: str, fence: int, waves: str = "") -> int:
+        """Makes a server the holder of a zone, which goes by these `wave_settings`; empty: the defaults.
+
+        Returns the fence by which it is held: a greater one is another server's, and 0 stands for the
+        same one of another server.
+        """
+        taken, held = await self._pipeline.run("take_zone", (keys.holder,), (fence, node, waves))
         return int(held) if taken or held != fence else 0
 
     def node_of(self, keys: Keys) -> Hashable:

@@ -4,7 +4,8 @@
 -- Atomic because: a driver who is taken or moves in between would seem to be kept by nothing, or by two things.
 -- KEYS[1] trip
 -- KEYS[2] driver; all other keys are those of their zone, so they share its slot
--- ARGV[1] oldest fix that counts, in ms before now; optional, as all that follows: the defaults are the product's
+-- ARGV[1] oldest fix that counts, in ms before now; optional, as all that follows: what is not given is as the server says that
+--   does the zone's rounds (lua/take_zone.lua), or where there is none, as by default
 -- ARGV[2] most open offers a driver may hold
 -- ARGV[3] candidates that are looked at for each offer of a wave
 -- ARGV[4] candidates that are looked at beyond those
@@ -118,7 +119,6 @@ local function distance_m(lng, lat, other_lng, other_lat)
 end
 --- @end
 local trip, driver = KEYS[1], KEYS[2]
-local fix_age_ms, max_open_offers = tonumber(ARGV[1] or 60000), tonumber(ARGV[2] or 3)
 local candidates_per_offer, more_candidates = tonumber(ARGV[3] or 6), tonumber(ARGV[4] or 10)
 local queue = ARGV[5] or ''
 local FIRST_WAVE = 6
@@ -128,12 +128,26 @@ local prefix_of_driver, driver_id = string.match(driver or '', '^(dsp:{[^}]+}:)d
 if not prefix or prefix ~= prefix_of_driver then
   return redis.error_reply('ERR the keys are dsp:{ZONE}:trip:TRIP and dsp:{ZONE}:driver:DRIVER, of one zone')
 end
+-- Oldest fix, most open offers, and a pair a wave: those of the zone's holder, else the defaults.
+local DEFAULTS = '60000 3 3 1500 5 3000 8 6000 12 12000 12 12000 12 12000 12 12000'
+local function numbers_of(text)
+  local numbers = {}
+  for word in string.gmatch(text, '%S+') do
+    numbers[#numbers + 1] = tonumber(word)
+  end
+  return numbers
+end
+local told = numbers_of(redis.call('HGET', prefix .. 'holder', 'waves') or '')
+if #told < 4 or #told % 2 == 1 then
+  told = numbers_of(DEFAULTS)
+end
+local fix_age_ms, max_open_offers = tonumber(ARGV[1] or told[1]), tonumber(ARGV[2] or told[2])
 local waves = {}
 for i = FIRST_WAVE, #ARGV - 1, 2 do
   waves[#waves + 1] = { tonumber(ARGV[i]), tonumber(ARGV[i + 1]) }
 end
-if #waves == 0 then
-  waves = { { 3, 1500 }, { 5, 3000 }, { 8, 6000 }, { 12, 12000 } }
+for i = 3, #waves == 0 and #told - 1 or 0, 2 do
+  waves[#waves + 1] = { told[i], told[i + 1] }
 end
 
 local rows, refusing = {}, {}

@@ -105,6 +105,10 @@ class City:
         jobs = [reconcile_job(self.parts, zone) for zone in self.parts.zones.names()]
         return FunctionJob("reconcile", 1, lambda: asyncio.gather(*(job.run() for job in jobs)))
 
+    async def inspect(self, name: str, *keys: str) -> list[Any]:
+        """What a script of `lua/inspect/` says without arguments, as to a plain redis-cli."""
+        return list(await self._look.run(f"inspect/{name}", keys, ()))
+
     async def events(self) -> list[tuple[str, str, int]]:
         """What the stream has told: event, trip and version."""
         entries = await self.redis("XRANGE", self.keys().events, "-", "+")

@@ -10,6 +10,7 @@ from dispatcher.config import Settings
 from dispatcher.core.obstacles import Obstacle
 from dispatcher.core.zones import DEFAULT_WAVES, Zone
 from dispatcher.live.inspection import FilterView, InspectionScripts
+from dispatcher.live.servers import wave_settings
 from dispatcher.resources import LUA_DIR
 from dispatcher.service.offers import CANDIDATES_PER_OFFER, MORE_CANDIDATES
 from tests.harness.lua_zone import FIX_AGE_MS, START_MS
@@ -42,13 +43,10 @@ def test_an_inspection_reads_and_leaves_nothing_behind(name: str) -> None:
 def test_the_filters_know_the_products_own_settings() -> None:
     """Without arguments, `why` answers for a zone that sets nothing itself."""
     text = _text("why")
-    assert f"ARGV[1] or {Settings.model_fields['fix_max_age_s'].default * 1000})" in text
-    assert f"ARGV[2] or {Zone('z').offers_per_driver})" in text
     assert f"ARGV[3] or {CANDIDATES_PER_OFFER})" in text
     assert f"ARGV[4] or {MORE_CANDIDATES})" in text
-    plan = list(dict.fromkeys((wave.size, int(wave.radius_m)) for wave in DEFAULT_WAVES))
-    pairs = ", ".join(f"{{ {size}, {radius_m} }}" for size, radius_m in plan)
-    assert f"waves = {{ {pairs} }}" in text
+    fix_age_ms = Settings.model_fields["fix_max_age_s"].default * 1000
+    assert f"DEFAULTS = '{wave_settings(Zone('z'), fix_age_ms)}'" in text
 
 
 async def _why(zone: LiveZone, driver_id: str = "d1") -> dict[str, FilterView]:

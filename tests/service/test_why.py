@@ -9,7 +9,10 @@ from typing import Any
 
 import pytest
 
+from dispatcher.background import zone_holder
 from dispatcher.core.errors import Refusal
+from dispatcher.core.zones import Matching, Wave, Zone, Zones
+from dispatcher.jobs.loop import JobLoop
 from dispatcher.live.keys import keys_of
 from tests.harness.services import PLACE, City, driver, open_city
 
@@ -123,3 +126,72 @@ async def test_the_answer_to_availability_says_what_keeps_offers_away(city: City
     await city.redis("HSET", keys_of("default").driver("d1"), "fix_ms", old_ms)
     assert await away(is_online=True) == ["stale_position"]
     assert await away(is_online=False) == ["offline", "stale_position"]
+
+
+#: A plan of its own, shorter than the default and narrower at its end.
+OWN = Zone(
+    "default",
+    waves=(Wave(1, 700, 1), Wave(2, 3_000.5, 1), Wave(1, 7_000, 1)),
+    offers_per_driver=1,
+    matching=Matching(dispatch="nearest"),
+)
+USUAL = Zone("default", matching=Matching(dispatch="nearest"))
+#: Degrees of latitude north of the pickup: some 0.6, 2.4, 5, 9 and 16 km.
+NORTH = {"d1": 0.0054, "d2": 0.0216, "d3": 0.045, "d4": 0.081, "d5": 0.144}
+
+
+async def _by_redis_cli(city: City, trip_id: str, driver_id: str) -> dict[str, list[str]]:
+    rows = await city.inspect("why", city.keys().trip(trip_id), city.keys().driver(driver_id))
+    return {name: [passes, saw] for name, passes, saw in rows}
+
+
+async def _take(city: City, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Takes the zone as a server does that starts; its rounds are run by the test."""
+    monkeypatch.setattr(JobLoop, "start", lambda _: None)
+    holder = zone_holder(city.parts)
+    await holder.beat()
+    assert holder.held() == ["default"]
+    await holder.stop()
+
+
+@pytest.mark.parametrize(
+    ("zone", "is_held"), [(USUAL, False), (USUAL, True), (OWN, True)], ids=["unheld", "usual", "own"]
+)
+async def test_redis_cli_says_the_same_all_the_trips_life(
+    redis_url: str, database_url: str, monkeypatch: pytest.MonkeyPatch, zone: Zone, *, is_held: bool
+) -> None:
+    fix_age_s = 600 if is_held else 60
+    async with open_city(redis_url, database_url, zones=Zones([zone]), fix_max_age_s=fix_age_s) as city:
+        if is_held:
+            await _take(city, monkeypatch)
+        trip_id = await city.trip(pickup=PLACE)
+        await _ready(city, *NORTH)
+        for name, north in NORTH.items():
+            await city.online(name, location=(PLACE[0] + north, PLACE[1]))
+        # As old as a fix may not be by default.
+        await city.redis("HINCRBY", city.keys().driver("d4"), "fix_ms", -65_000)
+        verdicts = set()
+
+        async def compare() -> None:
+            for name in NORTH:
+                told, looked = await _why(city, trip_id, name), await _by_redis_cli(city, trip_id, name)
+                codes = [view["filter"] for view in told["filters"] if view["passes"] is False]
+                assert looked.pop("verdict")[0] == " ".join(codes or ["would_be_offered"])
+                saw = {view["filter"]: view["saw"].split(" for ")[0] for view in told["filters"]}
+                for each in ("passed", "out_of_reach", "not_among_nearest", "no_place_left"):
+                    assert looked[each][1] == saw[each]
+                verdicts.update(codes or ["would_be_offered"])
+
+        async with asyncio.timeout(60):
+            # Each wave, and some looks after the last one.
+            for _ in range(len(zone.waves) + 3):
+                await compare()
+                await city.parts.offers.run_due("default")
+                await compare()
+                # Nobody answers, and the time of their offers is over.
+                for name in await city.redis("ZRANGE", city.keys().offers(trip_id), 0, -1):
+                    await city.redis("ZADD", city.keys().offers(trip_id), 1, name)
+                    await city.redis("ZREM", city.keys().inbox(name), trip_id)
+                await city.redis("ZADD", city.keys().waves, "XX", 1, trip_id)
+        assert int((await city.hash(trip_id)).get("round", len(zone.waves))) >= len(zone.waves)
+        assert verdicts >= {"would_be_offered", "on_offer", "passed", "out_of_reach"}
