@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from types import TracebackType
-from typing import Any, Final, Self
+from typing import Any, Final, Self, TypeVar
 
 import aiohttp
+from pydantic import ValidationError
 
 from dispatcher.client.channel import Channel
-from dispatcher.client.http import HttpCalls, Token
+from dispatcher.client.http import HttpCalls, Token, UnreadableAnswer
+from dispatcher.client.models import Trip
 from dispatcher.client.problems import NoAnswer
 from dispatcher.client.replies import Intent, Reply
-from dispatcher.client.retries import CONNECTION_ERRORS, Retries
+from dispatcher.client.retries import CONNECTION_ERRORS, Retries, Send
 
 #: How long to wait for a server that does not take the connection, in s; `Retries` has the other bounds.
 _CONNECT_S: Final = 10.0
+
+_T = TypeVar("_T")
 
 
 class AppClient:
@@ -67,6 +72,10 @@ class AppClient:
         Returns the body of the success, which may be that of an earlier attempt. Raises ApiError; and
         NoAnswer, after which the same intent may be sent again.
         """
+        return await self.changed(intent, dict)
+
+    async def changed(self, intent: Intent, read: Callable[[dict[str, Any]], _T]) -> _T:
+        """The same; `read` makes of the body what is returned."""
         by_socket = intent.frame is not None
 
         async def send() -> Reply:
@@ -81,15 +90,29 @@ class AppClient:
                 raise
 
         try:
-            return (await self._retries.until_answered(send)).result()
+            return await self._until_read(send, read)
         except NoAnswer as unanswered:
             unanswered.intent = intent
             raise
 
-    async def ask(self, path: str, **parameters: Any) -> dict[str, Any]:
-        """Asks a question over HTTP until it is answered. Raises ApiError, NoAnswer."""
-        reply = await self._retries.until_answered(lambda: self.http.get(path, **parameters))
-        return reply.result()
+    async def ask(self, path: str, read: Callable[[dict[str, Any]], _T], **parameters: Any) -> _T:
+        """Asks a question over HTTP until it is answered; `read` makes of the body what is returned.
+
+        Raises ApiError, NoAnswer.
+        """
+        return await self._until_read(lambda: self.http.get(path, **parameters), read)
+
+    async def _until_read(self, send: Send, read: Callable[[dict[str, Any]], _T]) -> _T:
+        async def readable() -> Reply:
+            reply = await send()
+            if reply.ok:
+                try:
+                    read(reply.body)
+                except (KeyError, TypeError, ValidationError) as error:
+                    raise UnreadableAnswer(reply.status, reply.retry_after_s) from error
+            return reply
+
+        return read((await self._retries.until_answered(readable)).result())
 
 
 def given(**fields: Any) -> dict[str, Any]:
@@ -100,3 +123,8 @@ def given(**fields: Any) -> dict[str, Any]:
 def place(lat_lng: tuple[float, float] | None) -> dict[str, float] | None:
     """A position as bodies have it, from (lat, lng) in degrees."""
     return None if lat_lng is None else {"lat": lat_lng[0], "lng": lat_lng[1]}
+
+
+def trip_of(body: dict[str, Any]) -> Trip:
+    """The trip of an answer."""
+    return Trip.model_validate(body["trip"])

@@ -17,6 +17,7 @@ from dispatcher.client.http import HttpCalls
 from dispatcher.client.problems import ApiError
 from dispatcher.client.retries import CONNECTION_ERRORS
 from dispatcher.client.socket import Frame, Socket
+from dispatcher.core.times import wait_s
 
 log = logging.getLogger("dispatcher.client")
 
@@ -27,6 +28,8 @@ _OPEN_S: Final = 15.0
 #: The longest rest after the first connection that is lost, in s, which doubles; and the longest of all.
 _FIRST_REST_S: Final = 0.5
 _MAX_REST_S: Final = 30.0
+#: A server, or what stands before it, that asks for more time than this is asked all the same.
+_LONGEST_WAIT_S: Final = 600.0
 #: Close code of a token that is not valid any more.
 _UNAUTHORIZED: Final = 4401
 
@@ -119,8 +122,8 @@ class Channel:
         except aiohttp.WSServerHandshakeError as refused:
             if refused.status in (401, 403):
                 raise _refusal(refused) from None
-            with contextlib.suppress(ValueError):
-                self._retry_after_s = float(_header(refused, "Retry-After") or 0)
+            told_s = wait_s(_header(refused, "Retry-After"))
+            self._retry_after_s = min(told_s or 0.0, _LONGEST_WAIT_S)
             raise
 
     def _put(self, event: Event) -> bool:

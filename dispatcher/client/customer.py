@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from typing import Any, Final
 
-from dispatcher.client.app import AppClient, given, place
+from dispatcher.client.app import AppClient, given, place, trip_of
 from dispatcher.client.events import Event, TripChanged, Welcome
 from dispatcher.client.known_trips import KnownTrips
 from dispatcher.client.models import CustomerSnapshot, Page, Trip
@@ -67,17 +67,18 @@ class CustomerClient(AppClient):
         return await self._change(Intent(_END, given(trip_request_id=trip_id, reason=reason)))
 
     async def _change(self, intent: Intent) -> Trip:
-        trip = Trip.model_validate((await self.change(intent))["trip"])
+        trip = await self.changed(intent, trip_of)
         self.take(trip)
         return trip
 
     async def ride(self, trip_id: str) -> Trip:
         """An own trip, also one that has ended."""
-        return Trip.model_validate((await self.ask(f"/api/customer/ride/{trip_id}"))["trip"])
+        return await self.ask(f"/api/customer/ride/{trip_id}", trip_of)
 
     async def rides(self, *, after: str | None = None, limit: int | None = None) -> Page[Trip]:
         """A page of the live trips, the newest first."""
-        return Page[Trip].model_validate(await self.ask("/api/customer/rides", after=after, limit=limit))
+        read = Page[Trip].model_validate
+        return await self.ask("/api/customer/rides", read, after=after, limit=limit)
 
     async def events(self) -> AsyncIterator[Event]:
         """What the customer hears, connected or connected again; for one reader.

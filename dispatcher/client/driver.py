@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 from datetime import datetime
 from typing import Any, Final, Literal
 
-from dispatcher.client.app import AppClient, given, place
+from dispatcher.client.app import AppClient, given, place, trip_of
 from dispatcher.client.events import Event, OfferWithdrawn, TripChanged, Welcome
 from dispatcher.client.known_trips import KnownTrips
 from dispatcher.client.models import AvailabilityAnswer, DriverState, NearbyTrip, Offer, Page, Trip
@@ -62,8 +62,8 @@ class DriverClient(AppClient):
     async def set_availability(self, **change: Any) -> AvailabilityAnswer:
         """Goes online or offline, is available or not, changes zone or vehicle: see
         `availability_intent`. What is not named stays as it is."""
-        body = await self.change(availability_intent(**change))
-        answer = AvailabilityAnswer.model_validate(body)
+        read = AvailabilityAnswer.model_validate
+        answer = await self.changed(availability_intent(**change), read)
         if answer.released_trip is not None:
             self._take(answer.released_trip)
         return answer
@@ -75,8 +75,7 @@ class DriverClient(AppClient):
     async def decline(self, trip_id: str) -> Trip:
         """Does not want a trip: it is not offered again."""
         self.offers.pop(trip_id, None)
-        body = await self.change(action_intent("decline", trip_id))
-        return Trip.model_validate(body["trip"])
+        return await self.changed(action_intent("decline", trip_id), trip_of)
 
     async def arrive(self, trip_id: str, *, version: int | None = None) -> Trip:
         """Is at the pickup."""
@@ -97,8 +96,7 @@ class DriverClient(AppClient):
         return await self._act("cancel", trip_id, version=version, reason=reason)
 
     async def _act(self, action: Action, trip_id: str, **more: Any) -> Trip:
-        body = await self.change(action_intent(action, trip_id, **more))
-        trip = Trip.model_validate(body["trip"])
+        trip = await self.changed(action_intent(action, trip_id, **more), trip_of)
         self._take(trip)
         return trip
 
@@ -121,16 +119,16 @@ class DriverClient(AppClient):
 
     async def state(self) -> DriverState:
         """The own state as it is, and what keeps offers away."""
-        return DriverState.model_validate(await self.ask("/api/driver/state"))
+        return await self.ask("/api/driver/state", DriverState.model_validate)
 
     async def nearby(self, *, limit: int | None = None) -> tuple[NearbyTrip, ...]:
         """Pending trips that the driver may accept now, nearest first."""
-        found = await self.ask("/api/driver/ride/pending", limit=limit)
-        return Page[NearbyTrip].model_validate(found).trips
+        read = Page[NearbyTrip].model_validate
+        return (await self.ask("/api/driver/ride/pending", read, limit=limit)).trips
 
     async def ride(self, trip_id: str) -> Trip:
         """An own trip, also one that has ended."""
-        return Trip.model_validate((await self.ask(f"/api/driver/ride/{trip_id}"))["trip"])
+        return await self.ask(f"/api/driver/ride/{trip_id}", trip_of)
 
     async def events(self) -> AsyncIterator[Event]:
         """What the driver hears, connected or connected again; for one reader.

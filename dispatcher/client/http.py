@@ -9,6 +9,7 @@ import aiohttp
 import orjson
 
 from dispatcher.client.replies import Intent, Reply
+from dispatcher.core.times import wait_s
 
 #: A bearer token, or what gives one that has not expired whenever it is asked.
 Token = str | Callable[[], Awaitable[str]]
@@ -19,7 +20,14 @@ _CLOSE_S: Final = 1.0
 
 
 class UnreadableAnswer(ConnectionError):
-    """Something between here and the server answered for it, as a proxy does whose server is away."""
+    """Something between here and the server answered for it, as a proxy does whose server is away.
+
+    `retry_after_s` is when to ask again, in s; None where the answer does not say.
+    """
+
+    def __init__(self, status: int, retry_after_s: float | None = None) -> None:
+        super().__init__(f"{status} is no answer of this API")
+        self.retry_after_s = retry_after_s
 
 
 class HttpCalls:
@@ -52,7 +60,9 @@ class HttpCalls:
     async def _call(self, method: str, path: str, headers: dict[str, str], **more: Any) -> Reply:
         reply = await self._call_once(method, path, headers, **more)
         if reply.code == "token_expired" and self.renews_token:
-            return await self._call_once(method, path, headers, **more)
+            reply = await self._call_once(method, path, headers, **more)
+        if reply.ok and method == "POST" and not reply.code:  # each success of a change names itself
+            raise UnreadableAnswer(reply.status, reply.retry_after_s)
         return reply
 
     async def _call_once(self, method: str, path: str, headers: Mapping[str, str], **more: Any) -> Reply:
@@ -82,23 +92,16 @@ def _reply(response: aiohttp.ClientResponse, raw: bytes) -> Reply:
         body = orjson.loads(raw)
     except orjson.JSONDecodeError:
         body = None
+    after_s = wait_s(response.headers.get("Retry-After", ""))
     if not isinstance(body, dict) or (response.status >= 500 and "response_code" not in body):
         if response.status >= 500 or response.status < 400:
-            raise UnreadableAnswer(f"{response.status} is no answer of this API")
+            raise UnreadableAnswer(response.status, after_s)
         body = {}
-    after = body.get("retry_after", response.headers.get("Retry-After"))
+    told = body.get("retry_after")
     return Reply(
         response.status,
         body,
         response.headers.get("X-Idempotent-Replay") == "true",
         raw,
-        _seconds(after),
+        max(0.0, told) if isinstance(told, (int, float)) else after_s,
     )
-
-
-def _seconds(after: object) -> float | None:
-    """How long to wait; a date, which only proxies send, is not waited for."""
-    try:
-        return max(0.0, float(after))  # type: ignore[arg-type]
-    except (TypeError, ValueError):
-        return None

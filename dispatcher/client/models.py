@@ -93,7 +93,7 @@ class DriverSnapshot(Model):
 class DriverState(DriverSnapshot):
     """The same, and what keeps offers away: `dispatcher.core.obstacles.Obstacle` has the words."""
 
-    keeps_offers_away: tuple[str, ...] = ()
+    keeps_offers_away: tuple[str, ...]
 
 
 class CustomerSnapshot(Model):
@@ -116,5 +116,5 @@ _Row = TypeVar("_Row", bound=Model)
 class Page(Model, Generic[_Row]):
     """Some of many trips, and the `after` of the next page (None: there is none)."""
 
-    trips: tuple[_Row, ...] = ()
+    trips: tuple[_Row, ...]
     next: str | None = Field(default=None)

@@ -14,10 +14,12 @@ class NoAnswer(Exception):
     """No definite answer came before the deadline: a change may have happened, or not.
 
     `intent` is what was wanted (None: a question was asked). Sent again by `change`, it has its key
-    still, and learns the outcome. `__cause__` is what the last attempt failed with.
+    still, and learns the outcome. `__cause__` is what the last attempt failed with, and `retry_after`
+    when to ask again, in s, where that says so.
     """
 
     intent: Intent | None = None
+    retry_after: float | None = None
 
 
 class ApiError(Exception):

@@ -16,6 +16,8 @@ PASSING_CODES: Final = frozenset(
         "rate_limit_exceeded", "too_many_calls", "too_many_connections", "too_many_frames",
     }
 )  # fmt: skip
+#: The same where something on the way refuses and no code says why, as a proxy that is asked too much.
+_PASSING_STATUSES: Final = frozenset({408, 425, 429})
 
 
 def new_key() -> str:
@@ -64,7 +66,7 @@ class Reply:
     @property
     def is_passing(self) -> bool:
         """Whether it is a refusal that passes by itself."""
-        return self.code in PASSING_CODES
+        return self.code in PASSING_CODES if self.code else self.status in _PASSING_STATUSES
 
     def result(self) -> dict[str, Any]:
         """The body of a success. Raises ApiError."""

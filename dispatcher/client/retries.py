@@ -35,7 +35,8 @@ class Retries:
     """Sends until there is a definite answer: after lost connections, and after refusals that pass.
 
     The rest between two attempts is what the server says (`Retry-After`), and a little more; else it is
-    random, and longer each time. What is sent again must have one effect however often it arrives.
+    random, and longer each time. A rest that would end after the deadline is not begun. What is sent
+    again must have one effect however often it arrives.
     """
 
     #: How long all attempts may take together, in s, and each of them.
@@ -71,8 +72,9 @@ class Retries:
 
     def _rest_s(self, state: RetryCallState) -> float:
         outcome = state.outcome
-        if outcome is not None and not outcome.failed:
-            told_s: float | None = outcome.result().retry_after_s
+        if outcome is not None:
+            told = outcome.exception() if outcome.failed else outcome.result()
+            told_s: float | None = getattr(told, "retry_after_s", None)
             if told_s is not None:
                 return told_s * random.uniform(1.0, 1.0 + _JITTER)  # noqa: S311
         return wait_random_exponential(multiplier=self.first_rest_s, max=self.max_rest_s)(state)
@@ -86,6 +88,8 @@ def _last_answer(state: RetryCallState) -> Reply:
     assert state.outcome is not None
     error = state.outcome.exception()
     if error is not None:
-        raise NoAnswer("there was no answer in time") from error
+        unanswered = NoAnswer("there was no answer in time")
+        unanswered.retry_after = getattr(error, "retry_after_s", None)
+        raise unanswered from error
     reply: Reply = state.outcome.result()
     return reply

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from datetime import UTC, datetime, timedelta
+from email.utils import parsedate_to_datetime
 from functools import lru_cache
 from typing import Final
 
@@ -37,3 +38,16 @@ def moment(at_ms: int) -> datetime:
 def millis(at: datetime | None) -> int | None:
     """An aware datetime as milliseconds since the epoch."""
     return None if at is None else round(at.timestamp() * 1000)
+
+
+def wait_s(retry_after: str) -> float | None:
+    """How long a `Retry-After` asks to wait: seconds or a date (RFC 9110, 10.2.3), else None."""
+    if retry_after.isdecimal():
+        return float(retry_after)
+    try:
+        until = parsedate_to_datetime(retry_after)
+    except (ValueError, OverflowError):
+        return None
+    if until.tzinfo is None:  # written with -0000, which says that the time is UTC
+        until = until.replace(tzinfo=UTC)
+    return max((until - datetime.now(UTC)).total_seconds(), 0.0)

@@ -42,7 +42,11 @@ class Survey(NamedTuple):
 
 
 def wave_settings(zone: Zone, fix_age_ms: int) -> str:
-    """What a zone's waves go by, as its holder tells `lua/inspect/why.lua`."""
+    """What a zone's waves go by, as its holder tells `lua/inspect/why.lua`, separated by spaces.
+
+    The oldest fix in ms, the most open offers of a driver, and of each wave the most drivers and the
+    radius in m.
+    """
     numbers: list[float] = [fix_age_ms, zone.offers_per_driver]
     for wave in zone.waves:
         numbers += (wave.size, wave.radius_m)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import hashlib
 from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
 from typing import Final, NamedTuple
 from urllib.parse import urlsplit
 
 import aiohttp
 from standardwebhooks import Webhook
+
+from dispatcher.core.times import wait_s
 
 #: A receiver that asks for more time than this is asked all the same.
 _LONGEST_WAIT_S: Final = 600.0
@@ -58,8 +59,11 @@ class Receiver:
             ) as response:
                 if 200 <= response.status < 300:
                     return Outcome()
-                wait_s = _wait_s(response.headers.get("Retry-After", ""))
-                return Outcome(f"it answered {response.status}", wait_s)
+                asked_s = wait_s(response.headers.get("Retry-After", ""))
+                return Outcome(
+                    f"it answered {response.status}",
+                    None if asked_s is None else min(asked_s, _LONGEST_WAIT_S),
+                )
         except TimeoutError:
             return Outcome("it did not answer in time")
         except (aiohttp.ClientError, OSError) as error:
@@ -70,16 +74,3 @@ class Receiver:
         """Lets go of the connections."""
         if self._session is not None:
             await self._session.close()
-
-
-def _wait_s(retry_after: str) -> float | None:
-    """How long a `Retry-After` asks to wait: seconds or a date (RFC 9110, 10.2.3), else None."""
-    if retry_after.isdecimal():
-        return min(float(retry_after), _LONGEST_WAIT_S)
-    try:
-        until = parsedate_to_datetime(retry_after)
-    except (ValueError, OverflowError):
-        return None
-    if until.tzinfo is None:  # written with -0000, which says that the time is UTC
-        until = until.replace(tzinfo=UTC)
-    return min(max((until - datetime.now(UTC)).total_seconds(), 0.0), _LONGEST_WAIT_S)

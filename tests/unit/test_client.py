@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import random
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
+from email.utils import formatdate
 from typing import Any
 
 import aiohttp
@@ -185,6 +187,87 @@ async def test_retry_after_is_obeyed_up_to_the_deadline(server: Server) -> None:
             await driver.accept("default_1")
     assert caught.value.retry_after == 45
     assert loop.time() - began < 4, "what cannot be in time is not waited for"
+
+
+def page(status: int, retry_after: str | None = None) -> Answer:
+    """What something on the way answers."""
+    headers = {} if retry_after is None else {"Retry-After": retry_after}
+    return lambda _: web.Response(
+        status=status, text="<html>", content_type="text/html", headers=headers
+    )
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        *(page(status) for status in (200, 302, 408, 425, 429, 500, 502, 503, 504)),
+        page(503, "-5"), page(429, "soon"), page(429, "Sun, 06 Nov 1994 08:49:37 GMT"),
+        lambda _: web.json_response({"hello": 1}),
+        lambda _: web.json_response([1]),
+        lambda _: web.json_response({"response_code": "trip_accepted"}),
+        lambda _: web.json_response({"response_code": "trip_accepted", "trip": {"id": 1}}),
+        lambda _: web.json_response({"message": "Too many"}, status=429),
+    ],
+)  # fmt: skip
+async def test_what_is_no_answer_of_the_api_is_asked_again(
+    server: Server, driver: DriverClient, answer: Answer
+) -> None:
+    server.answers = [answer, accepted]
+    assert (await driver.accept("default_1")).version == 1
+    assert len(set(server.keys)) == 1
+    server.answers = [answer, lambda _: web.json_response({"trip": trip(3)})]
+    assert (await driver.ride("default_1")).version == 3
+    assert len(server.asked) == 4
+
+
+@pytest.mark.parametrize("status", [400, 401, 403, 404, 413])
+async def test_a_definite_refusal_on_the_way_is_the_answer(
+    server: Server, driver: DriverClient, status: int
+) -> None:
+    server.answers = [page(status)]
+    with pytest.raises(ApiError) as caught:
+        await driver.accept("default_1")
+    assert (type(caught.value), caught.value.code, caught.value.status) == (ApiError, "", status)
+    assert len(server.asked) == 1
+
+
+async def test_a_success_that_is_never_readable_has_a_name(server: Server) -> None:
+    later = {"Retry-After": "3600"}  # so that there is one attempt
+    server.answers = [lambda _: web.json_response({"hello": 1}, headers=later)]
+    async with CustomerClient(server.url, "t", retries=QUICK) as customer:
+        for asking in (customer.create(PLACE), customer.ride("default_1"), customer.rides()):
+            with pytest.raises(NoAnswer) as caught:
+                await asking
+            assert str(caught.value.__cause__) == "200 is no answer of this API"
+
+
+def in_s(seconds: float) -> str:
+    return formatdate(time.time() + seconds, usegmt=True)
+
+
+@pytest.mark.parametrize("status", [429, 503])
+async def test_what_stands_before_the_server_says_when_to_ask_again(
+    server: Server, driver: DriverClient, status: int
+) -> None:
+    loop, at = asyncio.get_running_loop(), []
+
+    def told(header: str) -> Answer:
+        def answer(request: web.Request) -> web.Response:
+            at.append(loop.time())
+            return page(status, header)(request)
+
+        return answer
+
+    server.answers = [told("1"), told(in_s(3)), accepted]
+    await driver.accept("default_1")
+    assert at[1] - at[0] >= 1
+    for header in ("3600", in_s(3600)):
+        server.answers, server.asked = [page(status, header)], []
+        with pytest.raises((ApiError, NoAnswer)) as caught:
+            await driver.accept("default_1")
+        assert caught.type is (ApiError if status == 429 else NoAnswer)
+        assert caught.value.retry_after == pytest.approx(3600, abs=5)
+        assert len(server.asked) == 1, "what cannot be in time is not waited for"
 
 
 async def test_a_server_that_hangs_is_given_up_and_the_intent_can_be_sent_again(server: Server) -> None:
