@@ -25,6 +25,6 @@ def answer_refused(caller: Caller, trip_id: str, refused: Refused) -> Answer:
         case _:
             log_refusal(
                 refused.code, trip_id=trip_id, user=actor.user_id,
-                version=str(refused.version if refused.version is not None else ""),
+                version=refused.version,
             )  # fmt: skip
     return refused_answer(refused)

@@ -220,9 +220,11 @@ class Deliveries:
             "attempts": entry.attempt, "error": error, "body": message.body,
         }  # fmt: skip
         await self._scripts.bury(keys, stream, self._group, entry.entry, about)
+        trip = {"trip_id": message.trip_id} if message.trip_id else {}
         log.warning(
             "webhook message is given up",
             message_id=message.id, receiver=self.receiver.shown, attempts=entry.attempt, reason=error,
+            **trip,
         )  # fmt: skip
 
     async def close(self) -> None:

@@ -24,6 +24,7 @@ class Message(NamedTuple):
     id: str
     type: str
     body: str
+    trip_id: str = ""
 
 
 class Late(Exception):
@@ -63,7 +64,7 @@ def read_message(text: str) -> Message:
 def _event(entry: dict[str, Any]) -> Message:
     trip = entry["trip"]
     kind = f"trip.{entry['event']}"
-    return Message(f"evt_{trip['id']}_{trip['version']}", kind, _body(kind, entry, ("at",)))
+    return Message(f"evt_{trip['id']}_{trip['version']}", kind, _body(kind, entry, ("at",)), trip["id"])
 
 
 def _offer(entry: dict[str, Any]) -> Message:
@@ -73,7 +74,7 @@ def _offer(entry: dict[str, Any]) -> Message:
     driver = hashlib.sha256(entry["driver_id"].encode()).hexdigest()[:12]
     id_ = f"ofr_{entry['trip']['id']}_{entry['deadline_ms']}_{driver}"
     told = {**entry, "expires_in_ms": left_ms}
-    return Message(id_, OFFER_MADE, _body(OFFER_MADE, told, ("at", "event")))
+    return Message(id_, OFFER_MADE, _body(OFFER_MADE, told, ("at", "event")), entry["trip"]["id"])
 
 
 def _body(kind: str, entry: dict[str, Any], left_out: Iterable[str]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Sequence
 from typing import Final
 from urllib.parse import urlsplit
@@ -12,6 +13,7 @@ from aiohttp import WSMsgType, hdrs, web
 
 from dispatcher.core.errors import Refusal, StoreUnavailable
 from dispatcher.core.limits import LimitClass
+from dispatcher.observe.crowd_lines import CROWD_LINES
 from dispatcher.observe.series import ACTIONS, SOCKETS_CLOSED
 from dispatcher.service.rate_limits import RateLimits
 from dispatcher.web.action_counts import WS
@@ -108,7 +110,8 @@ class WebSocketAdmission:
         reason = answer.code
         SOCKETS_CLOSED.add(close_code.name.lower())
         ACTIONS.add(WS, "auth", reason)
-        log.warning("socket refused", code=int(close_code), reason=reason, ip=ip)
+        told = {"code": int(close_code), "reason": reason, "ip": ip}
+        CROWD_LINES.add(("socket", reason), logging.WARNING, "dispatcher.ws", "socket refused", told)
         try:
             await websocket.send_frame(encode_error(None, answer), WSMsgType.TEXT)
             await websocket.close(code=close_code, message=reason.encode())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Awaitable, Callable, Coroutine
+from contextvars import Context
 from typing import Any, Final
 
 import structlog
@@ -170,7 +171,7 @@ class WebSocketConnection:
             return
         self.closing = True
         self._queue.clear()
-        self._log_closed(code, reason)
+        self.note_closed(code, reason)
         try:
             async with asyncio.timeout(_CLOSE_TIMEOUT_S):
                 await self._websocket.close(code=code, message=reason.encode())
@@ -183,13 +184,16 @@ class WebSocketConnection:
             self.closing = True
             self._queue.clear()
             self._replaceable.clear()
-            self._log_closed(code, reason)
+            self.note_closed(code, reason)
             self._abort_transport()
 
-    def _log_closed(self, code: CloseCode, reason: str) -> None:
+    def note_closed(self, code: CloseCode, reason: str) -> None:
+        """Counts and logs that the server has closed the socket."""
         SOCKETS_CLOSED.add(code.name.lower())
         if code is not CloseCode.RESTART:
-            log.warning(
+            # Not in the context of this call, which may be that of a frame or of another user.
+            Context().run(
+                log.warning,
                 "socket closed", code=int(code), reason=reason, user=self.actor.user_id,
                 connection=self.presence.id, request_id=self.request_id,
             )  # fmt: skip

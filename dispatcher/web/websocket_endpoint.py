@@ -177,10 +177,7 @@ class WebSocketEndpoint:
                 return
             elif isinstance(message.data, WebSocketError):  # aiohttp has closed the socket
                 code = CloseCode(message.data.code)
-                log.warning(
-                    "socket closed", code=int(code), reason=code.name.lower(),
-                    user=connection.actor.user_id,
-                )  # fmt: skip
+                connection.note_closed(code, code.name.lower())
 
     async def _take(self, connection: WebSocketConnection, text: str, ip: str | None) -> None:
         """Takes one frame. What is no frame at all is refused without asking any store."""
@@ -204,7 +201,6 @@ class WebSocketEndpoint:
     ) -> None:
         began_s = time.perf_counter()
         REQUEST_ID.set(frame_request_id(connection.request_id, id_))
-        TRIP_ID.set("")
         try:
             answer = await self._dispatch(connection, frame, ip)
         except Exception as error:
@@ -217,6 +213,9 @@ class WebSocketEndpoint:
             connection.send(encode_error(id_, answer))
         elif id_ is not None or frame["type"] not in UNANSWERED:
             connection.send(encode_ack(id_, answer))
+        # What the socket's task does next is about no frame.
+        REQUEST_ID.set(connection.request_id)
+        TRIP_ID.set("")
 
     async def _dispatch(self, connection: WebSocketConnection, frame: Frame, ip: str | None) -> Answer:
         match frame.get("type"):

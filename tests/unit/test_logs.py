@@ -13,6 +13,9 @@ import pytest
 import structlog
 
 from dispatcher.config import Settings
+from dispatcher.core.actors import Actor, Role
+from dispatcher.core.callers import Caller
+from dispatcher.live.claim_results import ClaimCode, Refused
 from dispatcher.observe import logs
 from dispatcher.observe.call_ids import REQUEST_ID, TRIP_ID
 from dispatcher.observe.crowd_lines import CROWD_LINES, CrowdLines
@@ -20,6 +23,7 @@ from dispatcher.observe.log_stream import LogStream
 from dispatcher.observe.refusal_log import log_refusal
 from dispatcher.observe.series import REFUSALS
 from dispatcher.observe.straight_lines import STRAIGHT_LINES
+from dispatcher.service.claim_refusals import answer_refused
 
 Configure = Callable[..., io.BytesIO]
 
@@ -99,6 +103,15 @@ async def test_lines_below_the_level_are_left_out(configure: Configure) -> None:
     log_refusal("version_conflict", user="d1")
     log_refusal("rate_limit_exceeded", user="d1")
     assert [line["event"] for line in await _lines(out)] == ["Rate limit exceeded"]
+
+
+async def test_a_version_is_a_number(configure: Configure) -> None:
+    out = configure()
+    caller = Caller(Actor("d1", Role.DRIVER))
+    for version in (0, 3, None):
+        refused = Refused(ClaimCode.VERSION_CONFLICT, None, version)
+        answer_refused(caller, f"default_{version}", refused)
+    assert [line.get("version") for line in await _lines(out)] == [0, 3, None]
 
 
 async def test_a_refusal_looks_the_same_on_both_ways(configure: Configure) -> None:

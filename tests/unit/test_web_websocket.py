@@ -4,12 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Iterator
+from typing import Any
 
 import orjson
 import pytest
+import structlog
+from structlog.testing import capture_logs
 
 from dispatcher.core.errors import OutcomeUnknown, StoreUnavailable
+from dispatcher.observe.call_ids import TRIP_ID, add_call_ids
+from dispatcher.observe.crowd_lines import CROWD_LINES
+from dispatcher.observe.straight_lines import STRAIGHT_LINES
 from dispatcher.service.answers import Answer, RateLimited
 from dispatcher.web import websocket_admission, websocket_connection
 from dispatcher.web.protocol import CloseCode
@@ -318,3 +325,66 @@ async def test_of_a_watched_zone_one_frame_waits_at_most(app: App) -> None:
     assert connection.show(b'{"n":3}')
     assert (await frame(admin)) == {"n": 3}
     await admin.close()
+
+
+@pytest.fixture
+def lines() -> Iterator[Callable[[], list[dict[str, Any]]]]:
+    """The log lines so far, with those that wait for others of their kind."""
+    before = structlog.get_config()
+    with capture_logs(processors=[add_call_ids]) as logs:
+
+        def so_far() -> list[dict[str, Any]]:
+            CROWD_LINES.write_out()
+            return logs
+
+        STRAIGHT_LINES.write_through_structlog()
+        yield so_far
+    structlog.configure(**before)
+
+
+async def test_a_crowd_of_bad_tokens_is_summed_up(
+    app: App, lines: Callable[[], list[dict[str, Any]]]
+) -> None:
+    CROWD_LINES.write_out()
+    expired = make_token("d1", "driver", exp=5)
+
+    async def come() -> None:
+        socket = await app.connect(None)
+        await socket.send_json({"type": "auth", "token": expired})
+        assert await closed(socket) == CloseCode.UNAUTHORIZED
+
+    await asyncio.gather(*(come() for _ in range(20)))
+    counts = Counter[tuple[str, str]]()
+    for line in lines():
+        counts[line["event"], line["reason"]] += line["count"]
+        assert len(lines()) <= 4, "two a second"
+    assert counts == {("Token refused", "expired"): 20, ("socket refused", "token_expired"): 20}
+
+
+async def test_the_line_of_a_closed_socket_is_about_no_frame(
+    app: App, lines: Callable[[], list[dict[str, Any]]]
+) -> None:
+    socket = await app.connect(**{"X-Request-Id": "opening"})
+    await frame(socket)
+    action = {"type": "trip_action", "action": "accept", "trip_request_id": TRIP, "id": "f1"}
+    await socket.send_json(action)
+    assert (await frame(socket))["id"] == "f1"
+    await socket.send_str("x" * (1 << 20))
+    assert await closed(socket) == CloseCode.TOO_BIG
+    (line,) = [line for line in lines() if line["event"] == "socket closed"]
+    assert (line["code"], line["user"], line["request_id"]) == (1009, "d1", "opening")
+    assert "trip_id" not in line
+    assert line["connection"]
+
+
+async def test_whose_message_a_slow_socket_is_closed_by_is_not_in_its_line(
+    app: App, lines: Callable[[], list[dict[str, Any]]]
+) -> None:
+    socket = await app.connect(**{"X-Request-Id": "opening"})
+    await frame(socket)
+    TRIP_ID.set("default_of_another")
+    (connection,) = app.endpoint._connections
+    connection.abort(CloseCode.TOO_SLOW, "too slow")
+    TRIP_ID.set("")
+    (line,) = [line for line in lines() if line["event"] == "socket closed"]
+    assert (line["request_id"], line.get("trip_id")) == ("opening", None)
