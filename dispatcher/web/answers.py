@@ -277,3 +277,4 @@ class Problem(BaseModel):
     current_status: Status = absent("The trip's current state")
     field: str = absent("The field of the request that is wrong")
     limit_class: str = absent("The limit that is used up")
+    filters: list[Obstacle] = absent("What keeps the driver from the trip: the filters that refuse")

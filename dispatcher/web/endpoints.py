@@ -44,6 +44,8 @@ class Endpoint:
     path_parts: type[BaseModel] | None = None
     answer: type[BaseModel] | None = None
     media_type: str | None = None
+    #: A page for people, or a file of one: see `page_files`.
+    is_page: bool = field(default=False, kw_only=True)
 
 
 _TRIP_CHANGE_CODES: Final = ("trip_not_found", "version_conflict", "trip_busy")
@@ -232,20 +234,22 @@ ENDPOINTS: Final = (
         "GET", "/metrics", "metrics", "Metrics in Prometheus' text format", media_type="text/plain"
     ),
     Endpoint("GET", "/", "root", "Leads to the operator's console", status=302),
-    Endpoint("GET", "/console", "console", "The operator's console", media_type="text/html"),
+    Endpoint(
+        "GET", "/console", "console", "The operator's console", media_type="text/html", is_page=True
+    ),
     Endpoint(
         "GET", "/console/{file}", "console_file", "What the console is made of",
-        path_parts=query_parameters.FilePath, codes=("not_found",),
+        path_parts=query_parameters.FilePath, codes=("not_found", "rate_limit_exceeded"), is_page=True,
     ),
     Endpoint("GET", "/openapi.json", "openapi", "This description", media_type="application/json"),
     Endpoint(
         "GET", "/asyncapi.json", "asyncapi", "The description of the WebSocket",
         media_type="application/json",
     ),
-    Endpoint("GET", "/docs", "docs", "This description as a page", media_type="text/html"),
+    Endpoint("GET", "/docs", "docs", "This description as a page", media_type="text/html", is_page=True),
     Endpoint(
         "GET", "/docs/{file}", "docs_file", "What that page is made of",
-        path_parts=query_parameters.FilePath, codes=("not_found",),
+        path_parts=query_parameters.FilePath, codes=("not_found", "rate_limit_exceeded"), is_page=True,
     ),
 )  # fmt: skip
 

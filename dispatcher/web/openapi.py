@@ -15,6 +15,7 @@ from dispatcher.core.errors import PROBLEMS, Refusal
 from dispatcher.service.answers import refusal_answer
 from dispatcher.web.answers import OneTrip, Problem
 from dispatcher.web.endpoints import ENDPOINTS, Endpoint
+from dispatcher.web.page_files import PAGE_TYPES
 from dispatcher.web.refusal_codes import codes_of
 from dispatcher.web.response_headers import HEADERS, header_names
 
@@ -126,7 +127,7 @@ def _parameters(endpoint: Endpoint) -> list[dict[str, Any]]:
                 "example": "8f14e45f-ceea-467f-a1d5-b2b1f0a7c3de",
             }
         )
-    if endpoint.answer is OneTrip:
+    if endpoint.answer is OneTrip or endpoint.is_page:
         found.append(
             {
                 "name": "If-None-Match",
@@ -165,7 +166,7 @@ def _with_definitions(part: Any, definitions: Mapping[str, Any]) -> Any:
 
 def _responses(endpoint: Endpoint) -> dict[str, Any]:
     responses = {str(endpoint.status): _success(endpoint)}
-    if endpoint.answer is OneTrip:
+    if endpoint.answer is OneTrip or endpoint.is_page:
         known = {"description": "The client has this version", "headers": _headers(endpoint, 304)}
         responses["304"] = known
     by_status: dict[int, list[str]] = {}
@@ -185,6 +186,8 @@ def _success(endpoint: Endpoint) -> dict[str, Any]:
         success["content"] = {"application/json": {"schema": schema}}
     elif endpoint.media_type is not None:
         success["content"] = {endpoint.media_type: {}}
+    elif endpoint.is_page:
+        success["content"] = {kind.partition(";")[0]: {} for kind in PAGE_TYPES.values()}
     return success
 
 

@@ -17,7 +17,8 @@ from dispatcher.core.errors import Refusal
 from dispatcher.web.responses import HttpResponse
 
 _PAGE: Final = "index.html"
-_TYPES: Final = {
+#: The media type of each kind of file.
+PAGE_TYPES: Final = {
     ".html": "text/html; charset=utf-8",
     ".js": "text/javascript; charset=utf-8",
     ".css": "text/css; charset=utf-8",
@@ -29,7 +30,9 @@ _TYPES: Final = {
 
 def read_folder(folder: Path) -> dict[str, bytes]:
     """The files of a folder that a page may have, by name; `index.html` is the page itself."""
-    return {path.name: path.read_bytes() for path in sorted(folder.iterdir()) if path.suffix in _TYPES}
+    return {
+        path.name: path.read_bytes() for path in sorted(folder.iterdir()) if path.suffix in PAGE_TYPES
+    }
 
 
 def content_policy(*image_sources: str) -> str:
@@ -76,7 +79,7 @@ class PageFiles:
 
     def _respond(self, request: web.Request, name: str) -> HttpResponse:
         tag = self._tags[name]
-        headers = self._headers | {hdrs.CONTENT_TYPE: _TYPES[Path(name).suffix], hdrs.ETAG: tag}
+        headers = self._headers | {hdrs.CONTENT_TYPE: PAGE_TYPES[Path(name).suffix], hdrs.ETAG: tag}
         if any(known.value == tag.strip('"') for known in request.if_none_match or ()):
             del headers[hdrs.CONTENT_TYPE]
             return HttpResponse(304, b"", headers)

@@ -14,6 +14,7 @@ from pydantic import BaseModel, ValidationError
 from dispatcher.web.endpoints import ENDPOINTS
 from dispatcher.web.protocol import SERVER_FRAMES, ServerFrameType
 from dispatcher.web.response_headers import header_names
+from tests.harness.description import Description
 from tests.harness.servers import Serve, make_token
 
 HERE = {"lat": 40.7559, "lng": -73.9864}
@@ -57,8 +58,8 @@ _AREA = {
 class Walker:
     """Asks, and holds each answer against the model and the headers of its endpoint."""
 
-    def __init__(self, session: aiohttp.ClientSession, url: str) -> None:
-        self.session, self.url = session, url
+    def __init__(self, session: aiohttp.ClientSession, url: str, description: Description) -> None:
+        self.session, self.url, self.description = session, url, description
         self.asked: set[str] = set()
         self._keys = 0
 
@@ -69,7 +70,7 @@ class Walker:
         headers = {"X-Request-Id": f"walk-{name}"}
         if endpoint.role is not None:
             headers["Authorization"] = f"Bearer {make_token(user, endpoint.role)}"
-        if endpoint.is_change:
+        if endpoint.body:
             self._keys += 1
             headers["Idempotency-Key"] = key or f"key-{self._keys}"
         for _ in range(50):
@@ -85,6 +86,7 @@ class Walker:
         assert response.status == endpoint.status, (name, raw)
         assert endpoint.answer is not None
         endpoint.answer.model_validate_json(raw)
+        self.description.check(endpoint, response.status, response.headers, raw)
         names = set(header_names(endpoint, response.status)) - {"X-Idempotent-Replay"}
         assert [each for each in names if each not in response.headers] == [], name
         assert response.headers["X-Request-Id"] == f"walk-{name}"
@@ -166,7 +168,8 @@ async def test_every_endpoint_and_frame_is_what_its_model_says(serve: Serve, tmp
         }
     )
     async with aiohttp.ClientSession() as session:
-        walker = Walker(session, server.url)
+        description = await (await session.get(f"{server.url}/openapi.json")).json()
+        walker = Walker(session, server.url, Description(description))
         await _walk(walker)
         seen = await _walk_by_frames(walker)
         assert seen == set(ServerFrameType), "a frame of the walk is missing"
