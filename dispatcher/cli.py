@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import sys
 import time
 from collections.abc import Iterator
@@ -16,7 +17,31 @@ import click
 import structlog
 
 from dispatcher.config import Settings, SettingsError, load_settings
+from dispatcher.core.actors import USER_ID
 from dispatcher.operations.commands import COMMANDS
+
+
+class _Finite(click.FloatRange):
+    """A number above 0 that is one: neither infinite nor not a number."""
+
+    def __init__(self) -> None:
+        super().__init__(min=0, min_open=True)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        number = float(super().convert(value, param, ctx))
+        if not math.isfinite(number):
+            self.fail(f"{value} is not a number that a run can have.", param, ctx)
+        return number
+
+
+def _user_id(_: click.Context, __: click.Parameter, value: str) -> str:
+    """The id of a user, as the server takes it from a token."""
+    if not USER_ID.fullmatch(value):
+        raise click.BadParameter(
+            "the server takes 1 to 64 letters, digits or ._:@|- that begin with a letter or digit."
+        )
+    return value
+
 
 _DATA_DIR = click.option(
     "--data-dir", type=click.Path(path_type=Path), help="Directory of the embedded engines."
@@ -121,7 +146,7 @@ def migrate_status(data_dir: Path | None) -> None:
 
 @cli.command()
 @click.option("--role", type=click.Choice(["driver", "customer", "admin"]), required=True)
-@click.option("--sub", required=True, help="Id of the user.")
+@click.option("--sub", callback=_user_id, required=True, help="Id of the user.")
 @click.option("--ttl-s", type=click.IntRange(min=1), default=3_600, show_default=True)
 @_DATA_DIR
 def token(role: str, sub: str, ttl_s: int, data_dir: Path | None) -> None:
@@ -171,8 +196,8 @@ def cleanup(chunk: int, data_dir: Path | None) -> None:
 )
 @click.option("--limit", type=click.IntRange(min=1), help="Trips at most.")
 @click.option("--drivers", type=click.IntRange(min=1), help="Simulated drivers.")
-@click.option("--speed", type=click.FloatRange(min=0, min_open=True), help="Times real time.")
-@click.option("--minutes", type=click.FloatRange(min=0, min_open=True), help="How long to run.")
+@click.option("--speed", type=_Finite(), help="Times real time.")
+@click.option("--minutes", type=_Finite(), help="How long to run.")
 @click.option("--keep", is_flag=True, help="Stay up afterwards, with all data, until Ctrl-C.")
 @click.option("--port", type=int, help="Port to listen on; unset: 8080 where it is free.")
 @_DATA_DIR

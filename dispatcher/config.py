@@ -15,11 +15,15 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 from dispatcher.core.limits import Rate
 from dispatcher.core.trips import DEFAULT_VEHICLE_TYPE
 from dispatcher.setting_types import (
+    DatabaseUrl,
+    HostPort,
     Networks,
     Origins,
     Page,
     Pages,
     RateSetting,
+    RedisUrl,
+    TileUrl,
     VehicleTypes,
     WebhookUrls,
     is_webhook_secret,
@@ -65,9 +69,8 @@ class Settings(BaseSettings):
 
     model_config = SettingsConfigDict(env_prefix=ENV_PREFIX, extra="ignore", frozen=True)
 
-    redis_url: str | None = Field(
+    redis_url: RedisUrl | None = Field(
         None,
-        pattern=r"^(rediss?(\+sentinel|\+cluster)?|unix)://",
         description="Redis 7.2+ or Valkey 8+, one, by Sentinel or a cluster (docs/redis.md); "
         "unset: an embedded Valkey below the data directory",
     )
@@ -75,9 +78,8 @@ class Settings(BaseSettings):
         0.75, ge=0.05, le=30,
         description="a Redis that is silent for so long is away: Postgres decides until it is back",
     )  # fmt: skip
-    database_url: str | None = Field(
+    database_url: DatabaseUrl | None = Field(
         None,
-        pattern=r"^postgres(ql)?://",
         description="Postgres 14+; of several hosts, by commas, the one that takes writes; "
         "unset: an embedded one below the data directory",
     )
@@ -90,8 +92,8 @@ class Settings(BaseSettings):
         default_factory=lambda: list[Page](get_args(Page)),
         description="which of `metrics`, `openapi` and `docs` that port shows, separated by commas",
     )
-    metrics_address: str | None = Field(
-        None, pattern=r"^(\[[0-9a-fA-F:.]+\]|[^\s:\[\]]+):[1-9][0-9]{0,4}$",
+    metrics_address: HostPort | None = Field(
+        None,
         description="`HOST:PORT` for `/metrics`, which the public port then refuses; unset: it is there",
     )  # fmt: skip
     workers: int = Field(1, ge=1, le=64, description="server processes that share the port")
@@ -220,9 +222,8 @@ class Settings(BaseSettings):
         12, ge=1, le=50, description="attempts after which a message becomes a dead letter"
     )
 
-    console_tile_url: str | None = Field(
+    console_tile_url: TileUrl | None = Field(
         None,
-        pattern=r"^https?://[^/\s;,'\"]+/\S+$",
         description="address of map tiles for the console, with `{z}`, `{x}` and `{y}`; unset: none",
     )
     console_tile_attribution: str = Field("", description="whose tiles they are, as the map shows it")

@@ -8,7 +8,7 @@ from ipaddress import IPv4Network, IPv6Network
 from typing import Annotated, Literal
 from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, BeforeValidator, SecretStr, StringConstraints
+from pydantic import AfterValidator, BeforeValidator, SecretStr
 from pydantic_settings import NoDecode
 
 from dispatcher.core.limits import Rate
@@ -54,6 +54,49 @@ def _check_base(url: str) -> str:
     return url
 
 
+def _in_words(pattern: str, takes: str) -> AfterValidator:
+    """Refuses what the pattern does not match whole, and says what the setting takes instead."""
+    compiled = re.compile(pattern, re.DOTALL)
+
+    def check(text: str) -> str:
+        if compiled.fullmatch(text) is None:
+            raise ValueError(takes)
+        return text
+
+    return AfterValidator(check)
+
+
+def _check_tile_url(url: str) -> str:
+    missing = [part for part in ("{z}", "{x}", "{y}") if part not in url]
+    if missing:
+        raise ValueError(f"lacks {', '.join(missing)}, for which each tile's numbers are put")
+    return url
+
+
+RedisUrl = Annotated[
+    str,
+    _in_words(
+        r"(rediss?(\+sentinel|\+cluster)?|unix)://.*",
+        "takes a URL that begins with redis://, rediss:// (both also with +sentinel or +cluster) or unix://",
+    ),
+]
+DatabaseUrl = Annotated[
+    str, _in_words(r"postgres(ql)?://.*", "takes a URL that begins with postgresql:// or postgres://")
+]
+HostPort = Annotated[
+    str,
+    _in_words(
+        r"(\[[0-9a-fA-F:.]+\]|[^\s:\[\]]+):[1-9][0-9]{0,4}",
+        "takes HOST:PORT, like 127.0.0.1:9100 or [::1]:9100",
+    ),
+]
+TileUrl = Annotated[
+    str,
+    _in_words(
+        r"https?://[^/\s;,'\"]+/\S+", "takes a URL like https://tiles.example.com/{z}/{x}/{y}.png"
+    ),
+    AfterValidator(_check_tile_url),
+]
 #: Called as it is.
 Url = Annotated[str, AfterValidator(_check_url)]
 #: What the paths of an API are put behind.
@@ -61,7 +104,9 @@ BaseUrl = Annotated[Url, AfterValidator(_check_base)]
 RateSetting = Annotated[Rate, NoDecode, BeforeValidator(_parse_rate)]
 Networks = Annotated[list[IPv4Network | IPv6Network], NoDecode, BeforeValidator(_split_at_commas)]
 Origins = Annotated[list[str], NoDecode, BeforeValidator(_split_at_commas)]
-_VehicleType = Annotated[str, StringConstraints(pattern=f"^{VEHICLE_TYPE.pattern}$")]
+_VehicleType = Annotated[
+    str, _in_words(VEHICLE_TYPE.pattern, "takes names of 1 to 32 lower-case letters, digits or -")
+]
 VehicleTypes = Annotated[list[_VehicleType], NoDecode, BeforeValidator(_split_at_commas)]
 WebhookUrls = Annotated[list[Url], NoDecode, BeforeValidator(_split_at_commas)]
 Page = Literal["metrics", "openapi", "docs"]

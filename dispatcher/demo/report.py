@@ -13,7 +13,7 @@ TRIP_STATES: Final = (
     "pending", "accepted", "arrived", "ongoing", "completed", "cancelled", "expired", "requested",
     "not created",
 )  # fmt: skip
-_LATENCIES: Final = ("create", "creation to offer", "accept", "accept to customer", "time to assignment")
+LATENCIES: Final = ("create", "creation to offer", "accept", "accept to customer", "time to assignment")
 #: The words of the table that a reader cannot guess.
 WORDS: Final = (
     ("offer", "a trip shown to one driver until a deadline"),
@@ -68,7 +68,7 @@ def report_rows(state: State, findings: Sequence[Finding]) -> list[tuple[str, st
 
 def measured(state: State) -> list[tuple[str, tuple[int, float, float]]]:
     """Latencies by name: samples, median and 99th percentile in s."""
-    return [(name, state["latencies"][name]) for name in _LATENCIES if name in state["latencies"]]
+    return [(name, state["latencies"][name]) for name in LATENCIES if name in state["latencies"]]
 
 
 def format_counts(counts: dict[str, int], order: Sequence[str]) -> str:

@@ -190,7 +190,8 @@ async def _wait_ready(process: asyncio.subprocess.Process, log: Path) -> Any:
         line = b""
     if not line.startswith(b"ready "):
         last_lines = (await asyncio.to_thread(log.read_text, errors="replace")).splitlines()[-5:]
-        raise DemoError("\n".join(["the server did not start:", *last_lines]))
+        told = [line.removeprefix("error: ") for line in last_lines]  # each line is one of ours as well
+        raise DemoError("\n".join(["the server did not start:", *told]))
     return json.loads(line.removeprefix(b"ready "))
 
 

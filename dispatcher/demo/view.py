@@ -17,6 +17,7 @@ from rich.text import Text
 
 from dispatcher.demo.invariants import Finding
 from dispatcher.demo.report import (
+    LATENCIES,
     TRIP_STATES,
     WORDS,
     State,
@@ -31,6 +32,9 @@ from dispatcher.demo.report import (
 _LINE_INTERVAL_S: Final = 10.0
 #: Columns of the dashboard, whatever it says; a terminal may be narrower.
 _WIDTH: Final = 100
+#: Of its first columns: "connections", and "99999 of 99999".
+_NAME_WIDTH: Final = 11
+_NUMBER_WIDTH: Final = 14
 _DRIVER_STATES: Final = ("free", "to pickup", "riding", "on a break", "away")
 _ENDED: Final = ("completed", "cancelled", "expired", "not created")
 
@@ -99,10 +103,11 @@ class View:
 
     def _dashboard(self, state: State) -> RenderableType:
         count = state["counts"].get
+        width = min(_WIDTH, self._console.width)
         grid = Table.grid(padding=(0, 2))
-        grid.add_column(width=11)
-        grid.add_column(width=13)
-        grid.add_column(no_wrap=True, overflow="ellipsis")
+        # As wide as they are told: a column that gives way would wrap, and the panel would jump.
+        for columns in (_NAME_WIDTH, _NUMBER_WIDTH, max(1, width - _NAME_WIDTH - _NUMBER_WIDTH - 8)):
+            grid.add_column(width=columns, no_wrap=True, overflow="ellipsis")
         for name, value, more in (
             ("trips", f"{state['replayed']} of {self._trips}",
              format_counts(state["trips"], TRIP_STATES)),
@@ -118,7 +123,6 @@ class View:
              f"dropped {count('drops', 0)}, drivers lost {count('drivers lost', 0)}"),
         ):  # fmt: skip
             grid.add_row(name, str(value), more)
-        width = min(_WIDTH, self._console.width)
         return Panel(
             Group(self._progress(state, width), Text(""), grid, Text(""), _latency_table(state)),
             title=f"a city at {self._speed:g} times real speed; Ctrl-C ends it", box=box.ROUNDED,
@@ -164,6 +168,8 @@ def _latency_table(state: State) -> Table:
     table = Table(box=None, padding=(0, 2), header_style="dim")
     for column, width in (("", 20), ("samples", 9), ("p50", 10), ("p99", 10)):
         table.add_column(column, justify="right" if column else "left", width=width)
-    for name, (n, p50, p99) in measured(state):
-        table.add_row(name, str(n), format_time(p50), format_time(p99))
+    known = dict(measured(state))
+    for name in LATENCIES:  # also those that have no sample yet, so that the panel keeps its height
+        n, *times = known.get(name, (0,))
+        table.add_row(name, str(n), *map(format_time, times))
     return table

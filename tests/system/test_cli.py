@@ -22,6 +22,7 @@ import jwt
 import psutil
 import pytest
 
+from dispatcher.config import SettingsError, load_settings
 from dispatcher.embedded.engines import Engines, development_secret
 from tests.harness.servers import (
     JWT_SECRET,
@@ -445,3 +446,49 @@ async def test_no_secret_is_on_a_command_line(serve: Serve, data_dir: Path) -> N
         words = " ".join(process.cmdline())
         assert password not in words
         assert JWT_SECRET not in words
+
+
+@pytest.mark.parametrize(
+    ("args", "told"),
+    [
+        (["demo", "--speed", "nan"], "'--speed': nan is not"),
+        (["demo", "--speed", "inf"], "'--speed': inf is not"),
+        (["demo", "--minutes", "nan"], "'--minutes': nan is not"),
+        (["token", "--role", "driver", "--sub", "<x>"], "'--sub': the server takes 1 to 64"),
+        (["token", "--role", "driver", "--sub", "x" * 65], "'--sub': the server takes 1 to 64"),
+    ],
+)  # fmt: skip
+def test_an_option_that_cannot_be_is_refused_by_name(args: list[str], told: str) -> None:
+    result = _run(*args)
+    assert (result.returncode, result.stdout) == (2, "")
+    assert "Traceback" not in result.stderr
+    assert told in result.stderr.splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "told"),
+    [
+        ("REDIS_URL", "http://h", "takes a URL that begins with redis://"),
+        ("DATABASE_URL", "mysql://h", "takes a URL that begins with postgresql://"),
+        ("METRICS_ADDRESS", "9100", "takes HOST:PORT"),
+        ("CONSOLE_TILE_URL", "https://tiles.example/{x}.png", "lacks {z}, {y}"),
+        ("CONSOLE_TILE_URL", "tiles", "takes a URL like https://"),
+        ("VEHICLE_TYPES", "car,a b", "takes "),
+    ],
+)
+def test_a_setting_says_in_words_what_it_takes(name: str, value: str, told: str) -> None:
+    with pytest.raises(SettingsError) as refused:
+        load_settings(**{name.lower(): value})
+    assert str(refused.value).startswith(f"DISPATCHER_{name}: {told}")
+
+
+def test_the_demos_error_is_one(tmp_path: Path) -> None:
+    zones = tmp_path / "zones.toml"
+    zones.write_text("[zones.default]\n")
+    result = _run(
+        "demo", DISPATCHER_REDIS_URL="unix:///nowhere/redis.sock", DISPATCHER_ZONES_FILE=str(zones)
+    )
+    assert result.returncode == 1
+    assert "error: the server did not start:" in result.stderr
+    assert "error: error:" not in result.stderr
+    assert "DISPATCHER_REDIS_URL" in result.stderr

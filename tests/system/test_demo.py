@@ -415,8 +415,9 @@ def test_the_picture_is_of_one_width_and_names_its_tail() -> None:
     begins, _ = read_pickups(BUNDLED_PICKUPS, 2)
     states = [
         {
-            "counts": {"offers": count}, "trips": {"completed": done, "ongoing": 10 - done},
-            "drivers": {"free": count}, "replayed": 10, "latencies": latencies, "accepts_per_s": 0.5,
+            "counts": {"offers": count}, "trips": {"completed": done, "cancelled": 226 - done, "ongoing": 10_000, "accepted": 10_000},
+            "drivers": {"free": count, "to pickup": count, "riding": count, "on a break": count},
+            "replayed": 229, "latencies": latencies, "accepts_per_s": 0.5,
             "mismatches": 0, "simulated_s": simulated_s, "phase": phase,
         }
         for count, done, latencies, simulated_s, phase in (
@@ -426,9 +427,16 @@ def test_the_picture_is_of_one_width_and_names_its_tail() -> None:
     ]  # fmt: skip
     for width, expected in ((160, 100), (80, 80)):
         console = Console(force_terminal=True, width=width, record=True, file=io.StringIO())
-        view = View(console, begins=begins, speed=60, trips=10)
+        view = View(console, begins=begins, speed=60, trips=11_229)
+        heights = set()
         for state in states:
+            with console.capture() as picture:
+                console.print(view._dashboard(state))
+            heights.add(len(picture.get().splitlines()))
             console.print(view._dashboard(state))
         shown = console.export_text()
+        assert len(heights) == 1
+        for word in ("229 of 11229", "requests", "connections"):
+            assert word in shown
         assert {len(line) for line in shown.splitlines()} == {expected}
         assert "Fri 18:30, the last 3 trips end" in shown

@@ -95,6 +95,7 @@ def test_tiles_extend_the_policy_by_their_host_alone() -> None:
         "https://tiles.example",
         "https://a;script-src */{z}",
         "ftp://a/b",
+        "https://tiles.example/{x}/{y}.png",
     ):
         with pytest.raises(SettingsError, match="DISPATCHER_CONSOLE_TILE_URL"):
             load_settings(console_tile_url=wrong)
