@@ -29,7 +29,7 @@
 -- RETURNS for each change 1 where the trip's hash was older and was written, 0 where it was not; -1 where the hash is
 --   not of the base version: nothing was done, the whole trip is needed; or the text of an error, which left the
 --   change half done and its claims to their lease. Where a driver who is not free any more held offers of other
---   trips, they are told of their withdrawal, and a list stands for the number: the number, then those trips
+--   trips, they are told of their withdrawal, and a list stands for the number: the number, now in ms, then those trips
 --- @include "clock"
 --- @include "eligibility"
 local claims, seen, events, channels, waves = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
@@ -171,7 +171,7 @@ local function settle(k, a, change)
   held[#held + 1], owners[#owners + 1] = driver_claim, change.token
   entries[#entries + 1] = change.entry
   local result = is_newer and 1 or 0
-  return #others > 0 and { result, unpack(others) } or result
+  return #others > 0 and { result, now_ms, unpack(others) } or result
 end
 
 local results = {}

@@ -20,6 +20,7 @@ _CHECKS: Final = (
     ("states unlike their history", ("states_unlike_history",)),
     ("trips held by drivers who are offline", ("offline_holders",)),
     ("kept answers without effect", ("answers_without_effect",)),
+    ("offers that came to something else", ("outcomes_before_offers", "winning_offers_ended_otherwise")),
 )
 _LOST_ANSWERS: Final = "answered successes not in Postgres"
 #: Examples that a finding names; its count has all.

@@ -75,7 +75,7 @@ class Settler:
         self._pipeline = pipeline
         self._fix_age_ms = fix_age_s * 1000
         self._filling: dict[str, _Batch] = {}
-        self._withdrawn: list[Callable[[str, Sequence[str]], None]] = []
+        self._withdrawn: list[Callable[[str, Sequence[str], int], None]] = []
         self._tasks: set[asyncio.Task[Any]] = set()
         self._announcements = announcements
 
@@ -102,9 +102,9 @@ class Settler:
             # The live state missed a change: what differs is not enough.
             result = await self._join(keys, attempt, replace(settlement, before=None), answer)
         if isinstance(result, list):
-            result, *others = result
+            result, at_ms, *others = result
             for withdrawn in self._withdrawn:
-                withdrawn(settlement.driver_id, others)
+                withdrawn(settlement.driver_id, others, at_ms)
             # The answer does not wait for what makes room for other drivers.
             self._spawn(self.withdraw_offers(keys, settlement.driver_id, others))
         return result == 1
@@ -126,9 +126,9 @@ class Settler:
         task.add_done_callback(self._tasks.discard)
         return task
 
-    def on_withdrawn(self, call: Callable[[str, Sequence[str]], None]) -> None:
-        """`call` is called with a driver and the trips whose offers they hold no more, since they are
-        not free."""
+    def on_withdrawn(self, call: Callable[[str, Sequence[str], int], None]) -> None:
+        """`call` is called with a driver, the trips whose offers they hold no more, since they are not
+        free, and since when (ms, by Redis' clock)."""
         self._withdrawn.append(call)
 
     async def withdraw_offers(self, keys: Keys, driver_id: str, trip_ids: Sequence[str]) -> None:
@@ -188,7 +188,7 @@ class Settler:
 
         Says of each whether its trip was written (1 or 0), -1 where the hash is not of the version
         before (nothing was done), or the text of an error; or, where the driver held offers of other
-        trips and is not free any more, a list of the number and those trips.
+        trips and is not free any more, a list of the number, the time in ms, and those trips.
         """
         names: list[str] = [
             keys.claims, keys.seen, keys.events, keys.channel(""), keys.waves, keys.turned_down,

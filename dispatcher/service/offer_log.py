@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from enum import StrEnum
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from dispatcher.core.errors import StoreUnavailable
 from dispatcher.core.times import moment, now_ms
 from dispatcher.ledger.database import Database
 from dispatcher.observe.series import OFFER_OUTCOMES_SEEN
+
+#: How long an outcome waits for its offer. An offer that is saved later is closed by the trip's history,
+#: a minute after its deadline (`close_overdue_offers`).
+_WAITS_MS: Final = 60_000
 
 
 class OfferOutcome(StrEnum):
@@ -47,7 +51,12 @@ class OutcomeRow(NamedTuple):
 
 class OfferLog:
     """Rows of `trip_offers` that Postgres has not seen. An outcome waits for one more round, so that
-    the offer it belongs to, which another server may have made, is there before it."""
+    the offer it belongs to, which another server may have made, is there before it; and longer where
+    it is not.
+
+    Times are those of the zone's Redis, so that an outcome of one server and an offer of another are in
+    order. While Redis is away, they are the servers' own.
+    """
 
     def __init__(self) -> None:
         self._offers: list[OfferRow] = []
@@ -74,10 +83,10 @@ class OfferLog:
         self._new_outcomes += rows
         OFFER_OUTCOMES_SEEN.numbers[(outcome,)] += len(rows)
 
-    def record_withdrawn(self, driver_id: str, trip_ids: Sequence[str]) -> None:
+    def record_withdrawn(self, driver_id: str, trip_ids: Sequence[str], at_ms: int) -> None:
         """The driver is not free any more: their offers of these trips have ended."""
         for trip_id in trip_ids:
-            self.record(trip_id, [driver_id], OfferOutcome.WITHDRAWN, now_ms())
+            self.record(trip_id, [driver_id], OfferOutcome.WITHDRAWN, at_ms)
 
     def unsaved(self) -> dict[str, int]:
         """How many rows wait for Postgres."""
@@ -96,7 +105,7 @@ class OfferLog:
                 await _save_offers(database, offers)
                 offers = []
             if due:
-                await _save_outcomes(database, due)
+                self._due_outcomes += await _save_outcomes(database, due)
         except StoreUnavailable:
             self._offers, self._due_outcomes = offers + self._offers, due + self._due_outcomes
             raise
@@ -116,11 +125,15 @@ async def _save_offers(database: Database, offers: Sequence[OfferRow]) -> None:
     )
 
 
-async def _save_outcomes(database: Database, outcomes: Sequence[OutcomeRow]) -> None:
-    await database.execute(
+async def _save_outcomes(database: Database, outcomes: Sequence[OutcomeRow]) -> list[OutcomeRow]:
+    """Those whose offer is not there, and may yet come."""
+    without_offer = await database.rows(
         "save_outcomes",
         trips=[row.trip_id for row in outcomes],
         drivers=[row.driver_id for row in outcomes],
         outcomes=[row.outcome for row in outcomes],
         ats=[moment(row.at_ms) for row in outcomes],
     )
+    oldest_ms = now_ms() - _WAITS_MS
+    waiting = [outcomes[row["place"] - 1] for row in without_offer]
+    return [row for row in waiting if row.at_ms > oldest_ms]

@@ -188,14 +188,20 @@ BEGIN
 
     IF has_declines THEN
         INSERT INTO trip_offers AS o (trip_id, driver_id, wave, offered_at, outcome, outcome_at)
+        -- An offer that has ended keeps its outcome: the one that is declined may not be saved yet. Wave 0 stands for it.
         SELECT change.trip_id, change.declines,
-               coalesce((SELECT max(previous.wave) FROM trip_offers previous
-                          WHERE previous.trip_id = change.trip_id AND previous.driver_id = change.declines), 0),
+               coalesce((SELECT CASE WHEN previous.outcome = 'declined'
+                                       OR previous.outcome = 'open' AND (previous.deadline > change.at) IS NOT FALSE
+                                     THEN previous.wave END
+                           FROM trip_offers previous
+                          WHERE previous.trip_id = change.trip_id AND previous.driver_id = change.declines
+                          ORDER BY previous.wave DESC LIMIT 1), 0),
                change.at, 'declined', change.at
           FROM unnest(changes) change
          WHERE change.declines IS NOT NULL AND change.idx = ANY (applied)
         ON CONFLICT (trip_id, driver_id, wave) DO UPDATE
-           SET outcome = excluded.outcome, outcome_at = excluded.outcome_at;
+           SET outcome = excluded.outcome, outcome_at = greatest(excluded.outcome_at, o.offered_at)
+         WHERE o.outcome = 'open';
     END IF;
 
     -- The answers. A change that was not applied is a replay if its key has an answer, whatever its guards said.

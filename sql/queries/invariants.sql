@@ -56,6 +56,22 @@ SELECT k.user_id AS subject, k.endpoint || ' ' || k.idempotency_key AS detail
  WHERE NOT EXISTS (SELECT FROM trip_events e
                     WHERE e.trip_id = k.trip ->> 'id' AND e.version = (k.trip ->> 'version')::int);
 
+-- name: outcomes_before_offers()
+-- Offers that ended before they were made.
+SELECT trip_id AS subject, 'wave ' || wave || ' to ' || driver_id || ' ' || outcome || ' before it was made' AS detail
+  FROM trip_offers WHERE outcome_at < offered_at;
+
+-- name: winning_offers_ended_otherwise()
+-- Winners who held an open offer of the trip that, by its row, came to something else.
+SELECT o.trip_id AS subject, 'wave ' || o.wave || ' to the winner ' || o.driver_id || ' ' || o.outcome AS detail
+  FROM trip_events e
+  JOIN LATERAL (SELECT * FROM trip_offers latest
+                 WHERE latest.trip_id = e.trip_id AND latest.driver_id = e.payload ->> 'driver_id' AND latest.wave > 0
+                   AND latest.offered_at <= e.created_at
+                 ORDER BY latest.offered_at DESC LIMIT 1) o ON true
+ WHERE e.event = 'accepted' AND o.deadline > e.created_at AND o.outcome NOT IN ('accepted', 'open')
+   AND o.outcome_at >= e.created_at;
+
 -- name: lost_answers(trips, versions)
 -- Versions of trips that clients were told of and that the history does not have.
 SELECT a.trip AS subject, 'version ' || a.version AS detail

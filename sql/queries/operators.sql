@@ -47,10 +47,13 @@ SELECT count(*) AS online, count(t.id) AS on_trip,
  WHERE d.zone = :zone AND d.is_online;
 
 -- name: page_of_trip_offers(trip_id, after_wave, after_driver, max_rows)
--- The offers of a trip, wave by wave.
+-- The offers of a trip, wave by wave; a decline that was saved before its offer is told with the offer.
 SELECT driver_id, wave, distance_m, offered_at, deadline, outcome, outcome_at, score, offered_by
-  FROM trip_offers
+  FROM trip_offers o
  WHERE trip_id = :trip_id AND (wave, driver_id) > (:after_wave::int, :after_driver::text)
+   AND NOT (wave = 0 AND EXISTS (SELECT FROM trip_offers d
+                                  WHERE d.trip_id = o.trip_id AND d.driver_id = o.driver_id AND d.wave > 0
+                                    AND d.outcome = 'declined' AND d.outcome_at = o.outcome_at))
  ORDER BY wave, driver_id LIMIT :max_rows;
 
 -- name: offers_of_driver(driver_id, before, before_id, max_rows)

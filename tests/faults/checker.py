@@ -195,6 +195,12 @@ def nothing_is_stuck(evidence: Evidence) -> Iterator[str]:
 
 
 #: The promises, in the order in which a breach is best read.
+def offers_end_after_they_were_made(evidence: Evidence) -> Iterator[str]:
+    """No offer has the outcome of an earlier one."""
+    for trip_id, driver, wave in evidence.offers_too_late:
+        yield f"the offer of {trip_id} to {driver} in wave {wave} ended before it was made"
+
+
 CHECKS: tuple[Callable[[Evidence], Iterator[str]], ...] = (
     one_winner,
     successes_are_durable,
@@ -206,6 +212,7 @@ CHECKS: tuple[Callable[[Evidence], Iterator[str]], ...] = (
     limits_are_kept,
     redis_equals_postgres,
     nothing_is_stuck,
+    offers_end_after_they_were_made,
 )
 
 

@@ -33,6 +33,8 @@ class Evidence:
     drivers: dict[str, dict[str, Any]] = field(default_factory=dict)
     events: dict[str, list[Event]] = field(default_factory=dict)
     answers: dict[tuple[str, str, str], str] = field(default_factory=dict)
+    #: Offers that have ended before they were made, as (trip, driver, wave).
+    offers_too_late: list[tuple[str, str, int]] = field(default_factory=list)
     live_trips: dict[str, dict[str, str]] = field(default_factory=dict)
     live_drivers: dict[tuple[str, str], dict[str, str]] = field(default_factory=dict)
     #: Claims, offers and waves that stand, as (kind, zone, name).
@@ -70,6 +72,12 @@ async def _read_postgres(evidence: Evidence, database_url: str) -> None:
             for row in await connection.fetch("SELECT * FROM idempotency_keys"):
                 key = (row["user_id"], row["endpoint"], row["idempotency_key"])
                 evidence.answers[key] = row["response_payload"]
+            evidence.offers_too_late = [
+                tuple(row)
+                for row in await connection.fetch(
+                    "SELECT trip_id, driver_id, wave FROM trip_offers WHERE outcome_at < offered_at"
+                )
+            ]
     finally:
         await connection.close()
 

@@ -73,6 +73,11 @@ def test_nothing_is_amiss_where_all_is_well(evidence: Evidence) -> None:
     assert check(evidence) == []
 
 
+def test_an_offer_that_ended_before_it_was_made(evidence: Evidence) -> None:
+    evidence.offers_too_late = [(TRIP, "d1", 2)]
+    assert checks_that_fail(evidence) == {"offers_end_after_they_were_made"}
+
+
 def test_two_drivers_who_were_told_that_they_won(evidence: Evidence) -> None:
     """A claim without a check of the version."""
     succeeded(evidence.history, "d2", "accept", 1)

@@ -237,3 +237,19 @@ async def test_steps_back_and_forward_with_data_in_the_tables(database_url: str,
     assert len(reverted) == steps
     assert await migrate.up(database_url) == reverted[::-1]
     assert await _query(database_url, kept) == [tuple(row) for row in before]
+
+
+async def test_outcomes_from_before_their_offer_are_put_right(database_url: str) -> None:
+    migrations = migrate.read_migrations(migrate.MIGRATIONS_DIR)
+    later = [each for each in migrations if each.label >= "0013"]
+    await migrate.down(database_url, len(later))
+    connection = await asyncpg.connect(database_url)
+    await connection.execute("""
+        INSERT INTO trip_offers (trip_id, driver_id, wave, offered_at, deadline, outcome, outcome_at)
+        VALUES ('z_1', 'd1', 1, now(), now(), 'withdrawn', now() + interval '1 s'),
+               ('z_1', 'd1', 2, now(), now(), 'withdrawn', now() - interval '1 s');
+    """)
+    await connection.close()
+    await migrate.up(database_url)
+    rows = await _query(database_url, "SELECT wave, outcome FROM trip_offers ORDER BY wave")
+    assert rows == [(1, "withdrawn"), (2, "open")]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from typing import Any
 
 import orjson
@@ -130,7 +131,12 @@ async def test_a_decline_starts_no_wave_of_a_trip_that_has_none(zone: Zone) -> N
 async def withdrawn(zone: Zone, **changes: Any) -> list[tuple[str, list[str]]]:
     """Settles a change of d1, who holds offers of z_1, z_2 and z_3; what was withdrawn."""
     told: list[tuple[str, list[str]]] = []
-    zone.settler.on_withdrawn(lambda driver_id, trips: told.append((driver_id, sorted(trips))))
+
+    def told_of(driver_id: str, trips: Sequence[str], at_ms: int) -> None:
+        told.append((driver_id, sorted(trips)))
+        assert at_ms == START_MS
+
+    zone.settler.on_withdrawn(told_of)
     for trip_id in ("z_1", "z_2", "z_3"):
         await put_on_offer(zone, "d1", trip_id=trip_id)
     await put_on_offer(zone, "d2", trip_id="z_3")

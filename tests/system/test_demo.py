@@ -271,6 +271,28 @@ async def test_a_trip_held_by_somebody_offline_is_found(
     assert await _broken(database_url) == {"trips held by drivers who are offline": 1}
 
 
+async def test_offers_that_came_to_something_else_are_found(
+    database_url: str, connection: asyncpg.Connection
+) -> None:
+    forger = Forger(connection)
+    await connection.execute(
+        "INSERT INTO driver_details (user_id, zone, is_online) VALUES ('d', 'default', true)"
+    )
+    await forger.trip("t", "d", "accepted", 1)
+    await forger.history(
+        "t", ("created", "c", "pending", None, 1), ("accepted", "d", "accepted", "d", 20)
+    )
+    await connection.execute(
+        "INSERT INTO trip_offers (trip_id, driver_id, wave, offered_at, deadline, outcome, outcome_at)"
+        " SELECT e.trip_id, offer.driver, 1, e.created_at + offered, e.created_at + interval '8 s', 'withdrawn',"
+        "        e.created_at + ended FROM trip_events e,"
+        " (VALUES ('d', -interval '1 s', interval '0 s'), ('x', -interval '1 s', -interval '2 s'),"
+        "         ('y', -interval '1 s', interval '0 s')) AS offer (driver, offered, ended)"
+        " WHERE e.event = 'accepted'"
+    )
+    assert await _broken(database_url) == {"offers that came to something else": 2}
+
+
 async def test_answers_without_effect_are_found(
     database_url: str, connection: asyncpg.Connection
 ) -> None:

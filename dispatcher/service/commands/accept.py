@@ -9,7 +9,6 @@ from typing import Any
 
 from dispatcher.core.callers import Caller
 from dispatcher.core.limits import LimitClass
-from dispatcher.core.times import now_ms
 from dispatcher.core.transitions import ACCEPT, ASSIGN, Transition
 from dispatcher.core.zones import Zone
 from dispatcher.ledger.changes import Change
@@ -84,7 +83,7 @@ class AcceptTrip:
         STRAIGHT_LINES.write(logging.INFO, "dispatcher.trips", "Trip assigned", line)
         if not claimed.offered:
             return
-        winner, at_ms = self.driver_id, now_ms()
+        winner, at_ms = self.driver_id, claimed.now_ms
         others = [driver for driver in claimed.offered if driver != winner]
         effects.offer_log.record(self.trip_id, others, OfferOutcome.WITHDRAWN, at_ms)
         if winner in claimed.offered:

@@ -12,7 +12,6 @@ import structlog
 from dispatcher.core.actors import Actor, Role
 from dispatcher.core.callers import Caller
 from dispatcher.core.limits import LimitClass
-from dispatcher.core.times import now_ms
 from dispatcher.core.transitions import CANCEL, DriverEffect, Transition
 from dispatcher.core.trips import Trip
 from dispatcher.core.zones import Zone
@@ -70,7 +69,7 @@ class TakeTransition:
         return Plan(change, settlement, OK, trip_body(transition.event.response_code, as_json))
 
     def committed(self, claimed: TransitionClaimed, plan: Plan, effects: SideEffects) -> None:
-        effects.offer_log.record(self.trip_id, claimed.offered, OfferOutcome.WITHDRAWN, now_ms())
+        effects.offer_log.record(self.trip_id, claimed.offered, OfferOutcome.WITHDRAWN, claimed.now_ms)
         actor = self.caller.actor
         if actor.role is Role.ADMIN:
             trip = claimed.trip
