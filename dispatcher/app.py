@@ -171,9 +171,10 @@ async def _save(parts: Services, metrics: Metrics, tracing: Tracing | None) -> N
     CROWD_LINES.write_out()
     await metrics.share()
     await parts.positions.save()
-    # Twice: an outcome waits for one round, so that its offer is there before it.
-    await parts.effects.offer_log.save(parts.ledger.database)
-    await parts.effects.offer_log.save(parts.ledger.database)
+    # Twice: outcomes and races wait for one round, so that what they belong to is there before them.
+    for _ in range(2):
+        await parts.effects.offer_log.save(parts.ledger.database)
+        await parts.effects.race_log.save(parts.ledger.database)
     if tracing is not None:
         await tracing.close()
 

@@ -40,6 +40,7 @@ def job_loops(parts: Services, holder: ZoneHolder | None = None) -> list[JobLoop
                 positions=parts.positions,
                 queue_log=parts.queue_log,
                 offer_log=parts.effects.offer_log,
+                race_log=parts.effects.race_log,
                 database=parts.ledger.database,
                 interval_s=settings.position_flush_s,
             )

@@ -44,6 +44,7 @@ from dispatcher.service.presence import Presence
 from dispatcher.service.presence_outages import PresenceOutages
 from dispatcher.service.queue_log import QueueLog
 from dispatcher.service.queues import Queues
+from dispatcher.service.race_log import RaceLog
 from dispatcher.service.rate_limits import RateLimits
 from dispatcher.service.reads import Reads
 from dispatcher.service.redis_decider import RedisDecider
@@ -123,7 +124,7 @@ async def services(
         stack.push_async_callback(rehydration.close)
         limits = RateLimits(settings, live.limits, local, authorities)
         directory = DriverDirectory(database)
-        effects = SideEffects(OfferLog(), directory)
+        effects = SideEffects(OfferLog(), RaceLog(), directory)
         live.settler.on_withdrawn(effects.offer_log.record_withdrawn)
         hub = Hub()
         rows = LedgerRows(database)

@@ -112,7 +112,11 @@ def _add_queues(metrics: Metrics, parts: Services) -> None:
     metrics.labelled_gauge(
         "dispatcher_unsaved_rows", "Rows that wait for Postgres.", ("kind",),
         lambda: _by_label(
-            {"positions": len(parts.positions.unsaved), **parts.effects.offer_log.unsaved()}
+            {
+                "positions": len(parts.positions.unsaved),
+                **parts.effects.offer_log.unsaved(),
+                "races": parts.effects.race_log.unsaved(),
+            }
         ),
     )  # fmt: skip
 

@@ -9,8 +9,7 @@
 -- KEYS[6] claim on the trip
 -- KEYS[7] claim on the driver
 -- KEYS[8] offers of the trip
--- KEYS[9] drivers who came too late for the trip, by when (ms)
--- KEYS[10...] logs of the limits that apply
+-- KEYS[9...] logs of the limits that apply
 -- ARGV[1] token of this attempt
 -- ARGV[2] lease in ms
 -- ARGV[3] fingerprint of the request, or empty: no key was sent
@@ -31,26 +30,12 @@
 --- @include "eligibility"
 --- @include "claim"
 local trip, driver, trip_claim, driver_claim, offers = KEYS[4], KEYS[5], KEYS[6], KEYS[7], KEYS[8]
-local raced = KEYS[9]
 local expected, driver_id, policy = ARGV[7], ARGV[8], ARGV[9]
-local FIRST_LIMIT, FIRST_RATE = 10, 10
-local RACED_S, RACED_KEPT = 3600, 100
+local FIRST_LIMIT, FIRST_RATE = 9, 10
 
 local at_once = begin_claim(FIRST_LIMIT, FIRST_RATE)
 if at_once then
   return at_once
-end
-
--- Somebody was faster. By how much is kept for a while, for the driver who asks; of a crowd, the first ones are enough.
-local function refuse_late(version, status)
-  local known = redis.call('ZCARD', raced)
-  if known < RACED_KEPT then
-    redis.call('ZADD', raced, 'NX', whole(now_ms), driver_id)
-    if known == 0 then
-      redis.call('EXPIRE', raced, RACED_S)
-    end
-  end
-  return refuse('trip_already_assigned', version, status, true)
 end
 
 local state = redis.call('HMGET', trip, 'current_status', 'version')
@@ -59,7 +44,7 @@ if not status then
   return is_resolved('trip') and refuse('trip_not_found', '-', '-', false) or reply('trip_unknown')
 end
 if status == 'accepted' or status == 'arrived' or status == 'ongoing' then
-  return refuse_late(version, status)
+  return refuse('trip_already_assigned', version, status, true)
 elseif status ~= 'pending' then
   return refuse('trip_not_pending', version, status, true)
 elseif expected ~= '' and expected ~= version then
@@ -77,7 +62,7 @@ elseif policy == 'offered' and tonumber(redis.call('ZSCORE', offers, driver_id) 
   return refuse('not_offered', version, status, false)
 elseif not redis.call('SET', trip_claim, token, 'NX', 'PX', lease_ms) then
   -- Kept, though that claim may yet come to nothing: one key has one answer. A new try takes a new key.
-  return refuse_late(version, status)
+  return refuse('trip_already_assigned', version, status, true)
 elseif not redis.call('SET', driver_claim, token, 'NX', 'PX', lease_ms) then
   redis.call('DEL', trip_claim)
   return refuse('driver_not_available', version, status, true)

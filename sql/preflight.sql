@@ -8,6 +8,7 @@ WITH needed (kind, name, privileges) AS (VALUES
     ('table', 'trip_events', 'SELECT, INSERT'),
     ('table', 'idempotency_keys', 'SELECT, INSERT, UPDATE, DELETE'),
     ('table', 'trip_offers', 'SELECT, INSERT, UPDATE'),
+    ('table', 'trip_races', 'SELECT, INSERT'),
     ('table', 'zone_authorities', 'SELECT, INSERT, UPDATE'),
     ('function', 'apply_changes', 'EXECUTE'),
     ('function', 'commit_changes', 'EXECUTE'),

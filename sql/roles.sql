@@ -28,6 +28,7 @@ BEGIN
             ('trip_events', 'SELECT, INSERT'),
             ('idempotency_keys', 'SELECT, INSERT, UPDATE, DELETE'),
             ('trip_offers', 'SELECT, INSERT, UPDATE'),
+            ('trip_races', 'SELECT, INSERT'),
             ('zone_authorities', 'SELECT, INSERT, UPDATE')
         ) AS tables (name, privileges)
         WHERE to_regclass(name) IS NOT NULL

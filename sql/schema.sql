@@ -5,7 +5,7 @@
 -- both ways end in the same schema. So a change of the schema is made in two places: a new migration, and here.
 --
 --   1. values     domains: what a zone, a trip's id, a position and a trip's state look like
---   2. tables     trip_requests, driver_details, trip_events, idempotency_keys, trip_offers, zone_authorities
+--   2. tables     trip_requests, driver_details, trip_events, idempotency_keys, trip_offers, trip_races, zone_authorities
 --   3. the commit the type of a change, and the functions that write a batch of changes
 --
 -- Positions are native points (x = longitude, y = latitude, in degrees), so no extension is needed.
@@ -163,6 +163,16 @@ COMMENT ON COLUMN trip_offers.offered_by IS
 
 CREATE INDEX trip_offers_driver ON trip_offers (driver_id, offered_at);
 CREATE INDEX trip_offers_open ON trip_offers (deadline) WHERE outcome = 'open';
+
+CREATE TABLE trip_races (
+    trip_id   text NOT NULL,
+    version   integer NOT NULL,                              -- of the accept that won
+    driver_id text NOT NULL,                                 -- who lost
+    tried_at  timestamptz NOT NULL,
+    PRIMARY KEY (trip_id, version, driver_id)
+);
+COMMENT ON TABLE trip_races IS
+    'Drivers who came too late to accept a trip: the first hundred of each accept, as far as no server died with them.';
 
 CREATE TABLE zone_authorities (
     zone       zone_name PRIMARY KEY,

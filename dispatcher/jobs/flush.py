@@ -1,5 +1,5 @@
 """Brings what may lag a little to Postgres, in batches: last positions, places in queues, offers and
-their outcomes."""
+their outcomes, races that were lost."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from dispatcher.ledger.database import Database
 from dispatcher.service.offer_log import OfferLog
 from dispatcher.service.positions import Positions
 from dispatcher.service.queue_log import QueueLog
+from dispatcher.service.race_log import RaceLog
 
 log = structlog.get_logger("dispatcher.flush")
 
@@ -19,7 +20,7 @@ log = structlog.get_logger("dispatcher.flush")
 class Flush:
     """Saves what this server has gathered since the last time.
 
-    Positions, places and the offer log are saved apart: what stops one of them stops no other.
+    Positions, places, offers and races are saved apart: what stops one of them stops no other.
     """
 
     name = "flush"
@@ -30,6 +31,7 @@ class Flush:
         positions: Positions,
         queue_log: QueueLog,
         offer_log: OfferLog,
+        race_log: RaceLog,
         database: Database,
         interval_s: float,
     ) -> None:
@@ -37,6 +39,7 @@ class Flush:
         self._positions = positions
         self._queue_log = queue_log
         self._offer_log = offer_log
+        self._race_log = race_log
         self._database = database
 
     async def run(self) -> None:
@@ -44,6 +47,7 @@ class Flush:
             self._positions.save(),
             self._queue_log.save(),
             self._offer_log.save(self._database),
+            self._race_log.save(self._database),
             return_exceptions=True,
         )
         failures = [end for end in ended if isinstance(end, BaseException)]

@@ -145,12 +145,14 @@ class Replayed(NamedTuple):
 
 
 class Refused(NamedTuple):
-    """The request is refused, with the trip's version and state where they are told."""
+    """The request is refused, with the trip's version and state where they are told; `now_ms` is when,
+    where the trip or the driver decided."""
 
     code: ClaimCode
     limit: LimitState | None
     version: int | None = None
     status: Status | None = None
+    now_ms: int = 0
 
 
 NotClaimed = Unresolved | Replayed | Refused
@@ -170,7 +172,7 @@ def decode_claim(
     code = _CODES.get(text) or ClaimCode(text)
     if code in BY_THE_TRIP_OR_DRIVER:
         version, status = rest
-        return Refused(code, limit, *decode_version(version, status))
+        return Refused(code, limit, *decode_version(version, status), now_ms)
     if code is ClaimCode.CLAIMED:
         return claimed(now_ms, limit, *rest)
     if code is ClaimCode.REPLAY:

@@ -117,7 +117,7 @@ class ClaimScripts:
         trip_id, driver_id = attempt.trip_id, attempt.driver_id
         names = (
             keys.trip(trip_id), keys.driver(driver_id), keys.trip_claim(trip_id),
-            keys.driver_claim(driver_id), keys.offers(trip_id), keys.raced(trip_id),
+            keys.driver_claim(driver_id), keys.offers(trip_id),
         )  # fmt: skip
         args = ("" if version is None else version, driver_id, policy)
         return self._claim("claim_accept", keys, attempt, names, args, accept_claimed)

@@ -27,12 +27,6 @@ class InspectionScripts:
     def __init__(self, pipeline: Pipeline) -> None:
         self._pipeline = pipeline
 
-    async def raced_ms(self, keys: Keys, trip_id: str, driver_id: str) -> int | None:
-        """When (ms, by Redis' clock) the driver first came too late to accept the trip; None: never, or
-        longer ago than an hour."""
-        score: str | None = await self._pipeline.command("ZSCORE", keys.raced(trip_id), driver_id)
-        return None if score is None else int(float(score))
-
     async def why(
         self,
         keys: Keys,

@@ -85,10 +85,6 @@ class Keys:
         """Set: drivers who let an offer of the trip pass."""
         return f"{self._prefix}passed:{trip_id}"
 
-    def raced(self, trip_id: str) -> str:
-        """Sorted set with EX: drivers who came too late to accept the trip, by when (ms)."""
-        return f"{self._prefix}raced:{trip_id}"
-
     def limit(self, limit_class: str, subject: str) -> str:
         """List with EX: times (µs) of what was admitted."""
         return f"{self._prefix}limit:{limit_class}:{subject}"
@@ -156,7 +152,7 @@ def names_of_zone(keys: Keys) -> list[str]:
 
 def names_of_trip(keys: Keys, trip_id: str) -> list[str]:
     """The keys of one trip that decide on it."""
-    kinds = (keys.trip, keys.trip_claim, keys.offers, keys.barred, keys.passed, keys.raced)
+    kinds = (keys.trip, keys.trip_claim, keys.offers, keys.barred, keys.passed)
     return [name(trip_id) for name in kinds]
 
 

@@ -163,7 +163,7 @@ def _every_key(keys: Keys) -> list[str]:
         keys.events, keys.unheard, keys.dead_letters, keys.ready,
         keys.trip(_ID), keys.driver(_ID), keys.trip_claim(_ID),
         keys.driver_claim(_ID), keys.geo(_ID), keys.offers(_ID), keys.inbox(_ID), keys.barred(_ID),
-        keys.passed(_ID), keys.raced(_ID), keys.queue(_ID, _ID), keys.queue_look,
+        keys.passed(_ID), keys.queue(_ID, _ID), keys.queue_look,
         keys.heat_look, keys.heat(0), keys.limit(_ID, _ID),
         keys.idem(_ID, _ID, _ID), keys.presence(_ID, _ID), keys.connections(_ID),
     ]  # fmt: skip

@@ -163,7 +163,6 @@ SHAPES: Final[dict[str, Shape]] = {
     "inbox": Shape("zset"),
     "barred": Shape("set"),
     "passed": Shape("set"),
-    "raced": Shape("zset", ends=True),
     "limit": Shape("list", ends=True, check=_check_times),
     "idem": Shape("string", ends=True, check=_check_record),
     "presence": Shape("string", ends=True, check=_check_json),

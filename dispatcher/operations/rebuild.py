@@ -11,7 +11,7 @@ from dispatcher.operations.workbench import Workbench
 #: What Postgres gives back, and what it does not.
 _LOADED: Final = ("trip", "driver")
 _LOST: Final = ("offers", "passed", "claim")
-_KEPT: Final = ("limit", "barred", "presence", "connections", "idem", "raced")
+_KEPT: Final = ("limit", "barred", "presence", "connections", "idem")
 
 
 async def rebuild(bench: Workbench, zone: str) -> dict[str, Any]:

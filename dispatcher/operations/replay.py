@@ -20,7 +20,7 @@ _OF_THE_DRIVER = "driver_vehicle_type"
 
 
 async def replay(bench: Workbench, trip_id: str) -> dict[str, Any]:
-    """`steps`: events and offers in their order; `faults`: what the rules do not allow;
+    """`steps`: events, offers and lost races in their order; `faults`: what the rules do not allow;
     `differences`: columns in which the row is not what follows. Raises Refusal trip_not_found."""
     zone_of_trip(bench.zones, trip_id)
     database = bench.ledger.database
@@ -29,10 +29,11 @@ async def replay(bench: Workbench, trip_id: str) -> dict[str, Any]:
         raise Refusal("trip_not_found", f"There is no trip {trip_id}.")
     history = [PastEvent.from_row(row) for row in await database.rows("timeline", trip_id=trip_id)]
     offers = await database.rows("offers_of_trip", trip_id=trip_id, driver_id=None)
+    races = await database.rows("races_of_trip", trip_id=trip_id, driver_id=None)
     follows = states_of(trip, history).get(history[-1].version) if history else None
     return {
         "trip_id": trip_id,
-        "steps": _steps(history, offers),
+        "steps": _steps(history, offers, races),
         "follows": follows.to_json() if follows else None,
         "row": trip.to_json(),
         "faults": _faults(trip, history),
@@ -40,7 +41,9 @@ async def replay(bench: Workbench, trip_id: str) -> dict[str, Any]:
     }
 
 
-def _steps(history: Sequence[PastEvent], offers: Sequence[Any]) -> list[dict[str, Any]]:
+def _steps(
+    history: Sequence[PastEvent], offers: Sequence[Any], races: Sequence[Any]
+) -> list[dict[str, Any]]:
     steps: list[tuple[int, int, dict[str, Any]]] = []
     for event in history:
         state, holder = event.payload.get("current_status"), event.payload.get("driver_id")
@@ -59,6 +62,12 @@ def _steps(history: Sequence[PastEvent], offers: Sequence[Any]) -> list[dict[str
         if row["outcome"] != "open":
             ended_ms = millis(row["outcome_at"]) or at_ms
             steps.append((ended_ms, -1, _step(ended_ms, f"offer {row['outcome']}", driver, wave)))
+    won_ms = {event.version: event.at_ms for event in history}
+    for row in races:
+        at_ms, version = millis(row["tried_at"]) or 0, row["version"]
+        late = f"{at_ms - won_ms[version]} ms after version {version}" if version in won_ms else ""
+        # After the accept of the same moment.
+        steps.append((at_ms, version, _step(at_ms, "came too late", f"driver {row['driver_id']}", late)))
     # Of one moment, what had been offered comes before the event that it led to.
     return [step for *_, step in sorted(steps, key=lambda step: step[:2])]
 

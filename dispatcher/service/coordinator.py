@@ -11,9 +11,11 @@ from typing import Any, Final
 
 import structlog
 
+from dispatcher.core.actors import Role
 from dispatcher.core.errors import OutcomeUnknown, ReplyLost, StoreUnavailable
 from dispatcher.core.idempotency import KeyedAnswer
 from dispatcher.core.limits import LimitState
+from dispatcher.core.trips import Status
 from dispatcher.ledger.changes import Change, Outcome, OutcomeCode
 from dispatcher.ledger.commits import Commits
 from dispatcher.ledger.database import Database
@@ -190,6 +192,8 @@ class Coordinator:
                 case Refused():
                     if result.code in BY_THE_TRIP_OR_DRIVER:
                         decider.admitted(attempt, result.limit)
+                    if result.code is ClaimCode.TRIP_ALREADY_ASSIGNED:
+                        self._note_race(command, result)
                     return attempt, answer_refused(command.caller, attempt.trip_id, result), asked_s
                 case Replayed():
                     return attempt, replayed_answer(result), asked_s
@@ -210,6 +214,15 @@ class Coordinator:
                     decider.admitted(attempt, result.limit)
                     return attempt, result, asked_s
         return attempt, claim_refusal(PROBLEM_CODES[ClaimCode.TRIP_BUSY]), asked_s
+
+    def _note_race(self, command: Command[Any], refused: Refused) -> None:
+        """Of what is refused since the trip is taken, an accept by a driver is a race that was lost."""
+        if not command.driver_id or command.caller.actor.role is not Role.DRIVER:
+            return
+        version = refused.version or 0
+        if refused.status is Status.PENDING:
+            version += 1  # the winner has the claim, and the commit is to come
+        self._effects.race_log.add(command.trip_id, command.driver_id, refused.now_ms, version)
 
     def _keyed_answer(self, attempt: Attempt, plan: Plan, now_ms: int) -> KeyedAnswer | None:
         if attempt.key is None:

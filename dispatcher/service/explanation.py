@@ -73,11 +73,10 @@ class Explanation:
         if driver is None:
             raise Refusal("driver_not_found")
         asked = await self._authorities.ask_redis(
-            zone.name, lambda: self._asked_of_redis(zone, trip, driver_id)
+            zone.name, lambda: self._filters(zone, trip, driver_id)
         )
-        views, late_ms = asked or (filters_without_redis(trip, driver), None)
-        filters = [_zone_filter(zone, driver), *views]
-        history = await self._history(trip, driver_id, late_ms)
+        filters = [_zone_filter(zone, driver), *(asked or filters_without_redis(trip, driver))]
+        history = await self._history(trip, driver_id)
         return {
             "trip_id": trip_id,
             "driver_id": driver_id,
@@ -88,12 +87,6 @@ class Explanation:
             ],
             "history": history,
         }
-
-    async def _asked_of_redis(
-        self, zone: Zone, trip: Trip, driver_id: str
-    ) -> tuple[list[FilterView], int | None]:
-        views = await self._filters(zone, trip, driver_id)
-        return views, await self._scripts.raced_ms(keys_of(trip.zone), trip.id, driver_id)
 
     async def _filters(self, zone: Zone, trip: Trip, driver_id: str) -> list[FilterView]:
         queue = zone.queue_at(trip.pickup_lat, trip.pickup_lng)
@@ -110,15 +103,15 @@ class Explanation:
         views = await self._filters(zone, trip, driver_id)
         return [view for view in views if view.passes is False and view.name in _BY_HAND]
 
-    async def _history(self, trip: Trip, driver_id: str, late_ms: int | None) -> list[dict[str, Any]]:
-        """What the driver was offered of the trip and did with it, and who took it; in order. `late_ms`
-        is when they came too late to accept it, None: never, or not known."""
+    async def _history(self, trip: Trip, driver_id: str) -> list[dict[str, Any]]:
+        """What the driver was offered of the trip and did with it, and who took it; in order."""
         lines: list[tuple[int, str, str]] = []
         for row in await self._database.rows("offers_of_trip", trip_id=trip.id, driver_id=driver_id):
             at, until = millis(row["offered_at"]) or 0, millis(row["outcome_at"])
             code, text = _OF_AN_OFFER[row["outcome"]]
             lines.append((at, code, text.format(at=iso(at), until=iso(until))))
-        taken_ms: int | None = None
+        races = await self._database.rows("races_of_trip", trip_id=trip.id, driver_id=driver_id)
+        late_ms = {row["version"]: millis(row["tried_at"]) or 0 for row in races}
         for row in await self._database.rows("timeline", trip_id=trip.id):
             at = millis(row["created_at"]) or 0
             is_theirs = row["actor_id"] == driver_id and row["actor_role"] == Role.DRIVER
@@ -130,13 +123,11 @@ class Explanation:
                     lines.append((at, row["event"], f"was given the trip at {iso(at)}{by}"))
                     continue
                 lines.append((at, "taken", f"driver {winner} took the trip at {iso(at)}{by}"))
-                if late_ms is not None and at <= late_ms:
-                    taken_ms = at
+                if (tried_ms := late_ms.get(row["version"])) is not None:
+                    text = f"lost the race by {tried_ms - at} ms, at {iso(tried_ms)}"
+                    lines.append((tried_ms, "lost_the_race", text))
             elif is_theirs:
                 lines.append((at, row["event"], f"{row['event']}, by this driver, at {iso(at)}"))
-        if late_ms is not None and taken_ms is not None:
-            text = f"lost the race by {late_ms - taken_ms} ms, at {iso(late_ms)}"
-            lines.append((late_ms, "lost_the_race", text))
         return [{"code": code, "at": iso(at), "text": text} for at, code, text in sorted(lines)]
 
 

@@ -86,6 +86,12 @@ class Reads:
         rows = await self._database.rows("offers_of_trip", trip_id=trip_id, driver_id=None)
         return [offer_from_row(row) for row in rows]
 
+    async def races(self, trip_id: str) -> list[dict[str, Any]]:
+        """Who came too late to accept a trip, and when, in their order; `version` is that of the accept
+        that won. They reach Postgres within some seconds of their time."""
+        rows = await self._database.rows("races_of_trip", trip_id=trip_id, driver_id=None)
+        return [{**row, "tried_at": iso(millis(row["tried_at"]))} for row in rows]
+
     async def abandoned(self, zone: str | None, older_than_s: int) -> list[dict[str, Any]]:
         """Trips that were taken longer ago than that and have not started, oldest first."""
         rows = await self._database.rows(

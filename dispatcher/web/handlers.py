@@ -199,6 +199,7 @@ class Handlers:
             "trip": trip.to_json(),
             "events": await self._reads.timeline(path.id),
             "offers": offers,
+            "races": await self._reads.races(path.id),
         }
 
     async def abandoned(self, _: Actor, query: query_parameters.AbandonedQuery) -> dict[str, Any]:

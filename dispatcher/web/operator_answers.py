@@ -152,8 +152,17 @@ class TripEvent(Body):
     created_at: Moment
 
 
+class LostRace(Body):
+    """A driver who came too late to accept a trip, with an offer or without."""
+
+    version: Version = Field(description="That of the accept which won")
+    driver_id: UserId
+    tried_at: Moment
+
+
 class Timeline(Body):
-    """The trip, its history, an event a version; and who was asked."""
+    """The trip, its history, an event a version; who was asked, and who came too late to accept it: the
+    first hundred of each accept."""
 
     model_config = example(
         {
@@ -169,6 +178,9 @@ class Timeline(Body):
                 }
             ],
             "offers": [_TRIP_OFFER],
+            "races": [
+                {"version": 1, "driver_id": "driver-2", "tried_at": "2026-03-01T08:30:07.431Z"}
+            ],
         }
     )  # fmt: skip
 
@@ -176,6 +188,7 @@ class Timeline(Body):
     trip: Trip
     events: list[TripEvent]
     offers: list[TripOffer]
+    races: list[LostRace]
 
 
 # --- zones

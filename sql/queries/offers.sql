@@ -64,3 +64,26 @@ SELECT driver_id, wave, distance_m, offered_at, deadline, outcome, outcome_at, s
                                   WHERE d.trip_id = o.trip_id AND d.driver_id = o.driver_id AND d.wave > 0
                                     AND d.outcome = 'declined' AND d.outcome_at = o.outcome_at))
  ORDER BY offered_at, wave, distance_m, driver_id;
+
+-- name: save_races(trips, drivers, versions, ats, most)!
+-- Saves who came too late for an accept that was committed, the first ones of each.
+INSERT INTO trip_races (trip_id, version, driver_id, tried_at)
+SELECT trip_id, version, driver_id, at
+  FROM (SELECT trip_id, version, driver_id, at, row_number() OVER (PARTITION BY trip_id, version ORDER BY at) AS number
+          FROM (SELECT DISTINCT ON (u.trip_id, e.version, u.driver_id)
+                       u.trip_id, e.version, u.driver_id, greatest(u.at, e.created_at) AS at
+                  FROM unnest(:trips::text[], :drivers::text[], :versions::int[], :ats::timestamptz[])
+                       AS u (trip_id, driver_id, version, at)
+                  JOIN LATERAL (SELECT version, event, created_at FROM trip_events
+                                 WHERE trip_id = u.trip_id AND version <= u.version AND event IN ('accepted', 'released')
+                                 ORDER BY version DESC LIMIT 1) e ON e.event = 'accepted'
+                 ORDER BY u.trip_id, e.version, u.driver_id, u.at) first) n
+ WHERE number + (SELECT count(*) FROM trip_races known
+                  WHERE known.trip_id = n.trip_id AND known.version = n.version) <= :most
+ON CONFLICT DO NOTHING;
+
+-- name: races_of_trip(trip_id, driver_id)
+-- Who came too late to accept a trip, one driver or (with NULL) all, in their order, and which version they lost.
+SELECT version, driver_id, tried_at FROM trip_races
+ WHERE trip_id = :trip_id AND (:driver_id::text IS NULL OR driver_id = :driver_id)
+ ORDER BY tried_at, driver_id;

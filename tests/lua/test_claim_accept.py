@@ -38,7 +38,7 @@ async def test_a_trip_that_is_not_pending(zone: Zone, kind: str, status: str, co
     claim = claim_of(zone, kind, version=1)  # the state is looked at first
     attempt = zone.attempt(key=key(), limits=[limit(5)])
     result = await claim(attempt)
-    assert result == Refused(ClaimCode(code), result.limit, 3, Status(status))
+    assert result == Refused(ClaimCode(code), result.limit, 3, Status(status), START_MS)
     assert await zone.redis.keys("*:claim*") == []
     # Kept: the same again, free of charge, whatever has become of the trip.
     await zone.trip()
@@ -56,7 +56,7 @@ async def test_an_expected_version(zone: Zone, kind: str) -> None:
         result = await claim_of(zone, kind, version=version)(zone.attempt(key=key(f"k{version}")))
         assert code_of(result) == code
         if code != "claimed":
-            assert result == Refused(ClaimCode(code), None, 2, Status.PENDING)
+            assert result == Refused(ClaimCode(code), None, 2, Status.PENDING, START_MS)
             record = await zone.redis.get(zone.keys.idem("d1", "/act", f"k{version}"))
             assert record == f"N {key().fingerprint} version_conflict 2 pending"
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dispatcher.live.claim_results import ClaimCode, Refused, Replayed
 from dispatcher.live.idempotency import KeptRefusal
-from tests.harness.lua_zone import Zone, key, limit
+from tests.harness.lua_zone import START_MS, Zone, key, limit
 from tests.lua.claim_kinds import claim_of, code_of
 
 
@@ -12,7 +12,7 @@ async def test_an_id_that_is_taken_tells_nothing_of_its_trip(zone: Zone) -> None
     await zone.trip(version=3)
     attempt = zone.attempt(key=key())
     result = await claim_of(zone, "creation")(attempt)
-    assert result == Refused(ClaimCode.TRIP_EXISTS, None)
+    assert result == Refused(ClaimCode.TRIP_EXISTS, None, now_ms=START_MS)
     again = await claim_of(zone, "creation")(attempt)
     assert again == Replayed(None, KeptRefusal("trip_exists", None, None))
     assert await zone.redis.keys("*:claim*") == []

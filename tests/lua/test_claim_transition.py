@@ -33,7 +33,9 @@ async def test_only_its_own_people_see_a_trip(zone: Zone, role: str, user_id: st
     result = await claim(zone.attempt(key=key()))
     assert code_of(result) == code
     if code == "trip_not_found":
-        assert result == Refused(ClaimCode.TRIP_NOT_FOUND, None), "nothing is given away"
+        assert result == Refused(ClaimCode.TRIP_NOT_FOUND, None, now_ms=START_MS), (
+            "nothing is given away"
+        )
         assert await zone.redis.keys("*:idem:*") == []
 
 
@@ -48,7 +50,7 @@ async def test_a_state_that_does_not_allow_it(zone: Zone) -> None:
     # A state's name is no part of another's.
     claim = claim_of(zone, "transition", sources=("accepted", "arrived"), version=1)
     result = await claim(zone.attempt(key=key()))
-    assert result == Refused(ClaimCode.INVALID_TRIP_STATUS, None, 3, Status.ONGOING)
+    assert result == Refused(ClaimCode.INVALID_TRIP_STATUS, None, 3, Status.ONGOING, START_MS)
     assert code_of(await claim(zone.attempt(key=key()))) == "replay"
 
 

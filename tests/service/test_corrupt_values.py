@@ -75,7 +75,7 @@ class Scene:
         now_and_then = [
             KEYS.loading, KEYS.ready, KEYS.presence_look, KEYS.drift_look, KEYS.matching,
             KEYS.turned_down, KEYS.claims,
-            *(name(self.offered) for name in (KEYS.trip_claim, KEYS.passed, KEYS.barred, KEYS.raced)),
+            *(name(self.offered) for name in (KEYS.trip_claim, KEYS.passed, KEYS.barred)),
             KEYS.driver_claim(self.free), KEYS.inbox(self.free),
             KEYS.queue("jfk", "car"), KEYS.queue_look, KEYS.heat_look,
             KEYS.heat(1),

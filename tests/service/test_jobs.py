@@ -139,6 +139,7 @@ async def test_an_offer_log_that_fails_does_not_stop_the_positions(city: City) -
     await city.parts.positions.take("d1", [(40.0, -73.0, None)])
     flush = Flush(
         positions=city.parts.positions, queue_log=city.parts.queue_log, offer_log=Failing(),
+        race_log=city.parts.effects.race_log,
         database=city.parts.ledger.database, interval_s=1,
     )  # fmt: skip
     with pytest.raises(StoreUnavailable):

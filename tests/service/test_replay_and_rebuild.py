@@ -32,8 +32,12 @@ async def _rich_history(city: City) -> str:
     trip_id = await city.trip()
     await city.act(driver("d1"), "accept", trip_id)
     await city.act(driver("d1"), "cancel", trip_id)
-    for action in ("accept", "arrive", "start", "complete"):
+    assert (await city.act(driver("d2"), "accept", trip_id)).status == 200
+    assert (await city.act(driver("d1"), "accept", trip_id)).status == 409
+    for action in ("arrive", "start", "complete"):
         assert (await city.act(driver("d2"), action, trip_id)).status == 200
+    for _ in range(2):  # a race waits for one round
+        await city.parts.effects.race_log.save(city.parts.ledger.database)
     await city.postgres.execute(
         "INSERT INTO trip_offers VALUES ($1, 'd1', 1, 250, now() - interval '1 hour', now(), 'expired',"
         " now() - interval '59 minutes')", trip_id,
@@ -46,7 +50,7 @@ async def test_every_event_and_offer_in_order_and_the_row_that_follows(city: Cit
     result = await replay(_bench(city), trip_id)
     assert [step["what"] for step in result["steps"]] == [
         "offered", "offer expired",
-        "created", "accepted", "released", "accepted", "arrived", "started", "completed",
+        "created", "accepted", "released", "accepted", "came too late", "arrived", "started", "completed",
     ]  # fmt: skip
     assert (result["faults"], result["differences"]) == ([], [])
     assert result["follows"] == result["row"]

@@ -91,14 +91,61 @@ async def test_gave_it_back(city: City) -> None:
     assert [line["code"] for line in found["history"]] == ["accepted", "released"]
 
 
+async def _save_races(city: City) -> None:
+    for _ in range(2):  # a race waits for one round
+        await city.parts.effects.race_log.save(city.parts.ledger.database)
+
+
 async def test_lost_the_race(city: City) -> None:
     trip_id = await city.trip()
     await _ready(city, "d1", "d2")
     answers = await asyncio.gather(*(city.act(driver(d), "accept", trip_id) for d in ("d1", "d2")))
     loser = "d1" if answers[0].status == 409 else "d2"
+    await _save_races(city)
+    await city.redis("FLUSHALL")  # nothing of it is read from Redis
+    await city.parts.rehydration.rebuild("default")
     verdict = (await _why(city, trip_id, loser))["verdict"]
     assert verdict["codes"] == ["lost_the_race"]
     assert " ms" in verdict["text"]
+
+
+async def test_a_race_is_told_with_the_accept_that_won_it(city: City) -> None:
+    """d3 loses to d1 and then, after the release, to d2; d2 and d4 hold no offer, d4 only declines."""
+    trip_id = await city.trip()
+    await _ready(city, "d1", "d2", "d3", "d4")
+    await city.act(driver("d1"), "accept", trip_id)
+    for _ in range(2):  # the second one is not kept
+        assert (await city.act(driver("d3"), "accept", trip_id)).status == 409
+    assert (await city.act(driver("d4"), "decline", trip_id)).status == 409
+    await city.act(driver("d1"), "cancel", trip_id)
+    await city.act(driver("d2"), "accept", trip_id)
+    assert (await city.act(driver("d3"), "accept", trip_id)).status == 409
+    await _save_races(city)
+    races = await city.parts.reads.races(trip_id)
+    assert [(race["version"], race["driver_id"]) for race in races] == [(1, "d3"), (3, "d3")]
+    assert city.parts.effects.race_log.unsaved() == 0
+    codes = [line["code"] for line in (await _why(city, trip_id, "d3"))["history"]]
+    assert codes == ["taken", "lost_the_race", "taken", "lost_the_race"]
+
+
+async def test_of_a_crowd_the_first_hundred_are_kept(city: City) -> None:
+    trip_id = await city.trip()
+    await _ready(city, "d0")
+    await city.act(driver("d0"), "accept", trip_id)
+    now_ms = int(time.time() * 1000) + 5_000
+    for half in range(2):
+        for i in range(120):
+            city.parts.effects.race_log.add(trip_id, f"r{half}-{i:03}", now_ms + i, 1)
+        await _save_races(city)
+    races = await city.parts.reads.races(trip_id)
+    assert [race["driver_id"] for race in races] == [f"r0-{i:03}" for i in range(100)]
+
+
+async def test_a_race_for_an_accept_that_was_not_committed_is_none(city: City) -> None:
+    trip_id = await city.trip()
+    city.parts.effects.race_log.add(trip_id, "d1", int(time.time() * 1000) + 5_000, 0)
+    await _save_races(city)
+    assert await city.parts.reads.races(trip_id) == []
 
 
 @pytest.mark.parametrize(

@@ -46,6 +46,10 @@ async def test_a_trip_on_screen_from_its_creation_to_its_end(
     await connection.execute(
         "UPDATE trip_offers SET score = $2 WHERE trip_id = $1 AND driver_id = 'd-1'", trip, _SCORE
     )
+    await connection.execute(
+        "INSERT INTO trip_races SELECT trip_id, version, 'd-4', created_at + interval '31 ms'"
+        "  FROM trip_events WHERE trip_id = $1 AND event = 'accepted'", trip
+    )  # fmt: skip
     await screen.row(trip).locator("a").click()
     await expect(screen.page.locator(".history li[data-kind=event]")).to_have_count(5)
     await expect(screen.page.locator("tr[data-offer]")).to_have_count(3)
@@ -73,8 +77,24 @@ async def test_a_trip_on_screen_from_its_creation_to_its_end(
     history = screen.page.locator(".history")
     await expect(history).to_contain_text("Wave 1 asked 3")
     await expect(history).to_contain_text("d-3 declined")
-    await expect(history).to_contain_text("Too late, with an open offer: d-2")
+    await expect(history).to_contain_text("Too late: d-4 by 31 ms. Withdrawn from: d-2.")
     await screen.keep("trip")
+
+
+async def test_the_page_of_a_trip_has_all_its_offers(
+    server: Server, apps: Apps, open_screen: Any, database_url: str
+) -> None:
+    trip = await apps.ask()
+    connection = await asyncpg.connect(database_url)
+    await connection.execute(
+        "INSERT INTO trip_offers (trip_id, driver_id, wave, offered_at, deadline, outcome, outcome_at)"
+        " SELECT $1, 'd-' || i, 1, now(), now(), 'expired', now() FROM generate_series(1, 250) AS i", trip
+    )  # fmt: skip
+    await connection.close()
+    screen = await open_screen(server)
+    await screen.sign_in()
+    await screen.row(trip).locator("a").click()
+    await expect(screen.page.locator("tr[data-offer]")).to_have_count(250)
 
 
 async def test_why_a_driver_is_not_asked(server: Server, apps: Apps, open_screen: Any) -> None:

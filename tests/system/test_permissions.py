@@ -183,6 +183,7 @@ PRIVILEGES = {
     "trip_events": "SELECT, INSERT",
     "idempotency_keys": "SELECT, INSERT, UPDATE, DELETE",
     "trip_offers": "SELECT, INSERT, UPDATE",
+    "trip_races": "SELECT, INSERT",
     "zone_authorities": "SELECT, INSERT, UPDATE",
 }
 

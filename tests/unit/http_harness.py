@@ -120,6 +120,9 @@ class Notes:
         self.calls.append(("timeline", trip_id))
         return [{"version": 0}]
 
+    async def races(self, trip_id: str) -> list[dict[str, Any]]:
+        return [{"version": 1, "driver_id": "d2", "tried_at": "2026-03-01T08:30:07.431Z"}]
+
     async def offers(self, trip_id: str) -> list[dict[str, Any]]:
         return [{"driver_id": "d1", "score": {"total_s": 12.5}}]
 

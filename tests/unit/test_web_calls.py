@@ -92,7 +92,7 @@ async def test_questions(client: Client) -> None:
     }
     await client.send("GET", "/api/driver/ride/pending", DRIVER)
     timeline = (await client.send("GET", f"/api/admin/ride/{TRIP}/timeline", ADMIN))[2]
-    assert set(timeline) == {"trip_id", "trip", "events", "offers"}
+    assert set(timeline) == {"trip_id", "trip", "events", "offers", "races"}
     await client.send("GET", "/api/admin/rides/abandoned?older_than_s=60", ADMIN)
     await client.send("GET", "/api/admin/rides/abandoned?zone=nyc", ADMIN)
     await client.send("GET", "/api/admin/zones/nyc/statistics", ADMIN)

@@ -24,6 +24,7 @@ from dispatcher.live.keys import Keys
 from dispatcher.live.settlement import Settlement
 from dispatcher.service.driver_directory import DriverDirectory
 from dispatcher.service.offer_log import OfferLog
+from dispatcher.service.race_log import RaceLog
 
 
 class Plan(NamedTuple):
@@ -43,9 +44,10 @@ class Plan(NamedTuple):
 
 
 class SideEffects(NamedTuple):
-    """What this server does itself once a change is committed."""
+    """What this server does itself once a change is committed, or an accept came too late."""
 
     offer_log: OfferLog
+    race_log: RaceLog
     directory: DriverDirectory
 
 

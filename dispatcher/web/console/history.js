@@ -31,34 +31,42 @@ function entriesOf(trip, events, offers) {
   return entries.sort((a, b) => a.at.localeCompare(b.at) || a.rank - b.rank || (a.event?.version ?? 0) - (b.event?.version ?? 0));
 }
 
-/** Who won and why: how fast, and who else held an offer then. */
-function raceText(event, offers) {
+const listed = (items) => items.map((item, i) => [i ? ", " : "", item]);
+
+/** Who won and why: how fast, who tried as well and came too late, and who else held an offer then. */
+function raceText(event, offers, races) {
   const winner = event.payload.driver_id;
-  if (event.actor_role === "admin") return ["An operator chose them."];
-  const mine = offers.find((offer) => offer.driver_id === winner && ["accepted", "open"].includes(offer.outcome) && offer.offered_at <= event.created_at);
-  const others = offers.filter((offer) => offer.outcome === "withdrawn" && offer.driver_id !== winner
-    && offer.offered_at <= event.created_at && (!offer.outcome_at || offer.outcome_at >= event.created_at));
-  const first = mine ? `The first to accept, ${lapse(mine.offered_at, event.created_at)} after the offer of wave ${mine.wave}.` : "The first to accept, without an offer.";
-  return others.length ? [first, " Too late, with an open offer: ", others.map((offer, i) => [i ? ", " : "", driverLink(offer.driver_id)]), "."] : [first];
+  const lost = races.filter((race) => race.version === event.version);
+  const tried = new Set([winner, ...lost.map((race) => race.driver_id)]);
+  const idle = offers.filter((offer) => offer.outcome === "withdrawn" && !tried.has(offer.driver_id)
+    && offer.offered_at <= event.created_at && offer.outcome_at >= event.created_at && (!offer.deadline || offer.deadline > event.created_at));
+  const mine = offers.findLast((offer) => offer.driver_id === winner && ["accepted", "open"].includes(offer.outcome) && offer.offered_at <= event.created_at);
+  const first = event.actor_role === "admin" ? "An operator chose them."
+    : mine ? `The first to accept, ${lapse(mine.offered_at, event.created_at)} after the offer of wave ${mine.wave}.` : "The first to accept, without an offer.";
+  return [
+    first,
+    lost.length > 0 && [" Too late: ", listed(lost.map((race) => h("span", { data: { race: race.driver_id } }, driverLink(race.driver_id), ` by ${lapse(event.created_at, race.tried_at)}`))), "."],
+    idle.length > 0 && [" Withdrawn from: ", listed(idle.map((offer) => driverLink(offer.driver_id))), "."],
+  ];
 }
 
-function eventDetail(event, offers) {
+function eventDetail(event, offers, races) {
   const { payload, actor_id: actor, actor_role: role } = event;
   const by = role === "system" ? "by the dispatcher" : [`by ${role} `, role === "driver" ? driverLink(actor) : h("span", { class: "id" }, actor)];
   const detail = [h("span", { class: "faint" }, by)];
-  if (event.event === "accepted") detail.push(h("p", {}, role === "driver" ? null : ["Driver ", driverLink(payload.driver_id), ". "], raceText(event, offers)));
+  if (event.event === "accepted") detail.push(h("p", {}, role === "driver" ? null : ["Driver ", driverLink(payload.driver_id), ". "], raceText(event, offers, races)));
   if (event.event === "released" && payload.former_driver) detail.push(h("p", {}, "From driver ", driverLink(payload.former_driver), "."));
   if (payload.reason && payload.reason !== "driver_offline") detail.push(h("p", {}, "Reason: ", h("q", {}, payload.reason)));
   return detail;
 }
 
 /** The history as a list. */
-export function historyOf(trip, events, offers) {
+export function historyOf(trip, events, offers, races) {
   return h("ol", { class: "history" }, entriesOf(trip, events, offers).map((entry) => {
     const time = h("time", { datetime: entry.at, title: entry.at }, timeOf(entry.at), h("span", { class: "faint" }, ` +${lapse(trip.created_at, entry.at)}`));
     if (entry.event) {
       return h("li", { data: { kind: "event", event: entry.event.event, version: entry.event.version } },
-        time, h("strong", {}, eventTitle(entry.event)), " ", eventDetail(entry.event, offers));
+        time, h("strong", {}, eventTitle(entry.event)), " ", eventDetail(entry.event, offers, races));
     }
     if (entry.wave) {
       const asked = entry.wave.offers.map((offer, i) => [i ? ", " : "", driverLink(offer.driver_id), h("span", { class: "faint" }, ` ${metres(offer.distance_m)}`)]);

@@ -165,9 +165,9 @@ export class TripPage extends Page {
   async read() {
     const { api } = this.context;
     const id = encodeURIComponent(this.id);
-    const { trip, events, offers } = await api.get(`ride/${id}/timeline`);
+    const { trip, events, offers, races } = await api.get(`ride/${id}/timeline`);
     this.version = trip.version;
-    return [this.#facts(trip), this.#actions(trip), section("History", historyOf(trip, events, offers)), this.#offers(offers), this.why.element];
+    return [this.#facts(trip), this.#actions(trip), section("History", historyOf(trip, events, offers, races)), this.#offers(offers), this.why.element];
   }
 
   #facts(trip) {
