@@ -239,14 +239,9 @@ async def services(
             fix_age_s=settings.fix_max_age_s,
         )  # fmt: skip
         operator_offers = OperatorOffers(
-            zones=zones,
-            offers=offers,
-            scripts=live.offers,
-            positions=live.positions,
-            explanation=explanation,
-            database=database,
-            limits=limits,
-        )
+            zones=zones, offers=offers, scripts=live.offers, positions=live.positions,
+            explanation=explanation, database=database, limits=limits,
+        )  # fmt: skip
         heat = HeatMaps(
             zones=zones,
             scripts=ZoneViewScripts(live.pipeline),
