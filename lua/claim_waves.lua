@@ -7,15 +7,15 @@
 -- ARGV[2] time in ms after which a trip is handed out again, should this server fail
 -- ARGV[3] longest time in ms until a wave: one that lies further ahead is of a clock that stepped back, and due
 -- ARGV[4] fence of the caller, or empty
--- RETURNS {now in ms, when the next one is due in ms or 0, trip ids, 1 while drivers are scarce or 0, 1 where the zone is
---   the caller's or 0}
+-- RETURNS {now in ms, when the next one is due in ms or 0, trip ids, the vehicle types of which drivers are scarce, 1 where
+--   the zone is the caller's or 0}
 --- @include "clock"
 --- @include "fence"
 local waves, matching, holder = KEYS[1], KEYS[2], KEYS[3]
 local max_trips, again_ms, longest_ms, fence = tonumber(ARGV[1]), tonumber(ARGV[2]), tonumber(ARGV[3]), ARGV[4]
 
 if not is_held(holder, fence) then
-  return { now_ms, 0, {}, 0, 0 }
+  return { now_ms, 0, {}, {}, 0 }
 end
 
 local due = redis.call('ZRANGEBYSCORE', waves, '-inf', whole(now_ms), 'LIMIT', 0, max_trips)
@@ -27,7 +27,15 @@ for _, trip_id in ipairs(due) do
   redis.call('ZADD', waves, whole(now_ms + again_ms), trip_id)
 end
 local next_one = redis.call('ZRANGE', waves, 0, 0, 'WITHSCORES')
-local scarce_until_ms = #due > 0 and tonumber(redis.call('HGET', matching, 'scarce_until_ms') or '0') or 0
--- What lies further ahead is of a clock that stepped back, and says nothing of now.
-local is_scarce = scarce_until_ms > now_ms and scarce_until_ms <= now_ms + longest_ms
-return { now_ms, next_one[2] and tonumber(next_one[2]) or 0, due, is_scarce and 1 or 0, 1 }
+local scarce, PREFIX = {}, 'scarce_until_ms:'
+local known = #due > 0 and redis.call('HGETALL', matching) or {}
+for i = 1, #known, 2 do
+  if known[i]:sub(1, #PREFIX) == PREFIX then
+    local until_ms = tonumber(known[i + 1])
+    -- What lies further ahead is of a clock that stepped back, and says nothing of now.
+    if until_ms > now_ms and until_ms <= now_ms + longest_ms then
+      scarce[#scarce + 1] = known[i]:sub(#PREFIX + 1)
+    end
+  end
+end
+return { now_ms, next_one[2] and tonumber(next_one[2]) or 0, due, scarce, 1 }

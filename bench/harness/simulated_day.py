@@ -21,7 +21,7 @@ from dispatcher.demo.pickups import Pickup
 from dispatcher.matching.looks import longest_wait_ms, look, widest_reach_m
 from dispatcher.matching.model import NearbyDriver, RoundPlan, WaitingTrip
 from dispatcher.matching.planner import plan_round
-from dispatcher.matching.plenty import has_plenty
+from dispatcher.matching.plenty import supplies
 from dispatcher.matching.reach import chords_m, on_sphere
 from dispatcher.matching.scarcity import Scarcity
 
@@ -181,7 +181,11 @@ class City:
             return True
         reach_m = widest_reach_m(self.waves)
         cars, _ = self.fleet.in_reach(at_s, self.pickups[index], reach_m)
-        return not has_plenty(self.fleet.points[cars], self.pickups[list(self.looked)], reach_m)
+        waiting = list(self.looked)
+        (found,) = supplies(
+            [waiting.index(index)], self.pickups[waiting], self.fleet.points[cars], reach_m
+        )
+        return not found.is_plenty()
 
     def _look_at(self, at_s: float, index: int) -> None:
         heapq.heappush(self.due, (at_s, next(self.number), index))
@@ -227,7 +231,7 @@ class City:
         self.day.rounds_ms.append((time.perf_counter() - began) * 1000)
         for trip_id, order in plan.orders.items():
             self._take(at_s, int(trip_id), int(order[0].driver_id), order[0].distance_m)
-        self._note(self.scarcity.saw_round(plan.in_want, int(at_s * 1000)))
+        self._note(self.scarcity.saw_round(sum(plan.in_want.values()), int(at_s * 1000)))
         return plan
 
     def _note(self, until_ms: int | None) -> None:

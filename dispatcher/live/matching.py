@@ -33,6 +33,14 @@ class TripInWaiting(NamedTuple):
     passed: frozenset[str]
 
 
+class DriverPlace(NamedTuple):
+    """Where a driver is: degrees in text, which a thread may read."""
+
+    driver_id: str
+    lat: str
+    lng: str
+
+
 class MatchScripts:
     """What rounds of matching ask of a zone. All raise StoreUnavailable."""
 
@@ -122,23 +130,23 @@ class MatchScripts:
 
     async def places_around(
         self, keys: Keys, vehicle_type: str, place: Place, *, radius_m: float, most: int
-    ) -> list[Place]:
-        """Where the free drivers around a place are, the nearest first."""
+    ) -> list[DriverPlace]:
+        """The same with their places, as Redis writes them."""
         lat, lng = place
         found = await self._pipeline.command(
             "GEOSEARCH", keys.geo(vehicle_type),
             "FROMLONLAT", lng, lat, "BYRADIUS", radius_m, "m", "ASC", "COUNT", most, "WITHCOORD",
         )  # fmt: skip
-        return [(float(at_lat), float(at_lng)) for _, (at_lng, at_lat) in found]
+        return [DriverPlace(name, at_lat, at_lng) for name, (at_lng, at_lat) in found]
 
     async def waiting_ids(self, keys: Keys, most: int) -> list[str]:
         """The trips of the zone that have no driver, offers or not, by the time of their next wave."""
         waiting: list[str] = await self._pipeline.command("ZRANGE", keys.waves, 0, most - 1)
         return waiting
 
-    async def keep_scarce(self, keys: Keys, until_ms: int) -> None:
-        """Drivers are scarce: all servers of the zone match until then."""
-        await self._pipeline.command("HSET", keys.matching, "scarce_until_ms", until_ms)
+    async def keep_scarce(self, keys: Keys, vehicle_type: str, until_ms: int) -> None:
+        """Drivers of a vehicle type are scarce: all servers of the zone match its trips until then."""
+        await self._pipeline.command("HSET", keys.matching, f"scarce_until_ms:{vehicle_type}", until_ms)
 
 
 def _parts(ids: Sequence[str], most: int) -> Iterator[Sequence[str]]:

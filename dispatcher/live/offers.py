@@ -21,14 +21,14 @@ MAX_TRIPS: Final = 100
 class DueWaves(NamedTuple):
     """Trips whose wave is due, and when the next one is (None: none is waiting). Times in ms.
 
-    `is_scarce`: there are fewer drivers than trips, so that `auto` matches them. Not `is_held`: the zone
-    is another server's, and nothing was handed out.
+    `scarce` are vehicle types of which there are fewer drivers than trips, so that `auto` matches these.
+    Not `is_held`: the zone is another server's, and nothing was handed out.
     """
 
     now_ms: int
     next_ms: int | None
     trip_ids: list[str]
-    is_scarce: bool
+    scarce: frozenset[str] = frozenset()
     is_held: bool = True
 
 
@@ -86,12 +86,12 @@ class OfferScripts:
         Should that server fail, they are due again after `again_ms`. `zone_fence` is that by which the
         caller holds the zone; an empty one needs none.
         """
-        now_ms, next_ms, due, is_scarce, is_held = await self._pipeline.run(
+        now_ms, next_ms, due, scarce, is_held = await self._pipeline.run(
             "claim_waves",
             (keys.waves, keys.matching, keys.holder),
             (max_trips, again_ms, _LONGEST_WAIT_MS, zone_fence),
         )
-        return DueWaves(now_ms, next_ms or None, due, is_scarce == 1, is_held == 1)
+        return DueWaves(now_ms, next_ms or None, due, frozenset(scarce), is_held == 1)
 
     async def offer_trip(
         self,

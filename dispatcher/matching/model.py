@@ -112,9 +112,9 @@ class RoundPlan:
     """What a round comes to.
 
     `orders` has a list for each trip that was matched: the matched driver, then the next nearest ones. A
-    trip without one has no driver in this round. `in_want` counts the trips that have none, or compete
-    for drivers who are scarce (`scarcity.are_scarce`).
+    trip without one has no driver in this round. `in_want` counts, by vehicle type, the trips that have
+    none, or compete for drivers who are scarce (`scarcity.are_scarce`).
     """
 
-    in_want: int = 0
+    in_want: Mapping[str, int] = field(default_factory=dict)
     orders: Mapping[str, Sequence[RankedDriver]] = field(default_factory=dict)

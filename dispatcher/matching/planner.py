@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import Final
 
@@ -45,7 +46,7 @@ def plan_round(
         if driver.may_be_offered(now_ms, fix_age_ms=fix_age_ms, max_open_offers=max_open_offers)
     ]
     if not trips or not free:
-        return RoundPlan(in_want=len(trips))
+        return RoundPlan(Counter(trip.vehicle_type for trip in trips))
     distance_m = distances_m(trips, free)
     allowed = _allowed(trips, free, distance_m)
     scores = Scores(trips, free, distance_m, rules, now_ms=now_ms, ways=ways or {})
@@ -65,13 +66,15 @@ def plan_round(
     ):
         ranked = RankedDriver(free[column].driver_id, distance, score)
         orders.setdefault(trips[row].trip_id, []).append(ranked)
-    well_off = sum(
-        trips[row].trip_id in orders
+    in_want = Counter(trip.vehicle_type for trip in trips)
+    in_want -= Counter(
+        trips[row].vehicle_type
         for of_part, drivers_of_part in parts
         if not are_scarce(len(of_part), len(drivers_of_part))
         for row in of_part
+        if trips[row].trip_id in orders
     )
-    return RoundPlan(len(trips) - well_off, orders)
+    return RoundPlan(in_want, orders)
 
 
 def near_pairs(

@@ -20,7 +20,7 @@ _HOLD_ROUNDS: Final = 5
 
 
 class Scarcity:
-    """What one zone's looks say of supply. Times are ms of one clock.
+    """What the looks of one zone say of the supply of one vehicle type. Times are ms of one clock.
 
     `matched_until_ms` is when matching ends; the caller keeps it for all servers of the zone.
     """

@@ -4,35 +4,40 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import zip_longest
 from typing import Final, Protocol
 
-import orjson
 import structlog
 
 from dispatcher.core.errors import StoreUnavailable
-from dispatcher.core.trips import Status, Trip
+from dispatcher.core.trips import Trip
 from dispatcher.core.zones import Zone, Zones
 from dispatcher.live.keys import Keys, keys_of
 from dispatcher.live.matching import MatchScripts, TripInWaiting
 from dispatcher.live.offers import MAX_TRIPS, WAVE_AGAIN_MS, DueWaves
-from dispatcher.live.shapes import check_trip
-from dispatcher.matching.circles import circles
-from dispatcher.matching.looks import longest_wait_ms, look, widest_reach_m
-from dispatcher.matching.model import NearbyDriver, RankedDriver, RoundPlan, WaitingTrip, Ways
+from dispatcher.matching.circles import Circle
+from dispatcher.matching.looks import longest_wait_ms, widest_reach_m
+from dispatcher.matching.model import NearbyDriver, Place, RoundPlan, WaitingTrip, Ways
 from dispatcher.matching.scarcity import Scarcity
 from dispatcher.matching.solver import load_solver
 from dispatcher.observe.metrics import Metrics
+from dispatcher.service.drivers_around import drivers_around
+from dispatcher.service.round_trips import (
+    MatchedTrip,
+    looks_for_a_driver,
+    round_number,
+    waiting_trip,
+)
 from dispatcher.service.well_served import WellServed
 
 log = structlog.get_logger("dispatcher.matching")
 
 #: Trips of a round at most: more than a zone has waiting for drivers who are there at all.
 _MOST_TRIPS: Final = 2_000
-#: Drivers looked at in a round at most, those first who are nearest to the middle of some trips.
-_MOST_DRIVERS: Final = 5_000
+#: The nearest drivers that a round looks at for each trip, beside one for each trip of the round: many
+#: of them are busy or have declined.
+_NEAREST: Final = 100
 
 
 class Routing(Protocol):
@@ -49,24 +54,6 @@ class Routing(Protocol):
         deadline_s: float,
     ) -> Ways:
         """Seconds from driver to pickup by (trip, driver), as far as they are known in time."""
-
-
-@dataclass(frozen=True, slots=True)
-class MatchedTrip:
-    """A trip of a round: its hash's round number, and whom it asks, the matched driver first."""
-
-    trip: Trip
-    round_number: int
-    order: Sequence[RankedDriver]
-
-    def scores(self) -> dict[str, str]:
-        """For each driver, as JSON: their score and its parts, and those of the others of the order."""
-        return {
-            asked.driver_id: orjson.dumps(
-                asked.score.to_json() | {"next": [r.to_json() for r in self.order if r is not asked]}
-            ).decode()
-            for asked in self.order
-        }
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,8 +75,9 @@ class MatchedRounds:
         self._scripts = scripts
         self.routing = routing
         self._fix_age_ms = fix_age_s * 1000
-        self._scarcity = {
-            name: Scarcity(zone.matching.every_ms)
+        #: By zone and vehicle type.
+        self._scarcity: dict[str, dict[str, Scarcity]] = {
+            name: {}
             for name in zones.names()
             if (zone := zones.get(name)) is not None and zone.matching.dispatch != "nearest"
         }
@@ -131,16 +119,26 @@ class MatchedRounds:
 
     def applies(self, zone: Zone, due: DueWaves) -> bool:
         """Whether what is due in the zone goes through a round."""
-        is_asked = zone.matching.dispatch == "matched" or due.is_scarce
-        return bool(due.trip_ids) and is_asked and self._matches(zone)
+        if not due.trip_ids or not self._matches(zone):
+            return False
+        if zone.matching.dispatch == "auto" and not due.scarce:
+            self._in_want.pop(zone.name, None)
+            self._well_served.forget(zone.name)
+            return False
+        return True
 
-    async def found_nobody(self, zone: Zone, trip_id: str, now_ms: int) -> None:
-        """A trip's widest look found no driver: if that is not the only one, rounds begin."""
+    async def found_nobody(self, zone: Zone, trip: Trip, now_ms: int) -> None:
+        """A trip's widest look found no driver: if that is not the only one of its vehicle type, rounds
+        begin."""
         if zone.matching.dispatch == "auto" and self._matches(zone):
-            await self._keep_scarce(zone, self._scarcity[zone.name].found_nobody(trip_id, now_ms))
+            until_ms = self._supply(zone, trip.vehicle_type).found_nobody(trip.id, now_ms)
+            await self._keep_scarce(zone, trip.vehicle_type, until_ms)
 
-    async def for_a_round(self, zone: Zone, trip_ids: Sequence[str]) -> dict[str, TripInWaiting]:
-        """Of the trips that are due, those that take part in a round.
+    async def for_a_round(
+        self, zone: Zone, trip_ids: Sequence[str], scarce: Collection[str]
+    ) -> dict[str, TripInWaiting]:
+        """Of the trips that are due, those that take part in a round. In `auto` these are of the vehicle
+        types that are `scarce`.
 
         The others are to run their wave as ever: their head start is over, or there are drivers enough
         around. Raises StoreUnavailable."""
@@ -150,11 +148,16 @@ class MatchedRounds:
         looking = {
             trip_id: trip
             for trip_id, trip in zip(trip_ids, known, strict=True)
-            if _looks_for_a_driver(trip_id, trip)
+            if looks_for_a_driver(trip_id, trip)
         }
         if zone.matching.dispatch == "auto":
             # Who is in want since the last round takes part in the next one, and is not looked at twice.
             in_want = self._in_want.get(zone.name, frozenset())
+            looking = {
+                trip_id: trip
+                for trip_id, trip in looking.items()
+                if trip.hash_["vehicle_type"] in scarce
+            }
             others = {trip_id: trip for trip_id, trip in looking.items() if trip_id not in in_want}
             for trip_id in await self._well_served.of(zone, others):
                 del looking[trip_id]
@@ -185,7 +188,7 @@ class MatchedRounds:
     async def _plan(
         self, zone: Zone, keys: Keys, looking: Mapping[str, TripInWaiting], now_ms: int
     ) -> list[MatchedTrip]:
-        trips = [_waiting_trip(zone, found, now_ms) for found in looking.values()]
+        trips = [waiting_trip(zone, found, now_ms) for found in looking.values()]
         drivers = await self._drivers_around(zone, keys, trips)
         ways: Ways = {}
         if zone.matching.routing_url:
@@ -201,9 +204,11 @@ class MatchedRounds:
         self.rounds += 1
         self.planning_s += time.perf_counter() - began
         self._in_want[zone.name] = frozenset(looking) - frozenset(plan.orders)
-        await self._keep_scarce(zone, self._scarcity[zone.name].saw_round(plan.in_want, now_ms))
+        for vehicle_type, in_want in plan.in_want.items():
+            until_ms = self._supply(zone, vehicle_type).saw_round(in_want, now_ms)
+            await self._keep_scarce(zone, vehicle_type, until_ms)
         return [
-            MatchedTrip(Trip.from_hash(found.hash_), _round_number(found), plan.orders.get(trip_id, ()))
+            MatchedTrip(Trip.from_hash(found.hash_), round_number(found), plan.orders.get(trip_id, ()))
             for trip_id, found in looking.items()
         ]
 
@@ -211,38 +216,28 @@ class MatchedRounds:
         self, zone: Zone, keys: Keys, trips: Sequence[WaitingTrip]
     ) -> list[NearbyDriver]:
         """The free drivers that any of the trips can reach, and some more."""
-        of_types: dict[str, list[WaitingTrip]] = {}
+        places: dict[str, list[Place]] = {}
         for trip in trips:
-            of_types.setdefault(trip.vehicle_type, []).append(trip)
-        looks = [(vehicle, circle) for vehicle, some in of_types.items() for circle in circles(some)]
-        found = await asyncio.gather(
-            *(
-                self._scripts.around(
-                    keys, vehicle_type, circle.place,
-                    radius_m=circle.radius_m, most=_MOST_DRIVERS,
-                )
-                for vehicle_type, circle in looks
+            places.setdefault(trip.vehicle_type, []).append((trip.lat, trip.lng))
+        each = {vehicle_type: _NEAREST + len(some) for vehicle_type, some in places.items()}
+
+        async def search(vehicle_type: str, circle: Circle, most: int) -> Sequence[str]:
+            return await self._scripts.around(
+                keys, vehicle_type, circle.place, radius_m=circle.radius_m, most=most
             )
-        )  # fmt: skip
-        nearest_first = (name for names in zip_longest(*found) for name in names if name is not None)
-        names = list(dict.fromkeys(nearest_first))[:_MOST_DRIVERS]
+
+        names = await drivers_around(places, each, widest_reach_m(zone.waves), search)
         return await self._scripts.nearby(keys, names, max_wait_ms=longest_wait_ms(zone.waves))
 
-    async def _keep_scarce(self, zone: Zone, until_ms: int | None) -> None:
+    def _supply(self, zone: Zone, vehicle_type: str) -> Scarcity:
+        return self._scarcity[zone.name].setdefault(vehicle_type, Scarcity(zone.matching.every_ms))
+
+    async def _keep_scarce(self, zone: Zone, vehicle_type: str, until_ms: int | None) -> None:
         if until_ms is not None and zone.matching.dispatch == "auto":
-            await self._scripts.keep_scarce(keys_of(zone.name), until_ms)
+            await self._scripts.keep_scarce(keys_of(zone.name), vehicle_type, until_ms)
 
     def _matches(self, zone: Zone) -> bool:
         return zone.name in self._scarcity
-
-
-def _looks_for_a_driver(trip_id: str, trip: TripInWaiting) -> bool:
-    try:
-        check_trip(trip.hash_, trip_id)
-        is_read = int(trip.hash_.get("round") or 0) + int(trip.hash_.get("waiting_since") or 0) >= 0
-        return is_read and trip.hash_["current_status"] == Status.PENDING and not trip.open_offers
-    except (ValueError, TypeError, LookupError):
-        return False  # its own wave finds out: no other trip's round fails with it
 
 
 def _plan_round(
@@ -269,21 +264,3 @@ def _near_pairs(
     from dispatcher.matching.planner import near_pairs  # noqa: PLC0415 - as above
 
     return near_pairs(trips, drivers)
-
-
-def _round_number(found: TripInWaiting) -> int:
-    return int(found.hash_.get("round") or 0)
-
-
-def _waiting_trip(zone: Zone, found: TripInWaiting, now_ms: int) -> WaitingTrip:
-    trip = Trip.from_hash(found.hash_)
-    step = look(zone.waves, _round_number(found))
-    return WaitingTrip(
-        trip_id=trip.id,
-        lat=trip.pickup_lat,
-        lng=trip.pickup_lng,
-        vehicle_type=trip.vehicle_type,
-        waiting_since_ms=int(found.hash_.get("waiting_since") or now_ms),
-        reach_m=widest_reach_m(zone.waves),
-        excluded=found.barred if step.is_widest else found.barred | found.passed,
-    )

@@ -27,6 +27,7 @@ from dispatcher.service.matched_rounds import MatchedRounds, MatchedTrip
 from dispatcher.service.offer_log import OfferLog, OfferOutcome, OfferRow
 from dispatcher.service.queues import InLine, Queues
 from dispatcher.service.rehydration import Rehydration
+from dispatcher.service.round_trips import MatchedTrip
 from dispatcher.service.webhook import Webhook
 
 log = structlog.get_logger("dispatcher.offers")
@@ -112,7 +113,7 @@ class Offers:
             # First, so that the round counts what the front of a queue is offered.
             await self._run_waves(zone, in_line, zone_fence)
             others = [trip_id for trip_id in due.trip_ids if trip_id not in in_line]
-            looking = await rounds.for_a_round(zone, others)
+            looking = await rounds.for_a_round(zone, others, due.scarce)
             # Before the round is planned, which they do not wait for.
             await self._run_waves(zone, [id_ for id_ in others if id_ not in looking], zone_fence)
             if hand_over is None:
@@ -174,7 +175,7 @@ class Offers:
             head_start_ms=round(zone.matching.head_start_s * 1000) if line.candidates else 0,
         )  # fmt: skip
         if result.code is WaveCode.NOBODY and step.is_widest:
-            await self._rounds.found_nobody(zone, trip_id, result.now_ms)
+            await self._rounds.found_nobody(zone, trip, result.now_ms)
 
     async def _run_matched(
         self, zone: Zone, matched: MatchedTrip, fence: int, zone_fence: str = ""

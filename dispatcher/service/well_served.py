@@ -1,6 +1,7 @@
 """Trips that need not wait for a round of matching, since there are drivers enough where they are.
 
-Asked only while drivers of the zone are scarce somewhere. What is compared is compared in a thread.
+Asked only of trips of a vehicle type of which drivers are scarce somewhere in the zone. What is compared
+is compared in a thread.
 """
 
 from __future__ import annotations
@@ -13,10 +14,12 @@ from typing import Final
 from dispatcher.core.trips import Trip
 from dispatcher.core.zones import Zone
 from dispatcher.live.keys import Keys, keys_of
-from dispatcher.live.matching import MatchScripts, TripInWaiting
+from dispatcher.live.matching import DriverPlace, MatchScripts, TripInWaiting
+from dispatcher.matching.circles import Circle
 from dispatcher.matching.looks import longest_wait_ms, widest_reach_m
 from dispatcher.matching.model import Place, TripPlace
 from dispatcher.matching.scarcity import enough_around
+from dispatcher.service.drivers_around import drivers_around
 
 #: Trips without a driver that are compared; a zone that has more of them has no trip well served.
 _MOST_TRIPS: Final = 2_000
@@ -34,24 +37,36 @@ class WellServed:
         that reach any of the same drivers. Raises StoreUnavailable."""
         if not asking:
             return set()
-        keys = keys_of(zone.name)
-        waiting = await self._waiting(zone, keys, asking)
+        waiting = await self._waiting(zone, keys_of(zone.name), asking)
         if len(waiting) > _MOST_TRIPS:
             return set()
-        reach_m = widest_reach_m(zone.waves)
-        amounts = Counter(trip.vehicle_type for trip in waiting.values())
         trips = [waiting[trip_id] for trip_id in asking if trip_id in waiting]
-        around = await asyncio.gather(
-            *(
-                self._scripts.places_around(
-                    keys, trip.vehicle_type, trip.place,
-                    radius_m=reach_m, most=enough_around(amounts[trip.vehicle_type]),
-                )
-                for trip in trips
+        amounts = Counter(trip.vehicle_type for trip in waiting.values())
+        each = {vehicle_type: enough_around(amount) for vehicle_type, amount in amounts.items()}
+        drivers = await self._drivers(zone, trips, each)
+        return await asyncio.to_thread(
+            _with_plenty, set(asking), list(waiting.values()), drivers, widest_reach_m(zone.waves)
+        )
+
+    def forget(self, zone: str) -> None:
+        """Nothing is scarce in the zone: what its trips are need not be known."""
+        self._known.pop(zone, None)
+
+    async def _drivers(
+        self, zone: Zone, trips: Sequence[TripPlace], each: Mapping[str, int]
+    ) -> dict[str, list[tuple[str, str]]]:
+        keys, reach_m = keys_of(zone.name), widest_reach_m(zone.waves)
+
+        async def search(vehicle_type: str, circle: Circle, most: int) -> list[tuple[str, DriverPlace]]:
+            found = await self._scripts.places_around(
+                keys, vehicle_type, circle.place, radius_m=circle.radius_m, most=most
             )
-        )  # fmt: skip
-        found = dict(zip(trips, around, strict=True))
-        return await asyncio.to_thread(_with_plenty, found, list(waiting.values()), reach_m)
+            return [(vehicle_type, driver) for driver in found]
+
+        drivers: dict[str, list[tuple[str, str]]] = {}
+        for vehicle_type, driver in await drivers_around(_places(trips), each, reach_m, search):
+            drivers.setdefault(vehicle_type, []).append((driver.lat, driver.lng))
+        return drivers
 
     async def _waiting(
         self, zone: Zone, keys: Keys, asking: Mapping[str, TripInWaiting]
@@ -68,6 +83,13 @@ class WellServed:
         return known
 
 
+def _places(trips: Sequence[TripPlace]) -> dict[str, list[Place]]:
+    places: dict[str, list[Place]] = {}
+    for trip in trips:
+        places.setdefault(trip.vehicle_type, []).append(trip.place)
+    return places
+
+
 def _place_of(found: TripInWaiting) -> TripPlace | None:
     try:
         trip = Trip.from_hash(found.hash_)
@@ -77,9 +99,12 @@ def _place_of(found: TripInWaiting) -> TripPlace | None:
 
 
 def _with_plenty(
-    around: Mapping[TripPlace, Sequence[Place]], waiting: Sequence[TripPlace], reach_m: float
+    asking: set[str],
+    waiting: Sequence[TripPlace],
+    drivers: Mapping[str, Sequence[tuple[str, str]]],
+    reach_m: float,
 ) -> set[str]:
     # Here, since it needs the extra `matching`; it was loaded at the start.
     from dispatcher.matching.plenty import trips_with_plenty  # noqa: PLC0415
 
-    return trips_with_plenty(around, waiting, reach_m)
+    return trips_with_plenty(asking, waiting, drivers, reach_m)

@@ -137,12 +137,12 @@ async def test_a_head_start_is_no_longer_than_the_offer(zone: Zone) -> None:
 
 async def test_scarcity_is_told_with_what_is_due_and_ends(zone: Zone) -> None:
     (trip,) = await waits(zone, "1")
-    assert not (await zone.offers.claim_waves(zone.keys, again_ms=0)).is_scarce
-    await zone.matching.keep_scarce(zone.keys, zone.now_ms + 15_000)
+    assert not (await zone.offers.claim_waves(zone.keys, again_ms=0)).scarce
+    await zone.matching.keep_scarce(zone.keys, "car", zone.now_ms + 15_000)
     due = await zone.offers.claim_waves(zone.keys, again_ms=0)
-    assert (due.trip_ids, due.is_scarce) == ([trip.id], True)
+    assert (due.trip_ids, due.scarce) == ([trip.id], {"car"})
     await zone.advance(15_000)
-    assert not (await zone.offers.claim_waves(zone.keys, again_ms=0)).is_scarce
+    assert not (await zone.offers.claim_waves(zone.keys, again_ms=0)).scarce
 
 
 async def test_a_round_knows_what_the_filters_know(zone: Zone) -> None:
@@ -176,14 +176,14 @@ async def test_an_offer_of_a_clock_that_stepped_back_is_over_for_a_round_too(zon
     await with_drivers(zone, "d1")
     (trip,) = await waits(zone, "1")
     await offer(zone, trip, "d1")
-    await zone.matching.keep_scarce(zone.keys, zone.now_ms + 15_000)
+    await zone.matching.keep_scarce(zone.keys, "car", zone.now_ms + 15_000)
     await zone.advance(-3_600_000)
     (known,) = await zone.matching.waiting(zone.keys, [trip.id], max_wait_ms=60_000)
     assert (known.open_offers, known.passed) == (0, {"d1"})
     (driver,) = await zone.matching.nearby(zone.keys, ["d1"], max_wait_ms=60_000)
     assert driver.open_offers == 0
     due = await zone.offers.claim_waves(zone.keys)
-    assert (due.trip_ids, due.is_scarce) == ([trip.id], False)
+    assert (due.trip_ids, due.scarce) == ([trip.id], set())
     start = await zone.matching.begin_round(zone.keys, [trip.id], every_ms=EVERY_MS)
     again = {"round_number": 1, "ask_again": True, "fence": start.fence, "head_start_ms": 5_000}
     result = await offer(zone, trip, "d1", **again)

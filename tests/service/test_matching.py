@@ -13,8 +13,9 @@ from structlog.testing import capture_logs
 from dispatcher.core.zones import Matching, Wave, Zone, Zones
 from dispatcher.live.offers import DueWaves
 from dispatcher.matching.model import Score
-from dispatcher.service import matched_rounds
+from dispatcher.service import drivers_around, matched_rounds
 from dispatcher.service.matched_rounds import MatchedRound
+from dispatcher.service.well_served import WellServed
 from tests.harness.services import City, driver, open_city
 
 WAVES = (Wave(2, 1_500, 5), Wave(3, 6_000, 5), Wave(3, 6_000, 60))
@@ -157,7 +158,7 @@ async def test_a_round_that_dies_half_way_costs_a_trip_one_round(
         zone = dying.parts.zones.get("default")
         assert zone is not None
         due = await dying.parts.live.offers.claim_waves(dying.keys(), again_ms=rounds.again_ms(zone))
-        planned = await rounds.begin(zone, await rounds.for_a_round(zone, due.trip_ids))
+        planned = await rounds.begin(zone, await rounds.for_a_round(zone, due.trip_ids, due.scarce))
         assert len(planned.matched) == 2, "and here it dies"
         waves = await other.redis("ZRANGE", other.keys().waves, 0, -1, "WITHSCORES")
         assert all(int(score) - due.now_ms <= 2 * EVERY_S * 1000 for score in waves[1::2])
@@ -259,9 +260,9 @@ async def test_a_routing_engine_that_is_away_delays_nobody(redis_url: str, datab
 async def test_nothing_due_is_no_round(city: City) -> None:
     zone = city.parts.zones.get("default")
     assert zone is not None
-    due = DueWaves(0, None, [], is_scarce=True)
+    due = DueWaves(0, None, [], frozenset({"car"}))
     assert not city.parts.matched_rounds.applies(zone, due)
-    assert await city.parts.matched_rounds.for_a_round(zone, ["default_gone"]) == {}
+    assert await city.parts.matched_rounds.for_a_round(zone, ["default_gone"], {"car"}) == {}
     assert await city.parts.matched_rounds.begin(zone, {}) == MatchedRound()
 
 
@@ -308,7 +309,45 @@ async def test_a_zone_goes_on_matching_for_as_long_as_trips_are_in_want(
         assert seen == sorted(seen), "once it has begun it goes on"
 
 
-async def is_scarce(city: City) -> bool:
+async def is_scarce(city: City, vehicle_type: str = "car") -> bool:
     seconds, micros = await city.redis("TIME")
-    until_ms = await city.redis("HGET", city.keys().matching, "scarce_until_ms")
+    until_ms = await city.redis("HGET", city.keys().matching, f"scarce_until_ms:{vehicle_type}")
     return int(until_ms or 0) > int(seconds) * 1000 + int(micros) // 1000
+
+
+async def test_a_lack_of_vans_is_nothing_to_cars(
+    redis_url: str, database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with open_city(redis_url, database_url, zones=zones("auto", every_s=2)) as city:
+        for _ in range(2):
+            await city.trip(pickup=at(0), vehicle_type="van")
+        async with asyncio.timeout(30):
+            while not await is_scarce(city, "van"):
+                await city.parts.offers.run_due("default")
+                await asyncio.sleep(0.01)
+
+        async def look_closer(_: WellServed, zone: Zone, asking: Any) -> set[str]:
+            assert {trip.hash_["vehicle_type"] for trip in asking.values()} <= {"van"}
+            return set()
+
+        monkeypatch.setattr(WellServed, "of", look_closer)
+        await drivers(city, d1=1, d2=2)
+        crowd = await waits(city, 0, 1, 2)
+        await city.redis("HSET", city.keys().matching, "next_ms", await in_a_while_ms(city))
+        await city.parts.offers.run_due("default")
+        assert [len(await offered(city, trip)) for trip in crowd] == [2, 2, 2]
+        assert not await is_scarce(city, "car")
+
+
+@pytest.mark.parametrize("trips", [1, 9])
+async def test_a_round_sees_the_drivers_beside_each_trip_however_many_are_elsewhere(
+    city: City, monkeypatch: pytest.MonkeyPatch, trips: int
+) -> None:
+    """Two crowds of drivers as far apart as one large circle is wide, one of them larger than a look."""
+    monkeypatch.setattr(drivers_around, "MOST_DRIVERS", 20)
+    monkeypatch.setattr(matched_rounds, "_NEAREST", 3)
+    await drivers(city, **{f"a{i}": i * 0.1 for i in range(25)}, b=40.5)
+    crowd = await waits(city, *(i * 0.1 for i in range(trips)), 40)
+    await run_until_offered(city, *crowd)
+    assert await offered(city, crowd[-1]) == {"b"}
+    assert city.parts.matched_rounds.rounds == 1

@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 
 from dispatcher.core.distance import great_circle_m
 from dispatcher.core.zones import Matching, Wave, Weights
-from dispatcher.matching.circles import circles
+from dispatcher.matching.circles import circles, small_circles
 from dispatcher.matching.looks import LOOK_AGAIN_MS, LOOK_FURTHER_MS, longest_wait_ms, look
 from dispatcher.matching.model import NO_ROAD, NearbyDriver, RoundPlan, TripPlace, WaitingTrip
 from dispatcher.matching.planner import near_pairs, plan_round
-from dispatcher.matching.plenty import has_plenty, trips_with_plenty
+from dispatcher.matching.plenty import supplies, trips_with_plenty
 from dispatcher.matching.reach import chords_m, distances_m, on_sphere
 from dispatcher.matching.scarcity import Scarcity, are_scarce, enough_around
 
@@ -94,7 +94,7 @@ def test_nobody_is_matched_who_may_not_be(trips: list[WaitingTrip], drivers: lis
     trips_by_name = {t.trip_id: t for t in trips}
     first = list(matched(found).values())
     assert len(first) == len(set(first)), "nobody is matched twice"
-    assert len(trips) - len(found.orders) <= found.in_want <= len(trips)
+    assert len(trips) - len(found.orders) <= sum(found.in_want.values()) <= len(trips)
     for trip_id, order in found.orders.items():
         asked = trips_by_name[trip_id]
         names = [ranked.driver_id for ranked in order]
@@ -146,7 +146,7 @@ def test_trips_are_decided_on_together_and_not_in_the_order_they_came() -> None:
 
 def test_a_trip_without_a_driver_waits() -> None:
     found = plan([trip("z_1"), trip("z_2")], [driver("d1")])
-    assert (len(found.orders), found.in_want) == (1, 2)
+    assert (len(found.orders), found.in_want) == (1, {"car": 2})
 
 
 @pytest.mark.parametrize(
@@ -244,15 +244,16 @@ def test_who_is_in_want_is_said_of_each_part_of_the_zone() -> None:
     crowd = [trip(f"z_c{i}") for i in range(3)]
     drivers = [driver(f"d{i}", 50 + i * STEP) for i in range(9)]
     nobody = [trip("z_v", vehicle_type="van"), trip("z_far", 55.0)]
-    assert plan(crowd, drivers).in_want == 0
-    assert plan([*crowd, *nobody], drivers).in_want == 2
-    assert plan([*crowd, *nobody], drivers[:4]).in_want == 5, "four drivers are scarce for three trips"
-    assert plan([trip("z_1"), trip("z_2", 51.0)], [drivers[0], driver("d", 51.0)]).in_want == 0
+    assert plan(crowd, drivers).in_want == {}
+    assert plan([*crowd, *nobody], drivers).in_want == {"car": 1, "van": 1}
+    four = plan([*crowd, *nobody], drivers[:4])
+    assert four.in_want == {"car": 4, "van": 1}, "four drivers are scarce for three trips"
+    assert plan([trip("z_1"), trip("z_2", 51.0)], [drivers[0], driver("d", 51.0)]).in_want == {}
     # Where there are drivers enough one corner may still lack them.
     corner = [trip(f"z_k{i}", 50 + 58 * STEP) for i in range(3)]
     between = trip("z_b", 50 + 30 * STEP)
     far_off = [driver(f"d{i}") for i in range(9)]
-    assert plan([between, *corner], [*far_off, driver("d", 50 + 58 * STEP)]).in_want == 2
+    assert plan([between, *corner], [*far_off, driver("d", 50 + 58 * STEP)]).in_want == {"car": 2}
 
 
 PLACES_AROUND = st.lists(
@@ -263,14 +264,24 @@ PLACES_AROUND = st.lists(
 @settings(deadline=None)
 @given(PLACES_AROUND, PLACES_AROUND, st.sampled_from([500.0, 1_500.0, 6_000.0]))
 def test_drivers_are_enough_where_they_are_twice_the_trips_that_reach_them(
-    found: list[tuple[float, float]], others: list[tuple[float, float]], reach_m: float
+    drivers: list[tuple[float, float]], others: list[tuple[float, float]], reach_m: float
 ) -> None:
     mine = (50.0, 8.0)
-    drivers = [place for place in found if chords_m(on_sphere([mine]), on_sphere([place])) < reach_m]
     of_drivers, of_trips = on_sphere(drivers), on_sphere([*others, mine])
-    wanting = int((chords_m(of_trips, of_drivers) < reach_m).any(axis=1).sum())
-    enough = bool(drivers) and (wanting == 1 or len(drivers) > 2 * wanting)
-    assert has_plenty(of_drivers, of_trips, reach_m) == enough
+    near = chords_m(of_trips, of_drivers) < reach_m
+    own = near[-1]
+    rivals = int(near[:, own].any(axis=1).sum())
+    (found,) = supplies([len(others)], of_trips, of_drivers, reach_m)
+    assert found == (int(own.sum()), rivals)
+    assert found.is_plenty() == (bool(own.any()) and (rivals == 1 or own.sum() > 2 * rivals))
+
+
+def test_the_supply_of_many_trips_and_drivers_is_counted_in_parts() -> None:
+    trips = on_sphere([(50.0, 8 + i * STEP) for i in range(300)])
+    drivers = on_sphere([(50.0, 8 + i * STEP) for i in range(0, 300, 2)])
+    near = chords_m(trips, drivers) < 1_000
+    expected = [(int(own.sum()), int(near[:, own].any(axis=1).sum())) for own in near]
+    assert supplies(range(300), trips, drivers, 1_000) == expected
 
 
 def test_trips_that_reach_none_of_the_drivers_hold_nobody_up() -> None:
@@ -278,11 +289,11 @@ def test_trips_that_reach_none_of_the_drivers_hold_nobody_up() -> None:
     near = [(50 + i * STEP, 8.0) for i in range(1, 6)]
     vans = [TripPlace(f"z_v{i}", (50.0, 8.0), "van") for i in range(9)]
     far = [TripPlace(f"z_f{i}", (50.4, 8.0), "car") for i in range(9)]
-    assert trips_with_plenty({mine: near[:1]}, [mine, *vans, *far], 6_000) == {"z_1"}
-    assert trips_with_plenty({mine: []}, [mine, *vans, *far], 6_000) == set()
+    assert trips_with_plenty({"z_1"}, [mine, *vans, *far], {"car": near[:1]}, 6_000) == {"z_1"}
+    assert trips_with_plenty({"z_1"}, [mine, *vans, *far], {}, 6_000) == set()
     rivals = [TripPlace(f"z_r{i}", (50.05, 8.0), "car") for i in range(2)]
-    assert trips_with_plenty({mine: near}, [mine, *rivals, *vans], 6_000) == set()
-    assert trips_with_plenty({mine: near}, [mine, rivals[0], *vans], 6_000) == {"z_1"}
+    assert trips_with_plenty({"z_1"}, [mine, *rivals, *vans], {"car": near}, 6_000) == set()
+    assert trips_with_plenty({"z_1"}, [mine, rivals[0], *vans], {"car": near}, 6_000) == {"z_1"}
     assert [enough_around(trips) for trips in (1, 2, 9)] == [1, 5, 19]
 
 
@@ -291,17 +302,29 @@ def test_trips_that_reach_none_of_the_drivers_hold_nobody_up() -> None:
 def test_drivers_are_looked_for_wherever_trips_reach(
     trips: list[WaitingTrip], drivers: list[NearbyDriver]
 ) -> None:
-    found = circles(trips)
-    for asked, who in itertools.product(trips, drivers):
-        if float(distances_m([asked], [who])[0, 0]) <= asked.reach_m:
-            away_m = (great_circle_m(*circle.place, who.lat, who.lng) for circle in found)
-            assert any(m <= circle.radius_m for m, circle in zip(away_m, found, strict=True))
+    reach_m = 6_000.0
+    places = [(asked.lat, asked.lng) for asked in trips]
+    for found in (circles(places, reach_m), small_circles(places, reach_m)):
+        assert sum(circle.trips for circle in found) == len(trips)
+        for asked, who in itertools.product(trips, drivers):
+            if float(distances_m([asked], [who])[0, 0]) <= reach_m:
+                away_m = [great_circle_m(*circle.place, who.lat, who.lng) for circle in found]
+                assert any(m <= c.radius_m for m, c in zip(away_m, found, strict=True))
 
 
 def test_what_lies_between_trips_that_are_far_apart_is_left_out() -> None:
-    trips = [trip("z_1", 50.0), trip("z_2", 50.4), trip("z_3", 50.401), trip("z_4", 50.0, 179.99)]
-    found = circles([*trips, trip("z_5", 50.0, -179.99)])
+    places = [(50.0, 8.0), (50.4, 8.0), (50.401, 8.0), (50.0, 179.99), (50.0, -179.99)]
+    found = circles(places, 6_000)
     assert len(found) == 4
-    assert all(circle.radius_m < 2.5 * trips[0].reach_m for circle in found)
+    assert all(circle.radius_m < 2.5 * 6_000 for circle in found)
     between = great_circle_m(*found[0].place, 50.2, 8.0)
     assert between > found[0].radius_m
+
+
+def test_the_middle_of_a_small_circle_is_near_each_of_its_trips() -> None:
+    grid = [(50 + i * STEP, 8 + j * STEP) for i in range(0, 40, 4) for j in range(0, 40, 4)]
+    found = small_circles(grid, 6_000)
+    assert len(found) == 36
+    assert all(circle.radius_m < 1.1 * 6_000 for circle in found)
+    wide = [(50 + i / 10, 8 + j / 10) for i in range(40) for j in range(40)]
+    assert len(small_circles(wide, 6_000)) == len(circles(wide, 6_000)), "as far as their number allows"
