@@ -203,7 +203,6 @@ async def services(
         offers = Offers(
             zones=zones,
             scripts=live.offers,
-            state=live.state,
             rehydration=rehydration,
             coordinator=coordinator,
             offer_log=effects.offer_log,

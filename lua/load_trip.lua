@@ -54,7 +54,7 @@ if is_newer then
     end
     if known[1] then
       -- It came back to waiting: its time begins anew.
-      redis.call('HSET', trip, 'round', 0, 'waiting_since', whole(now_ms))
+      redis.call('HSET', trip, 'round', 0, 'head_start', '', 'waiting_since', whole(now_ms))
       redis.call('ZADD', waves, whole(now_ms), trip_id)
     end
   end

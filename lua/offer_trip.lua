@@ -154,6 +154,9 @@ end
 is_head_start = is_head_start and #chosen > 0
 -- After a head start the same wave goes on: it is still the same round.
 redis.call('HSET', trip, 'round', tonumber(round) + (is_head_start and 0 or 1), 'waiting_since', whole(since))
+if is_head_start and fence ~= '' then
+  redis.call('HSET', trip, 'head_start', round)  -- whoever declines it, the wave goes on, and no round is waited for
+end
 if queue ~= '' then
   redis.call('HSET', trip, 'queue', queue)  -- for who asks why
 end

@@ -119,7 +119,7 @@ local function settle(k, a, change)
       gone[#gone + 1] = barred
     end
     if after.wave == 'start' then
-      redis.call('HSET', trip, 'round', 0, 'waiting_since', whole(now_ms))
+      redis.call('HSET', trip, 'round', 0, 'head_start', '', 'waiting_since', whole(now_ms))
       redis.call('ZADD', waves, whole(now_ms), change.trip_id)
       is_wave_due = true
     else

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from enum import StrEnum
 from typing import Any, Final, NamedTuple
 
 from dispatcher.core.trips import Trip
+from dispatcher.live.hashes import flat_to_dict
 from dispatcher.live.keys import Keys
 from dispatcher.live.pipeline import Pipeline
+from dispatcher.live.shapes import check_trip
 
 #: A server that dies while it runs a wave delays that wave by this much.
 WAVE_AGAIN_MS: Final = 2_000
@@ -65,6 +67,20 @@ class Candidate(NamedTuple):
 
     driver_id: str
     distance_m: float
+
+
+class TripBeforeWave(NamedTuple):
+    """A trip as Redis has it, how often drivers were looked for before, and whether its first wave
+    `goes_on`: a round's matched driver was asked ahead of the others."""
+
+    trip: Trip
+    round_number: int
+    goes_on: bool
+
+
+def goes_on(hash_: Mapping[str, str]) -> bool:
+    """Whether the wave of a trip's hash has begun with a head start, and not been asked as a whole."""
+    return bool(hash_.get("head_start")) and hash_["head_start"] == hash_.get("round", "0")
 
 
 class OfferScripts:
@@ -138,6 +154,16 @@ class OfferScripts:
             args += (driver_id, f"{distance_m:.1f}")
         code, *rest = await self._pipeline.run("offer_trip", names, args)
         return WaveResult(WaveCode(code), *rest)
+
+    async def read_waiting(self, keys: Keys, trip_id: str) -> TripBeforeWave | None:
+        """A trip as Redis has it."""
+        flat = await self._pipeline.command("HGETALL", keys.trip(trip_id))
+        hash_ = flat if isinstance(flat, dict) else flat_to_dict(flat)
+        if not hash_.get("id"):
+            return None
+        with self._pipeline.decoding(keys.trip(trip_id)):
+            trip = check_trip(hash_, trip_id)
+            return TripBeforeWave(trip, int(hash_.get("round", "0")), goes_on(hash_))
 
     async def next_waves(self, keys: Keys, trip_ids: Sequence[str]) -> dict[str, int | None]:
         """When the next wave of each trip is due (ms); None where none is."""

@@ -19,7 +19,6 @@ from dispatcher.live.keys import Keys
 from dispatcher.live.pipeline import Pipeline
 from dispatcher.live.queues import SavedPlace
 from dispatcher.live.run_ids import RunIds
-from dispatcher.live.shapes import check_trip
 from dispatcher.live.shared_scan import SharedScan
 
 #: A finished trip stays this long: late losers are still answered from there.
@@ -137,14 +136,6 @@ class StateScripts:
         hash_ = await self.read_hash(keys.trip(trip_id))
         with self._pipeline.decoding(keys.trip(trip_id)):
             return Trip.from_hash(hash_) if hash_.get("id") else None
-
-    async def read_waiting(self, keys: Keys, trip_id: str) -> tuple[Trip, int] | None:
-        """A trip as Redis has it, with the number of its round."""
-        hash_ = await self.read_hash(keys.trip(trip_id))
-        if not hash_.get("id"):
-            return None
-        with self._pipeline.decoding(keys.trip(trip_id)):
-            return check_trip(hash_, trip_id), int(hash_.get("round", "0"))
 
     async def read_driver(self, keys: Keys, driver_id: str) -> Driver | None:
         """A driver as Redis has them."""

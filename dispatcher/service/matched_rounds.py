@@ -25,6 +25,7 @@ from dispatcher.observe.metrics import Metrics
 from dispatcher.service.drivers_around import drivers_around
 from dispatcher.service.round_trips import (
     MatchedTrip,
+    is_first_wave,
     looks_for_a_driver,
     round_number,
     waiting_trip,
@@ -208,7 +209,12 @@ class MatchedRounds:
             until_ms = self._supply(zone, vehicle_type).saw_round(in_want, now_ms)
             await self._keep_scarce(zone, vehicle_type, until_ms)
         return [
-            MatchedTrip(Trip.from_hash(found.hash_), round_number(found), plan.orders.get(trip_id, ()))
+            MatchedTrip(
+                Trip.from_hash(found.hash_),
+                round_number(found),
+                is_first_wave(found),
+                plan.orders.get(trip_id, ()),
+            )
             for trip_id, found in looking.items()
         ]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import orjson
 import structlog
@@ -16,7 +16,6 @@ from dispatcher.ledger.database import Database
 from dispatcher.live.keys import keys_of
 from dispatcher.live.matching import TripInWaiting
 from dispatcher.live.offers import Candidate, OfferScripts, WaveCode, WaveResult
-from dispatcher.live.state import StateScripts
 from dispatcher.matching.looks import longest_wait_ms, look, widest_reach_m
 from dispatcher.observe.call_ids import TRIP_ID
 from dispatcher.observe.series import OFFERS, TIME_TO_FIRST_OFFER, WAVES
@@ -43,6 +42,9 @@ _AGAIN_MS: Final = 1_000
 _MAX_HEAD_STARTS: Final = 10_000
 
 
+T = TypeVar("T")
+
+
 class ZoneLost(Exception):
     """Another server does the rounds of this zone by now. Nothing was done."""
 
@@ -56,7 +58,6 @@ class Offers:
         *,
         zones: Zones,
         scripts: OfferScripts,
-        state: StateScripts,
         rehydration: Rehydration,
         coordinator: Coordinator,
         offer_log: OfferLog,
@@ -69,7 +70,6 @@ class Offers:
     ) -> None:
         self._zones = zones
         self._scripts = scripts
-        self._state = state
         self._rehydration = rehydration
         self._coordinator = coordinator
         self._offer_log = offer_log
@@ -80,6 +80,8 @@ class Offers:
         self._database = database
         self._fix_age_ms = fix_age_s * 1000
         self._first_offered: dict[str, None] = {}
+        #: Of trips with a head start: the scores of those whom the wave may go on to.
+        self._planned: dict[str, dict[str, str]] = {}
 
     async def run_due(
         self,
@@ -157,21 +159,25 @@ class Offers:
     async def _run(self, zone: Zone, trip_id: str, zone_fence: str) -> None:
         TRIP_ID.set(trip_id)
         keys = keys_of(zone.name)
-        waiting = await self._state.read_waiting(keys, trip_id)
+        waiting = await self._scripts.read_waiting(keys, trip_id)
         if waiting is None:
             if await self._rehydration.reload_trip(keys, trip_id) is None:
                 await self._scripts.forget_wave(keys, trip_id)
             return
-        trip, round_number = waiting
+        trip, round_number, goes_on = waiting
         step = look(zone.waves, round_number)
+        # The matched driver may be further away than the first wave reaches: so may the rest of it.
+        reach_m = widest_reach_m(zone.waves) if goes_on else step.wave.radius_m
         candidates = await self._scripts.nearest(
-            keys, trip, radius_m=step.wave.radius_m,
+            keys, trip, radius_m=reach_m,
             max_drivers=step.wave.size * CANDIDATES_PER_OFFER + MORE_CANDIDATES,
         )  # fmt: skip
         line = await self._queues.in_line(zone, trip) if zone.queues else InLine()
+        planned = self._planned.pop(trip_id, {}) if goes_on else {}
         result = await self._offer(
             zone, trip, round_number, line.before(candidates), zone_fence=zone_fence,
-            again_ms=step.again_ms, scores=line.scores(), queue=line.queue, queued=len(line.candidates),
+            again_ms=step.again_ms, scores=planned | line.scores(), queue=line.queue,
+            queued=len(line.candidates),
             head_start_ms=round(zone.matching.head_start_s * 1000) if line.candidates else 0,
         )  # fmt: skip
         if result.code is WaveCode.NOBODY and step.is_widest:
@@ -182,12 +188,15 @@ class Offers:
     ) -> None:
         """Offers a trip to the driver whom a round has matched; one without waits for the next round."""
         TRIP_ID.set(matched.trip.id)
-        await self._offer(
+        scores = matched.scores()
+        result = await self._offer(
             zone, matched.trip, matched.round_number,
             [Candidate(ranked.driver_id, ranked.distance_m) for ranked in matched.order],
-            again_ms=zone.matching.every_ms, scores=matched.scores(),
-            fence=fence, zone_fence=zone_fence, head_start_ms=round(zone.matching.head_start_s * 1000),
+            again_ms=zone.matching.every_ms, scores=scores, fence=fence, zone_fence=zone_fence,
+            head_start_ms=round(zone.matching.head_start_s * 1000) if matched.is_first_wave else 0,
         )  # fmt: skip
+        if matched.is_first_wave and result.offered:
+            _remember(self._planned, matched.trip.id, scores)
 
     async def offer_by_hand(
         self, zone: Zone, trip_id: str, candidate: Candidate, operator: str
@@ -196,14 +205,14 @@ class Offers:
         has ended. None where there is no such trip. Raises StoreUnavailable, also where the offer is
         out and its row could not be saved, which is tried again."""
         keys = keys_of(zone.name)
-        waiting = await self._state.read_waiting(keys, trip_id)
+        waiting = await self._scripts.read_waiting(keys, trip_id)
         if waiting is None:
             await self._rehydration.reload_trip(keys, trip_id)
-            waiting = await self._state.read_waiting(keys, trip_id)
+            waiting = await self._scripts.read_waiting(keys, trip_id)
         if waiting is None:
             return None
         result = await self._offer(
-            zone, *waiting, [candidate],
+            zone, waiting.trip, waiting.round_number, [candidate],
             again_ms=_AGAIN_MS, scores={}, operator=operator, size=_ANY_NUMBER, ask_again=True,
         )  # fmt: skip
         await self._offer_log.save_offers(self._database)
@@ -259,6 +268,10 @@ class Offers:
             return
         TIME_TO_FIRST_OFFER.of(zone.name).observe((result.now_ms - trip.created_at) / 1000)
         if has_head_start:
-            if len(self._first_offered) >= _MAX_HEAD_STARTS:
-                del self._first_offered[next(iter(self._first_offered))]
-            self._first_offered[trip.id] = None
+            _remember(self._first_offered, trip.id, None)
+
+
+def _remember(known: dict[str, T], trip_id: str, what: T) -> None:
+    if len(known) >= _MAX_HEAD_STARTS:
+        del known[next(iter(known))]
+    known[trip_id] = what

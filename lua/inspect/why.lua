@@ -168,7 +168,7 @@ end
 
 -- The trip, and which wave comes next.
 local state = redis.call('HMGET', trip, 'current_status', 'round', 'vehicle_type', 'pickup_lng', 'pickup_lat', 'driver_id',
-  'queue')
+  'queue', 'head_start')
 queue = queue ~= '' and queue or state[7] or ''
 local status, round, vehicle_type = state[1], tonumber(state[2] or 0), state[3]
 tell('trip_not_pending', status == 'pending', status
@@ -184,10 +184,13 @@ tell('trip_claimed', redis.call('EXISTS', prefix .. 'claim:trip:' .. trip_id) ==
 local next_round_ms = tonumber(redis.call('HGET', prefix .. 'matching', 'next_ms') or 0)
 local is_in_round = next_round_ms > now_ms
   and tonumber(redis.call('ZSCORE', prefix .. 'waves', trip_id) or 0) == next_round_ms
-if is_in_round then
+-- After a round's head start the wave goes on as far as the round looked.
+if is_in_round or (state[8] or '') ~= '' and state[8] == (state[2] or '0') then
   for _, wave in ipairs(waves) do
     radius_m = math.max(radius_m, wave[2])
   end
+end
+if is_in_round then
   tell('round_of_matching', nil, 'the round of matching in ' .. seconds(next_round_ms - now_ms) .. ' chooses who is asked first')
 end
 

@@ -97,21 +97,54 @@ async def test_after_the_head_start_the_wave_goes_on_to_the_next_nearest(city: C
     rows = await city.postgres.fetch("SELECT driver_id, wave FROM trip_offers ORDER BY driver_id")
     assert [tuple(row) for row in rows] == [("d1", 1), ("d2", 1)], "it is one wave"
     matched, other = await city.parts.reads.offers(trip)
-    assert (matched["driver_id"], other["score"]) == ("d1", None)
+    assert (matched["driver_id"], other["driver_id"]) == ("d1", "d2")
     score = matched["score"]
     parts = [score[name] for name in Score._fields[1:]]
     assert score["total_s"] == pytest.approx(sum(parts), abs=0.5)
     assert score["way_s"] == pytest.approx(matched["distance_m"] * 3.6 / 22, abs=0.1)
     assert [n["driver_id"] for n in score["next"]] == ["d2", "d3"]
     page = await city.parts.operator_reads.trip_offers(trip, None, 9)
-    assert [offer["score"] for offer in page["offers"]] == [score, None]
+    assert [offer["score"] for offer in page["offers"]] == [score, other["score"]]
+    # Who is asked after the head start has the score that the round gave them.
+    assert other["score"]["way_s"] == score["next"][0]["way_s"]
+    assert [n["driver_id"] for n in other["score"]["next"]] == ["d1", "d3"]
 
 
-async def test_a_declined_head_start_is_decided_on_again(city: City) -> None:
+@pytest.mark.parametrize("first", [-1, -20])
+async def test_after_a_declined_head_start_the_rest_of_the_wave_is_asked_at_once(
+    city: City, first: float
+) -> None:
+    """However far these are: the first wave alone reaches 1.5 km."""
+    (trip,) = await waits(city, 0)
+    await drivers(city, d1=first, d2=21, d3=22, d4=23)
+    await run_until_offered(city, trip)
+    assert await offered(city, trip) == {"d1"}
+    assert (await city.act(driver("d1"), "decline", trip)).status == 200
+    await city.redis("HSET", city.keys().matching, "next_ms", await in_a_while_ms(city))
+    await city.parts.offers.run_due("default")
+    assert await offered(city, trip) == {"d2", "d3"}
+    assert city.parts.matched_rounds.rounds == 1
+
+
+async def test_later_waves_have_no_head_start(city: City) -> None:
     (trip,) = await waits(city, 0)
     await drivers(city, d1=1, d2=2)
+    await run_until_offered(city, trip, drivers=2)
+    await drivers(city, d3=3, d4=4)
+    for name in ("d1", "d2"):
+        assert (await city.act(driver(name), "decline", trip)).status == 200
+    rounds = city.parts.matched_rounds.rounds
     await run_until_offered(city, trip)
-    assert (await city.act(driver("d1"), "decline", trip)).status == 200
+    assert await offered(city, trip) == {"d3", "d4"}
+    assert city.parts.matched_rounds.rounds == rounds + 1
+
+
+async def test_a_trip_that_was_given_back_in_its_head_start_has_another_one(city: City) -> None:
+    (trip,) = await waits(city, 0)
+    await drivers(city, d1=1, d2=2, d3=3)
+    await run_until_offered(city, trip)
+    assert (await city.act(driver("d1"), "accept", trip)).status == 200
+    await city.available("d1", is_online=False)
     await run_until_offered(city, trip)
     assert await offered(city, trip) == {"d2"}
     assert city.parts.matched_rounds.rounds == 2
