@@ -6,6 +6,7 @@ from typing import Any, Final
 
 from dispatcher.core.actors import USER_ID
 from dispatcher.core.errors import Refusal
+from dispatcher.matching.model import Score
 from dispatcher.operations.tables import table
 from dispatcher.operations.workbench import Workbench
 from dispatcher.service.explanation import Explanation
@@ -28,9 +29,20 @@ async def explain(bench: Workbench, trip_id: str, driver_id: str) -> dict[str, A
 
 
 def explained_lines(found: dict[str, Any]) -> list[str]:
-    """The verdict first, then each filter, then what happened."""
+    """The verdict first, then each filter, then the score, then what happened."""
     rows = [(row["filter"], _PASSES[row["passes"]], row["saw"]) for row in found["filters"]]
     lines = [found["verdict"]["text"], "", *table(("filter", "passes", "saw"), rows)]
+    lines += _score_lines(found["driver_id"], found["score"])
     if found["history"]:
         lines += ["", *table(("at", "what happened"), [(h["at"], h["text"]) for h in found["history"]])]
     return lines
+
+
+def _score_lines(driver_id: str, score: dict[str, Any] | None) -> list[str]:
+    if score is None:
+        return []
+    if "queue" in score:
+        return ["", f"number {score['position']} in the queue {score['queue']}"]
+    ranked = [{"driver_id": driver_id, **score}, *score["next"]]
+    rows = [(row["driver_id"], *(f"{row[part]:.1f}" for part in Score._fields)) for row in ranked]
+    return ["", *table(("score of", *Score._fields), rows)]

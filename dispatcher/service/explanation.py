@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 import orjson
@@ -17,6 +18,7 @@ from dispatcher.core.zones import Zone, Zones
 from dispatcher.ledger.database import Database
 from dispatcher.live.inspection import FilterView, InspectionScripts
 from dispatcher.live.keys import keys_of
+from dispatcher.matching.model import Score
 from dispatcher.service.authorities import Authorities
 from dispatcher.service.commands.actions import zone_of_trip
 from dispatcher.service.filters_without_redis import NOT_KNOWN, filters_without_redis
@@ -62,7 +64,9 @@ class Explanation:
     async def why(self, trip_id: str, driver_id: str) -> dict[str, Any]:
         """The `verdict` (a code or several, and a sentence), the `filters` of the trip's next wave, each
         named by what it keeps back (`core.obstacles`), with `passes` (null where it could not be asked)
-        and `saw`, and the `history` of both. Of the filters, Postgres knows some while Redis is away.
+        and `saw`, the `score` by which a round of matching last ranked the driver for the trip (or their
+        place in its queue; None: neither did), with those of the others, and the `history` of both. Of the
+        filters, Postgres knows some while Redis is away.
 
         Raises Refusal trip_not_found, driver_not_found.
         """
@@ -76,7 +80,8 @@ class Explanation:
             zone.name, lambda: self._filters(zone, trip, driver_id)
         )
         filters = [_zone_filter(zone, driver), *(asked or filters_without_redis(trip, driver))]
-        history = await self._history(trip, driver_id)
+        offers = await self._database.rows("offers_of_trip", trip_id=trip.id, driver_id=None)
+        history = await self._history(trip, driver_id, offers)
         return {
             "trip_id": trip_id,
             "driver_id": driver_id,
@@ -85,6 +90,7 @@ class Explanation:
             "filters": [
                 {"filter": view.name, "passes": view.passes, "saw": view.saw} for view in filters
             ],
+            "score": _score(offers, driver_id),
             "history": history,
         }
 
@@ -103,10 +109,14 @@ class Explanation:
         views = await self._filters(zone, trip, driver_id)
         return [view for view in views if view.passes is False and view.name in _BY_HAND]
 
-    async def _history(self, trip: Trip, driver_id: str) -> list[dict[str, Any]]:
+    async def _history(
+        self, trip: Trip, driver_id: str, offers: Sequence[Mapping[str, Any]]
+    ) -> list[dict[str, Any]]:
         """What the driver was offered of the trip and did with it, and who took it; in order."""
         lines: list[tuple[int, str, str]] = []
-        for row in await self._database.rows("offers_of_trip", trip_id=trip.id, driver_id=driver_id):
+        for row in offers:
+            if row["driver_id"] != driver_id:
+                continue
             at, until = millis(row["offered_at"]) or 0, millis(row["outcome_at"])
             code, text = _OF_AN_OFFER[row["outcome"]]
             lines.append((at, code, text.format(at=iso(at), until=iso(until))))
@@ -134,6 +144,25 @@ class Explanation:
 def _zone_filter(zone: Zone, driver: Driver) -> FilterView:
     saw = f"works in {driver.zone}, and the trip is in {zone.name}"
     return FilterView(Obstacle.OTHER_ZONE, driver.zone == zone.name, saw)
+
+
+def _score(offers: Sequence[Mapping[str, Any]], driver_id: str) -> dict[str, Any] | None:
+    """The score of the driver's last offer; of who had none, the one beside another's last offer."""
+    scored = [{**row, "score": orjson.loads(row["score"])} for row in reversed(offers) if row["score"]]
+    for row in scored:
+        if row["driver_id"] == driver_id:
+            own: dict[str, Any] = row["score"]
+            return own
+    for row in scored:
+        score = row["score"]
+        others = score.pop("next", [])
+        for ranked in others:
+            if ranked["driver_id"] == driver_id:
+                distance_m = round(row["distance_m"], 1)
+                asked = {"driver_id": row["driver_id"], "distance_m": distance_m, **score}
+                rest = [asked, *(other for other in others if other is not ranked)]
+                return {**{name: ranked[name] for name in Score._fields}, "next": rest}
+    return None
 
 
 def _verdict(

@@ -22,7 +22,7 @@ from dispatcher.observe.series import OFFERS, TIME_TO_FIRST_OFFER, WAVES
 from dispatcher.service.authorities import Authorities
 from dispatcher.service.commands.actions import expire_trip
 from dispatcher.service.coordinator import Coordinator
-from dispatcher.service.matched_rounds import MatchedRounds, MatchedTrip
+from dispatcher.service.matched_rounds import MatchedRounds
 from dispatcher.service.offer_log import OfferLog, OfferOutcome, OfferRow
 from dispatcher.service.queues import InLine, Queues
 from dispatcher.service.rehydration import Rehydration

@@ -22,7 +22,8 @@ from dispatcher.web.answers import (
     example,
 )
 from dispatcher.web.driver_answers import PlaceInQueue
-from dispatcher.web.operator_answers import OFFER, Next, Offer
+from dispatcher.web.operator_answers import OFFER, Next, Offer, Score
+from dispatcher.web.place_answers import QueueTurn
 
 
 class PageOfDrivers(Body):
@@ -169,6 +170,7 @@ class Why(Body):
                 {"filter": "offline", "passes": True, "saw": "online"},
                 {"filter": "stale_position", "passes": False, "saw": "fix 75 s old, 60 s at most"},
             ],
+            "score": None,
             "history": [],
         }
     )  # fmt: skip
@@ -178,6 +180,10 @@ class Why(Body):
     current_status: Status
     verdict: Verdict
     filters: list[FilterSaid]
+    score: Score | QueueTurn | None = Field(
+        description="By which a round of matching ranked the driver for the trip, or their place in its "
+        "queue; `next` are the others of that round. Null: neither did"
+    )
     history: list[PastLine]
 
 

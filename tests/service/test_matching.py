@@ -13,6 +13,7 @@ from structlog.testing import capture_logs
 from dispatcher.core.zones import Matching, Wave, Zone, Zones
 from dispatcher.live.offers import DueWaves
 from dispatcher.matching.model import Score
+from dispatcher.operations.explain import explained_lines
 from dispatcher.service import drivers_around, matched_rounds
 from dispatcher.service.matched_rounds import MatchedRound
 from dispatcher.service.well_served import WellServed
@@ -108,6 +109,20 @@ async def test_after_the_head_start_the_wave_goes_on_to_the_next_nearest(city: C
     # Who is asked after the head start has the score that the round gave them.
     assert other["score"]["way_s"] == score["next"][0]["way_s"]
     assert [n["driver_id"] for n in other["score"]["next"]] == ["d1", "d3"]
+    # `why` has it of each of them, asked or not, with the others'.
+    saw = {name: (await city.parts.explanation.why(trip, name))["score"] for name in ("d1", "d2", "d3")}
+    assert saw["d1"] == score
+    assert saw["d2"] == other["score"]
+    assert saw["d3"]["way_s"] == score["next"][1]["way_s"]
+    assert {n["driver_id"]: n["way_s"] for n in saw["d3"]["next"]} == {
+        "d1": score["way_s"], "d2": other["score"]["way_s"],
+    }  # fmt: skip
+    text = explained_lines(await city.parts.explanation.why(trip, "d3"))
+    assert [line.split()[0] for line in text if "way_s" in line or line.startswith("d")][1:] == [
+        "d3", "d2", "d1",
+    ]  # fmt: skip
+    await drivers(city, far=200)
+    assert (await city.parts.explanation.why(trip, "far"))["score"] is None
 
 
 @pytest.mark.parametrize("first", [-1, -20])

@@ -2,6 +2,7 @@
 
 import { h } from "./dom.js";
 import { faultText } from "./notices.js";
+import { scoreText } from "./words.js";
 
 const MARKS = new Map([[true, ["✓", "passes"]], [false, ["✕", "keeps it away"]], [null, ["?", "could not be asked"]]]);
 
@@ -23,13 +24,14 @@ export class Why {
     const driver = this.input.value.trim();
     this.answer.replaceChildren(h("p", { class: "faint" }, "Asking …"));
     try {
-      const { verdict, filters, history } = await this.api.get("why", { trip: this.tripId, driver });
+      const { verdict, filters, score, history } = await this.api.get("why", { trip: this.tripId, driver });
       this.answer.replaceChildren(
         h("p", { data: { verdict: verdict.codes.join(" ") } }, h("strong", {}, driver), `: ${verdict.text}.`),
         h("ul", { class: "filters" }, filters.map(({ filter, passes, saw }) => {
           const [mark, said] = MARKS.get(passes);
           return h("li", { data: { filter, passes: String(passes) } }, h("span", { class: "mark", role: "img", "aria-label": said }, mark), ` ${saw}`);
         })),
+        score ? h("p", { data: { part: "score" } }, score.queue ? "Asked by the queue: " : `Score ${score.total_s.toFixed(1)} s: `, scoreText(score), ".") : "",
         history.length ? h("ul", { class: "plain" }, history.map(({ text }) => h("li", {}, text))) : "");
     } catch (error) {
       this.answer.replaceChildren(h("p", { class: "fault", role: "alert" }, faultText(error)));
