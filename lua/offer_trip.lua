@@ -34,7 +34,8 @@
 -- ARGV[16] fence by which the caller holds the zone, or empty
 -- ARGV[17] reach of that round in m, or empty: who has moved out of it since they were looked at is passed over
 -- ARGV[18...] pairs: driver id, distance in m
--- RETURNS {code, now in ms, wave, deadline in ms, drivers offered to, drivers whose offer has expired}
+-- RETURNS {code, now in ms, wave, deadline in ms, drivers offered to, drivers whose offer has expired, how many of the
+--   drivers offered to hold offers of other trips}; the last one where code is offered
 --   code is offered, nobody (found), exhausted (its time is over), or moved (not this wave's turn, or not this server's, any more)
 --- @include "clock"
 --- @include "fence"
@@ -115,7 +116,7 @@ end
 local filters = {
   vehicle_type = vehicle_type, fix_age_ms = fix_age_ms, max_open_offers = max_open_offers, ask_again = ask_again,
 }
-local chosen, deadline = {}, now_ms + answer_ms
+local chosen, shared, deadline = {}, 0, now_ms + answer_ms
 for k = FIRST_CANDIDATE, #KEYS, 2 do
   if open + #chosen >= size then
     break
@@ -126,6 +127,7 @@ for k = FIRST_CANDIDATE, #KEYS, 2 do
     'queue', 'queue_until', 'queue_trip', 'lng', 'lat')
   filters.queue = k < FIRST_CANDIDATE + 2 * queued and queue or nil
   local offered_until_ms = tonumber(redis.call('ZSCORE', offers, driver_id) or 0)
+  local open_offers = count_open(k + 1)
   local obstacle = first_obstacle({
     is_online = who[1], availability_status = who[2], trip_id = who[3], fix_ms = who[4], vehicle_type = who[5],
     queue = who[6], queue_until = who[7], is_asked = filters.queue and is_open(k + 1, who[8]),
@@ -133,10 +135,11 @@ for k = FIRST_CANDIDATE, #KEYS, 2 do
     is_barred = redis.call('SISMEMBER', barred, driver_id) == 1,
     has_passed = let_pass[driver_id] or redis.call('SISMEMBER', passed, driver_id) == 1,
     offered_until_ms = offered_until_ms > latest_ms and 0 or offered_until_ms,
-    open_offers = count_open(k + 1),
+    open_offers = open_offers,
   }, filters)
   if not obstacle and not (reach_m and is_away(who[9], who[10])) then
     chosen[#chosen + 1] = { driver_id, k + 1, ARGV[i + 1] }
+    shared = shared + (open_offers > 0 and 1 or 0)
     if filters.queue then
       redis.call('HSET', KEYS[k], 'queue_trip', trip_id)
     end
@@ -183,4 +186,4 @@ for _, choice in ipairs(chosen) do
   names[#names + 1] = driver_id
 end
 redis.call('ZADD', waves, whole(is_head_start and math.min(deadline, now_ms + head_start_ms) or deadline), trip_id)
-return { 'offered', now_ms, wave, deadline, names, expired }
+return { 'offered', now_ms, wave, deadline, names, expired, shared }

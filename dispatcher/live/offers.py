@@ -44,7 +44,8 @@ class WaveCode(StrEnum):
 
 
 class WaveResult(NamedTuple):
-    """What a wave came to; times in ms. `expired` are drivers who let their offer pass."""
+    """What a wave came to; times in ms. `expired` are drivers who let their offer pass; `shared` counts
+    those of the `offered` who hold offers of other trips."""
 
     code: WaveCode
     now_ms: int
@@ -52,6 +53,7 @@ class WaveResult(NamedTuple):
     deadline_ms: int
     offered: list[str]
     expired: list[str]
+    shared: int = 0
 
 
 class OpenOffer(NamedTuple):

@@ -9,7 +9,7 @@ import numpy as np
 
 from dispatcher.matching.model import TripPlace
 from dispatcher.matching.reach import chords_m, on_sphere
-from dispatcher.matching.scarcity import enough_around
+from dispatcher.matching.scarcity import enough_around, is_outnumbered
 from dispatcher.matching.score import Floats
 
 #: Trips whose distances are worked out at once: with 5,000 drivers these take 10 MB.
@@ -28,28 +28,29 @@ class Supply(NamedTuple):
         """Whether a trip with it need not wait for a round."""
         return self.drivers > 0 and self.drivers >= enough_around(self.trips)
 
+    def is_short(self) -> bool:
+        """Whether there are no more drivers than trips that compete for them."""
+        return is_outnumbered(self.trips, self.drivers)
 
-def trips_with_plenty(
+
+def supply_by_trip(
     asking: Collection[str],
     waiting: Iterable[TripPlace],
     drivers: Mapping[str, Sequence[tuple[str | float, str | float]]],
     reach_m: float,
-) -> set[str]:
-    """Of the trips that ask, those that have free drivers enough. `waiting` are all trips of the zone
-    without a driver, these among them; `drivers` by vehicle type are where they are, in degrees, be it
-    in text."""
+) -> dict[str, Supply]:
+    """What the trips that ask find. `waiting` are all trips of the zone without a driver, these among
+    them; `drivers` by vehicle type are where free ones are, in degrees, be it in text."""
     by_type: dict[str, list[TripPlace]] = {}
     for trip in waiting:
         by_type.setdefault(trip.vehicle_type, []).append(trip)
-    plenty: set[str] = set()
+    found: dict[str, Supply] = {}
     for vehicle_type, of_type in by_type.items():
         rows = [row for row, trip in enumerate(of_type) if trip.trip_id in asking]
         around = on_sphere([(float(lat), float(lng)) for lat, lng in drivers.get(vehicle_type, ())])
-        found = supplies(rows, on_sphere([trip.place for trip in of_type]), around, reach_m)
-        plenty |= {
-            of_type[row].trip_id for row, supply in zip(rows, found, strict=True) if supply.is_plenty()
-        }
-    return plenty
+        of_rows = supplies(rows, on_sphere([trip.place for trip in of_type]), around, reach_m)
+        found |= zip((of_type[row].trip_id for row in rows), of_rows, strict=True)
+    return found
 
 
 def supplies(rows: Sequence[int], trips: Floats, drivers: Floats, reach_m: float) -> list[Supply]:

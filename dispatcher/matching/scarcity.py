@@ -36,6 +36,10 @@ class Scarcity:
         self._in_want = {trip: at_ms for trip, at_ms in self._in_want.items() if at_ms > since_ms}
         return self._until_ms(now_ms) if len(self._in_want) >= _TRIPS_IN_WANT else None
 
+    def saw_shortage(self, now_ms: int) -> int:
+        """A trip was outnumbered (`is_outnumbered`). Returns `matched_until_ms`."""
+        return self._until_ms(now_ms)
+
     def saw_round(self, in_want: int, now_ms: int) -> int | None:
         """So many trips of a round were in want of drivers (`RoundPlan`). Returns likewise."""
         return self._until_ms(now_ms) if in_want >= _TRIPS_IN_WANT else None
@@ -47,6 +51,12 @@ class Scarcity:
 def are_scarce(trips: int, drivers: int) -> bool:
     """Whether so many free drivers are scarce for the trips that compete for them."""
     return trips >= _TRIPS_IN_WANT and drivers <= _DRIVERS_A_TRIP * trips
+
+
+def is_outnumbered(trips: int, drivers: int) -> bool:
+    """Whether a trip has no more free drivers in its reach than there are trips, it among them, that
+    reach any of these."""
+    return trips >= _TRIPS_IN_WANT and drivers <= trips
 
 
 def enough_around(trips: int) -> int:

@@ -30,6 +30,7 @@ from dispatcher.service.round_trips import (
     round_number,
     waiting_trip,
 )
+from dispatcher.service.shared_drivers import SharedDrivers
 from dispatcher.service.well_served import WellServed
 
 log = structlog.get_logger("dispatcher.matching")
@@ -83,6 +84,7 @@ class MatchedRounds:
             if (zone := zones.get(name)) is not None and zone.matching.dispatch != "nearest"
         }
         self._well_served = WellServed(scripts)
+        self._shared = SharedDrivers(self._well_served)
         #: By zone, the trips whom the last round found no driver.
         self._in_want: dict[str, frozenset[str]] = {}
         self.rounds = 0
@@ -134,6 +136,18 @@ class MatchedRounds:
         if zone.matching.dispatch == "auto" and self._matches(zone):
             until_ms = self._supply(zone, trip.vehicle_type).found_nobody(trip.id, now_ms)
             await self._keep_scarce(zone, trip.vehicle_type, until_ms)
+
+    def shares_drivers(self, zone: Zone, trip: Trip) -> None:
+        """Drivers who were offered the trip hold offers of others: it may be one of too many."""
+        if zone.matching.dispatch == "auto" and self._matches(zone):
+            self._shared.note(zone, trip)
+
+    async def look_closer(self, zone: Zone, now_ms: int) -> None:
+        """Rounds begin where a trip that shares its drivers has no more of them than there are such
+        trips. Raises StoreUnavailable."""
+        for vehicle_type in await self._shared.short_types(zone, now_ms):
+            until_ms = self._supply(zone, vehicle_type).saw_shortage(now_ms)
+            await self._keep_scarce(zone, vehicle_type, until_ms)
 
     async def for_a_round(
         self, zone: Zone, trip_ids: Sequence[str], scarce: Collection[str]

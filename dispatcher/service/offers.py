@@ -123,6 +123,7 @@ class Offers:
             elif looking:
                 hand_over(looking)
         if due.trip_ids:
+            await rounds.look_closer(zone, due.now_ms)
             return 0
         return None if due.next_ms is None else max(0, due.next_ms - due.now_ms)
 
@@ -242,6 +243,8 @@ class Offers:
             ask_again=step.is_widest if ask_again is None else ask_again,
             reach_m=widest_reach_m(zone.waves) if "fence" in of_order else None, **of_order,
         )  # fmt: skip
+        if result.shared:
+            self._rounds.shares_drivers(zone, trip)
         self._offer_log.record(trip.id, result.expired, OfferOutcome.EXPIRED, result.now_ms)
         distances = dict(candidates)
         self._offer_log.add_offers(

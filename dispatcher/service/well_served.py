@@ -1,7 +1,7 @@
 """Trips that need not wait for a round of matching, since there are drivers enough where they are.
 
-Asked only of trips of a vehicle type of which drivers are scarce somewhere in the zone. What is compared
-is compared in a thread.
+Asked only of trips of a vehicle type of which drivers are scarce somewhere in the zone, or of some trips
+whose drivers hold offers of others. What is compared is compared in a thread.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from dispatcher.core.trips import Trip
 from dispatcher.core.zones import Zone
@@ -20,6 +20,9 @@ from dispatcher.matching.looks import longest_wait_ms, widest_reach_m
 from dispatcher.matching.model import Place, TripPlace
 from dispatcher.matching.scarcity import enough_around
 from dispatcher.service.drivers_around import drivers_around
+
+if TYPE_CHECKING:
+    from dispatcher.matching.plenty import Supply
 
 #: Trips without a driver that are compared; a zone that has more of them has no trip well served.
 _MOST_TRIPS: Final = 2_000
@@ -44,8 +47,42 @@ class WellServed:
         amounts = Counter(trip.vehicle_type for trip in waiting.values())
         each = {vehicle_type: enough_around(amount) for vehicle_type, amount in amounts.items()}
         drivers = await self._drivers(zone, trips, each)
+        found = await self._supply(zone, set(asking), waiting, drivers)
+        return {trip_id for trip_id, supply in found.items() if supply.is_plenty()}
+
+    async def lack(self, zone: Zone, trips: Sequence[Trip]) -> bool:
+        """Whether one of these trips, of one vehicle type, has no more free drivers in its reach than
+        trips wait that reach any of these. Raises StoreUnavailable."""
+        keys, reach_m = keys_of(zone.name), widest_reach_m(zone.waves)
+        ids = await self._scripts.waiting_ids(keys, _MOST_TRIPS + 1)
+        around = await asyncio.gather(
+            *(
+                self._scripts.around(
+                    keys, trip.vehicle_type, (trip.pickup_lat, trip.pickup_lng),
+                    radius_m=reach_m, most=len(ids) + 1,
+                )
+                for trip in trips
+            )
+        )  # fmt: skip
+        # More drivers than all trips of the zone are more than those nearby.
+        few = {trip.id for trip, names in zip(trips, around, strict=True) if len(names) <= len(ids)}
+        if not few or len(ids) > _MOST_TRIPS:
+            return False
+        waiting = await self._waiting(zone, keys, {})
+        asking = [waiting[trip_id] for trip_id in few if trip_id in waiting]
+        drivers = await self._drivers(zone, asking, {trip.vehicle_type: len(ids) + 1 for trip in asking})
+        found = await self._supply(zone, few, waiting, drivers)
+        return any(supply.is_short() for supply in found.values())
+
+    async def _supply(
+        self,
+        zone: Zone,
+        asking: set[str],
+        waiting: Mapping[str, TripPlace],
+        drivers: Mapping[str, Sequence[tuple[str, str]]],
+    ) -> dict[str, Supply]:
         return await asyncio.to_thread(
-            _with_plenty, set(asking), list(waiting.values()), drivers, widest_reach_m(zone.waves)
+            _supply_by_trip, asking, list(waiting.values()), drivers, widest_reach_m(zone.waves)
         )
 
     def forget(self, zone: str) -> None:
@@ -98,13 +135,13 @@ def _place_of(found: TripInWaiting) -> TripPlace | None:
     return TripPlace(trip.id, (trip.pickup_lat, trip.pickup_lng), trip.vehicle_type)
 
 
-def _with_plenty(
+def _supply_by_trip(
     asking: set[str],
     waiting: Sequence[TripPlace],
     drivers: Mapping[str, Sequence[tuple[str, str]]],
     reach_m: float,
-) -> set[str]:
+) -> dict[str, Supply]:
     # Here, since it needs the extra `matching`; it was loaded at the start.
-    from dispatcher.matching.plenty import trips_with_plenty  # noqa: PLC0415
+    from dispatcher.matching.plenty import supply_by_trip  # noqa: PLC0415
 
-    return trips_with_plenty(asking, waiting, drivers, reach_m)
+    return supply_by_trip(asking, waiting, drivers, reach_m)

@@ -379,7 +379,7 @@ async def test_a_lack_of_vans_is_nothing_to_cars(
             return set()
 
         monkeypatch.setattr(WellServed, "of", look_closer)
-        await drivers(city, d1=1, d2=2)
+        await drivers(city, d1=1, d2=2, d3=3, d4=4)
         crowd = await waits(city, 0, 1, 2)
         await city.redis("HSET", city.keys().matching, "next_ms", await in_a_while_ms(city))
         await city.parts.offers.run_due("default")
@@ -399,3 +399,21 @@ async def test_a_round_sees_the_drivers_beside_each_trip_however_many_are_elsewh
     await run_until_offered(city, *crowd)
     assert await offered(city, crowd[-1]) == {"b"}
     assert city.parts.matched_rounds.rounds == 1
+
+
+@pytest.mark.parametrize(("trips", "names", "is_short"), [(6, 6, True), (4, 1, True), (2, 9, False)])
+async def test_auto_matches_where_drivers_are_no_more_than_the_trips_that_share_them(
+    redis_url: str, database_url: str, trips: int, names: int, is_short: bool
+) -> None:
+    """Every trip is on offer: each driver may hold three offers, so that none finds nobody."""
+    async with open_city(redis_url, database_url, zones=zones("auto", every_s=2)) as city:
+        await drivers(city, **{f"d{i}": i / 10 for i in range(names)})
+        # Far trips that nobody can serve are none of these.
+        await waits(city, *(i / 10 for i in range(trips)), *range(400, 401))
+        await city.parts.offers.run_due("default")
+        assert await is_scarce(city) == is_short
+        if is_short:
+            rounds = city.parts.matched_rounds.rounds
+            (late,) = await waits(city, 0)
+            await run_until_offered(city, late, drivers=0)
+            assert city.parts.matched_rounds.rounds == rounds + 1

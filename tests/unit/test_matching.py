@@ -17,9 +17,9 @@ from dispatcher.matching.circles import circles, small_circles
 from dispatcher.matching.looks import LOOK_AGAIN_MS, LOOK_FURTHER_MS, longest_wait_ms, look
 from dispatcher.matching.model import NO_ROAD, NearbyDriver, RoundPlan, TripPlace, WaitingTrip
 from dispatcher.matching.planner import near_pairs, plan_round
-from dispatcher.matching.plenty import supplies, trips_with_plenty
+from dispatcher.matching.plenty import supplies, supply_by_trip
 from dispatcher.matching.reach import chords_m, distances_m, on_sphere
-from dispatcher.matching.scarcity import Scarcity, are_scarce, enough_around
+from dispatcher.matching.scarcity import Scarcity, are_scarce, enough_around, is_outnumbered
 
 NOW_MS = 1_795_000_000_000
 FIX_AGE_MS = 60_000
@@ -284,17 +284,27 @@ def test_the_supply_of_many_trips_and_drivers_is_counted_in_parts() -> None:
     assert supplies(range(300), trips, drivers, 1_000) == expected
 
 
+def with_plenty(*args: Any) -> set[str]:
+    return {trip_id for trip_id, supply in supply_by_trip(*args).items() if supply.is_plenty()}
+
+
 def test_trips_that_reach_none_of_the_drivers_hold_nobody_up() -> None:
     mine = TripPlace("z_1", (50.0, 8.0), "car")
     near = [(50 + i * STEP, 8.0) for i in range(1, 6)]
     vans = [TripPlace(f"z_v{i}", (50.0, 8.0), "van") for i in range(9)]
     far = [TripPlace(f"z_f{i}", (50.4, 8.0), "car") for i in range(9)]
-    assert trips_with_plenty({"z_1"}, [mine, *vans, *far], {"car": near[:1]}, 6_000) == {"z_1"}
-    assert trips_with_plenty({"z_1"}, [mine, *vans, *far], {}, 6_000) == set()
+    assert with_plenty({"z_1"}, [mine, *vans, *far], {"car": near[:1]}, 6_000) == {"z_1"}
+    assert with_plenty({"z_1"}, [mine, *vans, *far], {}, 6_000) == set()
     rivals = [TripPlace(f"z_r{i}", (50.05, 8.0), "car") for i in range(2)]
-    assert trips_with_plenty({"z_1"}, [mine, *rivals, *vans], {"car": near}, 6_000) == set()
-    assert trips_with_plenty({"z_1"}, [mine, rivals[0], *vans], {"car": near}, 6_000) == {"z_1"}
+    assert with_plenty({"z_1"}, [mine, *rivals, *vans], {"car": near}, 6_000) == set()
+    assert with_plenty({"z_1"}, [mine, rivals[0], *vans], {"car": near}, 6_000) == {"z_1"}
     assert [enough_around(trips) for trips in (1, 2, 9)] == [1, 5, 19]
+
+
+def test_a_trip_is_outnumbered_where_drivers_are_no_more_than_trips() -> None:
+    assert [is_outnumbered(2, drivers) for drivers in (0, 2, 3)] == [True, True, False]
+    assert not is_outnumbered(1, 0), "one trip gains nothing by being matched"
+    assert Scarcity(3_000).saw_shortage(1_000) == 16_000
 
 
 @settings(deadline=None)
