@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
 from dispatcher.core.drivers import is_free
@@ -84,7 +84,7 @@ class HeatMaps:
             raise Refusal("invalid_zone")
         if in_detail:
             sample = await heat.sample.get()
-            at_ms, window_ms, cells = sample.at_ms, _WINDOW_MS, sample.map.for_operators()
+            at_ms, window_ms, cells = sample.at_ms, _WINDOW_MS, sample.cells
         else:
             shown = await heat.shown.get()
             at_ms, window_ms, cells = shown.at_ms, _SHOWN_MS, shown.cells
@@ -112,8 +112,11 @@ class HeatMaps:
 
 
 class _Sample(NamedTuple):
+    """What operators see, and when it was made."""
+
     at_ms: int
-    map: HeatMap
+    cells: dict[str, Any]
+    scarce_cells: int
     #: One of all servers that sample a zone tells its metric.
     is_told: bool
 
@@ -152,6 +155,7 @@ class _ZoneHeat:
         self._last_event = ""
         self._read_s = -STALE_S
         self._reading = asyncio.Lock()
+        self._forgetting: asyncio.TimerHandle | None = None
         self.samples = 0
         self.sample = Lasting(zone, sample_s, self._take)
         self.shown = Lasting(zone, sample_s, self._show)
@@ -159,9 +163,11 @@ class _ZoneHeat:
     def scarce_cells(self) -> int:
         """Those of the last sample, if it is not too old and this server is the one that tells them."""
         last = self.sample.last()
-        return last.map.scarce_cells() if last is not None and last.is_told else 0
+        return last.scarce_cells if last is not None and last.is_told else 0
 
     async def close(self) -> None:
+        if self._forgetting is not None:
+            self._forgetting.cancel()
         await asyncio.gather(self.sample.close(), self.shown.close())
 
     async def _take(self) -> _Sample:
@@ -177,9 +183,9 @@ class _ZoneHeat:
         ]  # fmt: skip
         is_told = await self._scripts.begin_heat(self._keys, self._node, every_ms=_TOLD_MS)
         # In a thread: thousands of cells take some ms, which other calls would wait for.
-        heat = await asyncio.to_thread(HeatMap, trips, drivers.free)
+        cells, scarce_cells = await asyncio.to_thread(_for_operators, trips, drivers.free)
         self.samples += 1
-        return _Sample(at_ms, heat, is_told)
+        return _Sample(at_ms, cells, scarce_cells, is_told)
 
     async def _show(self) -> _Shown:
         """What drivers see of the last whole window: on all servers the same."""
@@ -193,7 +199,7 @@ class _ZoneHeat:
             kept = await self._scripts.kept_heat(self._keys, window)
             if kept is None:
                 raise StoreUnavailable("redis has lost the picture that it was given")
-        return _Shown(kept.at_ms, picture_for_drivers(kept.cells))
+        return _Shown(kept.at_ms, await asyncio.to_thread(picture_for_drivers, kept.cells))
 
     async def _counts(self, window: int, at_ms: int) -> CellCounts:
         await self._read_events(at_ms)
@@ -214,6 +220,9 @@ class _ZoneHeat:
                 self._last_event = f"{at_ms - _WINDOW_MS}-0"
             await self._read_on()
             self._read_s = time.monotonic()
+            if self._forgetting is not None:
+                self._forgetting.cancel()
+            self._forgetting = asyncio.get_running_loop().call_later(STALE_S, self._forget)
         since_ms = at_ms - _WINDOW_MS
         kept = [
             (trip_id, trip)
@@ -221,6 +230,12 @@ class _ZoneHeat:
             if trip.asked_ms > since_ms or trip.status == Status.PENDING
         ]
         self._trips = dict(kept[-_MAX_TRIPS:])
+
+    def _forget(self) -> None:
+        # Past this age the trips are read anew, and until then nobody needs them.
+        if not self._reading.locked():
+            self._trips = {}
+            self._read_s = -STALE_S
 
     async def _read_on(self) -> None:
         for _ in range(_MAX_PAGES):
@@ -265,3 +280,10 @@ class _ZoneHeat:
             )
         ]
         return _Drivers([(driver.lat, driver.lng) for driver in drivers], free)
+
+
+def _for_operators(
+    trips: Sequence[AskedTrip], free_drivers: Sequence[Place]
+) -> tuple[dict[str, Any], int]:
+    heat = HeatMap(trips, free_drivers)
+    return heat.for_operators(), heat.scarce_cells()

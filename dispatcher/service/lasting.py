@@ -47,7 +47,12 @@ class Lasting(Generic[T]):
         """A new one."""
         made = await self._make()
         self._last, self._made_s = made, time.monotonic()
+        asyncio.get_running_loop().call_later(STALE_S, self._drop, made)
         return made
+
+    def _drop(self, made: T) -> None:
+        if self._last is made:
+            self._last = None
 
     def _renewed(self, task: asyncio.Task[T]) -> None:
         self._task = None

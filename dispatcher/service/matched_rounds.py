@@ -125,10 +125,14 @@ class MatchedRounds:
         if not due.trip_ids or not self._matches(zone):
             return False
         if zone.matching.dispatch == "auto" and not due.scarce:
-            self._in_want.pop(zone.name, None)
-            self._well_served.forget(zone.name)
+            self.forget(zone)
             return False
         return True
+
+    def forget(self, zone: Zone) -> None:
+        """Nothing is scarce in the zone, or it is another server's."""
+        self._in_want.pop(zone.name, None)
+        self._well_served.forget(zone.name)
 
     async def found_nobody(self, zone: Zone, trip: Trip, now_ms: int) -> None:
         """A trip's widest look found no driver: if that is not the only one of its vehicle type, rounds

@@ -107,6 +107,7 @@ class Offers:
             zone_fence=zone_fence,
         )  # fmt: skip
         if not due.is_held:
+            rounds.forget(zone)
             raise ZoneLost(zone_name)
         if not rounds.applies(zone, due):
             await self._run_waves(zone, due.trip_ids, zone_fence)

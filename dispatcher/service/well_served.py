@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 #: Trips without a driver that are compared; a zone that has more of them has no trip well served.
 _MOST_TRIPS: Final = 2_000
+#: Trips that are remembered, of all zones.
+_MOST_KNOWN: Final = 10_000
 
 
 class WellServed:
@@ -116,7 +118,10 @@ class WellServed:
         new = {**asking, **dict(zip(unknown, read, strict=True))}
         found = {trip_id: before.get(trip_id) or _place_of(new[trip_id]) for trip_id in ids}
         known = {trip_id: place for trip_id, place in found.items() if place is not None}
+        self._known.pop(zone.name, None)
         self._known[zone.name] = known
+        while len(self._known) > 1 and sum(map(len, self._known.values())) > _MOST_KNOWN:
+            del self._known[next(iter(self._known))]  # of the zone that was not asked about for longest
         return known
 
 

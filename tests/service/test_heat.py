@@ -193,3 +193,24 @@ async def test_events_that_are_told_twice_or_late_count_once(city: City) -> None
     for text in [fields[1] for _, fields in (*entries[::-1], *entries)]:
         await city.redis("XADD", city.keys().events, "*", "event", text)
     assert await counts(heat_of(city)) == (1, 0, 0)
+
+
+async def test_a_picture_is_made_once_a_sample_and_dropped_when_nobody_asks(
+    city: City, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await city.trip()
+    heat = heat_of(city, sample_s=60.0)
+    for in_detail in (True, False):
+        first, second = [await heat.of("default", in_detail=in_detail) for _ in range(2)]
+        assert first["cells"] is second["cells"]
+    of_zone = heat._zones["default"]
+    assert of_zone._trips
+    monkeypatch.setattr("dispatcher.service.heat.STALE_S", 0.0)
+    monkeypatch.setattr("dispatcher.service.lasting.STALE_S", 0.0)
+    await of_zone.sample.renew()
+    async with asyncio.timeout(10):
+        while of_zone._trips or of_zone.sample._last is not None:
+            await asyncio.sleep(0)
+    monkeypatch.undo()
+    assert (await heat.of("default", in_detail=True))["cells"], "read anew"
+    await heat.close()
