@@ -68,6 +68,8 @@ class Scene:
         assert (await city.act(driver(self.holder), "accept", self.taken, "k1")).status == 200
         await city.act(driver(self.loser), "accept", self.taken, "k2")
         await city.act(driver(self.loser), "decline", self.declined)
+        # As many drivers as trips: what an earlier scene has shown of that would hold offers for a round.
+        await city.redis("DEL", KEYS.matching)
         await _or_refused(city.parts.offers.run_due("default"))
 
     async def keys(self) -> list[str]:
