@@ -65,8 +65,8 @@ class Explanation:
         """The `verdict` (a code or several, and a sentence), the `filters` of the trip's next wave, each
         named by what it keeps back (`core.obstacles`), with `passes` (null where it could not be asked)
         and `saw`, the `score` by which a round of matching last ranked the driver for the trip (or their
-        place in its queue; None: neither did), with those of the others, and the `history` of both. While
-        Redis is away, Postgres knows some of the filters.
+        place in its queue; None: neither did), with those of the others; and the `history` of both.
+        While Redis is away, Postgres knows some of the filters.
 
         Raises Refusal trip_not_found, driver_not_found.
         """

@@ -151,7 +151,9 @@ async def _or_refused(work: Coroutine[Any, Any, Any]) -> Any:
 
 async def _fsck(city: City) -> dict[str, Any]:
     parts = city.parts
-    bench = Workbench(parts.settings, Zones(), parts.live, parts.ledger, parts.rehydration)
+    bench = Workbench(
+        parts.settings, Zones(), parts.live, parts.ledger, parts.authorities, parts.rehydration
+    )
     return await fsck(bench, ["default"], repairs=True)
 
 

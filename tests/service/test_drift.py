@@ -30,7 +30,9 @@ async def city(redis_url: str, database_url: str) -> AsyncIterator[City]:
 
 async def _fsck(city: City, *, repairs: bool = False) -> dict[str, Any]:
     parts = city.parts
-    bench = Workbench(parts.settings, Zones(), parts.live, parts.ledger, parts.rehydration)
+    bench = Workbench(
+        parts.settings, Zones(), parts.live, parts.ledger, parts.authorities, parts.rehydration
+    )
     return await fsck(bench, ["default"], repairs=repairs)
 
 

@@ -256,7 +256,9 @@ async def test_places_that_differ_are_found_and_repaired(city: City) -> None:
     await city.redis("HSET", keys.driver("d3"), "updated_at", 0, "free_since", long_ago_ms)
     await city.postgres.execute(set_place, "d3", "jfk", long_ago_ms)
     parts = city.parts
-    bench = Workbench(parts.settings, parts.zones, parts.live, parts.ledger, parts.rehydration)
+    bench = Workbench(
+        parts.settings, parts.zones, parts.live, parts.ledger, parts.authorities, parts.rehydration
+    )
     found = (await fsck(bench, ["default"], repairs=True))["found"]
     queue = {thing["subject"]: thing for thing in found if thing["kind"] == "queue"}
     assert {name: thing["repaired"] for name, thing in queue.items()} == dict.fromkeys(
@@ -336,6 +338,8 @@ async def test_nonsense_in_redis_costs_one_place_at_most(city: City, field: str)
     trip = await city.trip(pickup=at(0))
     await run_until_offered(city, trip, drivers=2)
     parts = city.parts
-    bench = Workbench(parts.settings, parts.zones, parts.live, parts.ledger, parts.rehydration)
+    bench = Workbench(
+        parts.settings, parts.zones, parts.live, parts.ledger, parts.authorities, parts.rehydration
+    )
     await fsck(bench, ["default"], repairs=True)
     assert (await city.parts.explanation.why(trip, "d1"))["verdict"]

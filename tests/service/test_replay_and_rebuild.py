@@ -23,7 +23,9 @@ async def city(redis_url: str, database_url: str) -> AsyncIterator[City]:
 
 def _bench(city: City) -> Workbench:
     parts = city.parts
-    return Workbench(parts.settings, Zones(), parts.live, parts.ledger, parts.rehydration)
+    return Workbench(
+        parts.settings, Zones(), parts.live, parts.ledger, parts.authorities, parts.rehydration
+    )
 
 
 async def _rich_history(city: City) -> str:
