@@ -94,7 +94,12 @@ class Node:
         return self.valkey.process is not None and self.valkey.process.alive()
 
     async def follow(self, other: Node) -> None:
-        await self.client.execute_command("REPLICAOF", "127.0.0.1", other.port)
+        async with asyncio.timeout(10):
+            while True:
+                with contextlib.suppress(redis.exceptions.ConnectionError):  # it has just come back
+                    await self.client.execute_command("REPLICAOF", "127.0.0.1", other.port)
+                    return
+                await asyncio.sleep(0.1)
 
     async def wait_until_followed(self) -> None:
         """Waits until this replica has what its primary has."""
