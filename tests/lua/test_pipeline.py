@@ -50,7 +50,9 @@ async def test_more_zones_ask_at_once_than_there_are_connections(redis_url: str)
 
 
 @pytest.mark.parametrize("backend", ["valkey", "fakeredis"])
-@pytest.mark.parametrize("strange", [None, True, ["a"], {}, "\ud800", object()], ids=repr)
+@pytest.mark.parametrize(
+    "strange", [None, True, ["a"], {}, "\ud800", object()], ids=lambda value: type(value).__name__
+)
 async def test_what_cannot_be_sent_is_refused_at_its_own_call(
     backend: str, strange: Any, client: Any
 ) -> None:
