@@ -23,7 +23,8 @@
 --   trip: {version, base_version, ttl_s, wave, fields}: its new version; the version that the fields are the changes
 --     of (absent: they are the whole trip); the life of its hash (absent: it is live); wave is start (now) or stop;
 --     fields are its field-value pairs in a row
---   driver_id, effect: the driver that changes, and how: take (the trip), free (of it) or state (new availability)
+--   driver_id, effect: the driver that changes, and how: take (the trip), free (of it) or state (new availability);
+--     a trip without a hash takes nobody who has another: it is told late, and is over since
 --   driver: {version, fields}: the driver's new availability, as the trip's
 --   barred_driver: may not have the trip from now on
 -- RETURNS for each change 1 where the trip's hash was older and was written, 0 where it was not; -1 where the hash is
@@ -149,7 +150,10 @@ local function settle(k, a, change)
   end
   local others = {}
   if change.driver_id and is_newer and change.effect == 'take' then
-    redis.call('HSET', driver, 'trip_id', change.trip_id)
+    local has = not known and redis.call('HGET', driver, 'trip_id')
+    if not has or has == '' then
+      redis.call('HSET', driver, 'trip_id', change.trip_id)
+    end
     redis.call('ZREM', geo, change.driver_id)
     forgiven[#forgiven + 1] = change.driver_id
     others = withdraw_offers(inbox, change)

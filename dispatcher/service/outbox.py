@@ -21,12 +21,12 @@ from dispatcher.core.actors import Actor, Role, address_of
 from dispatcher.core.errors import StoreUnavailable
 from dispatcher.core.times import millis, moment, now_ms
 from dispatcher.core.transitions import TRANSITIONS, DriverEffect, Event, Transition
-from dispatcher.core.trips import DEFAULT_VEHICLE_TYPE, Status, Trip
+from dispatcher.core.trips import ACTIVE, DEFAULT_VEHICLE_TYPE, Status, Trip
 from dispatcher.ledger.database import Database, trip_from_row
 from dispatcher.live.claims import Attempt
 from dispatcher.live.keys import Keys
 from dispatcher.live.settle import Settler
-from dispatcher.live.settlement import Message, Settlement
+from dispatcher.live.settlement import Message, SettleEffect, Settlement
 from dispatcher.live.state import StateScripts
 from dispatcher.observe.series import REPAIRED
 from dispatcher.service.commands.transition import transition_settlement
@@ -221,6 +221,9 @@ class Outbox:
             )  # fmt: skip
             offered = await self._state.offered_to(keys, trip.id)
             settlement = _settlement(event, past.get(event.version - 1), past[event.version], offered)
+            if settlement.effect is SettleEffect.TAKE and settlement.driver_id != _holder(trip):
+                # They have had it: by now they may be free, or have another, which is what counts.
+                settlement = replace(settlement, driver_id="", driver_vehicle_type="", effect=None)
             if settlement.driver_id and not settlement.driver_vehicle_type:
                 vehicle_type = await self._vehicle_of(keys, settlement.driver_id)
                 settlement = replace(settlement, driver_vehicle_type=vehicle_type)
@@ -237,6 +240,11 @@ class Outbox:
             return known.vehicle_type
         driver = await self._database.driver(driver_id)
         return driver.vehicle_type if driver else DEFAULT_VEHICLE_TYPE
+
+
+def _holder(trip: Trip) -> str | None:
+    """The driver whose trip it is now."""
+    return trip.driver_id if trip.current_status in ACTIVE else None
 
 
 def _past(trip: Trip, history: Sequence[PastEvent]) -> dict[int, Trip]:
