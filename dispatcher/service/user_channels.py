@@ -26,7 +26,8 @@ from dispatcher.service.hub import Hub
 
 log = structlog.get_logger("dispatcher.pubsub")
 
-#: A socket does not wait for its subscriptions any longer; once they stand, it gets its state anew.
+#: A socket does not wait for its subscriptions any longer, and not at all for those of a node that is
+#: away; once they stand, it gets its state anew.
 _MAX_WAIT_S: Final = 2.0
 _NO_MESSAGE: Final = (ValueError, TypeError, LookupError, AttributeError)
 
@@ -62,7 +63,8 @@ class UserChannels:
 
     async def open(self, address: str, zone: str) -> None:
         """A socket of a user is open, who is present in a zone. Returns once the subscriptions stand, or
-        after some time: then the socket is told its state anew once they do."""
+        after some time, or at once where Redis is away: then the socket is told its state anew once they
+        do."""
         user = self._users.get(address)
         if user is None:
             user = self._users[address] = _User()
@@ -117,6 +119,8 @@ class UserChannels:
         self._subscriber.subscribe(channel, Listener(heard, stands))
 
     async def _wait(self, user: _User) -> None:
+        # A node that is away is not waited for, as if the time were over.
+        user.coming = {channel for channel in user.coming if not self._state.is_left_alone(channel)}
         if not user.coming:
             return
         if user.stands is None or user.stands.done():

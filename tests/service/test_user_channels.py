@@ -218,6 +218,28 @@ async def test_what_is_no_message_harms_nobody(cities: list[City]) -> None:
     await eventually(lambda: socket.versions.get(trip) == 0)
 
 
+async def test_a_socket_does_not_wait_where_redis_is_known_to_be_away(
+    cities: list[City], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It would wait for longer than this test has, and is told its state anew once Redis is back."""
+    monkeypatch.setattr("dispatcher.service.user_channels._MAX_WAIT_S", 3_600.0)
+    here, elsewhere, _ = cities
+
+    def refuse(node: Any) -> Any:
+        raise ConnectionError("away")
+
+    socket = Socket(here, Actor("c1", Role.CUSTOMER))
+    with monkeypatch.context() as away:
+        away.setattr(here.parts.subscriber._nodes, "connect", refuse)
+        away.setattr(type(here.parts.live.pipeline), "is_left_alone", lambda *_: True)
+        async with asyncio.timeout(10):
+            await here.parts.channels.open(socket.actor.address, DEFAULT_ZONE)
+    here.parts.hub.add(socket.actor.address, socket)
+    trip = await elsewhere.trip(customer="c1")
+    await eventually(lambda: socket.versions.get(trip) == 0)
+    assert socket.welcomes >= 1
+
+
 async def test_a_socket_does_not_wait_for_a_link_that_is_away(
     cities: list[City], monkeypatch: pytest.MonkeyPatch
 ) -> None:
