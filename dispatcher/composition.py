@@ -262,7 +262,7 @@ async def services(
             authorities=authorities,
             fix_age_s=settings.fix_max_age_s,
         )
-        channels = UserChannels(subscriber=subscriber, hub=hub, state=live.state)
+        channels = UserChannels(subscriber=subscriber, hub=hub, state=live.state, pipeline=live.pipeline)
         stack.push_async_callback(channels.stop)
         presence.on_moved = channels.moved
         live.pipeline.epochs = [keys_of(zone).epoch for zone in zones.names()]

@@ -190,10 +190,6 @@ class StateScripts:
         """The node that holds a zone."""
         return self._pipeline.node_of(keys.epoch)
 
-    def is_left_alone(self, key: str) -> bool:
-        """Whether the node that holds a key or channel is known to be away."""
-        return self._pipeline.is_left_alone(key)
-
     async def read_epoch(self, keys: Keys) -> Epoch | None:
         """When and into which Redis the zone was loaded; None where it is cold."""
         text = await self._pipeline.command("GET", keys.epoch)

@@ -20,6 +20,7 @@ from dispatcher.core.errors import StoreUnavailable
 from dispatcher.core.zones import ZONE
 from dispatcher.live.announcements import Announcement
 from dispatcher.live.keys import home_channel, keys_of
+from dispatcher.live.pipeline import Pipeline
 from dispatcher.live.pubsub import Listener, Subscriber
 from dispatcher.live.state import StateScripts
 from dispatcher.service.hub import Hub
@@ -48,10 +49,13 @@ class _User:
 class UserChannels:
     """Listens for the users of the hub, and for nobody else."""
 
-    def __init__(self, *, subscriber: Subscriber, hub: Hub, state: StateScripts) -> None:
+    def __init__(
+        self, *, subscriber: Subscriber, hub: Hub, state: StateScripts, pipeline: Pipeline
+    ) -> None:
         self._subscriber = subscriber
         self._hub = hub
         self._state = state
+        self._pipeline = pipeline
         self._users: dict[str, _User] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         #: How many messages have come.
@@ -120,7 +124,7 @@ class UserChannels:
 
     async def _wait(self, user: _User) -> None:
         # A node that is away is not waited for, as if the time were over.
-        user.coming = {channel for channel in user.coming if not self._state.is_left_alone(channel)}
+        user.coming = {channel for channel in user.coming if not self._pipeline.is_left_alone(channel)}
         if not user.coming:
             return
         if user.stands is None or user.stands.done():
