@@ -7,14 +7,14 @@ from typing import Any, Final
 
 import orjson
 
-from dispatcher.core.times import moment, now_ms
 from dispatcher.ledger.database import Database
 from dispatcher.service.outbox import Outbox
 
 Deliver = Callable[[Sequence[str], dict[str, Any]], None]
 
-#: An event may become visible this long after the time that it carries: clocks differ.
-_OVERLAP_MS: Final = 10_000
+#: How far back it looks, by Postgres' clock: an event may become visible as long as a lease after the
+#: time that it carries, and this server may have been kept from looking.
+_BACK_S: Final = 20.0
 #: Events of a zone that are read at once.
 _MAX_EVENTS: Final = 1_000
 
@@ -30,25 +30,22 @@ class EventTail:
         self._database = database
         self._deliver = deliver
         self._own = node + "."
-        self._told: dict[str, dict[tuple[str, int], int]] = {}
+        self._told: dict[str, set[tuple[str, int]]] = {}
 
     async def tell(self, zone: str) -> int:
         """Tells the sockets of what is new. Returns how many events. Raises StoreUnavailable."""
-        now = now_ms()
-        known = self._told.setdefault(zone, {})
-        since_ms = now - 2 * _OVERLAP_MS
         rows = await self._database.rows(
-            "events_of_others_since",
-            prefix=zone + "_", since=moment(since_ms), own=self._own, max_rows=_MAX_EVENTS,
+            "events_of_others",
+            prefix=zone + "_", back_s=_BACK_S, own=self._own, max_rows=_MAX_EVENTS,
         )  # fmt: skip
-        new = [(row["trip_id"], row["version"]) for row in rows]
-        new = [event for event in new if event not in known]
+        newest = [(row["trip_id"], row["version"]) for row in rows]
+        known = self._told.get(zone, set())
+        new = [event for event in newest if event not in known]
         messages = await self._outbox.messages_of(new) if new else []
         for message in messages:
             self._deliver(message.to, orjson.loads(message.frame))
-        known.update(dict.fromkeys(new, now))
-        for event in [event for event, at_ms in known.items() if at_ms < since_ms - _OVERLAP_MS]:
-            del known[event]
+        # What is not among the newest any more does not come back.
+        self._told[zone] = set(newest)
         return len(messages)
 
     def forget(self, zone: str) -> None:

@@ -14,7 +14,6 @@ from typing import Final, Literal, NamedTuple
 from dispatcher.core.actors import Actor
 from dispatcher.core.idempotency import IdempotencyKey
 from dispatcher.core.limits import Limit, LimitState
-from dispatcher.core.times import now_ms
 from dispatcher.core.trips import Status
 from dispatcher.live.claim_results import (
     UNRESOLVED,
@@ -51,12 +50,13 @@ _MAX_REFUSALS: Final = 20_000
 
 class _Begun(NamedTuple):
     """A claim that looks: the limit to report as it was checked and as it is counted, the limits that
-    have counted the request for this claim, and what was found."""
+    have counted the request for this claim, and what was found. Claims are granted with the time of what
+    was found: servers' clocks differ, and events are looked for by their times."""
 
     as_checked: LimitState | None
     limit: LimitState | None
     counted: Sequence[Limit]
-    found: Found = Found()
+    found: Found = Found(0)
 
 
 class LedgerClaims:
@@ -77,7 +77,7 @@ class LedgerClaims:
         )
         if not isinstance(begun, _Begun):
             return begun
-        trip, driver, _, offered, _ = begun.found
+        _, trip, driver, _, offered, _ = begun.found
         held, held_driver = _trip(attempt.trip_id), _driver(attempt.driver_id)
         code = why_not_accept(
             trip, driver, zone=keys.zone, version=version,
@@ -89,7 +89,7 @@ class LedgerClaims:
         assert trip is not None
         assert driver is not None
         self._hold(attempt, held, held_driver)
-        return AcceptClaimed(now_ms(), begun.limit, trip, driver.vehicle_type, list(offered))
+        return AcceptClaimed(begun.found.now_ms, begun.limit, trip, driver.vehicle_type, list(offered))
 
     async def claim_transition(
         self,
@@ -112,7 +112,7 @@ class LedgerClaims:
             return self._refuse(code, attempt, begun)
         assert trip is not None
         self._hold(attempt, held)
-        return TransitionClaimed(now_ms(), begun.limit, trip, list(begun.found.offered))
+        return TransitionClaimed(begun.found.now_ms, begun.limit, trip, list(begun.found.offered))
 
     async def claim_creation(self, keys: Keys, attempt: Attempt) -> CreationClaimed | NotClaimed:
         """Claims a trip's id."""
@@ -124,7 +124,7 @@ class LedgerClaims:
         if code is not None:
             return self._refuse(code, attempt, begun)
         self._hold(attempt, held)
-        return CreationClaimed(now_ms(), begun.limit)
+        return CreationClaimed(begun.found.now_ms, begun.limit)
 
     async def claim_availability(
         self,
@@ -148,7 +148,7 @@ class LedgerClaims:
         )
         if not isinstance(begun, _Begun):
             return begun
-        trip, driver, fix_ms, _, _ = begun.found
+        _, trip, driver, fix_ms, _, _ = begun.found
         if driver is None:
             driver = unknown_driver(attempt.driver_id, from_zone)
         held = _driver(attempt.driver_id)
@@ -163,7 +163,7 @@ class LedgerClaims:
         releases = trip is not None and trip.current_status in (Status.ACCEPTED, Status.ARRIVED)
         released = trip if goes_offline and releases else None
         self._hold(attempt, *((held, held_trip) if released else (held,)))
-        return AvailabilityClaimed(now_ms(), begun.limit, driver, released, fix_ms)
+        return AvailabilityClaimed(begun.found.now_ms, begun.limit, driver, released, fix_ms)
 
     async def claim_decline(
         self, keys: Keys, attempt: Attempt, *, version: int | None
@@ -178,7 +178,7 @@ class LedgerClaims:
             return self._refuse(code, attempt, begun)
         assert trip is not None
         self._hold(attempt)
-        return DeclineClaimed(now_ms(), begun.limit, trip)
+        return DeclineClaimed(begun.found.now_ms, begun.limit, trip)
 
     def drop(self, attempt: Attempt) -> None:
         """Drops what the attempt holds."""

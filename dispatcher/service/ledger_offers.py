@@ -10,7 +10,7 @@ from collections import defaultdict
 from typing import Final
 
 from dispatcher.core.actors import Role, address_of
-from dispatcher.core.times import now_ms
+from dispatcher.core.times import millis
 from dispatcher.core.zones import Zone
 from dispatcher.ledger.database import Database, trip_from_row
 from dispatcher.observe.series import OFFERS
@@ -44,7 +44,10 @@ class LedgerOffers:
             zone=zone.name, connected=connected, radius_m=widest.radius_m, size=widest.size,
             fix_age_s=float(self._fix_age_s), max_offers=zone.offers_per_driver, max_rows=_MAX_TRIPS,
         )  # fmt: skip
-        at_ms = now_ms()
+        if not rows:
+            return 0
+        # By Postgres' clock, which says when they are over.
+        at_ms = millis(rows[0]["offered_at"]) or 0
         deadline_ms = at_ms + int(widest.deadline_s * 1000)
         held: dict[str, int] = defaultdict(int)
         offers = []
@@ -56,8 +59,6 @@ class LedgerOffers:
             offers.append((row, OfferRow(
                 row["id"], driver_id, row["last_wave"] + 1, row["distance_m"], at_ms, deadline_ms,
             )))  # fmt: skip
-        if not offers:
-            return 0
         # First the rows: where a zone lets drivers accept only what they are offered, they are asked.
         self._offer_log.add_offers(offer for _, offer in offers)
         await self._offer_log.save(self._database)

@@ -29,8 +29,10 @@ class Wanted(NamedTuple):
 
 
 class Found(NamedTuple):
-    """What there is of it: the driver with the time of their last fix (ms), who is offered the trip."""
+    """What there is of it, and when, by Postgres' clock (ms): the driver with the time of their last fix
+    (ms), who is offered the trip."""
 
+    now_ms: int
     trip: Trip | None = None
     driver: Driver | None = None
     fix_ms: int | None = None
@@ -47,7 +49,9 @@ class LedgerRows:
 
     async def look(self, wanted: Wanted) -> Found:
         """What is wanted, as it is at one moment after this call began."""
-        return await self._looks.find(wanted) or Found()
+        found = await self._looks.find(wanted)
+        assert found is not None  # there is something to say of each
+        return found
 
     async def _read(self, looks: Sequence[Wanted]) -> dict[Wanted, Found]:
         keys = {look.key: None for look in looks if look.key is not None}
@@ -56,6 +60,7 @@ class LedgerRows:
         trips: dict[str, Trip] = {}
         offered: dict[str, list[str]] = defaultdict(list)
         answers: dict[KeyId, StoredAnswer] = {}
+        now = 0
         for row in await self._database.rows(
             "rows_to_claim",
             trips=list({look.trip_id: None for look in looks if look.trip_id}),
@@ -74,6 +79,8 @@ class LedgerRows:
                 drivers[row["user_id"]] = driver_from_row(row), millis(row["location_updated_at"])
             elif kind == "offer":
                 offered[row["trip_id"]].append(row["driver_id"])
+            elif kind == "clock":
+                now = millis(row["updated_at"]) or 0
             else:
                 answers[row["user_id"], row["endpoint"], row["idempotency_key"]] = answer_from_row(row)
 
@@ -83,7 +90,7 @@ class LedgerRows:
             if look.driver_trip:
                 trip_id = (driver and driver.trip_id) or ""
             answer = None if look.key is None else answers.get(look.key)
-            return Found(trips.get(trip_id), driver, fix_ms, offered.get(look.trip_id, ()), answer)
+            return Found(now, trips.get(trip_id), driver, fix_ms, offered.get(look.trip_id, ()), answer)
 
         return {look: found(look) for look in looks}
 

@@ -13,7 +13,7 @@ import orjson
 from dispatcher.core.callers import Caller
 from dispatcher.core.errors import Refusal, StoreUnavailable
 from dispatcher.core.limits import Limit, LimitClass, LimitState
-from dispatcher.core.times import moment, now_ms
+from dispatcher.core.times import moment
 from dispatcher.core.zones import DEFAULT_ZONE, Zones
 from dispatcher.ledger.database import Database
 from dispatcher.live.keys import keys_of
@@ -162,10 +162,11 @@ class Positions:
         if not is_admitted:
             return _Report(FixCode.RATE_LIMITED, limit)
         limit = self._limits.local.record(limits, limit)
-        driver = (await self._rows.look(Wanted(driver_id=fix.driver_id))).driver
+        found = await self._rows.look(Wanted(driver_id=fix.driver_id))
+        driver, now = found.driver, found.now_ms
         if driver is None or not driver.is_online:
             return _Report(None, limit)
-        now, known = now_ms(), self.unsaved.get(fix.driver_id)
+        known = self.unsaved.get(fix.driver_id)
         at_ms = now if fix.at_ms is None else min(fix.at_ms, now)
         if known is not None and known.at_ms is not None and known.at_ms > at_ms:
             return _Report(FixCode.LATE, limit)

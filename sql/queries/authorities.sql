@@ -40,7 +40,7 @@ SELECT zone, engine, fence FROM zone_authorities WHERE zone = :zone;
 
 -- name: rows_to_claim(trips, offered, drivers, rivals, owners, users, endpoints, keys)
 -- What several claims look at, as it is at one moment, which is what a statement sees: whoever sees an effect sees its
--- key's answer, too. `kind` says what a row is: a trip of `trips`, or the active one of an owner; a driver of `drivers`
+-- key's answer, too. `kind` says what a row is: the time as `updated_at`, whatever else there is; a trip of `trips`, or the active one of an owner; a driver of `drivers`
 -- with the id of their active trip, unless the trip that they are after (the one of `rivals` at the same place; NULL:
 -- none) is not to be had; an open offer of a trip of `offered`; the stored answer of a key, unless it has expired.
 SELECT 'trip' AS kind, t.id, t.zone, t.customer_id, t.driver_id, t.current_status, t.version, t.locked_at,
@@ -82,13 +82,17 @@ SELECT 'answer', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NUL
        k.response_payload, k.expires_at
   FROM unnest(:users::text[], :endpoints::text[], :keys::text[]) AS asked (user_id, endpoint, idempotency_key)
   JOIN idempotency_keys k USING (user_id, endpoint, idempotency_key)
- WHERE k.expires_at > now();
+ WHERE k.expires_at > now()
+ UNION ALL
+SELECT 'clock', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, clock_timestamp(), NULL, NULL, NULL,
+       NULL, NULL, NULL, NULL, NULL,
+       NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL;
 
 -- name: offers_to_make(zone, connected, radius_m, size, fix_age_s, max_offers, max_rows)
 -- Of a zone's trips that wait and are on offer to nobody, the oldest first: the nearest of the connected drivers who
 -- may have them. A driver who let an offer pass is asked again last.
 SELECT t.*, NULL AS driver_vehicle_type, near.driver_id AS offered_driver, near.distance_m,
-       near.open_offers,
+       near.open_offers, clock_timestamp() AS offered_at,
        (SELECT coalesce(max(o.wave), 0) FROM trip_offers o WHERE o.trip_id = t.id) AS last_wave
   FROM (SELECT * FROM trip_requests waiting
          WHERE waiting.zone = :zone AND waiting.current_status = 'pending'

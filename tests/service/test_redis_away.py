@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import os
 import signal
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ import redis.asyncio
 from dispatcher.background import degraded_zones_job
 from dispatcher.comparison import drift_check
 from dispatcher.core.authority import Engine
+from dispatcher.core.callers import Caller
 from dispatcher.core.errors import StoreUnavailable
 from dispatcher.core.times import now_ms
 from dispatcher.core.trips import Status
@@ -24,6 +26,7 @@ from dispatcher.embedded.valkey import Valkey
 from dispatcher.ledger.changes import Change, OutcomeCode
 from dispatcher.live.keys import keys_of
 from dispatcher.service.drift import DriftCheck
+from dispatcher.service.event_tail import EventTail
 from tests.harness.services import PLACE, City, code_of, driver, key, open_city, rider
 
 
@@ -494,14 +497,73 @@ async def test_what_a_server_has_committed_itself_is_not_read_again(
             job = degraded_zones_job(each.parts)
             names = asked[each] = count_questions(each, monkeypatch)
             await job.run()
-            assert "events_of_others_since" in names
+            assert "events_of_others" in names
         assert "trips_by_id" not in asked[city]
         assert "trips_by_id" in asked[other]
 
 
-async def test_positions_are_taken_and_saved(city: City, valkey: Valkey) -> None:
-    from dispatcher.core.callers import Caller
+@contextlib.contextmanager
+def clock_off(s: int) -> Iterator[None]:
+    """The servers' clock is off by so many seconds; those of the engines are right."""
+    right = time.time_ns
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(time, "time_ns", lambda: right() + s * 1_000_000_000)
+        yield
 
+
+@pytest.mark.parametrize("off_s", [-3600, 3600])
+async def test_events_of_a_server_whose_clock_is_wrong_are_told_once(
+    city: City, valkey: Valkey, database_url: str, off_s: int
+) -> None:
+    await city.online("d1", location=PLACE)
+    customer, offered = Socket(), Socket()
+    async with open_server(valkey, database_url) as other:
+        other.parts.hub.add("customer:rider", customer)
+        city.parts.hub.add("driver:d1", offered)
+        job = degraded_zones_job(other.parts)
+        kill(valkey)
+        with clock_off(off_s):
+            trip = await city.trip()
+            report = await city.parts.positions.report(Caller(driver("d1")), [(*PLACE, None)])
+            assert report.status == 202
+            await city.parts.positions.save()
+            await degraded_zones_job(city.parts).run()
+            assert (await city.act(driver("d1"), "accept", trip)).status == 200
+        assert len(offered.heard("offer")) == 1
+        assert await city.postgres.fetchval(
+            "SELECT deadline > now() AND offered_at <= now() FROM trip_offers"
+        )
+        await job.run()
+        with clock_off(60):  # a later look, by the clock of the server that looks
+            for _ in range(3):
+                await job.run()
+        assert [frame["event"] for frame in customer.heard("trip")] == ["created", "accepted"]
+        await restart(valkey)
+        await give_back(city, other)
+    assert [event for event, told, _ in await city.events() if told == trip] == ["created", "accepted"]
+    assert await drifts(city) == []
+
+
+async def test_an_event_that_lies_ahead_is_told_once(city: City, valkey: Valkey) -> None:
+    """Redis' clock, which was ahead, has given it its time."""
+    trip = await city.trip()
+    kill(valkey)
+    await city.trip(customer="other")  # from here on Postgres decides
+    await city.postgres.execute(
+        "UPDATE trip_events SET created_at = now() + interval '1 hour' WHERE trip_id = $1", trip
+    )
+    told: list[Any] = []
+    tail = EventTail(
+        outbox=city.parts.outbox, database=city.parts.ledger.database,
+        deliver=lambda _, frame: told.append(frame), node="another",
+    )  # fmt: skip
+    for later_s in range(0, 120, 20):
+        with clock_off(later_s):
+            await tail.tell("default")
+    assert sum(frame["trip"]["id"] == trip for frame in told) == 1
+
+
+async def test_positions_are_taken_and_saved(city: City, valkey: Valkey) -> None:
     await city.online("d1")
     kill(valkey)
     answer = await city.parts.positions.report(Caller(driver("d1")), [(*PLACE, None)])

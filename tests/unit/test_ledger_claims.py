@@ -29,7 +29,7 @@ class Rows:
     async def look(self, wanted: Wanted) -> Found:
         if self.fails:
             raise StoreUnavailable("postgres")
-        return Found()
+        return Found(1)
 
 
 class Checks(LocalLimits):
