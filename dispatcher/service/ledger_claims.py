@@ -203,7 +203,9 @@ class LedgerClaims:
             return _stored(attempt, await self._rows.look(wanted), limit) or known
         is_counted = Resolved.LIMITS in attempt.resolved
         if not is_admitted and not is_counted:
-            return Refused(ClaimCode.RATE_LIMITED, limit)
+            # The key comes before the limits: a retry of what succeeded gets its answer.
+            known = await self._answered(attempt, limit)
+            return known or Refused(ClaimCode.RATE_LIMITED, limit)
         self._held.make_room()
         if is_counted:
             begun = _Begun(limit, limit, ())
@@ -220,6 +222,12 @@ class LedgerClaims:
             return begun._replace(found=found)
         self._give_back(begun)
         return answer
+
+    async def _answered(self, attempt: Attempt, limit: LimitState | None) -> Replayed | Refused | None:
+        """What Postgres has for the attempt's key alone."""
+        if attempt.key is None:
+            return None
+        return _stored(attempt, await self._rows.look(Wanted(key=key_id(attempt.key))), limit)
 
     def _known(self, attempt: Attempt, limit: LimitState | None) -> Replayed | Refused | None:
         """What is known of the key without asking: its refusal, or its request that is under way."""

@@ -421,6 +421,21 @@ async def test_a_call_counts_once_and_a_replay_not_at_all(valkey: Valkey, databa
         assert statuses == [409, 409, 429]
 
 
+async def test_a_replay_needs_no_allowance(valkey: Valkey, database_url: str) -> None:
+    async with open_server(valkey, database_url, limit_trip_accept="2/60") as city:
+        await city.online("d1")
+        trip, other = await city.trip(), await city.trip()
+        accepted = await city.act(driver("d1"), "accept", trip, "k")
+        assert (await city.act(driver("d1"), "accept", trip)).status == 409
+        kill(valkey)
+        await city.trip()  # from here on Postgres decides
+        answers = [await city.act(driver("d1"), "accept", trip, "k") for _ in range(3)]
+        assert [(answer.replayed, answer.body) for answer in answers] == [(True, accepted.body)] * 3
+        assert code_of(await city.act(driver("d1"), "accept", other, "k")) == "idempotency_key_reused"
+        for text in ("new", None):
+            assert (await city.act(driver("d1"), "accept", trip, text)).status == 429
+
+
 async def test_claims_of_one_moment_ask_postgres_once(
     city: City, valkey: Valkey, monkeypatch: pytest.MonkeyPatch
 ) -> None:
