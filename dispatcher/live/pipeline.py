@@ -20,6 +20,7 @@ from dispatcher.core.zones import DEFAULT_ZONE
 from dispatcher.live.breaker import Breaker, LeftAlone
 from dispatcher.live.corruption import CorruptionReports
 from dispatcher.live.keys import keys_of
+from dispatcher.live.permissions import find_refusals
 from dispatcher.live.protocol import REPLY_TIMEOUT_S, Call, CallProtocol, has_socket, log_unanswered
 from dispatcher.live.redis_errors import error_of, is_demoted, is_no_help, is_unknown_script
 from dispatcher.live.scripts import LuaScripts
@@ -194,6 +195,10 @@ class Pipeline(CorruptionReports, LeftAlone):
         # A node of a cluster takes keys of its own zones.
         epoch = next(iter(self.epochs), keys_of(DEFAULT_ZONE).epoch)
         await self._redis.set(epoch.removesuffix("epoch") + "ready", 1, px=_PROBE_MS)
+        # What it may not do now, the next call would find out: rights may have been taken away.
+        zone = epoch.partition("{")[2].partition("}")[0]
+        if refusals := await find_refusals(self._redis, [zone]):
+            raise StoreUnavailable(f"NOPERM its user may not {'; nor '.join(refusals)}")
 
     async def _release(self, lost: CallProtocol) -> None:
         await lost.connection.disconnect(nowait=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from redis.exceptions import (
     ClusterDownError,
     MasterDownError,
+    NoPermissionError,
     NoScriptError,
     OutOfMemoryError,
     ReadOnlyError,
@@ -14,11 +15,12 @@ from redis.exceptions import (
 
 from dispatcher.core.errors import CorruptState, ReplyLost, StoreUnavailable
 
-#: Errors of a server that is starting, failing over, full or read-only: nothing was done. redis-py has
-#: classes for some of them (one that is loading counts as a lost connection there) …
+#: Errors of a server that starts, fails over, is full, read-only or forbids it: nothing was done.
+#: redis-py has classes for some of them (one that is loading counts as a lost connection there) …
 UNAVAILABLE_ERRORS = (
     ClusterDownError,
     MasterDownError,
+    NoPermissionError,
     OutOfMemoryError,
     ReadOnlyError,
     TryAgainError,
@@ -33,6 +35,7 @@ UNAVAILABLE_CODES = (
     "LOADING",
     "MASTERDOWN",
     "MISCONF",
+    "NOPERM",
     "NOREPLICAS",
     "OOM",
     "READONLY",
@@ -50,8 +53,12 @@ _CORRUPT_CODES = (
     "ERR The stream",
     "ERR The ID specified in XADD",
 )
-#: What says nothing against what a key holds: a right that is missing, a group that there is not yet.
-_HEALTHY_CODES = ("NOPERM", "NOGROUP")
+#: What says nothing against what a key holds: a group that there is not yet.
+_HEALTHY_CODES = ("NOGROUP",)
+#: A right that a script lacks, in the words of Redis; Valkey's begin with NOPERM.
+_LACKS_A_RIGHT = "ERR ACL failure in script"
+#: What a caller gave us that Redis cannot read: it is none the worse for that.
+_OF_THE_CALL = ("ERR Invalid stream ID",)
 #: What an error carries that ended a script of ours, its own code or a command's.
 _IN_A_SCRIPT = "user_script"
 #: What decoding raises of content that none of our servers has written.
@@ -70,7 +77,10 @@ def is_demoted(error: Exception) -> bool:
 
 def is_no_help(error: Exception) -> bool:
     """Whether the server answers, and cannot do what it is asked, whatever that is."""
-    return isinstance(error, _NO_HELP_ERRORS) or _code_of(str(error)) in _NO_HELP_CODES
+    text = str(error)
+    return (
+        isinstance(error, _NO_HELP_ERRORS) or _code_of(text) in _NO_HELP_CODES or _is_unknown_error(text)
+    )
 
 
 def error_of(error: Exception) -> Exception:
@@ -79,11 +89,12 @@ def error_of(error: Exception) -> Exception:
     # redis-py cuts the code off where it has a class for it. Each future gets an exception of its own.
     if isinstance(error, StoreUnavailable):
         return type(error)(*error.args)
-    is_unavailable = isinstance(error, UNAVAILABLE_ERRORS) or _code_of(str(error)) in UNAVAILABLE_CODES
-    if is_unavailable:
-        return StoreUnavailable(str(error))
-    if is_corrupt(str(error)):
-        return CorruptState(str(error))
+    text = str(error)
+    is_unavailable = isinstance(error, UNAVAILABLE_ERRORS) or _code_of(text) in UNAVAILABLE_CODES
+    if is_unavailable or _is_unknown_error(text):
+        return StoreUnavailable(text)
+    if is_corrupt(text):
+        return CorruptState(text)
     return error if isinstance(error, ResponseError) else ReplyLost(str(error))
 
 
@@ -91,7 +102,14 @@ def is_corrupt(text: str) -> bool:
     """Whether an error's text says that a key holds something that a call cannot work on."""
     if _code_of(text) in (*UNAVAILABLE_CODES, *_HEALTHY_CODES):
         return False
+    if text.startswith(_LACKS_A_RIGHT):
+        return False
     return text.startswith(_CORRUPT_CODES) or _IN_A_SCRIPT in text
+
+
+def _is_unknown_error(text: str) -> bool:
+    """Whether Redis, or a proxy in front of it, refuses what we know it can do."""
+    return _code_of(text) == "ERR" and not text.startswith(_OF_THE_CALL) and not is_corrupt(text)
 
 
 def _code_of(text: str) -> str:

@@ -24,6 +24,7 @@ _REASONS: Final = {
     "LOADING": "loading",
     "MASTERDOWN": "no_primary",
     "MISCONF": "cannot_save",
+    "NOPERM": "not_permitted",
     "NOREPLICAS": "too_few_replicas",
     "OOM": "out_of_memory",
     "READONLY": "read_only",

@@ -18,7 +18,11 @@ from dispatcher.live.redis_errors import error_of, is_corrupt, is_demoted, is_no
         ("LOADING Redis is loading the dataset in memory", StoreUnavailable),
         ("WRONGTYPE Operation against a key", CorruptState),
         ("ERR user_script:3: attempt to index a nil value", CorruptState),
-        ("NOPERM this user has no permissions", ResponseError),
+        ("NOPERM this user has no permissions", StoreUnavailable),
+        ("NOPERM User d has no permissions script: on @user_script:18.", StoreUnavailable),
+        ("ERR ACL failure in script: User d may not script: on @user_script:18.", StoreUnavailable),
+        ("ERR unknown command 'EVALSHA', with args beginning with:", StoreUnavailable),
+        ("ERR Invalid stream ID specified as stream command argument", ResponseError),
     ],
 )
 def test_codes(text: str, means: type[Exception]) -> None:

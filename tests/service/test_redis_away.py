@@ -14,6 +14,7 @@ from typing import Any
 import asyncpg
 import pytest
 import redis.asyncio
+from redis.exceptions import RedisError
 
 from dispatcher.background import degraded_zones_job
 from dispatcher.comparison import drift_check
@@ -177,8 +178,10 @@ async def test_a_frozen_redis_delays_nobody_for_long(city: City, valkey: Valkey)
     [
         (("CONFIG", "SET", "maxmemory", "1"), ("CONFIG", "SET", "maxmemory", "0")),
         (("REPLICAOF", "127.0.0.1", "1"), ("REPLICAOF", "NO", "ONE")),
+        (("ACL", "SETUSER", "default", "-evalsha"), ("ACL", "SETUSER", "default", "+evalsha")),
+        (("ACL", "SETUSER", "default", "-zadd"), ("ACL", "SETUSER", "default", "+zadd")),
     ],
-    ids=["out of memory", "demoted"],
+    ids=["out of memory", "demoted", "runs no script", "a right is missing within scripts"],
 )
 async def test_a_redis_that_is_no_help(
     city: City, valkey: Valkey, ill: tuple[str, ...], well: tuple[str, ...]
@@ -189,6 +192,11 @@ async def test_a_redis_that_is_no_help(
     await client.execute_command(*ill)
     assert (await city.act(driver("d1"), "accept", trip)).status == 200
     assert city.parts.authorities.degraded() == ["default"]
+    breaker = city.parts.live.pipeline.breaker
+    assert breaker is not None
+    with pytest.raises((RedisError, StoreUnavailable)):
+        await city.parts.live.pipeline._probe()
+    assert (breaker.is_open, breaker.opened) == (True, 1), "it is not asked before it is a help"
     await client.execute_command(*well)
     await client.aclose()
     await give_back(city)
