@@ -170,10 +170,13 @@ class Database:
         self, ids: list[str], lats: list[float], lngs: list[float], ats: list[datetime]
     ) -> int:
         """Saves drivers' last positions, without waiting for the disk: the next ones come soon."""
-        async with self.connection() as connection, connection.transaction():
-            await QUERIES.commit_without_waiting(connection)
-            tag = await QUERIES.save_positions(connection, ids=ids, lats=lats, lngs=lngs, ats=ats)
-            return int(str(tag).rpartition(" ")[2])
+        try:
+            async with self.connection() as connection, connection.transaction():
+                await QUERIES.commit_without_waiting(connection)
+                tag = await QUERIES.save_positions(connection, ids=ids, lats=lats, lngs=lngs, ats=ats)
+                return int(str(tag).rpartition(" ")[2])
+        except asyncpg.DeadlockDetectedError as error:  # commits lock drivers in an order of their own
+            raise StoreUnavailable("deadlock") from error
 
     async def trip(self, trip_id: str) -> Trip | None:
         """A trip as Postgres has it."""

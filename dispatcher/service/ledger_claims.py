@@ -180,8 +180,10 @@ class LedgerClaims:
         self._hold(attempt)
         return DeclineClaimed(begun.found.now_ms, begun.limit, trip)
 
-    def drop(self, attempt: Attempt) -> None:
-        """Drops what the attempt holds."""
+    def drop(self, attempt: Attempt, *, gives_back: bool = False) -> None:
+        """Drops what the attempt holds. `gives_back` has the limits forget the request."""
+        if gives_back:
+            self._limits.give_back(attempt.limits)
         subjects = [_trip(attempt.trip_id), _driver(attempt.driver_id)]
         if attempt.key is not None:
             subjects.append(_in_flight(attempt.key))

@@ -45,7 +45,7 @@ class LedgerDecider:
         """It stays where it is."""
 
     async def release(self, keys: Keys, attempt: Attempt, *, gives_back: bool = False) -> None:
-        self.let_go(keys, attempt)
+        self.claims.drop(attempt, gives_back=gives_back)
 
     def let_go(self, keys: Keys, attempt: Attempt) -> None:
         self.claims.drop(attempt)

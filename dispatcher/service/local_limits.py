@@ -61,12 +61,16 @@ class LocalLimits:
         self.note(limits, state)
         return None if state is None else state._replace(remaining=state.remaining - 1)
 
-    def give_back(self, limits: Sequence[Limit], at_ms: int) -> None:
-        """Forgets a call that was recorded at a time."""
+    def give_back(self, limits: Sequence[Limit], at_ms: int | None = None) -> None:
+        """Forgets a call that was recorded at a time, or the newest one."""
         for limit in limits:
             log = self._logs.get((limit.name, limit.subject, limit.zone))
             # A log may have made room for others, or the clock was set back.
-            if log is not None and at_ms in log.times_ms:
+            if log is None or not log.times_ms:
+                continue
+            if at_ms is None:
+                log.times_ms.pop()
+            elif at_ms in log.times_ms:
                 log.times_ms.remove(at_ms)
 
     def note(self, limits: Sequence[Limit], state: LimitState | None = None) -> None:

@@ -25,6 +25,7 @@ from dispatcher.core.times import now_ms
 from dispatcher.core.trips import Status
 from dispatcher.embedded.valkey import Valkey
 from dispatcher.ledger.changes import Change, OutcomeCode
+from dispatcher.ledger.database import QUERIES
 from dispatcher.live.keys import keys_of
 from dispatcher.service.drift import DriftCheck
 from dispatcher.service.event_tail import EventTail
@@ -597,6 +598,20 @@ async def test_positions_are_taken_and_saved(city: City, valkey: Valkey) -> None
     trip = await city.trip()
     near = await city.parts.reads.pending_near(driver("d1"), 10)
     assert [each["id"] for each in near] == [trip]
+
+
+async def test_positions_outlive_a_deadlock(city: City, monkeypatch: pytest.MonkeyPatch) -> None:
+    await city.online("d1")
+    await city.parts.positions.report(Caller(driver("d1")), [(*PLACE, None)])
+
+    async def deadlocked(*_: Any, **__: Any) -> str:
+        raise asyncpg.DeadlockDetectedError("deadlock detected")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(QUERIES, "save_positions", deadlocked)
+        with pytest.raises(StoreUnavailable, match="deadlock"):
+            await city.parts.positions.save()
+    assert await city.parts.positions.save() == 1
 
 
 async def test_an_emptied_redis_opens_no_second_window(city: City) -> None:

@@ -14,6 +14,7 @@ from dispatcher.live.claims import Attempt
 from dispatcher.live.keys import keys_of
 from dispatcher.service import held_subjects
 from dispatcher.service.ledger_claims import LedgerClaims
+from dispatcher.service.ledger_decider import LedgerDecider
 from dispatcher.service.ledger_rows import Found, Wanted
 from dispatcher.service.local_limits import LocalLimits
 
@@ -95,6 +96,22 @@ async def test_a_look_that_fails_and_one_to_be_repeated_count_for_nothing(
         assert busy.code is ClaimCode.TRIP_BUSY  # type: ignore[union-attr]
     assert isinstance(await claims.claim_creation(KEYS, attempt(2)), CreationClaimed)
     limited = await claims.claim_creation(KEYS, attempt(3))
+    assert isinstance(limited, Refused)
+    assert limited.code is ClaimCode.RATE_LIMITED
+
+
+async def test_a_change_that_could_not_be_committed_is_given_back(claims: LedgerClaims) -> None:
+    decider = LedgerDecider(claims, lambda *_: None)
+    for number in range(4):
+        each = attempt(number)
+        granted = await claims.claim_creation(KEYS, each)
+        assert isinstance(granted, CreationClaimed)
+        await decider.release(KEYS, each, gives_back=True)
+    for number in (4, 5):
+        each = attempt(number)
+        assert isinstance(await claims.claim_creation(KEYS, each), CreationClaimed)
+        await decider.release(KEYS, each)
+    limited = await claims.claim_creation(KEYS, attempt(6))
     assert isinstance(limited, Refused)
     assert limited.code is ClaimCode.RATE_LIMITED
 
