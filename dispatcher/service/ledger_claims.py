@@ -269,7 +269,7 @@ class LedgerClaims:
             self._refusals[key_id(attempt.key)] = (attempt.key.fingerprint, kept)
             if len(self._refusals) > _MAX_REFUSALS:
                 self._refusals.popitem(last=False)
-        return Refused(code, begun.limit, version, status, now_ms())
+        return Refused(code, begun.limit, version, status, begun.found.now_ms)
 
 
 def _stored(attempt: Attempt, found: Found, limit: LimitState | None) -> Replayed | Refused | None:
