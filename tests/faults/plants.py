@@ -105,9 +105,9 @@ PLANTS = (
                 _COORDINATOR,
                 "outcome = await self._commit(decider, keys, attempt, change, answer, deadline, asked_s)",
                 "outcome = Outcome(OutcomeCode.OK)\n"
-                "            asyncio.get_running_loop().call_later(\n"
-                "                0.3, lambda: asyncio.ensure_future(\n"
-                "                    self._commits.commit(change, answer)))",
+                "                asyncio.get_running_loop().call_later(\n"
+                "                    0.3, lambda: asyncio.ensure_future(\n"
+                "                        self._commits.commit(change, answer)))",
             ),
         ),
     ),
