@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Final
 
 import structlog
@@ -15,8 +16,10 @@ from dispatcher.service.rehydration import Rehydration
 
 log = structlog.get_logger("dispatcher.reconcile")
 
-#: Attempts that are remembered between their two looks; those beyond are looked at once more.
+#: Attempts that are remembered between their two looks; those beyond have one look.
 _MAX_LOOKED_AT: Final = 10_000
+#: How long they are: a second look is due 10 s after the first. One that was settled meanwhile has none.
+_REMEMBERED_S: Final = 60.0
 
 
 class Reconcile:
@@ -42,8 +45,8 @@ class Reconcile:
         self._positions = positions
         self._rehydration = rehydration
         self._fix_age_ms = fix_age_s * 1000
-        #: Tokens of attempts that were looked at once, and are to be looked at again.
-        self._looked_at: set[str] = set()
+        #: Tokens of attempts that were looked at once, and when, by the monotonic clock, oldest first.
+        self._looked_at: dict[str, float] = {}
 
     async def run(self) -> None:
         """Raises StoreUnavailable."""
@@ -75,13 +78,20 @@ class Reconcile:
         await self._rehydration.reload(
             keys, claim.trip_id or "", claim.driver_id or "", attempt=claim.token
         )
-        if claim.token in self._looked_at:
-            self._looked_at.discard(claim.token)
+        if self._is_second_look(claim):
             await self._claims.forget_overdue(keys, claim)
             return
-        # It is handed out once more: a commit that stood still on its way, in a Postgres that was
-        # frozen, may go on with what we ask, and would never be heard of.
-        if len(self._looked_at) < _MAX_LOOKED_AT:
-            self._looked_at.add(claim.token)
         REPAIRED.add("overdue_claim")
         log.info("overdue claim swept", zone=keys.zone, token=claim.token, trip_id=claim.trip_id)
+
+    def _is_second_look(self, claim: OverdueClaim) -> bool:
+        """Whether nothing more can come of the attempt. After the first look it is handed out once more:
+        a commit that stood still on its way, in a Postgres that was frozen, may go on with what we ask,
+        and would never be heard of."""
+        now = time.monotonic()
+        while self._looked_at and now - next(iter(self._looked_at.values())) > _REMEMBERED_S:
+            del self._looked_at[next(iter(self._looked_at))]
+        if self._looked_at.pop(claim.token, None) is not None or len(self._looked_at) >= _MAX_LOOKED_AT:
+            return True
+        self._looked_at[claim.token] = now
+        return False

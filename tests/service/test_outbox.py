@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from types import SimpleNamespace
 from typing import Any
 
 import orjson
@@ -11,6 +12,7 @@ import pytest
 
 from dispatcher.core.errors import StoreUnavailable
 from dispatcher.core.times import now_ms
+from dispatcher.jobs import reconcile
 from dispatcher.ledger.changes import Change, OutcomeCode
 from dispatcher.live.settle import Settler
 from dispatcher.service.outbox import Outbox
@@ -149,6 +151,25 @@ async def test_a_commit_that_ends_after_the_sweeper_has_looked_is_heard_of(city:
     await sweeper.run()
     assert await versions(city, trip) == [0, 1]
     assert await city.redis("ZCARD", keys.claims) == 0
+
+
+async def test_what_is_remembered_between_two_looks_is_bounded(
+    city: City, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An attempt that was settled after its first look has no second one, and is forgotten by itself."""
+    monkeypatch.setattr(reconcile, "_MAX_LOOKED_AT", 1)
+    claims, sweeper, passed_s = city.keys().claims, city.reconcile(), 0.0
+    monkeypatch.setattr(reconcile, "time", SimpleNamespace(monotonic=lambda: passed_s))
+    await city.redis("ZADD", claims, 1, "node.1 - d1")
+    await sweeper.run()
+    await city.redis("ZREM", claims, "node.1 - d1")
+    passed_s = 61.0
+    await city.redis("ZADD", claims, 1, "node.2 - d1", 2, "node.3 - d1")
+    await sweeper.run()
+    assert await city.redis("ZRANGE", claims, 0, -1) == ["node.2 - d1"], "beyond the bound, one look"
+    await claims_are_overdue(city)
+    await sweeper.run()
+    assert await city.redis("ZCARD", claims) == 0
 
 
 async def test_an_event_is_heard_of_though_the_hash_is_as_new(
