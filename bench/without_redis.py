@@ -10,15 +10,14 @@ import os
 import signal
 import time
 from contextlib import ExitStack
-from typing import Any
 
 import accept
 from harness import engines, options
-from harness.figures import Run, Summary, ratio_of_rounds
+from harness.figures import Run, ratio_of_rounds
 from harness.fixtures import Fixtures
 from harness.http_generator import HttpGenerator
 from harness.servers import start_rival
-from report import Report, load_columns, load_row
+from report import Report
 
 _BACK_S = 60.0
 
@@ -88,7 +87,8 @@ def main() -> None:
         bench = Bench(args, generator, dispatcher, dispatcher, lock, fixtures)
         bench.redis_pid = pid
         bench.warm_up()
-        found = {load: compare(bench, report, load) for load in ("winners", "losers")}
+        variants = ["lock", "without redis", "with redis"]
+        found = {load: accept.compare(bench, report, load, variants) for load in ("winners", "losers")}
         twice = int(
             engines.value(
                 dispatcher.database_url,
@@ -108,20 +108,6 @@ def main() -> None:
     report.note(f"drivers with two active trips: {twice}")
     report.results("first_ms", first)
     report.write(accept.draw(found))
-
-
-def compare(bench: Bench, report: Report, load: str) -> dict[str, Summary]:
-    """The rounds of one load, then its table."""
-    variants = ["lock", "without redis", "with redis"]
-    runs: dict[str, Any] = {
-        variant: (lambda _, variant=variant: bench.run(load, variant)) for variant in variants
-    }
-    found = report.run_interleaved(runs, bench.args.rounds, what=load)
-    report.results(load, {name: summary.as_json() for name, summary in found.items()})
-    report.table(load, load_columns(), [load_row(summary) for summary in found.values()])
-    for summary in found.values():
-        report.note(f"{summary.name}: {summary.codes}")
-    return found
 
 
 if __name__ == "__main__":

@@ -27,6 +27,7 @@ class Lasting(Generic[T]):
         self._last: T | None = None
         self._made_s = 0.0
         self._task: asyncio.Task[T] | None = None
+        self._dropping: asyncio.TimerHandle | None = None
 
     def last(self) -> T | None:
         """What was made, unless it is too old."""
@@ -47,12 +48,13 @@ class Lasting(Generic[T]):
         """A new one."""
         made = await self._make()
         self._last, self._made_s = made, time.monotonic()
-        asyncio.get_running_loop().call_later(STALE_S, self._drop, made)
+        if self._dropping is not None:
+            self._dropping.cancel()
+        self._dropping = asyncio.get_running_loop().call_later(STALE_S, self._drop)
         return made
 
-    def _drop(self, made: T) -> None:
-        if self._last is made:
-            self._last = None
+    def _drop(self) -> None:
+        self._last = None
 
     def _renewed(self, task: asyncio.Task[T]) -> None:
         self._task = None
@@ -60,6 +62,9 @@ class Lasting(Generic[T]):
             log.info("heat not sampled", zone=self._zone, reason=repr(error))
 
     async def close(self) -> None:
+        """Ends what goes on in the background."""
+        if self._dropping is not None:
+            self._dropping.cancel()
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)

@@ -99,16 +99,13 @@ class RateLimits:
 
         Raises StoreUnavailable where it is not known to be.
         """
-        if not self._authorities.of(DEFAULT_ZONE).is_degraded:
-            try:
-                admission = await self._scripts.check_limit(keys_of(DEFAULT_ZONE), limits)
-            except StoreUnavailable:
-                if not await self._authorities.has_left_redis(DEFAULT_ZONE):
-                    raise
-            else:
-                if admission.is_admitted:
-                    self.local.note(limits, admission.limit)
-                return admission
+        admission = await self._authorities.ask_redis(
+            DEFAULT_ZONE, lambda: self._scripts.check_limit(keys_of(DEFAULT_ZONE), limits)
+        )
+        if admission is not None:
+            if admission.is_admitted:
+                self.local.note(limits, admission.limit)
+            return admission
         is_admitted, state = self.local.check(limits)
         return Admission(is_admitted, self.local.record(limits, state) if is_admitted else state)
 

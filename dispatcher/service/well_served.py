@@ -42,7 +42,9 @@ class WellServed:
         that reach any of the same drivers. Raises StoreUnavailable."""
         if not asking:
             return set()
-        waiting = await self._waiting(zone, keys_of(zone.name), asking)
+        keys = keys_of(zone.name)
+        ids = await self._scripts.waiting_ids(keys, _MOST_TRIPS + 1)
+        waiting = await self._waiting(zone, keys, ids, asking)
         if len(waiting) > _MOST_TRIPS:
             return set()
         trips = [waiting[trip_id] for trip_id in asking if trip_id in waiting]
@@ -70,7 +72,7 @@ class WellServed:
         few = {trip.id for trip, names in zip(trips, around, strict=True) if len(names) <= len(ids)}
         if not few or len(ids) > _MOST_TRIPS:
             return False
-        waiting = await self._waiting(zone, keys, {})
+        waiting = await self._waiting(zone, keys, ids, {})
         asking = [waiting[trip_id] for trip_id in few if trip_id in waiting]
         drivers = await self._drivers(zone, asking, {trip.vehicle_type: len(ids) + 1 for trip in asking})
         found = await self._supply(zone, few, waiting, drivers)
@@ -108,10 +110,9 @@ class WellServed:
         return drivers
 
     async def _waiting(
-        self, zone: Zone, keys: Keys, asking: Mapping[str, TripInWaiting]
+        self, zone: Zone, keys: Keys, ids: Sequence[str], asking: Mapping[str, TripInWaiting]
     ) -> dict[str, TripPlace]:
-        """Where the zone's trips without a driver are, offers or not."""
-        ids = await self._scripts.waiting_ids(keys, _MOST_TRIPS + 1)
+        """Where the zone's trips without a driver are, offers or not: these, as far as they wait."""
         before = self._known.get(zone.name, {})
         unknown = [trip_id for trip_id in ids if trip_id not in before and trip_id not in asking]
         read = await self._scripts.waiting(keys, unknown, max_wait_ms=longest_wait_ms(zone.waves))

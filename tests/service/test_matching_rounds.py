@@ -31,6 +31,10 @@ class HangingRouting:
         await self.released.wait()
         return {}
 
+    async def until_asked(self) -> None:
+        async with asyncio.timeout(10):
+            await self.asked.wait()
+
 
 @contextlib.asynccontextmanager
 async def held_city(
@@ -75,10 +79,10 @@ async def test_a_hung_routing_engine_holds_up_no_trip_that_needs_no_round(
         await drivers(city, far=500, **{f"d{i}": i for i in range(6)})
         scarce = [await city.trip(pickup=at(steps)) for steps in (490, 500, 510)]
         seconds, _ = await city.redis("TIME")
-        await city.redis("HSET", city.keys().matching, "scarce_until_ms", (int(seconds) + 60) * 1000)
+        until_ms = (int(seconds) + 60) * 1000
+        await city.parts.live.matching.keep_scarce(city.keys(), "car", until_ms)
         scarce += [await city.trip(pickup=at(steps)) for steps in (495, 505)]
-        async with asyncio.timeout(10):
-            await routing.asked.wait()
+        await routing.until_asked()
         await until_offered(city, await city.trip(pickup=at(0)))
         assert not routing.released.is_set()
         routing.released.set()
@@ -91,8 +95,7 @@ async def test_who_comes_while_a_round_is_planned_is_in_the_next_one(
     async with held_city(redis_url, database_url, "matched") as (city, routing):
         await drivers(city, d1=0, d2=10)
         first = await city.trip(pickup=at(0))
-        async with asyncio.timeout(10):
-            await routing.asked.wait()
+        await routing.until_asked()
         second = await city.trip(pickup=at(10))
         # It is claimed again and again until the round has come to its end.
         due = set()
@@ -113,8 +116,7 @@ async def test_who_drives_off_while_a_round_is_planned_is_not_asked(
     async with held_city(redis_url, database_url, "matched") as (city, routing):
         await drivers(city, d1=0, d2=10)
         trip = await city.trip(pickup=at(0))
-        async with asyncio.timeout(10):
-            await routing.asked.wait()
+        await routing.until_asked()
         await city.parts.positions.take("d1", [(*at(250), None)])
         routing.released.set()
         await until_offered(city, trip)

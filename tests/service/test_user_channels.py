@@ -218,6 +218,15 @@ async def test_what_is_no_message_harms_nobody(cities: list[City]) -> None:
     await eventually(lambda: socket.versions.get(trip) == 0)
 
 
+def lose_link(city: City, away: pytest.MonkeyPatch) -> None:
+    """A server's subscriptions do not stand until this is undone."""
+
+    def refuse(node: Any) -> Any:
+        raise ConnectionError("away")
+
+    away.setattr(city.parts.subscriber._nodes, "connect", refuse)
+
+
 async def test_a_socket_does_not_wait_where_redis_is_known_to_be_away(
     cities: list[City], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -225,12 +234,9 @@ async def test_a_socket_does_not_wait_where_redis_is_known_to_be_away(
     monkeypatch.setattr("dispatcher.service.user_channels._MAX_WAIT_S", 3_600.0)
     here, elsewhere, _ = cities
 
-    def refuse(node: Any) -> Any:
-        raise ConnectionError("away")
-
     socket = Socket(here, Actor("c1", Role.CUSTOMER))
     with monkeypatch.context() as away:
-        away.setattr(here.parts.subscriber._nodes, "connect", refuse)
+        lose_link(here, away)
         away.setattr(type(here.parts.live.pipeline), "is_left_alone", lambda *_: True)
         async with asyncio.timeout(10):
             await here.parts.channels.open(socket.actor.address, DEFAULT_ZONE)
@@ -246,12 +252,9 @@ async def test_a_socket_does_not_wait_for_a_link_that_is_away(
     monkeypatch.setattr("dispatcher.service.user_channels._MAX_WAIT_S", 0.05)
     here, elsewhere, _ = cities
 
-    def refuse(node: Any) -> Any:
-        raise ConnectionError("away")
-
     socket = Socket(here, Actor("c1", Role.CUSTOMER))
     with monkeypatch.context() as away:
-        away.setattr(here.parts.subscriber._nodes, "connect", refuse)
+        lose_link(here, away)
         await socket.open()
         trip = await elsewhere.trip(customer="c1")
         assert socket.welcomes == 1

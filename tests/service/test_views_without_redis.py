@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import signal
-from collections.abc import AsyncIterator, Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,30 +13,15 @@ from dispatcher.live.zone_view import ZoneViewScripts
 from dispatcher.service.zone_views import ZoneViews
 from tests.harness.services import PLACE, City, driver
 from tests.service.test_operator_reads import operator_reads
-from tests.service.test_redis_away import give_back, open_server
+from tests.service.test_redis_away import city, give_back, valkey
 from tests.service.test_zone_views import SAMPLE_S, Screen
 
-
-@pytest.fixture
-def valkey(data_dir: Path) -> Iterator[Valkey]:
-    """A Valkey of this test's own, to be frozen."""
-    engine = Valkey(data_dir / "valkey")
-    engine.start()
-    yield engine
-    with contextlib.suppress(ProcessLookupError):
-        _signal(engine, signal.SIGCONT)
-    engine.stop()
+__all__ = ["city", "valkey"]  # the fixtures
 
 
 def _signal(engine: Valkey, number: signal.Signals) -> None:
     assert engine.process is not None
     os.kill(engine.process.pid, number)
-
-
-@pytest.fixture
-async def city(valkey: Valkey, database_url: str) -> AsyncIterator[City]:
-    async with open_server(valkey, database_url) as opened:
-        yield opened
 
 
 async def _health() -> tuple[bool, dict[str, Any]]:
