@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import secrets
+import shutil
 import signal
 import socket
 import time
 from pathlib import Path
 from typing import Final
+
+import structlog
 
 from dispatcher.embedded.packages import valkey_program
 from dispatcher.embedded.private_files import make_private, write_private
@@ -18,7 +21,7 @@ _MAX_START_ATTEMPTS: Final = 5  # on another port each, since ports are taken by
 _PORTS: Final = range(20_000, 32_768)  # below the ephemeral ports of Linux and macOS
 
 # maxmemory-policy: an evicted claim or trip would be a wrong answer.
-# appendonly: the live state is still there after a restart.
+# appendonly: the live state is still there after a restart, unless its file is damaged (see `wait`).
 # save "": the append-only file is the only copy, so a stop is quick.
 # auto-aof-rewrite-*: rewrites are rare, since a busy zone writes 64 MB, the default at which one
 # starts, in seconds, and each takes most of a core.
@@ -40,6 +43,13 @@ set-proc-title no
 """
 
 
+_log = structlog.get_logger("dispatcher")
+
+
+class _DiedAtStart(EngineError):
+    """It ended by itself before it answered."""
+
+
 class Valkey:
     """One Valkey below `directory`; start() finds a running one or spawns it. `program` is the
     package's, unless another one is given."""
@@ -52,6 +62,8 @@ class Valkey:
         self._log = directory / "valkey.log"
         self._configuration = directory / "valkey.conf"
         self._port_file = directory / "port"
+        self._files = directory / "appendonlydir"
+        self._damaged_files = directory / "appendonlydir.damaged"
         self._port = 0
         self._password = ""
         self.process: EngineProcess | None = None
@@ -85,7 +97,33 @@ class Valkey:
             self._spawn(_free_port(last_port))
 
     def wait(self) -> None:
-        """Wait until it answers. Raises EngineError, which shows the end of its log."""
+        """Wait until it answers. Raises EngineError, which shows the end of its log.
+
+        A full disk or a crash of the machine may leave files that Valkey does not start from. They are
+        put aside, in the place of those that were before, and it starts empty: all that it holds is in
+        Postgres, from where zones are loaded. Where it does not start empty either, they stay.
+        """
+        try:
+            self._wait()
+        except _DiedAtStart as died:
+            if not self._files.exists():
+                raise
+            shutil.rmtree(self._damaged_files, ignore_errors=True)
+            self._files.rename(self._damaged_files)
+            try:
+                self._spawn(self._port)
+                self._wait()
+            except EngineError:
+                shutil.rmtree(self._files, ignore_errors=True)
+                self._damaged_files.rename(self._files)
+                raise died from None
+            _log.warning(
+                "Valkey started empty: its files were damaged",
+                moved_to=str(self._damaged_files),
+                reason=str(died).splitlines()[-1],
+            )
+
+    def _wait(self) -> None:
         if self.process is None:
             raise EngineError("Valkey was not launched")
         deadline = time.monotonic() + _START_TIMEOUT_S
@@ -96,7 +134,8 @@ class Valkey:
                 # that was running when it was found may have been about to stop.
                 port_taken = "already in use" in self.process.log_tail()
                 if not (port_taken and attempts < _MAX_START_ATTEMPTS) and not self.process.was_running:
-                    raise EngineError(f"Valkey did not start:\n{self.process.log_tail()}")
+                    error = EngineError if port_taken else _DiedAtStart
+                    raise error(f"Valkey did not start:\n{self.process.log_tail()}")
                 attempts += 1
                 self._spawn(_free_port(None))
             if time.monotonic() > deadline:

@@ -27,6 +27,8 @@ from dispatcher.embedded.engines import (
     running_database_url,
     stop_left_behind,
 )
+from dispatcher.embedded.process import EngineError
+from dispatcher.embedded.valkey import Valkey
 from tests.harness.servers import processes_of, wait_for_end
 
 Hold = Callable[..., "subprocess.Popen[str]"]
@@ -140,6 +142,45 @@ async def test_only_the_owner_gets_in(data_dir: Path) -> None:
         async with redis.asyncio.Redis.from_url(without_password) as client:
             with pytest.raises(redis.AuthenticationError):
                 await client.get("text")
+
+
+async def test_a_valkey_with_damaged_files_starts_empty_and_keeps_them(tmp_path: Path) -> None:
+    valkey = Valkey(tmp_path)
+    files = tmp_path / "appendonlydir"
+    with redis.Redis.from_url(valkey.start()) as client:
+        for i in range(200):
+            client.set(f"text-{i}", "kept")
+    valkey.stop()
+    (log,) = files.glob("*.incr.aof")
+    whole = log.read_bytes()
+    damaged = whole[:3000] + bytes(500) + whole[3500:]
+    log.write_bytes(damaged)
+
+    with redis.Redis.from_url(valkey.start()) as client:
+        assert client.dbsize() == 0
+        client.set("text", "new")
+    valkey.stop()
+    assert (tmp_path / "appendonlydir.damaged" / log.name).read_bytes() == damaged
+
+    # What is only cut off is read up to there.
+    (log,) = files.glob("*.incr.aof")
+    log.write_bytes(log.read_bytes() + b"*3\r\n$3\r\nSE")
+    with redis.Redis.from_url(valkey.start()) as client:
+        assert client.get("text") == b"new"
+    valkey.stop()
+
+
+async def test_a_valkey_that_cannot_start_at_all_keeps_its_files(tmp_path: Path) -> None:
+    valkey = Valkey(tmp_path)
+    with redis.Redis.from_url(valkey.start()) as client:
+        client.set("text", "kept")
+    valkey.stop()
+    with pytest.raises(EngineError, match="did not start"):
+        Valkey(tmp_path, Path("/bin/false")).start()
+    assert not (tmp_path / "appendonlydir.damaged").exists()
+    with redis.Redis.from_url(valkey.start()) as client:
+        assert client.get("text") == b"kept"
+    valkey.stop()
 
 
 @pytest.mark.usefixtures("started_before")
