@@ -122,7 +122,7 @@ async def services(
             lease_ms=settings.claim_lease_ms,
         )  # fmt: skip
         stack.push_async_callback(rehydration.close)
-        limits = RateLimits(settings, live.limits, local, authorities)
+        limits = RateLimits(settings, live.limits, local, authorities, rehydration.warm)
         directory = DriverDirectory(database)
         effects = SideEffects(OfferLog(), RaceLog(), directory)
         live.settler.on_withdrawn(effects.offer_log.record_withdrawn)

@@ -1,13 +1,20 @@
 -- Purpose: counts one call against the limits that apply, for calls that have no script of their own.
 -- Atomic because: two calls that each counted first could both take the last place in the window.
--- KEYS[1...] logs of the limits that apply
+-- KEYS[1] epoch of the zone
+-- KEYS[2...] logs of the limits that apply
 -- ARGV[1...] pairs for the limits: most admitted, window in s
--- RETURNS {admitted or rate_limited, now in ms, index of the limit to report, remaining, reset in ms}
+-- RETURNS {cold, admitted or rate_limited, now in ms, index of the limit to report, remaining, reset in ms}
 --- @include "clock"
 --- @include "limits"
-local is_refused, limit_index, remaining, reset_ms = check_limits(1, 1)
+local epoch = KEYS[1]
+
+-- The logs of a Redis that came back empty are seeded as the zone is loaded; until then they admit too many.
+if redis.call('EXISTS', epoch) == 0 then
+  return { 'cold', now_ms, 0, 0, 0 }
+end
+local is_refused, limit_index, remaining, reset_ms = check_limits(2, 1)
 if is_refused then
   return { 'rate_limited', now_ms, limit_index, remaining, reset_ms }
 end
-remaining = record_admission(1, 1, remaining)
+remaining = record_admission(2, 1, remaining)
 return { 'admitted', now_ms, limit_index, remaining, reset_ms }

@@ -119,6 +119,7 @@ class DispatcherLimiter(Limiter):
         self.limits = LimitScripts(self.pipeline)
         self.rate = Rate(limit, window_s)
         self.keys = keys_of("bench")
+        await self.pipeline.command("SET", self.keys.epoch, "1 0 bench")
 
     async def check(self, subject: str) -> bool:
         limit = Limit("general", subject, self.rate)

@@ -14,13 +14,18 @@ from dispatcher.live.pipeline import Pipeline
 class _Code(StrEnum):
     ADMITTED = "admitted"
     RATE_LIMITED = "rate_limited"
+    COLD = "cold"
 
 
 class Admission(NamedTuple):
-    """Whether a call was admitted, and how the limit to report stands (None: none applies)."""
+    """Whether a call was admitted, and how the limit to report stands (None: none applies).
+
+    Where the zone that keeps the log is cold, nothing was counted: it is to be loaded.
+    """
 
     is_admitted: bool
     limit: LimitState | None
+    is_cold: bool = False
 
 
 def limit_keys_and_rates(keys: Keys, limits: Iterable[Limit]) -> tuple[list[str], list[int]]:
@@ -55,12 +60,13 @@ class LimitScripts:
         self._pipeline = pipeline
 
     async def check_limit(self, keys: Keys, limits: Sequence[Limit]) -> Admission:
-        """Counts one call, unless a limit refuses it. Raises StoreUnavailable."""
+        """Counts one call, unless a limit refuses it or the zone is cold. Raises StoreUnavailable."""
         names, rates = limit_keys_and_rates(keys, limits)
-        reply = await self._pipeline.run("check_limit", names, rates)
+        reply = await self._pipeline.run("check_limit", (keys.epoch, *names), rates)
         text, now_ms, limit_index, remaining, reset_ms = reply
+        code = _Code(text)
         state = limit_state(limits, limit_index, remaining, reset_ms, now_ms)
-        return Admission(_Code(text) is _Code.ADMITTED, state)
+        return Admission(code is _Code.ADMITTED, state, is_cold=code is _Code.COLD)
 
     def announce_load(self, zone: str) -> None:
         """Tells all servers that a zone is being loaded. Nobody waits for it, and it never fails."""

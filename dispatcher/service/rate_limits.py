@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Final
 
 from dispatcher.config import Settings
 from dispatcher.core.actors import Actor, Role
@@ -16,6 +17,9 @@ from dispatcher.observe.series import LIMITED
 from dispatcher.service.answers import Answer, RateLimited, rate_limited_answer, refusal_answer
 from dispatcher.service.authorities import Authorities
 from dispatcher.service.local_limits import LocalLimits
+
+#: How often a zone that proves cold again is loaded for one call.
+_MAX_TRIES: Final = 3
 
 
 class RateLimits:
@@ -37,9 +41,12 @@ class RateLimits:
         scripts: LimitScripts,
         local: LocalLimits,
         authorities: Authorities,
+        warm: Callable[[str], Awaitable[None]],
     ) -> None:
         self._scripts = scripts
         self._authorities = authorities
+        #: Loads a cold zone, and so seeds the logs that it keeps.
+        self._warm = warm
         #: What counts while the zone that keeps the logs does without its Redis.
         self.local = local
         # One node runs a script on keys of several zones; the nodes of a cluster do not.
@@ -100,7 +107,7 @@ class RateLimits:
         Raises StoreUnavailable where it is not known to be.
         """
         admission = await self._authorities.ask_redis(
-            DEFAULT_ZONE, lambda: self._scripts.check_limit(keys_of(DEFAULT_ZONE), limits)
+            DEFAULT_ZONE, lambda: self._check_in_redis(limits)
         )
         if admission is not None:
             if admission.is_admitted:
@@ -108,6 +115,14 @@ class RateLimits:
             return admission
         is_admitted, state = self.local.check(limits)
         return Admission(is_admitted, self.local.record(limits, state) if is_admitted else state)
+
+    async def _check_in_redis(self, limits: Sequence[Limit]) -> Admission:
+        for _ in range(_MAX_TRIES):
+            admission = await self._scripts.check_limit(keys_of(DEFAULT_ZONE), limits)
+            if not admission.is_cold:
+                return admission
+            await self._warm(DEFAULT_ZONE)
+        raise StoreUnavailable("the logs of the limits do not stay loaded")
 
     async def refuse(self, refusal: Refusal, actor: Actor | None, ip: str | None) -> Answer:
         """Answers a call that was refused before anything counted it, and counts it.

@@ -22,8 +22,8 @@ from dispatcher.core.trips import Trip
 from dispatcher.live.claim_results import AcceptClaimed, NotClaimed
 from dispatcher.live.claims import Attempt, ClaimScripts, Resolved
 from dispatcher.live.hashes import driver_fields
-from dispatcher.live.keys import keys_of
-from dispatcher.live.limits import LimitScripts
+from dispatcher.live.keys import Keys, keys_of
+from dispatcher.live.limits import Admission, LimitScripts
 from dispatcher.live.matching import MatchScripts
 from dispatcher.live.offers import OfferScripts
 from dispatcher.live.pipeline import Pipeline
@@ -163,6 +163,19 @@ def make_driver(name: str = "d1", **columns: Any) -> Driver:
         "vehicle_type": "car",
     }  # fmt: skip
     return Driver(name, **(usual | columns))
+
+
+class WarmLimits(LimitScripts):
+    """The limits of zones that are loaded, whatever node has them now: in one batch with each call."""
+
+    def __init__(self, pipeline: Pipeline) -> None:
+        super().__init__(pipeline)
+        self._warm = pipeline
+
+    async def check_limit(self, keys: Keys, limits: Sequence[Limit]) -> Admission:
+        warmed = self._warm.command("SET", keys.epoch, f"{START_MS} 0 run-id")
+        warmed.add_done_callback(lambda done: done.cancelled() or done.exception())
+        return await super().check_limit(keys, limits)
 
 
 @contextlib.asynccontextmanager

@@ -19,7 +19,7 @@ from dispatcher.live.client import connect
 from dispatcher.live.keys import keys_of
 from dispatcher.live.limits import LimitScripts
 from dispatcher.live.pipeline import Pipeline
-from tests.harness.lua_zone import START_MS, Zone, limit
+from tests.harness.lua_zone import START_MS, WarmLimits, Zone, limit
 
 
 @dataclass
@@ -170,7 +170,7 @@ async def test_fifty_clients_and_never_more_than_ten_in_any_window(redis_url: st
             redis = connect(redis_url)
             stack.push_async_callback(redis.aclose)
             pipeline = Pipeline(redis)
-            scripts = LimitScripts(pipeline)
+            scripts = WarmLimits(pipeline)
             rng = random.Random()
             while time.monotonic() < end:
                 # In one pipeline with the call, so that no admission leaves the log unseen.

@@ -22,9 +22,8 @@ from dispatcher.live import pubsub
 from dispatcher.live.channel_nodes import channel_nodes
 from dispatcher.live.client import connect
 from dispatcher.live.keys import keys_of
-from dispatcher.live.limits import LimitScripts
 from dispatcher.live.pipeline import Pipeline
-from tests.harness.lua_zone import limit
+from tests.harness.lua_zone import WarmLimits, limit
 
 
 class Proxy:
@@ -87,7 +86,7 @@ async def test_a_lost_connection_is_told_and_nothing_is_sent_twice(redis_url: st
     async with Proxy(_port_of(redis_url)).listen(redis_url) as proxy:
         client = connect(proxy.url)
         pipeline = Pipeline(client)
-        limits, keys = LimitScripts(pipeline), keys_of("lost")
+        limits, keys = WarmLimits(pipeline), keys_of("lost")
         await pipeline.load_scripts()
         await asyncio.gather(*(pipeline.command("PING") for _ in range(3)))
 
@@ -136,7 +135,7 @@ async def test_what_ran_is_told_where_loading_scripts_fails(redis_url: str) -> N
     async with Proxy(_port_of(redis_url)).listen(redis_url) as proxy:
         client = connect(proxy.url)
         pipeline = Pipeline(client)
-        limits, keys = LimitScripts(pipeline), keys_of("half")
+        limits, keys = WarmLimits(pipeline), keys_of("half")
         await client.script_flush()
         proxy.doom = lambda data: b"Atomic because" in data
         call = asyncio.ensure_future(limits.check_limit(keys, [limit(5)]))
@@ -151,14 +150,17 @@ async def test_what_ran_is_told_where_loading_scripts_fails(redis_url: str) -> N
 
 async def test_a_server_that_cannot_write_is_unavailable(client: Any) -> None:
     pipeline = Pipeline(client)
-    await pipeline.load_scripts()
+    limits, keys = WarmLimits(pipeline), keys_of("oom")
+    assert (await limits.check_limit(keys, [limit(5)])).is_admitted
     await client.config_set("maxmemory", "1")
     try:
         with pytest.raises(StoreUnavailable, match="memory"):
-            await LimitScripts(pipeline).check_limit(keys_of("oom"), [limit(5)])
+            await limits.check_limit(keys, [limit(5)])
     finally:
         await client.config_set("maxmemory", "0")
-    assert (await LimitScripts(pipeline).check_limit(keys_of("oom"), [limit(5)])).is_admitted
+    admission = await limits.check_limit(keys, [limit(5)])
+    assert admission.limit is not None
+    assert admission.limit.remaining == 3, "the refused call was not counted"
 
 
 @contextlib.contextmanager
@@ -194,7 +196,8 @@ async def test_a_node_that_was_demoted_is_left_for_its_successor(redis_url: str,
                         await pipeline.command("SET", "demoted:key", "1")
                         break
                     await asyncio.sleep(0.01)
-            limits, keys = LimitScripts(pipeline), keys_of("demoted")
+            limits, keys = WarmLimits(pipeline), keys_of("demoted")
+            assert (await limits.check_limit(keys, [limit(5)])).is_admitted
             await pipeline.load_scripts()  # by an idle connection of the pool, which leads there, too
             await _direct(old_url, "REPLICAOF", "127.0.0.1", "1")
             proxy.forward_to(new)

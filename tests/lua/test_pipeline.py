@@ -10,9 +10,8 @@ import pytest
 
 from dispatcher.live.client import connect
 from dispatcher.live.keys import keys_of
-from dispatcher.live.limits import LimitScripts
 from dispatcher.live.pipeline import Pipeline
-from tests.harness.lua_zone import limit
+from tests.harness.lua_zone import WarmLimits, limit
 
 
 async def test_an_unknown_script_is_loaded_and_only_its_call_is_sent_again(
@@ -20,7 +19,7 @@ async def test_an_unknown_script_is_loaded_and_only_its_call_is_sent_again(
 ) -> None:
     """The rest of a batch has run when one call in it fails."""
     pipeline = Pipeline(client)
-    limits, keys = LimitScripts(pipeline), keys_of("noscript")
+    limits, keys = WarmLimits(pipeline), keys_of("noscript")
     await pipeline.load_scripts()
     wide = [limit(100)]
     first = await limits.check_limit(keys, wide)
@@ -72,7 +71,7 @@ async def test_what_cannot_be_sent_is_refused_at_its_own_call(
 
 async def test_a_whole_batch_after_a_restart(client: Any) -> None:
     pipeline = Pipeline(client)
-    limits, keys = LimitScripts(pipeline), keys_of("noscript")
+    limits, keys = WarmLimits(pipeline), keys_of("noscript")
     await client.script_flush()
     admissions = await asyncio.gather(*(limits.check_limit(keys, [limit(1000)]) for _ in range(700)))
     assert all(admission.is_admitted for admission in admissions)
@@ -105,7 +104,7 @@ async def test_a_cancelled_caller_harms_nobody(client: Any) -> None:
 
 async def test_a_cancelled_claim_is_sent_all_the_same(client: Any) -> None:
     pipeline = Pipeline(client)
-    limits, keys = LimitScripts(pipeline), keys_of("cancelled")
+    limits, keys = WarmLimits(pipeline), keys_of("cancelled")
     await pipeline.load_scripts()
     task = asyncio.create_task(limits.check_limit(keys, [limit(5)]))
     await asyncio.sleep(0)

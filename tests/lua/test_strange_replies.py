@@ -24,7 +24,7 @@ class _Saying:
 
 
 @pytest.mark.parametrize(
-    "reply", [[], ["admitted"], ["cold", START_MS, 0, 0, 0], ["admitted", START_MS, 2, 0, 0],
+    "reply", [[], ["admitted"], ["warm", START_MS, 0, 0, 0], ["admitted", START_MS, 2, 0, 0],
               ["admitted", START_MS, 0, 0, 0, "more"]],
 )  # fmt: skip
 async def test_a_strange_reply_of_a_limit_raises(reply: list[Any]) -> None:

@@ -15,12 +15,11 @@ from dispatcher.live.address import parse_address
 from dispatcher.live.channel_nodes import channel_nodes
 from dispatcher.live.deployment import open_pipeline
 from dispatcher.live.keys import keys_of
-from dispatcher.live.limits import LimitScripts
 from dispatcher.live.preflight import check_redis
 from dispatcher.live.publisher import Publisher
 from dispatcher.live.pubsub import Listener, Subscriber
 from dispatcher.live.settlement import Message
-from tests.harness.lua_zone import limit
+from tests.harness.lua_zone import WarmLimits, limit
 from tests.harness.tls import Authority, TlsFront
 from tests.harness.valkey_nodes import SentinelGroup, ValkeyCluster, ValkeyNode, free_ports
 
@@ -64,7 +63,7 @@ async def _use(url: str) -> None:
             await stands.wait()
         async with open_pipeline(url) as pipeline:
             calls = (
-                LimitScripts(pipeline).check_limit(keys_of("default"), [limit(100_000)])
+                WarmLimits(pipeline).check_limit(keys_of("default"), [limit(100_000)])
                 for _ in range(600)  # more than one record of TLS
             )
             assert all(admission.is_admitted for admission in await asyncio.gather(*calls))

@@ -76,13 +76,14 @@ class Walk:
 
     async def _create(self) -> tuple[Trip, int]:
         keys, attempt = self.keys, self.attempt("t0")
-        assert (await self.limits.check_limit(keys, _LIMITS)).is_admitted
+        assert (await self.limits.check_limit(keys, _LIMITS)).is_cold
         assert await self.claims.claim_creation(keys, attempt) == Unresolved(ClaimCode.COLD, None)
         assert await self.state.mark_cold(keys, "run")
         assert await self.state.begin_loading(keys, "a")
         assert not await self.state.end_loading(keys, "b", Epoch(1, 0, "run"))
         assert await self.state.drop_zone(keys) == {}
         assert await self.state.end_loading(keys, "a", Epoch(1, 0, "run"))
+        assert (await self.limits.check_limit(keys, _LIMITS)).is_admitted
         created = await self.claims.claim_creation(keys, attempt)
         assert isinstance(created, CreationClaimed)
         trip = make_trip("1", id=self.trip_id, zone=keys.zone, pickup_lat=50.1, pickup_lng=8.6)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
+
 from dispatcher.core.actors import Actor, Role
 from dispatcher.core.callers import Caller
 from dispatcher.core.limits import LimitClass
 from dispatcher.core.zones import Zone, Zones
+from dispatcher.service.answers import RateLimited
 from tests.harness.services import City, driver, open_city
 
 PLACE = (40.75, -73.98)
@@ -75,3 +78,26 @@ async def test_an_operator_has_an_allowance_of_their_own(redis_url: str, databas
         own = await limits.count(LimitClass.GENERAL, driver("d1"), None)
         assert own is not None
         assert (own.name, own.remaining) == ("general", 0)
+
+
+async def test_a_redis_that_lost_its_logs_opens_no_second_window_for_questions(
+    redis_url: str, database_url: str
+) -> None:
+    """Questions have no claim that would find the zone cold."""
+    async with open_city(redis_url, database_url, limit_general="5/60") as city:
+        limits = city.parts.limits
+        for _ in range(5):
+            await limits.count(LimitClass.GENERAL, driver("d1"), None)
+        await city.redis("FLUSHALL")
+
+        async def is_admitted() -> bool:
+            try:
+                await limits.count(LimitClass.GENERAL, driver("d1"), None)
+            except RateLimited:
+                return False
+            return True
+
+        assert not any(await asyncio.gather(*(is_admitted() for _ in range(30))))
+        state = await limits.count(LimitClass.GENERAL, driver("d2"), None)
+        assert state is not None
+        assert state.remaining == 4
