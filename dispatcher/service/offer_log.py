@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from enum import StrEnum
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
+
+import structlog
 
 from dispatcher.core.errors import StoreUnavailable
 from dispatcher.core.times import moment, now_ms
@@ -14,6 +16,13 @@ from dispatcher.observe.series import OFFER_OUTCOMES_SEEN
 #: How long an outcome waits for its offer. An offer that is saved later is closed by the trip's history,
 #: a minute after its deadline (`close_overdue_offers`).
 _WAITS_MS: Final = 60_000
+#: Rows of each kind that wait at most while Postgres is away, some minutes of a large city. The newest
+#: are kept. Trips, drivers and events are none of them.
+_MAX_ROWS: Final = 100_000
+#: Rows in one statement: some 50 ms of Postgres' time.
+_ROWS_AT_ONCE: Final = 5_000
+
+log = structlog.get_logger("dispatcher.offers")
 
 
 class OfferOutcome(StrEnum):
@@ -66,21 +75,25 @@ class OfferLog:
     def add_offers(self, offers: Iterable[OfferRow]) -> None:
         """Offers that went out."""
         self._offers += offers
+        _keep_newest(self._offers, "offers")
 
     async def save_offers(self, database: Database) -> None:
         """Writes the offers at once, so that they are durable. What Postgres could not take is kept.
         Raises StoreUnavailable."""
         offers, self._offers = self._offers, []
-        try:
-            await _save_offers(database, offers)
-        except StoreUnavailable:
-            self._offers = offers + self._offers
-            raise
+        for start in range(0, len(offers), _ROWS_AT_ONCE):
+            try:
+                await _save_offers(database, offers[start : start + _ROWS_AT_ONCE])
+            except StoreUnavailable:
+                self._offers = offers[start:] + self._offers
+                _keep_newest(self._offers, "offers")
+                raise
 
     def record(self, trip_id: str, drivers: Iterable[str], outcome: OfferOutcome, at_ms: int) -> None:
         """What became of a trip's offers to these drivers."""
         rows = [OutcomeRow(trip_id, driver, outcome, at_ms) for driver in drivers]
         self._new_outcomes += rows
+        _keep_newest(self._new_outcomes, "outcomes")
         OFFER_OUTCOMES_SEEN.numbers[(outcome,)] += len(rows)
 
     def record_withdrawn(self, driver_id: str, trip_ids: Sequence[str], at_ms: int) -> None:
@@ -94,21 +107,28 @@ class OfferLog:
         return {"offers": len(self._offers), "outcomes": outcomes}
 
     async def save(self, database: Database) -> None:
-        """Writes what has come together, in two statements.
-
-        What Postgres could not take is kept for the next time. Raises StoreUnavailable.
-        """
-        offers, self._offers = self._offers, []
+        """Writes what has come together. What Postgres could not take is kept for the next time. Raises
+        StoreUnavailable."""
         due, self._due_outcomes, self._new_outcomes = self._due_outcomes, self._new_outcomes, []
+        saved = 0
         try:
-            if offers:
-                await _save_offers(database, offers)
-                offers = []
-            if due:
-                self._due_outcomes += await _save_outcomes(database, due)
+            await self.save_offers(database)
+            while saved < len(due):
+                rows = due[saved : saved + _ROWS_AT_ONCE]
+                self._due_outcomes += await _save_outcomes(database, rows)
+                saved += len(rows)
         except StoreUnavailable:
-            self._offers, self._due_outcomes = offers + self._offers, due + self._due_outcomes
+            self._due_outcomes = due[saved:] + self._due_outcomes
+            _keep_newest(self._due_outcomes, "outcomes")
             raise
+
+
+def _keep_newest(rows: list[Any], kind: str) -> None:
+    if len(rows) > _MAX_ROWS:
+        # Some more than has to go, so that it is seldom done.
+        dropped = len(rows) - _MAX_ROWS * 9 // 10
+        del rows[:dropped]
+        log.warning("rows for postgres are dropped", kind=kind, rows=dropped)
 
 
 async def _save_offers(database: Database, offers: Sequence[OfferRow]) -> None:

@@ -106,9 +106,7 @@ class RateLimits:
 
         Raises StoreUnavailable where it is not known to be.
         """
-        admission = await self._authorities.ask_redis(
-            DEFAULT_ZONE, lambda: self._check_in_redis(limits)
-        )
+        admission = await self._authorities.ask_redis(DEFAULT_ZONE, lambda: self._check_in_redis(limits))
         if admission is not None:
             if admission.is_admitted:
                 self.local.note(limits, admission.limit)

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import AsyncIterator
 from datetime import timedelta
+from typing import Any
 
 import pytest
 
+from dispatcher.core.errors import StoreUnavailable
 from dispatcher.core.times import moment, now_ms
 from dispatcher.ledger.database import Database
+from dispatcher.service import offer_log as offer_log_module
 from dispatcher.service.offer_log import OfferLog, OfferOutcome, OfferRow
 from tests.harness.services import PLACE, City, driver, open_city
 
@@ -167,3 +171,50 @@ async def test_a_decline_ends_no_offer_that_has_ended(city: City) -> None:
     assert told == [(1, "expired"), (2, "declined")]
     page = await city.parts.operator_reads.trip_offers(trip, None, 9)
     assert [offer["wave"] for offer in page["offers"]] == [1, 2]
+
+
+class Failing:
+    """A Postgres that goes away after some statements."""
+
+    def __init__(self, database: Database, statements: int) -> None:
+        self._database = database
+        self._left = statements
+
+    async def execute(self, name: str, **given: Any) -> None:
+        self._spend()
+        await self._database.execute(name, **given)
+
+    async def rows(self, name: str, **given: Any) -> Any:
+        self._spend()
+        return await self._database.rows(name, **given)
+
+    def _spend(self) -> None:
+        if self._left == 0:
+            raise StoreUnavailable("postgres is away")
+        self._left -= 1
+
+
+async def test_what_waits_is_bounded_and_saved_in_parts(
+    city: City, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A long outage of Postgres fills no memory, and no statement is too long to end in time."""
+    monkeypatch.setattr(offer_log_module, "_MAX_ROWS", 100)
+    monkeypatch.setattr(offer_log_module, "_ROWS_AT_ONCE", 30)
+    offer_log = OfferLog()
+    drivers = [f"d{n:03}" for n in range(120)]
+    offer_log.add_offers(offer(1, T0, name) for name in drivers)
+    for name in drivers:
+        offer_log.record("z_1", [name], OfferOutcome.DECLINED, T0 + 10)
+    assert all(50 < number <= 100 for number in offer_log.unsaved().values())
+
+    # Whatever statement it breaks off at, nothing that was left is lost or saved twice.
+    for statements in range(9):
+        failing: Any = Failing(city.parts.ledger.database, statements)
+        with contextlib.suppress(StoreUnavailable):
+            await offer_log.save(failing)
+    await save(city, offer_log)
+    saved = await rows(city)
+    assert [row[0] for row in saved] == drivers[-len(saved) :], "the newest are kept"
+    assert len(saved) > 50
+    assert {row[2:] for row in saved} == {("declined", 10)}
+    assert offer_log.unsaved()["offers"] == 0
