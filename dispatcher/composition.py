@@ -52,6 +52,7 @@ from dispatcher.service.rehydration import Rehydration
 from dispatcher.service.snapshots import Snapshots
 from dispatcher.service.stranded_trips import StrandedTrips
 from dispatcher.service.traced_coordinator import TracedCoordinator
+from dispatcher.service.unheard_events import UnheardEvents
 from dispatcher.service.user_channels import UserChannels
 from dispatcher.service.webhook import MAX_CALLS, Deliveries, Webhook
 from dispatcher.webhook.receiver import Receiver
@@ -112,12 +113,13 @@ async def services(
             zones.names(), database=database, pipeline=live.pipeline, state=live.state, node=node
         )
         await authorities.load()
-        outbox = Outbox(settler=live.settler, state=live.state, database=database)
+        outbox = Outbox(settler=live.settler, state=live.state, stream=live.stream, database=database)
         queue_log = QueueLog(zones, database)
         local = LocalLimits(lambda: authorities.servers)
         seeds = await stack.enter_async_context(open_seeds(local, live.limits, subscriber, settings))
         rehydration = Rehydration(
-            live.state, database, outbox, authorities, seeds, queue_log,
+            live.state, database, outbox,
+            UnheardEvents(live.stream, live.comparison, database), authorities, seeds, queue_log,
             presence=live.presence, presence_ttl_s=settings.presence_ttl_s,
             lease_ms=settings.claim_lease_ms,
         )  # fmt: skip

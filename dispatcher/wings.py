@@ -16,6 +16,7 @@ from dispatcher.live.claims import ClaimScripts
 from dispatcher.live.comparison import ComparisonScripts
 from dispatcher.live.deliveries import DeliveryScripts
 from dispatcher.live.deployment import open_pipeline
+from dispatcher.live.event_stream import EventStream
 from dispatcher.live.inspection import InspectionScripts
 from dispatcher.live.limits import LimitScripts
 from dispatcher.live.matching import MatchScripts
@@ -51,6 +52,7 @@ class LiveWing:
     mending: Mending
     deliveries: DeliveryScripts
     queues: QueueScripts
+    stream: EventStream
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +96,7 @@ async def open_live(settings: Settings) -> AsyncIterator[LiveWing]:
             mending,
             DeliveryScripts(pipeline),
             QueueScripts(pipeline),
+            EventStream(pipeline),
         )
 
 

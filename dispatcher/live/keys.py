@@ -16,6 +16,7 @@ class Keys:
         self._prefix = prefix = f"dsp:{{{zone}}}:"
         self.epoch = prefix + "epoch"
         self.loading = prefix + "loading"
+        self.unheard_since = prefix + "unheard-since"
         self.filled = prefix + "filled"
         self.claims = prefix + "claims"
         self.seen = prefix + "seen"

@@ -7,8 +7,6 @@ from collections.abc import Hashable, Sequence
 from dataclasses import replace
 from typing import Any, Final, NamedTuple
 
-import orjson
-
 from dispatcher.core.drivers import Driver
 from dispatcher.core.idempotency import IdempotencyKey, StoredAnswer
 from dispatcher.core.times import now_ms
@@ -31,7 +29,6 @@ _READY_MS: Final = 1_000
 _RUN_ID_AGE_S: Final = 0.05
 #: The keys of a zone that Postgres can give back, or that follow from those.
 _DERIVED: Final = ("trip:", "driver:", "claim:", "geo:", "queue:", "offers:", "inbox:", "passed:")
-_EVENTS_PAGE: Final = 1_000
 
 
 class Epoch(NamedTuple):
@@ -224,7 +221,9 @@ class StateScripts:
         """The zone is loaded: claims are decided from now on; or, without an epoch, another server
         may try. False where the lock was not this loading's any more: nothing was done."""
         text = f"{epoch.loaded_ms} {epoch.horizon_ms} {epoch.run_id}" if epoch else ""
-        reply: int = await self._pipeline.run("end_loading", (keys.loading, keys.epoch), (token, text))
+        reply: int = await self._pipeline.run(
+            "end_loading", (keys.loading, keys.epoch, keys.unheard_since), (token, text)
+        )
         return reply == 1
 
     async def drop_zone(self, keys: Keys) -> dict[str, Fix]:
@@ -257,33 +256,6 @@ class StateScripts:
         await self._scan.scan(keys, drop)
         return fixes
 
-    async def last_heard_ms(self, keys: Keys) -> int | None:
-        """When the zone's stream got its last event, in ms; None where it has none."""
-        newest = await self._pipeline.command("XREVRANGE", keys.events, "+", "-", "COUNT", 1)
-        return int(newest[0][0].partition("-")[0]) if newest else None
-
-    async def heard_since(self, keys: Keys, since_ms: int) -> set[tuple[str, int]]:
-        """The trips and versions of the events that the zone's stream got since then."""
-        heard: set[tuple[str, int]] = set()
-        after = str(since_ms)
-        while page := await self._pipeline.command(
-            "XRANGE", keys.events, after, "+", "COUNT", _EVENTS_PAGE
-        ):
-            for _, fields in page:
-                if (trip := _trip_of_entry(fields)) is not None:
-                    heard.add(trip)
-            after = "(" + page[-1][0]
-        return heard
-
     async def check_writable(self, keys: Keys) -> None:
         """Raises StoreUnavailable where Redis cannot be written, as a claim would."""
         await self._pipeline.command("SET", keys.ready, now_ms(), "PX", _READY_MS)
-
-
-def _trip_of_entry(fields: Any) -> tuple[str, int] | None:
-    """The trip and version of an entry of the stream; None where somebody else wrote it."""
-    try:
-        trip = orjson.loads(fields["event"] if isinstance(fields, dict) else fields[1])["trip"]
-        return str(trip["id"]), int(trip["version"])
-    except (ValueError, TypeError, KeyError, IndexError):
-        return None

@@ -18,6 +18,7 @@ from dispatcher.service.local_limits import LocalLimits
 from dispatcher.service.outbox import Outbox
 from dispatcher.service.queue_log import QueueLog
 from dispatcher.service.rehydration import Rehydration
+from dispatcher.service.unheard_events import UnheardEvents
 from dispatcher.wings import LedgerWing, LiveWing, open_ledger, open_live
 from dispatcher.zones_file import load_zones
 
@@ -48,15 +49,17 @@ async def open_workbench(settings: Settings) -> AsyncIterator[Workbench]:
     await check_postgres(database_url)
     await migrate.check_current(database_url)
     async with open_live(settings) as live, open_ledger(settings) as ledger:
-        outbox = Outbox(settler=live.settler, state=live.state, database=ledger.database)
+        database = ledger.database
+        outbox = Outbox(settler=live.settler, state=live.state, stream=live.stream, database=database)
         authorities = Authorities(
-            zones.names(), database=ledger.database, pipeline=live.pipeline, state=live.state, node=""
+            zones.names(), database=database, pipeline=live.pipeline, state=live.state, node=""
         )
         # It admits nothing, so there is nothing to seed.
         seeds = LimitSeeds(LocalLimits(lambda: 1), live.limits, has_one_node=True)
         rehydration = Rehydration(
-            live.state, ledger.database, outbox, authorities, seeds,
-            QueueLog(zones, ledger.database),
+            live.state, database, outbox,
+            UnheardEvents(live.stream, live.comparison, database), authorities, seeds,
+            QueueLog(zones, database),
             presence=live.presence, presence_ttl_s=settings.presence_ttl_s,
             lease_ms=settings.claim_lease_ms,
         )  # fmt: skip

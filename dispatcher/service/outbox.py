@@ -18,12 +18,12 @@ import orjson
 import structlog
 
 from dispatcher.core.actors import Actor, Role, address_of
-from dispatcher.core.errors import StoreUnavailable
-from dispatcher.core.times import millis, moment, now_ms
+from dispatcher.core.times import millis, moment
 from dispatcher.core.transitions import TRANSITIONS, DriverEffect, Event, Transition
 from dispatcher.core.trips import ACTIVE, DEFAULT_VEHICLE_TYPE, Status, Trip
 from dispatcher.ledger.database import Database, trip_from_row
 from dispatcher.live.claims import Attempt
+from dispatcher.live.event_stream import EventStream
 from dispatcher.live.keys import Keys
 from dispatcher.live.settle import Settler
 from dispatcher.live.settlement import Message, SettleEffect, Settlement
@@ -31,7 +31,6 @@ from dispatcher.live.state import StateScripts
 from dispatcher.observe.series import REPAIRED
 from dispatcher.service.commands.transition import transition_settlement
 from dispatcher.service.messages import stream_event, trip_json, trip_messages
-from dispatcher.service.questions import Questions
 
 log = structlog.get_logger("dispatcher.outbox")
 
@@ -39,10 +38,6 @@ log = structlog.get_logger("dispatcher.outbox")
 _MAX_EVENTS: Final = 100_000
 #: Within this, attempts are swept also where there are a thousand, and where their sweeper dies.
 _SWEPT_WITHIN_MS: Final = 60_000
-#: How far back the last event of a zone is looked for: each time ten times as far, up to a day.
-_FIRST_LOOK_MS: Final = 60_000
-_LOOK_FURTHER: Final = 10
-_LOOK_BACK_MS: Final = 100_000_000
 #: Trips whose histories are read together.
 _MAX_TRIPS: Final = 500
 #: Actions of one event do the same to a trip, whoever took them.
@@ -84,11 +79,13 @@ class PastEvent(NamedTuple):
 class Outbox:
     """Settles what was committed and not settled. All raise StoreUnavailable."""
 
-    def __init__(self, *, settler: Settler, state: StateScripts, database: Database) -> None:
+    def __init__(
+        self, *, settler: Settler, state: StateScripts, stream: EventStream, database: Database
+    ) -> None:
         self._settler = settler
         self._state = state
         self._database = database
-        self._last_events: Questions[str, int] = Questions(self._ask_last_events)
+        self._stream = stream
 
     async def settle_missed(self, keys: Keys, trip: Trip, *, attempt: str = "") -> int:
         """Settles the events of a trip that are newer than its hash in Redis, and the one that the
@@ -112,20 +109,14 @@ class Outbox:
 
     async def settle_unheard(self, keys: Keys, heard_ms: int | None, *, lease_ms: int) -> int:
         """Settles the events of a zone, which is being loaded, that its stream may not have told, and
-        those of the same trips that came after.
-
-        `heard_ms` is when the stream got its last event; None where it has none: then the last event
-        that was committed stands for it, however long ago, since what is not committed is not unheard.
-        Returns how many.
+        those of the same trips that came after. `heard_ms` is that of `UnheardEvents`. Returns how many.
         """
-        if heard_ms is None:
-            heard_ms = await self._last_events.find(keys.zone)
         if heard_ms is None:
             return 0
         # An attempt is committed within its lease, and settled by a sweeper some time after that.
         since_ms = heard_ms - 2 * lease_ms - _SWEPT_WITHIN_MS
         rows = await self._events_since(keys, since_ms)
-        heard = await self._state.heard_since(keys, since_ms) if rows else set()
+        heard = await self._stream.heard_since(keys, since_ms) if rows else set()
         first: dict[str, int] = {}
         for row in rows:
             trip_id, version = row["trip_id"], row["version"]
@@ -137,29 +128,6 @@ class Outbox:
             await self._state.go_on_loading(keys)
             settled += await self._settle_trips(keys, ids[start : start + _MAX_TRIPS], first)
         return settled
-
-    async def _ask_last_events(self, zones: Sequence[str]) -> Mapping[str, int]:
-        """When the last event of each zone was committed (ms), within what a consumer can remember."""
-        found: dict[str, int] = {}
-        missing, now, back_ms = list(zones), now_ms(), _FIRST_LOOK_MS
-        while missing and back_ms <= _LOOK_BACK_MS:
-            try:
-                found |= await self._last_events_since(missing, now - back_ms)
-            except StoreUnavailable as error:
-                if back_ms == _FIRST_LOOK_MS:
-                    raise
-                # Quiet zones among busy ones do not stay cold because looking back takes long.
-                log.warning("older events not looked for", zones=len(missing), reason=str(error))
-                break
-            missing = [zone for zone in missing if zone not in found]
-            back_ms *= _LOOK_FURTHER
-        return found
-
-    async def _last_events_since(self, zones: Sequence[str], since_ms: int) -> dict[str, int]:
-        rows = await self._database.rows(
-            "last_events_of_zones", zones=list(zones), since=moment(since_ms)
-        )
-        return {row["zone"]: millis(row["created_at"]) or 0 for row in rows}
 
     async def _events_since(self, keys: Keys, since_ms: int) -> list[Any]:
         return await self._database.rows(

@@ -33,6 +33,7 @@ from dispatcher.service.outbox import Outbox
 from dispatcher.service.questions import Questions
 from dispatcher.service.queue_log import QueueLog
 from dispatcher.service.saved_answers import MAX_ANSWERS, load_answers
+from dispatcher.service.unheard_events import UnheardEvents
 from dispatcher.service.zone_warming import ZoneWarming
 
 log = structlog.get_logger("dispatcher.rehydration")
@@ -48,6 +49,7 @@ class Rehydration:
         state: StateScripts,
         database: Database,
         outbox: Outbox,
+        unheard: UnheardEvents,
         authorities: Authorities,
         limit_seeds: LimitSeeds,
         queue_log: QueueLog,
@@ -56,7 +58,8 @@ class Rehydration:
         presence_ttl_s: int,
         lease_ms: int,
     ) -> None:
-        self._state, self._database, self._outbox = state, database, outbox
+        self._state, self._database = state, database
+        self._outbox, self._unheard = outbox, unheard
         self._authorities, self._limit_seeds = authorities, limit_seeds
         self._queue_log, self._lease_ms = queue_log, lease_ms
         self._presence, self._presence_ms = presence, presence_ttl_s * 1000
@@ -102,7 +105,7 @@ class Rehydration:
         started = time.monotonic()
         log.info("zone is loaded", zone=keys.zone)
         self._limit_seeds.announce(keys.zone)
-        heard_ms = await self._state.last_heard_ms(keys)
+        heard_ms = await self._unheard.since(keys)
         fixes = await self._state.drop_zone(keys)
         has = await self._contents.find(keys.zone) or ()
         # Drivers first: an accept that finds its trip must find its driver.

@@ -238,14 +238,23 @@ class Stage:
         await self.revive()
 
     async def revive(self) -> None:
-        """Starts engines again that have died, with what their files hold."""
+        """Starts engines again that have died, with what their files hold.
+
+        A Valkey that cannot write its files after a full copy tries for ten seconds, and then dies.
+        """
         await asyncio.to_thread(self.engines.revive)
-        for node in (self.primary, self.replica):
-            if not node.is_alive:
-                await node.client.aclose()
-                await node.start()
-        self.proxy.point(self.primary.port)
-        await self.replica.follow(self.primary)
+        async with asyncio.timeout(60):
+            while True:
+                for node in (self.primary, self.replica):
+                    if not node.is_alive:
+                        await node.client.aclose()
+                        await node.start()
+                self.proxy.point(self.primary.port)
+                with contextlib.suppress(redis.exceptions.RedisError, TimeoutError):
+                    await self.primary.client.ping()
+                    await self.replica.follow(self.primary)
+                    return
+                await asyncio.sleep(0.1)
 
     def postgres_pids(self) -> list[int]:
         """Postgres and its sessions."""

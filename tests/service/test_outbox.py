@@ -14,8 +14,10 @@ from dispatcher.core.errors import StoreUnavailable
 from dispatcher.core.times import now_ms
 from dispatcher.jobs import reconcile
 from dispatcher.ledger.changes import Change, OutcomeCode
+from dispatcher.live.comparison import ComparisonScripts
 from dispatcher.live.settle import Settler
 from dispatcher.service.outbox import Outbox
+from dispatcher.service.unheard_events import UnheardEvents
 from tests.harness.services import City, code_of, driver, open_city, rider
 
 PLACE = (40.7559, -73.9864)
@@ -327,7 +329,7 @@ async def test_a_zone_is_loaded_though_older_events_take_too_long_to_look_for(
     city: City, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A quiet zone, whose Redis was emptied, in a large database."""
-    looks, since = 0, Outbox._last_events_since
+    looks, since = 0, UnheardEvents._last_events_since
 
     async def slow(*args: Any, **more: Any) -> dict[str, int]:
         nonlocal looks
@@ -336,8 +338,59 @@ async def test_a_zone_is_loaded_though_older_events_take_too_long_to_look_for(
             raise StoreUnavailable("timeout")
         return await since(*args, **more)
 
-    monkeypatch.setattr(Outbox, "_last_events_since", slow)
+    monkeypatch.setattr(UnheardEvents, "_last_events_since", slow)
     await city.redis("FLUSHDB")
     await city.parts.rehydration.warm("default")
     assert looks == 2
     assert await city.parts.live.state.read_epoch(city.keys()) is not None
+
+
+async def test_a_load_that_breaks_off_as_it_tells_events_leaves_the_rest_to_the_next_one(
+    city: City, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What it has told is new to the stream, and hides that older ones are missing."""
+    await city.online("d1", "d2")
+    trips = [await city.trip(), await city.trip()]
+    async with LostSettles(city, monkeypatch):
+        for number, trip in enumerate(trips, 1):
+            assert (await city.act(driver(f"d{number}"), "accept", trip)).status == 200
+    await city.postgres.execute("UPDATE trip_events SET created_at = created_at - interval '1 hour'")
+    await city.redis("FLUSHDB")
+    settle_trips = Outbox._settle_trips
+
+    async def break_off(outbox: Outbox, keys: Any, ids: Any, first: Any) -> int:
+        await settle_trips(outbox, keys, ids[:1], first)
+        raise StoreUnavailable("redis")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Outbox, "_settle_trips", break_off)
+        with pytest.raises(StoreUnavailable):
+            await city.parts.rehydration.warm("default")
+    told = {trip for event, trip, _ in await city.events() if event == "accepted"}
+    assert len(told) == 1
+    await city.parts.rehydration.warm("default")
+    told = {trip for event, trip, _ in await city.events() if event == "accepted"}
+    assert told == set(trips)
+    assert await city.redis("EXISTS", city.keys().unheard_since) == 0
+
+
+async def test_a_redis_whose_clock_is_ahead_hears_what_postgres_has_decided_alone(
+    city: City, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its last event seems to be of a later time than those that it lacks."""
+    await city.online("d1")
+    trip = await city.trip()
+    async with LostSettles(city, monkeypatch):
+        assert (await city.act(driver("d1"), "accept", trip)).status == 200
+    ahead_ms = 3_600_000
+    last = (await city.redis("XREVRANGE", city.keys().events, "+", "-", "COUNT", "1"))[0]
+    await city.redis("XADD", city.keys().events, f"{now_ms() + ahead_ms}-0", "event", last[1][1])
+    read_clock = ComparisonScripts.read_clock
+
+    async def ahead(scripts: ComparisonScripts, keys: Any) -> tuple[int, str]:
+        at_ms, epoch = await read_clock(scripts, keys)
+        return at_ms + ahead_ms, epoch
+
+    monkeypatch.setattr(ComparisonScripts, "read_clock", ahead)
+    await city.parts.rehydration.rebuild("default")
+    assert ("accepted", trip, 1) in await city.events()

@@ -1,0 +1,79 @@
+"""Since when the stream of a zone may lack events that were committed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Final
+
+import structlog
+
+from dispatcher.core.errors import StoreUnavailable
+from dispatcher.core.times import millis, moment, now_ms
+from dispatcher.ledger.database import Database
+from dispatcher.live.comparison import ComparisonScripts
+from dispatcher.live.event_stream import EventStream
+from dispatcher.live.keys import Keys
+from dispatcher.service.questions import Questions
+
+log = structlog.get_logger("dispatcher.outbox")
+
+#: How far back the last event of a zone is looked for: each time ten times as far, up to a day.
+_FIRST_LOOK_MS: Final = 60_000
+_LOOK_FURTHER: Final = 10
+_LOOK_BACK_MS: Final = 100_000_000
+
+
+class UnheardEvents:
+    """Asks both engines, for many zones together where many are loaded. All raise StoreUnavailable."""
+
+    def __init__(self, stream: EventStream, redis_clock: ComparisonScripts, database: Database) -> None:
+        self._stream = stream
+        self._redis_clock = redis_clock
+        self._database = database
+        self._last_events: Questions[str, int] = Questions(self._ask_last_events)
+        self._postgres_clock: Questions[str, int] = Questions(self._ask_clock)
+
+    async def since(self, keys: Keys) -> int | None:
+        """Since when (ms) the stream of a zone, which is about to be loaded, may lack events; None where
+        nothing was ever committed.
+
+        That is when it got its last one. Where it has none, the last event that was committed stands for
+        it, however long ago, since what is not committed is not unheard. Where Redis' clock is ahead of
+        Postgres', what Postgres has decided alone since bears earlier times. What a load tells is newer
+        than what it has still to tell: where it breaks off, the next one begins where it did.
+        """
+        heard_ms = await self._stream.last_heard_ms(keys)
+        if heard_ms is None:
+            heard_ms = await self._last_events.find(keys.zone)
+        else:
+            at_redis, _ = await self._redis_clock.read_clock(keys)
+            at_postgres = await self._postgres_clock.find("") or at_redis
+            heard_ms -= max(0, at_redis - at_postgres)
+        return await self._stream.keep_unheard_since(keys, heard_ms)
+
+    async def _ask_clock(self, clocks: Sequence[str]) -> Mapping[str, int]:
+        now = await self._database.row("clock")
+        return dict.fromkeys(clocks, millis(now) or 0)
+
+    async def _ask_last_events(self, zones: Sequence[str]) -> Mapping[str, int]:
+        """When the last event of each zone was committed (ms), within what a consumer can remember."""
+        found: dict[str, int] = {}
+        missing, now, back_ms = list(zones), now_ms(), _FIRST_LOOK_MS
+        while missing and back_ms <= _LOOK_BACK_MS:
+            try:
+                found |= await self._last_events_since(missing, now - back_ms)
+            except StoreUnavailable as error:
+                if back_ms == _FIRST_LOOK_MS:
+                    raise
+                # Quiet zones among busy ones do not stay cold because looking back takes long.
+                log.warning("older events not looked for", zones=len(missing), reason=str(error))
+                break
+            missing = [zone for zone in missing if zone not in found]
+            back_ms *= _LOOK_FURTHER
+        return found
+
+    async def _last_events_since(self, zones: Sequence[str], since_ms: int) -> dict[str, int]:
+        rows = await self._database.rows(
+            "last_events_of_zones", zones=list(zones), since=moment(since_ms)
+        )
+        return {row["zone"]: millis(row["created_at"]) or 0 for row in rows}
