@@ -25,7 +25,6 @@ from dispatcher.jobs.zone_holder import HeldZone, HeldZoneJob, ZoneHolder
 from dispatcher.live.servers import wave_settings
 from dispatcher.live.zone_view import ZoneViewScripts
 from dispatcher.service.event_tail import EventTail
-from dispatcher.service.ledger_offers import LedgerOffers
 
 #: A quiet zone is looked at this often at least, in s.
 _MAX_REST_S: Final = 10.0
@@ -110,18 +109,12 @@ def degraded_zones_job(parts: Services) -> DegradedZones:
     tail = EventTail(
         outbox=parts.outbox, database=database, deliver=parts.hub.deliver, node=parts.presence.node
     )
-    offers = LedgerOffers(
-        database=database,
-        hub=parts.hub,
-        offer_log=parts.effects.offer_log,
-        fix_age_s=parts.settings.fix_max_age_s,
-    )
     return DegradedZones(
         zones=parts.zones,
         authorities=parts.authorities,
         rehydration=parts.rehydration,
         tail=tail,
-        offers=offers,
+        offers=parts.ledger_offers,
     )
 
 

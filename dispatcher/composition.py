@@ -10,7 +10,6 @@ from functools import partial
 
 from dispatcher.config import Settings
 from dispatcher.core.zones import Zones
-from dispatcher.live.deliveries import DeliveryScripts
 from dispatcher.live.keys import keys_of
 from dispatcher.live.publisher import Publisher
 from dispatcher.live.pubsub import Subscriber
@@ -29,6 +28,7 @@ from dispatcher.service.heat import HeatMaps
 from dispatcher.service.hub import Hub
 from dispatcher.service.ledger_claims import LedgerClaims
 from dispatcher.service.ledger_decider import LedgerDecider
+from dispatcher.service.ledger_offers import LedgerOffers
 from dispatcher.service.ledger_rows import LedgerRows
 from dispatcher.service.limit_seeds import open_seeds
 from dispatcher.service.live_drivers import LiveDrivers
@@ -54,9 +54,8 @@ from dispatcher.service.stranded_trips import StrandedTrips
 from dispatcher.service.traced_coordinator import TracedCoordinator
 from dispatcher.service.unheard_events import UnheardEvents
 from dispatcher.service.user_channels import UserChannels
-from dispatcher.service.webhook import MAX_CALLS, Deliveries, Webhook
-from dispatcher.webhook.receiver import Receiver
-from dispatcher.wings import LedgerWing, LiveWing, open_ledger, open_live, open_subscriber
+from dispatcher.service.webhook import Webhook
+from dispatcher.wings import LedgerWing, LiveWing, make_webhook, open_ledger, open_live, open_subscriber
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +75,7 @@ class Services:
     reads: Reads
     operator_reads: OperatorReads
     operator_offers: OperatorOffers
+    ledger_offers: LedgerOffers
     explanation: Explanation
     offers: Offers
     matched_rounds: MatchedRounds
@@ -200,7 +200,7 @@ async def services(
         routing = OsrmRouting()
         stack.push_async_callback(routing.close)
         matched_rounds = MatchedRounds(zones, live.matching, routing, fix_age_s=settings.fix_max_age_s)
-        webhook = _webhook(settings, live.deliveries)
+        webhook = make_webhook(settings, live.deliveries)
         stack.push_async_callback(webhook.close)
         offers = Offers(
             zones=zones,
@@ -239,9 +239,13 @@ async def services(
             zones=zones, scripts=live.inspection, database=database, authorities=authorities,
             fix_age_s=settings.fix_max_age_s,
         )  # fmt: skip
+        ledger_offers = LedgerOffers(
+            database=database, hub=hub, offer_log=effects.offer_log, fix_age_s=settings.fix_max_age_s
+        )
         operator_offers = OperatorOffers(
-            zones=zones, offers=offers, scripts=live.offers, positions=live.positions,
-            explanation=explanation, database=database, limits=limits,
+            zones=zones, offers=offers, ledger_offers=ledger_offers, scripts=live.offers,
+            positions=live.positions, explanation=explanation, database=database, limits=limits,
+            authorities=authorities,
         )  # fmt: skip
         heat = HeatMaps(
             zones=zones,
@@ -251,9 +255,6 @@ async def services(
             fix_age_s=settings.fix_max_age_s,
         )
         stack.push_async_callback(heat.close)
-        outages = PresenceOutages(
-            zones.names(), ttl_s=settings.presence_ttl_s, grace_s=settings.presence_grace_s
-        )
         snapshots = Snapshots(
             state=live.state,
             offers=live.offers,
@@ -274,25 +275,13 @@ async def services(
         await webhook.begin(mine)
         yield Services(
             settings, zones, live, ledger, rehydration, coordinator, limits, positions,
-            availability, stranded_trips, reads, operator_reads, operator_offers, explanation, offers,
-            matched_rounds, webhook, presence, outages, snapshots, effects, subscriber, channels,
+            availability, stranded_trips, reads, operator_reads, operator_offers,
+            ledger_offers, explanation, offers,
+            matched_rounds, webhook, presence,
+            PresenceOutages(
+                zones.names(), ttl_s=settings.presence_ttl_s, grace_s=settings.presence_grace_s
+            ),
+            snapshots, effects, subscriber, channels,
             authorities, hub, rows,
             outbox, queues, queue_log, heat,
         )  # fmt: skip
-
-
-def _webhook(settings: Settings, scripts: DeliveryScripts) -> Webhook:
-    secret = settings.webhook_secret.get_secret_value() if settings.webhook_secret else ""
-    return Webhook(
-        scripts,
-        [
-            Deliveries(
-                Receiver(url, secret, timeout_s=settings.webhook_timeout_s, max_calls=MAX_CALLS),
-                scripts,
-                timeout_s=settings.webhook_timeout_s,
-                first_rest_s=settings.webhook_retry_s,
-                max_attempts=settings.webhook_attempts,
-            )
-            for url in dict.fromkeys(settings.webhook_url)
-        ],
-    )

@@ -7,13 +7,18 @@ free, and again once its offers have ended. Trips do not expire meanwhile.
 from __future__ import annotations
 
 from collections import defaultdict
-from typing import Final
+from typing import Any, Final
 
 from dispatcher.core.actors import Role, address_of
+from dispatcher.core.drivers import Driver
+from dispatcher.core.obstacles import Obstacle
 from dispatcher.core.times import millis
+from dispatcher.core.trips import Trip
 from dispatcher.core.zones import Zone
 from dispatcher.ledger.database import Database, trip_from_row
+from dispatcher.live.inspection import FilterView
 from dispatcher.observe.series import OFFERS
+from dispatcher.service.filters_without_redis import filters_without_redis
 from dispatcher.service.hub import Hub
 from dispatcher.service.offer_log import OfferLog, OfferRow
 
@@ -63,14 +68,62 @@ class LedgerOffers:
         self._offer_log.add_offers(offer for _, offer in offers)
         await self._offer_log.save(self._database)
         for row, offer in offers:
-            frame = {
-                "type": "offer",
-                "trip": trip_from_row(row).to_json(),
-                "wave": offer.wave,
-                "distance_m": round(offer.distance_m, 1),
-                "deadline_ms": deadline_ms,
-                "expires_in_ms": deadline_ms - at_ms,
-            }
-            self._hub.deliver([address_of(Role.DRIVER, offer.driver_id)], frame)
+            self._show(trip_from_row(row), offer)
         OFFERS.add(zone.name, number=len(offers))
         return len(offers)
+
+    async def offer_by_hand(
+        self, zone: Zone, trip: Trip, driver: Driver, operator: str
+    ) -> tuple[int, int] | list[FilterView]:
+        """Offers a trip to the driver whom an operator has chosen, or returns what refuses them.
+
+        Returns the offer's deadline and the time left, in ms; where one is open, that one's. A driver
+        who is connected to another server hears of it with their next snapshot.
+        """
+        row = await self._database.row(
+            "offer_to_driver",
+            trip_id=trip.id, driver_id=driver.user_id, fix_age_s=float(self._fix_age_s),
+        )  # fmt: skip
+        if row is None:
+            return [FilterView(Obstacle.TRIP_NOT_PENDING, passes=False, saw="the trip is gone")]
+        at_ms = millis(row["offered_at"]) or 0
+        if (open_until_ms := millis(row["open_until"])) is not None:
+            return open_until_ms, open_until_ms - at_ms
+        refusing = [view for view in _filters_by_hand(zone, trip, driver, row) if view.passes is False]
+        if refusing:
+            return refusing
+        deadline_ms = at_ms + int(zone.waves[-1].deadline_s * 1000)
+        offer = OfferRow(
+            trip.id, driver.user_id, row["last_wave"] + 1, row["distance_m"], at_ms, deadline_ms,
+            offered_by=operator,
+        )  # fmt: skip
+        self._offer_log.add_offers([offer])
+        await self._offer_log.save_offers(self._database)
+        self._show(trip, offer)
+        OFFERS.add(zone.name)
+        return deadline_ms, deadline_ms - at_ms
+
+    def _show(self, trip: Trip, offer: OfferRow) -> None:
+        frame = {
+            "type": "offer",
+            "trip": trip.to_json(),
+            "wave": offer.wave,
+            "distance_m": round(offer.distance_m, 1),
+            "deadline_ms": offer.deadline_ms,
+            "expires_in_ms": offer.deadline_ms - offer.offered_ms,
+        }
+        self._hub.deliver([address_of(Role.DRIVER, offer.driver_id)], frame)
+
+
+def _filters_by_hand(zone: Zone, trip: Trip, driver: Driver, row: Any) -> list[FilterView]:
+    """What an offer by hand asks of the driver, of what Postgres knows."""
+    has_position, held, most = row["has_position"], row["open_offers"], zone.offers_per_driver
+    return [
+        *filters_without_redis(trip, driver),
+        FilterView(Obstacle.NO_POSITION, has_position, "no position is known"),
+        FilterView(
+            Obstacle.STALE_POSITION, row["is_fresh"] or not has_position, "the last position is old"
+        ),
+        FilterView(Obstacle.BARRED, not row["is_barred"], "declined the trip, or gave it back"),
+        FilterView(Obstacle.ENOUGH_OFFERS, held < most, f"{held} open offers of {most}"),
+    ]

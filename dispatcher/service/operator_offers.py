@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Final
 
 import orjson
@@ -15,12 +16,15 @@ from dispatcher.core.times import iso
 from dispatcher.core.trips import Status, Trip
 from dispatcher.core.zones import Zone, Zones
 from dispatcher.ledger.database import Database
+from dispatcher.live.inspection import FilterView
 from dispatcher.live.keys import keys_of
 from dispatcher.live.offers import Candidate, OfferScripts, WaveCode
 from dispatcher.live.positions import PositionScripts
 from dispatcher.service.answers import Answer, refusal_answer
+from dispatcher.service.authorities import Authorities
 from dispatcher.service.commands.actions import zone_of_trip
 from dispatcher.service.explanation import Explanation
+from dispatcher.service.ledger_offers import LedgerOffers
 from dispatcher.service.offers import Offers
 from dispatcher.service.rate_limits import RateLimits
 
@@ -42,14 +46,18 @@ class OperatorOffers:
         *,
         zones: Zones,
         offers: Offers,
+        ledger_offers: LedgerOffers,
         scripts: OfferScripts,
         positions: PositionScripts,
         explanation: Explanation,
         database: Database,
         limits: RateLimits,
+        authorities: Authorities,
     ) -> None:
         self._zones = zones
         self._offers = offers
+        self._ledger_offers = ledger_offers
+        self._authorities = authorities
         self._scripts = scripts
         self._positions = positions
         self._explanation = explanation
@@ -68,14 +76,37 @@ class OperatorOffers:
         limit = await self._limits.count(LimitClass.GENERAL, caller.actor, caller.ip)
         try:
             trip, driver = await self._pending(trip_id), await self._driver(zone, driver_id)
-            open_offer = await self._open_offer(trip, driver)
-            if open_offer is None:
-                await self._refuse_ineligible(zone, trip, driver_id)
-                open_offer = await self._make(zone, trip, driver, caller.actor.user_id)
+            operator = caller.actor.user_id
+            offer = await self._authorities.ask_redis(
+                zone.name, lambda: self._offer_by_redis(zone, trip, driver, operator)
+            )
+            if offer is None:
+                offer = await self._offer_by_postgres(zone, trip, driver, operator)
         except Refusal as refusal:
             return refusal_answer(refusal, limit)
-        body = {"response_code": "trip_offered", "trip": trip.to_json(), "offer": open_offer}
+        body = {"response_code": "trip_offered", "trip": trip.to_json(), "offer": offer}
         return Answer(200, orjson.dumps(body), limit)
+
+    async def _offer_by_redis(
+        self, zone: Zone, trip: Trip, driver: Driver, operator: str
+    ) -> dict[str, Any]:
+        open_offer = await self._open_offer(trip, driver)
+        if open_offer is not None:
+            return open_offer
+        # The offer itself decides; this says what it would be refused for.
+        _refuse(await self._explanation.refusing(zone, trip, driver.user_id))
+        return await self._make(zone, trip, driver, operator)
+
+    async def _offer_by_postgres(
+        self, zone: Zone, trip: Trip, driver: Driver, operator: str
+    ) -> dict[str, Any]:
+        made = await self._ledger_offers.offer_by_hand(zone, trip, driver, operator)
+        if isinstance(made, list):
+            _refuse(made)
+            raise Refusal("trip_busy", retry_after=1)
+        deadline_ms, left_ms = made
+        _log_offer(trip, driver, operator)
+        return _offer_json(driver.user_id, deadline_ms, left_ms)
 
     async def _pending(self, trip_id: str) -> Trip:
         trip = await self._database.trip(trip_id)
@@ -100,15 +131,6 @@ class OperatorOffers:
                 return _offer_json(driver.user_id, offer.deadline_ms, offer.left_ms)
         return None
 
-    async def _refuse_ineligible(self, zone: Zone, trip: Trip, driver_id: str) -> None:
-        """The offer itself decides; this says what it would be refused for."""
-        refusing = await self._explanation.refusing(zone, trip, driver_id)
-        if not refusing:
-            return
-        names = [view.name for view in refusing]
-        text = "No offer: " + "; ".join(view.saw for view in refusing) + "."
-        raise Refusal(_CODES.get(names[0], "driver_not_eligible"), text, filters=names)
-
     async def _make(self, zone: Zone, trip: Trip, driver: Driver, operator: str) -> dict[str, Any]:
         keys = keys_of(zone.name)
         position = await self._positions.last_position(keys, driver.user_id)
@@ -122,11 +144,20 @@ class OperatorOffers:
         if made is None or made.code is not WaveCode.OFFERED:
             # Taken, ended or busy with a change since it was looked at.
             raise Refusal("trip_busy", retry_after=1)
-        log.info(
-            "Trip offered by an operator",
-            trip_id=trip.id, driver_id=driver.user_id, operator=operator, wave=made.wave,
-        )  # fmt: skip
+        _log_offer(trip, driver, operator)
         return _offer_json(driver.user_id, made.deadline_ms, made.deadline_ms - made.now_ms)
+
+
+def _refuse(refusing: Sequence[FilterView]) -> None:
+    """Raises Refusal where a filter refuses the driver."""
+    if refusing:
+        names = [view.name for view in refusing]
+        text = "No offer: " + "; ".join(view.saw for view in refusing) + "."
+        raise Refusal(_CODES.get(names[0], "driver_not_eligible"), text, filters=names)
+
+
+def _log_offer(trip: Trip, driver: Driver, operator: str) -> None:
+    log.info("Trip offered by an operator", trip_id=trip.id, driver_id=driver.user_id, operator=operator)
 
 
 def _offer_json(driver_id: str, deadline_ms: int, left_ms: int) -> dict[str, Any]:

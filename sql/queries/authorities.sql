@@ -123,6 +123,24 @@ SELECT t.*, NULL AS driver_vehicle_type, near.driver_id AS offered_driver, near.
         LIMIT :size) near
  ORDER BY t.created_at, near.distance_m;
 
+-- name: offer_to_driver(trip_id, driver_id, fix_age_s)^
+-- What there is to know where an operator offers a trip to a driver: what would refuse them, and their open offer of it.
+SELECT distance_m(d.current_location, t.pickup_location) AS distance_m, d.current_location IS NOT NULL AS has_position,
+       coalesce(d.location_updated_at > now() - make_interval(secs => :fix_age_s), false) AS is_fresh,
+       EXISTS (SELECT FROM trip_offers o
+                WHERE o.trip_id = t.id AND o.driver_id = d.user_id AND o.outcome = 'declined')
+       OR EXISTS (SELECT FROM trip_events e
+                   WHERE e.trip_id = t.id AND e.event = 'released'
+                     AND coalesce(e.payload ->> 'former_driver', e.actor_id) = d.user_id) AS is_barred,
+       (SELECT count(*) FROM trip_offers o
+         WHERE o.driver_id = d.user_id AND o.outcome = 'open' AND o.deadline > now()) AS open_offers,
+       (SELECT max(o.deadline) FROM trip_offers o
+         WHERE o.trip_id = t.id AND o.driver_id = d.user_id AND o.outcome = 'open' AND o.deadline > now()) AS open_until,
+       (SELECT coalesce(max(o.wave), 0) FROM trip_offers o WHERE o.trip_id = t.id) AS last_wave,
+       clock_timestamp() AS offered_at
+  FROM trip_requests t CROSS JOIN driver_details d
+ WHERE t.id = :trip_id AND d.user_id = :driver_id;
+
 -- name: open_offers_of_driver(driver_id, max_rows)
 -- The pending trips that a driver holds an open offer of.
 SELECT t.*, NULL AS driver_vehicle_type, o.deadline

@@ -12,12 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import asyncpg
+import orjson
 import pytest
 import redis.asyncio
 from redis.exceptions import RedisError
 
 from dispatcher.background import degraded_zones_job
 from dispatcher.comparison import drift_check
+from dispatcher.core.actors import Actor, Role
 from dispatcher.core.authority import Engine
 from dispatcher.core.callers import Caller
 from dispatcher.core.errors import StoreUnavailable
@@ -27,6 +29,7 @@ from dispatcher.embedded.valkey import Valkey
 from dispatcher.ledger.changes import Change, OutcomeCode
 from dispatcher.ledger.database import QUERIES
 from dispatcher.live.keys import keys_of
+from dispatcher.service.answers import Answer
 from dispatcher.service.drift import DriftCheck
 from dispatcher.service.event_tail import EventTail
 from tests.harness.services import PLACE, City, code_of, driver, key, open_city, rider
@@ -507,6 +510,47 @@ async def test_sockets_of_both_servers_hear_and_drivers_are_offered_trips(
     row = await city.postgres.fetchrow("SELECT driver_id, outcome FROM trip_offers")
     assert row is not None
     assert row["driver_id"] == "d1"
+
+
+async def test_an_operator_offers_a_trip_to_a_driver_of_their_choice(city: City, valkey: Valkey) -> None:
+    """Also to one who is far away; what refuses them is what refuses them with Redis."""
+    far = (PLACE[0] + 0.2, PLACE[1])
+    await city.online("far", location=far)
+    await city.online("declines", "off", "van", location=PLACE)
+    await city.online("nowhere")
+    await city.available("off", is_online=False)
+    await city.available("van", vehicle_type="van")
+    await city.parts.positions.save()
+    shown = Socket()
+    city.parts.hub.add("driver:far", shown)
+    operator = Caller(Actor("op-1", Role.ADMIN))
+
+    async def offer(trip_id: str, name: str) -> Answer:
+        return await city.parts.operator_offers.offer(operator, trip_id, name)
+
+    kill(valkey)
+    trip = await city.trip()
+    answer = await offer(trip, "far")
+    assert answer.status == 200, answer
+    body = orjson.loads(answer.body)
+    assert body["offer"]["expires_in_ms"] > 0
+    (frame,) = shown.heard("offer")
+    assert frame["trip"]["id"] == trip
+    again = orjson.loads((await offer(trip, "far")).body)
+    assert again["offer"]["deadline"] == body["offer"]["deadline"], "it is the same offer"
+    assert len(shown.heard("offer")) == 1
+    (row,) = await city.postgres.fetch("SELECT driver_id, offered_by, outcome FROM trip_offers")
+    assert tuple(row) == ("far", "op-1", "open")
+
+    assert (await city.act(driver("declines"), "decline", trip)).status == 200
+    await city.parts.effects.offer_log.save(city.parts.ledger.database)
+    codes = {name: code_of(await offer(trip, name)) for name in ("declines", "off", "van", "nowhere")}
+    assert codes == {
+        "declines": "driver_not_eligible", "off": "driver_not_online", "van": "driver_not_eligible",
+        "nowhere": "driver_not_eligible",
+    }  # fmt: skip
+    assert (await city.act(driver("far"), "accept", trip)).status == 200
+    assert code_of(await offer(trip, "far")) == "trip_already_assigned"
 
 
 async def test_what_a_server_has_committed_itself_is_not_read_again(
