@@ -133,7 +133,7 @@ async def services(
         # Where nothing is traced, nothing is wrapped.
         make = partial(TracedCoordinator, tracing.tracer) if tracing else Coordinator
         coordinator = make(
-            by_redis=RedisDecider(live.claims, live.settler, rehydration, local),
+            by_redis=RedisDecider(live.claims, live.settler, rehydration, local, authorities),
             by_ledger=LedgerDecider(LedgerClaims(rows, local), hub.deliver),
             authorities=authorities,
             commits=ledger.commits,

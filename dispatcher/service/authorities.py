@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from typing import Any, Final, TypeVar
 
 import structlog
@@ -19,6 +19,7 @@ from dispatcher.ledger.database import Database
 from dispatcher.live.keys import keys_of
 from dispatcher.live.pipeline import Pipeline
 from dispatcher.live.state import StateScripts
+from dispatcher.service.questions import Questions
 
 log = structlog.get_logger("dispatcher.authorities")
 
@@ -28,6 +29,8 @@ _T = TypeVar("_T")
 HELD_S: Final = 3.0
 #: A change may become visible this long after the moment that it carries.
 _OVERLAP_S: Final = 10.0
+#: A refusal waits so long for Postgres at most.
+_LOOK_S: Final = 0.5
 
 
 class Authorities:
@@ -55,6 +58,7 @@ class Authorities:
         # When it was last heard what has changed, by both clocks.
         self._heard_at: tuple[float, float] | None = None
         self._taking = asyncio.Lock()
+        self._looks: Questions[str, Authority] = Questions(self._look)
         #: Server processes there are, this one included, as of the last look.
         self.servers = 1
 
@@ -176,9 +180,24 @@ class Authorities:
         return bool(rows)
 
     async def read(self, zone: str) -> Authority:
-        """Who decides, as Postgres has it now."""
-        row = await self._database.row("get_authority", zone=zone)
-        if row is None:
-            return BY_REDIS
-        self._learn([row])
-        return Authority(Engine(row["engine"]), row["fence"])
+        """Who decides, as Postgres has it now; those who ask at one moment ask together."""
+        return await self._looks.find(zone) or BY_REDIS
+
+    async def _look(self, zones: Sequence[str]) -> Mapping[str, Authority]:
+        rows = await self._database.rows("authorities_of", zones=list(zones))
+        self._learn(rows)
+        return {row["zone"]: Authority(Engine(row["engine"]), row["fence"]) for row in rows}
+
+    async def still_has_redis(self, zone: str) -> bool:
+        """Whether the zone's Redis is still asked for what it says of a trip or a driver, after it has
+        said it: this server may be the last one that reaches it, and the others have gone on without.
+
+        Where Postgres is away, too, or silent, nobody has.
+        """
+        if self.of(zone).is_degraded:
+            return False
+        try:
+            async with asyncio.timeout(_LOOK_S):
+                return not (await self.read(zone)).is_degraded
+        except (StoreUnavailable, TimeoutError):
+            return True

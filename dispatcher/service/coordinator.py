@@ -22,6 +22,7 @@ from dispatcher.ledger.database import Database
 from dispatcher.ledger.lost_answers import was_committed
 from dispatcher.live.claim_results import (
     BY_THE_TRIP_OR_DRIVER,
+    LOOKED_AT_AGAIN,
     PROBLEM_CODES,
     ClaimCode,
     NotClaimed,
@@ -190,6 +191,8 @@ class Coordinator:
             CLAIM_SECONDS.observe(time.monotonic() - asked_s)
             match result:
                 case Refused():
+                    if result.code in LOOKED_AT_AGAIN and not await decider.stands(keys):
+                        raise StoreUnavailable(f"postgres decides about zone {keys.zone}")
                     if result.code in BY_THE_TRIP_OR_DRIVER:
                         decider.admitted(attempt, result.limit)
                     if result.code is ClaimCode.TRIP_ALREADY_ASSIGNED:

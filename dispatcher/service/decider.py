@@ -23,6 +23,9 @@ class Decider(Protocol):
     async def provide(self, keys: Keys, attempt: Attempt, missing: Unresolved) -> Attempt | Answer:
         """Brings what a claim misses; or the answer, where Postgres has one for the key."""
 
+    async def stands(self, keys: Keys) -> bool:
+        """Whether what refused an attempt is what is so: nobody else has gone on without it."""
+
     def admitted(self, attempt: Attempt, limit: LimitState | None) -> None:
         """The limits have let the attempt's request through."""
 

@@ -15,6 +15,7 @@ from dispatcher.live.settle import Settler
 from dispatcher.observe.series import CLAIMS_UNRESOLVED, REPAIRED
 from dispatcher.service.abandoned_claims import AbandonedClaims
 from dispatcher.service.answers import Answer, stored_answer
+from dispatcher.service.authorities import Authorities
 from dispatcher.service.local_limits import LocalLimits
 from dispatcher.service.persistent_settles import PersistentSettles, Telling
 from dispatcher.service.rehydration import Rehydration
@@ -31,8 +32,10 @@ class RedisDecider:
         settler: Settler,
         rehydration: Rehydration,
         limits: LocalLimits,
+        authorities: Authorities,
     ) -> None:
         self._limits = limits
+        self._authorities = authorities
         self.claims = claims
         self._abandoned = AbandonedClaims(claims)
         self._settles = PersistentSettles(settler)
@@ -62,6 +65,9 @@ class RedisDecider:
             case ClaimCode.DRIVER_MOVED:
                 return attempt._replace(trip_id=missing.trip_id)
         return attempt
+
+    async def stands(self, keys: Keys) -> bool:
+        return await self._authorities.still_has_redis(keys.zone)
 
     def admitted(self, attempt: Attempt, limit: LimitState | None) -> None:
         if Resolved.LIMITS not in attempt.resolved:

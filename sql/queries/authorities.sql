@@ -34,9 +34,9 @@ RETURNING zone, engine, fence, false AS is_held;
 SELECT count(*) FROM pg_stat_activity
  WHERE datname = current_database() AND application_name = 'dispatcher-ledger';
 
--- name: get_authority(zone)^
--- Who decides about a zone.
-SELECT zone, engine, fence FROM zone_authorities WHERE zone = :zone;
+-- name: authorities_of(zones)
+-- Who decides about these zones.
+SELECT zone, engine, fence FROM zone_authorities WHERE zone = ANY (:zones::text[]);
 
 -- name: rows_to_claim(trips, offered, drivers, rivals, owners, users, endpoints, keys)
 -- What several claims look at, as it is at one moment, which is what a statement sees: whoever sees an effect sees its

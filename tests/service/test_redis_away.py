@@ -553,6 +553,42 @@ async def test_an_operator_offers_a_trip_to_a_driver_of_their_choice(city: City,
     assert code_of(await offer(trip, "far")) == "trip_already_assigned"
 
 
+async def test_a_server_that_has_not_heard_refuses_nothing_by_what_redis_remembers(
+    city: City, valkey: Valkey, database_url: str
+) -> None:
+    """An app goes from a server that does without Redis to one that still reaches it."""
+    await city.online("d1")
+    trip, next_trip = await city.trip(), await city.trip(customer="r2")
+    for action in ("accept", "arrive"):
+        assert (await city.act(driver("d1"), action, trip)).status == 200
+    async with open_server(valkey, database_url) as other:
+        await other.parts.authorities._take_from_redis(["default"])
+        assert (await other.act(driver("d1"), "start", trip)).status == 200
+        assert not city.parts.authorities.of("default").is_degraded
+        assert (await city.act(driver("d1"), "complete", trip)).status == 200
+
+        city.parts.authorities._known.clear()  # once more, for what an accept is refused for
+        assert (await city.act(driver("d1"), "accept", next_trip)).status == 200
+
+
+async def test_a_refusal_by_redis_stands_while_postgres_is_silent(
+    city: City, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trip = await city.trip()
+    asked = 0
+
+    async def silent(*_: Any) -> Any:
+        nonlocal asked
+        asked += 1
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr("dispatcher.service.authorities._LOOK_S", 0.05)
+    monkeypatch.setattr(city.parts.authorities._looks, "find", silent)
+    assert code_of(await city.act(driver("d1"), "arrive", trip)) == "trip_not_found"
+    assert code_of(await city.act(rider("rider"), "cancel", trip, version=7)) == "version_conflict"
+    assert asked == 2
+
+
 async def test_what_a_server_has_committed_itself_is_not_read_again(
     city: City, valkey: Valkey, database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
