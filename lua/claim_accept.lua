@@ -23,7 +23,7 @@
 -- RETURNS {code, now in ms, index of the limit to report, remaining, reset in ms, …}, where … is
 --   claimed: trip as a flat hash, the driver's vehicle type, drivers who hold an offer
 --   replay: the record; refusals: version and state of the trip
---   cold, key_unresolved, trip_unknown, driver_unknown: nothing; nothing was written
+--   cold, key_unresolved, trip_unknown, driver_unknown, trip_busy: nothing; nothing was written
 --- @include "clock"
 --- @include "limits"
 --- @include "idempotency"
@@ -32,6 +32,8 @@
 local trip, driver, trip_claim, driver_claim, offers = KEYS[4], KEYS[5], KEYS[6], KEYS[7], KEYS[8]
 local expected, driver_id, policy = ARGV[7], ARGV[8], ARGV[9]
 local FIRST_LIMIT, FIRST_RATE = 9, 10
+-- How tokens end of attempts that are no accepts (WAITED_FOR in dispatcher/live/claims.py).
+local WAITED_FOR = 'w'
 
 local at_once = begin_claim(FIRST_LIMIT, FIRST_RATE)
 if at_once then
@@ -61,6 +63,9 @@ elseif not is_free(who[1], who[2], who[3]) then
 elseif policy == 'offered' and tonumber(redis.call('ZSCORE', offers, driver_id) or 0) <= now_ms then
   return refuse('not_offered', version, status, false)
 elseif not redis.call('SET', trip_claim, token, 'NX', 'PX', lease_ms) then
+  if string.sub(redis.call('GET', trip_claim), -1) == WAITED_FOR then
+    return reply('trip_busy')  -- not another driver's: it may come to nothing, and is asked again
+  end
   -- Kept, though that claim may yet come to nothing: one key has one answer. A new try takes a new key.
   return refuse('trip_already_assigned', version, status, true)
 elseif not redis.call('SET', driver_claim, token, 'NX', 'PX', lease_ms) then

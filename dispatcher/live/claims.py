@@ -53,6 +53,11 @@ class Resolved(StrEnum):
     LIMITS = "limits"
 
 
+#: How tokens end of attempts that are no accepts: who accepts a trip that such an attempt changes has
+#: not lost it to another driver, and waits for what becomes of it.
+WAITED_FOR: Final = "w"
+
+
 class Attempt(NamedTuple):
     """One try of one request to change something: what its claim needs and its settle lets go of."""
 

@@ -41,6 +41,7 @@ def why_not_accept(
     version: int | None,
     offered: Collection[str] | None,
     is_trip_held: bool,
+    is_trip_waited_for: bool,
     is_driver_held: bool,
 ) -> ClaimCode | None:
     """Why a driver does not get a trip; `offered` is None where anybody may accept it."""
@@ -58,7 +59,7 @@ def why_not_accept(
     elif offered is not None and driver.user_id not in offered:
         code = ClaimCode.NOT_OFFERED
     elif is_trip_held:
-        code = ClaimCode.TRIP_ALREADY_ASSIGNED
+        code = ClaimCode.TRIP_BUSY if is_trip_waited_for else ClaimCode.TRIP_ALREADY_ASSIGNED
     elif is_driver_held:
         code = ClaimCode.DRIVER_NOT_AVAILABLE
     return code

@@ -30,7 +30,7 @@ from dispatcher.live.claim_results import (
     Replayed,
     Unresolved,
 )
-from dispatcher.live.claims import Attempt, Resolved
+from dispatcher.live.claims import WAITED_FOR, Attempt, Resolved
 from dispatcher.live.keys import Keys, keys_of
 from dispatcher.observe.call_ids import TRIP_ID
 from dispatcher.observe.refusal_log import log_refusal
@@ -163,7 +163,7 @@ class Coordinator:
     def _attempt(self, command: Command[Any]) -> Attempt:
         caller = command.caller
         return Attempt(
-            token=f"{self._node}.{next(self._attempts)}",
+            token=f"{self._node}.{next(self._attempts)}{'' if command.is_race else WAITED_FOR}",
             trip_id=command.trip_id,
             driver_id=command.driver_id,
             lease_ms=self._lease_ms,

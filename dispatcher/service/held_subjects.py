@@ -47,6 +47,10 @@ class HeldSubjects:
             return False
         return True
 
+    def holder(self, subject: str) -> str:
+        """The token of the attempt that holds it, or empty."""
+        return self._held[subject][0] if self.is_held(subject) else ""
+
     def drop(self, token: str, subjects: Iterable[str]) -> None:
         """Lets go of those of the subjects that the attempt of this token holds."""
         for subject in subjects:

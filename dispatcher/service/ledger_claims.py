@@ -28,7 +28,7 @@ from dispatcher.live.claim_results import (
     TransitionClaimed,
     Unresolved,
 )
-from dispatcher.live.claims import Attempt, Resolved
+from dispatcher.live.claims import WAITED_FOR, Attempt, Resolved
 from dispatcher.live.idempotency import KeptAnswer, KeptRefusal
 from dispatcher.live.keys import Keys
 from dispatcher.service.claim_rules import (
@@ -82,7 +82,9 @@ class LedgerClaims:
         code = why_not_accept(
             trip, driver, zone=keys.zone, version=version,
             offered=offered if policy == "offered" else None,
-            is_trip_held=self._held.is_held(held), is_driver_held=self._held.is_held(held_driver),
+            is_trip_held=self._held.is_held(held),
+            is_trip_waited_for=self._held.holder(held).endswith(WAITED_FOR),
+            is_driver_held=self._held.is_held(held_driver),
         )  # fmt: skip
         if code is not None:
             return self._refuse(code, attempt, begun)

@@ -8,8 +8,9 @@ import pytest
 
 from dispatcher.core.trips import Status
 from dispatcher.live.claim_results import AcceptClaimed, ClaimCode, Refused, Replayed
+from dispatcher.live.claims import WAITED_FOR
 from dispatcher.live.idempotency import KeptRefusal
-from tests.harness.lua_zone import START_MS, Zone, key, limit
+from tests.harness.lua_zone import LEASE_MS, START_MS, Zone, key, limit
 from tests.lua.claim_kinds import claim_of, code_of
 
 
@@ -59,6 +60,20 @@ async def test_an_expected_version(zone: Zone, kind: str) -> None:
             assert result == Refused(ClaimCode(code), None, 2, Status.PENDING, START_MS)
             record = await zone.redis.get(zone.keys.idem("d1", "/act", f"k{version}"))
             assert record == f"N {key().fingerprint} version_conflict 2 pending"
+
+
+async def test_a_trip_that_is_about_to_be_cancelled_is_waited_for(zone: Zone) -> None:
+    """That change may come to nothing: nobody else has the trip."""
+    await zone.trip()
+    await zone.driver()
+    cancel = zone.attempt(driver_id="", token=f"node.c1{WAITED_FOR}")
+    await zone.redis.set(zone.keys.trip_claim("z_1"), cancel.token, px=LEASE_MS)
+    attempt = zone.attempt(key=key(), limits=[limit(5)])
+    assert code_of(await zone.accept(attempt)) == "trip_busy"
+    assert await zone.redis.keys("*:idem:*") == [], "it is asked again"
+    assert await zone.redis.keys("*:limit:*") == [], "and counted then"
+    await zone.claims.release_claim(zone.keys, cancel)
+    assert code_of(await zone.accept(attempt)) == "claimed"
 
 
 @pytest.mark.parametrize(

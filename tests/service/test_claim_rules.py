@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 from collections.abc import AsyncIterator
 from typing import Any
@@ -10,6 +11,8 @@ import pytest
 
 from dispatcher.core.actors import Actor, Role
 from dispatcher.core.authority import Authority, Engine
+from dispatcher.live.claims import WAITED_FOR
+from dispatcher.service.ledger_claims import LedgerClaims
 from tests.harness.services import City, code_of, driver, open_city, rider
 
 _PATHS = {
@@ -101,3 +104,26 @@ async def test_both_roads_answer_alike(city: City) -> None:
     assert await city.postgres.fetchval(
         "SELECT count(*) FROM trip_requests WHERE driver_id = 'busy-p' AND current_status = 'accepted'"
     )
+
+
+@pytest.mark.parametrize("engine", list(Engine))
+async def test_an_accept_waits_for_a_change_that_is_no_accept(city: City, engine: Engine) -> None:
+    """An expiry whose commit fails has taken the trip from nobody."""
+    await city.online("d1")
+    trip = await city.trip()
+    await _decide(city, engine)
+    claims = city.parts.coordinator._by_ledger.claims
+    assert isinstance(claims, LedgerClaims)
+    claim, token = city.keys().trip_claim(trip), f"node.1{WAITED_FOR}"
+    if engine is Engine.REDIS:
+        await city.redis("SET", claim, token, "PX", 10_000)
+    else:
+        claims._held.hold(token, [f"trip {trip}"], lease_ms=10_000)
+    accept = asyncio.ensure_future(city.act(driver("d1"), "accept", trip))
+    done, _ = await asyncio.wait([accept], timeout=0.1)
+    assert not done
+    if engine is Engine.REDIS:
+        await city.redis("DEL", claim)
+    else:
+        claims._held.drop(token, [f"trip {trip}"])
+    assert (await accept).status == 200

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Coroutine
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from dispatcher.core.callers import Caller
 from dispatcher.core.limits import LimitClass
@@ -30,6 +30,8 @@ class AcceptTrip:
     The driver is the caller, or the `assignee` whom an operator has chosen: they need no offer, and
     everything else as if they had accepted.
     """
+
+    is_race: ClassVar[bool] = True
 
     caller: Caller
     zone: Zone

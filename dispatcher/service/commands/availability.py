@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import structlog
 
@@ -45,6 +45,8 @@ class ChangeAvailability:
     raises DriverCameBack. `brings_position` says that a position came with the change. The driver is
     the caller, or the one whom an operator has named as `subject`.
     """
+
+    is_race: ClassVar[bool] = False
 
     caller: Caller
     zone: Zone

@@ -127,6 +127,10 @@ class Command(Protocol[ClaimedT]):
     @property
     def limit_class(self) -> LimitClass: ...
 
+    @property
+    def is_race(self) -> bool:
+        """Whether who meets its claim on a trip has lost it; if not, they wait for its outcome."""
+
     async def claim(self, claims: Claims, keys: Keys, attempt: Attempt) -> ClaimedT | NotClaimed:
         """Asks whether this may go on to its commit. Raises StoreUnavailable."""
 

@@ -6,7 +6,7 @@ import os
 import time
 from collections.abc import Coroutine
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, ClassVar, Final
 
 from dispatcher.core.actors import Role, address_of
 from dispatcher.core.callers import Caller
@@ -35,6 +35,8 @@ _CREATED: Final = 201
 @dataclass(frozen=True, slots=True)
 class CreateTrip:
     """Answers 201, 409 trip_exists. Positions are (lat, lng) in degrees."""
+
+    is_race: ClassVar[bool] = False
 
     caller: Caller
     zone: Zone

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Coroutine
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, ClassVar, Final
 
 from dispatcher.core.callers import Caller
 from dispatcher.core.limits import LimitClass
@@ -26,6 +26,8 @@ _RESPONSE_CODE: Final = "trip_declined"
 @dataclass(frozen=True, slots=True)
 class DeclineTrip:
     """Answers 200, 404 trip_not_found, 409 trip_already_assigned, trip_not_pending, version_conflict."""
+
+    is_race: ClassVar[bool] = False
 
     caller: Caller
     zone: Zone

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Coroutine, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, ClassVar, Final
 
 import orjson
 import structlog
@@ -38,6 +38,8 @@ OK: Final = 200
 @dataclass(frozen=True, slots=True)
 class TakeTransition:
     """Answers 200, 404 trip_not_found, 409 invalid_trip_status, version_conflict, trip_busy."""
+
+    is_race: ClassVar[bool] = False
 
     caller: Caller
     zone: Zone
