@@ -124,7 +124,7 @@ async def services(
             lease_ms=settings.claim_lease_ms,
         )  # fmt: skip
         stack.push_async_callback(rehydration.close)
-        limits = RateLimits(settings, live.limits, local, authorities, rehydration.warm)
+        limits = RateLimits(settings, live.limits, local, authorities, rehydration.begin)
         directory = DriverDirectory(database)
         effects = SideEffects(OfferLog(), RaceLog(), directory)
         live.settler.on_withdrawn(effects.offer_log.record_withdrawn)

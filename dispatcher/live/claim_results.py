@@ -74,14 +74,6 @@ BY_THE_TRIP_OR_DRIVER: Final = frozenset(
         ClaimCode.NOT_OFFERED,
     }
 )
-#: Those that are looked at again before they are told, since Postgres may have decided alone meanwhile.
-#: Not a crowd's losers, who are many: the trip was taken. Nor what stays so: a trip that has ended, or
-#: exists.
-LOOKED_AT_AGAIN: Final = BY_THE_TRIP_OR_DRIVER - {
-    ClaimCode.TRIP_ALREADY_ASSIGNED,
-    ClaimCode.TRIP_NOT_PENDING,
-    ClaimCode.TRIP_EXISTS,
-}
 #: The problem that a refusal's code stands for (core.errors); most have the same name.
 PROBLEM_CODES: Final[dict[ClaimCode, str]] = {
     **{code: code.value for code in ClaimCode if code not in UNRESOLVED},

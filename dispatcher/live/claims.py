@@ -216,6 +216,15 @@ class ClaimScripts:
         except UNREADABLE as error:
             raise self._pipeline.corrupt(all_names, repr(error)) from error
 
+    async def forget_refusal(self, keys: Keys, attempt: Attempt) -> None:
+        """Forgets the refusal that is kept for the attempt's key, if one is. What else might be written
+        in between is an answer that Postgres has as well."""
+        if attempt.key is not None:
+            record = attempt.record_key(keys)
+            kept: str | None = await self._pipeline.command("GET", record)
+            if kept is not None and kept.startswith("N "):
+                await self._pipeline.command("DEL", record)
+
     async def release_claim(self, keys: Keys, attempt: Attempt, *, gives_back: bool = False) -> int:
         """Drops the attempt's claims and its idempotency lease. Returns how many claims.
 

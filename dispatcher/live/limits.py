@@ -20,7 +20,7 @@ class _Code(StrEnum):
 class Admission(NamedTuple):
     """Whether a call was admitted, and how the limit to report stands (None: none applies).
 
-    Where the zone that keeps the log is cold, nothing was counted: it is to be loaded.
+    Where the zone that keeps the log is cold, nothing was counted: the logs are to be seeded.
     """
 
     is_admitted: bool
@@ -59,10 +59,14 @@ class LimitScripts:
     def __init__(self, pipeline: Pipeline) -> None:
         self._pipeline = pipeline
 
-    async def check_limit(self, keys: Keys, limits: Sequence[Limit]) -> Admission:
-        """Counts one call, unless a limit refuses it or the zone is cold. Raises StoreUnavailable."""
+    async def check_limit(
+        self, keys: Keys, limits: Sequence[Limit], *, is_seeded: bool = False
+    ) -> Admission:
+        """Counts one call, unless a limit refuses it, or the zone is cold and the caller has not seeded
+        the logs. Raises StoreUnavailable."""
         names, rates = limit_keys_and_rates(keys, limits)
-        reply = await self._pipeline.run("check_limit", (keys.epoch, *names), rates)
+        args = (int(is_seeded), *rates)
+        reply = await self._pipeline.run("check_limit", (keys.epoch, *names), args)
         text, now_ms, limit_index, remaining, reset_ms = reply
         code = _Code(text)
         state = limit_state(limits, limit_index, remaining, reset_ms, now_ms)

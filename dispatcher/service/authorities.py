@@ -30,7 +30,7 @@ HELD_S: Final = 3.0
 #: A change may become visible this long after the moment that it carries.
 _OVERLAP_S: Final = 10.0
 #: A refusal waits so long for Postgres at most.
-_LOOK_S: Final = 0.5
+_LOOK_S: Final = 1.0
 
 
 class Authorities:
@@ -188,16 +188,15 @@ class Authorities:
         self._learn(rows)
         return {row["zone"]: Authority(Engine(row["engine"]), row["fence"]) for row in rows}
 
-    async def still_has_redis(self, zone: str) -> bool:
-        """Whether the zone's Redis is still asked for what it says of a trip or a driver, after it has
-        said it: this server may be the last one that reaches it, and the others have gone on without.
-
-        Where Postgres is away, too, or silent, nobody has.
-        """
-        if self.of(zone).is_degraded:
+    async def still_has_redis(self, zone: str, authority: Authority | None = None) -> bool:
+        """Whether Redis still decides as it did under this authority (None: the one known now), after it
+        has said something of a trip or a driver: this server may be the last one that reaches it, and
+        the others have gone on without. Raises StoreUnavailable where Postgres does not say in time."""
+        authority = authority or self.of(zone)
+        if authority.is_degraded:
             return False
         try:
             async with asyncio.timeout(_LOOK_S):
-                return not (await self.read(zone)).is_degraded
-        except (StoreUnavailable, TimeoutError):
-            return True
+                return await self.read(zone) == authority
+        except TimeoutError as error:
+            raise StoreUnavailable("postgres does not say who decides") from error

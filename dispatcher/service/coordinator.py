@@ -11,18 +11,16 @@ from typing import Any, Final
 
 import structlog
 
-from dispatcher.core.actors import Role
+from dispatcher.core.authority import Authority
 from dispatcher.core.errors import OutcomeUnknown, ReplyLost, StoreUnavailable
 from dispatcher.core.idempotency import KeyedAnswer
 from dispatcher.core.limits import LimitState
-from dispatcher.core.trips import Status
 from dispatcher.ledger.changes import Change, Outcome, OutcomeCode
 from dispatcher.ledger.commits import Commits
 from dispatcher.ledger.database import Database
 from dispatcher.ledger.lost_answers import was_committed
 from dispatcher.live.claim_results import (
     BY_THE_TRIP_OR_DRIVER,
-    LOOKED_AT_AGAIN,
     PROBLEM_CODES,
     ClaimCode,
     NotClaimed,
@@ -37,7 +35,7 @@ from dispatcher.observe.refusal_log import log_refusal
 from dispatcher.observe.series import CLAIM_SECONDS, CLAIMS_UNRESOLVED, COMMIT_SECONDS, TRIP_EVENTS
 from dispatcher.service.answers import Answer, claim_refusal, replayed_answer, stored_answer
 from dispatcher.service.authorities import Authorities
-from dispatcher.service.claim_refusals import answer_refused
+from dispatcher.service.claim_refusals import answer_refused, may_have_changed
 from dispatcher.service.commands.command import ClaimedT, Command, Plan, SideEffects
 from dispatcher.service.deadlines import Deadline, Deadlines
 from dispatcher.service.decider import Decider
@@ -108,12 +106,16 @@ class Coordinator:
                 authority = self._authorities.of(zone)
                 decider = self._by_ledger if authority.is_degraded else self._by_redis
                 try:
-                    attempt, result, asked_s = await self._claim(decider, command, keys, attempt)
+                    attempt, result, asked_s = await self._claim(
+                        decider, command, keys, attempt, authority
+                    )
                 except StoreUnavailable:
                     if authority.is_degraded or not await self._authorities.has_left_redis(zone):
                         raise
                     attempt = attempt._replace(resolved=frozenset())
                     continue
+                if result is None:
+                    continue  # who decides has changed since it was refused
                 if isinstance(result, Answer):
                     return result
                 if self._halt_at:
@@ -137,17 +139,7 @@ class Coordinator:
                 await decider.release(keys, attempt)
                 if outcome.code is OutcomeCode.REPLAY:
                     return await self._replay(decider, keys, attempt, outcome, result.limit)
-                if outcome.code is OutcomeCode.FENCED:
-                    await self._authorities.read(zone)
-                else:
-                    # Someone was faster in Postgres: the live state is stale, and looked at anew.
-                    log_refusal(
-                        "version_conflict", trip_id=attempt.trip_id, user=command.caller.actor.user_id,
-                        source="postgres",
-                    )  # fmt: skip
-                    # Where Redis is away, the next claim finds out who decides.
-                    with contextlib.suppress(StoreUnavailable):
-                        await decider.catch_up(keys, attempt)
+                await self._catch_up(decider, command, keys, attempt, outcome.code)
                 attempt = attempt.resolve(Resolved.LIMITS)
             return claim_refusal(PROBLEM_CODES[ClaimCode.TRIP_BUSY])
 
@@ -173,12 +165,16 @@ class Coordinator:
         )
 
     async def _claim(
-        self, decider: Decider, command: Command[ClaimedT], keys: Keys, attempt: Attempt
-    ) -> tuple[Attempt, ClaimedT | Answer, float]:
-        """Asks for the claim until it is granted or answered, and provides what is missing.
-
-        Says when it was asked for the last time, by the monotonic clock.
-        """
+        self,
+        decider: Decider,
+        command: Command[ClaimedT],
+        keys: Keys,
+        attempt: Attempt,
+        authority: Authority,
+    ) -> tuple[Attempt, ClaimedT | Answer | None, float]:
+        """Asks for the claim until it is granted or answered, and provides what is missing; None where
+        the authority under which it was refused has ended. Says when it was asked for the last time, by
+        the monotonic clock."""
         wait_s = _FIRST_WAIT_S
         for asked in range(_MAX_CLAIMS):
             result: ClaimedT | NotClaimed
@@ -190,16 +186,15 @@ class Coordinator:
                 raise
             CLAIM_SECONDS.observe(time.monotonic() - asked_s)
             match result:
-                case Refused():
-                    if result.code in LOOKED_AT_AGAIN and not await decider.stands(keys):
-                        raise StoreUnavailable(f"postgres decides about zone {keys.zone}")
+                case Refused() | Replayed():
+                    if may_have_changed(result) and not await decider.stands(keys, attempt, authority):
+                        return attempt.resolve(Resolved.LIMITS), None, asked_s
+                    if isinstance(result, Replayed):
+                        return attempt, replayed_answer(result), asked_s
                     if result.code in BY_THE_TRIP_OR_DRIVER:
                         decider.admitted(attempt, result.limit)
-                    if result.code is ClaimCode.TRIP_ALREADY_ASSIGNED:
-                        self._note_race(command, result)
-                    return attempt, answer_refused(command.caller, attempt.trip_id, result), asked_s
-                case Replayed():
-                    return attempt, replayed_answer(result), asked_s
+                    told = answer_refused(command, attempt.trip_id, result, self._effects.race_log)
+                    return attempt, told, asked_s
                 case Unresolved(code=ClaimCode.TRIP_BUSY):
                     CLAIMS_UNRESOLVED.add(result.code)
                     if asked == _CLAIMS_BEFORE_RELOAD and attempt.trip_id:
@@ -217,15 +212,6 @@ class Coordinator:
                     decider.admitted(attempt, result.limit)
                     return attempt, result, asked_s
         return attempt, claim_refusal(PROBLEM_CODES[ClaimCode.TRIP_BUSY]), asked_s
-
-    def _note_race(self, command: Command[Any], refused: Refused) -> None:
-        """Of what is refused since the trip is taken, an accept by a driver is a race that was lost."""
-        if not command.driver_id or command.caller.actor.role is not Role.DRIVER:
-            return
-        version = refused.version or 0
-        if refused.status is Status.PENDING:
-            version += 1  # the winner has the claim, and the commit is to come
-        self._effects.race_log.add(command.trip_id, command.driver_id, refused.now_ms, version)
 
     def _keyed_answer(self, attempt: Attempt, plan: Plan, now_ms: int) -> KeyedAnswer | None:
         if attempt.key is None:
@@ -266,6 +252,19 @@ class Coordinator:
             if change.event is not None:
                 TRIP_EVENTS.numbers[keys.zone, change.event] += 1
         return outcome
+
+    async def _catch_up(
+        self, decider: Decider, command: Command[Any], keys: Keys, attempt: Attempt, code: OutcomeCode
+    ) -> None:
+        if code is OutcomeCode.FENCED:
+            await self._authorities.read(keys.zone)
+            return
+        # Someone was faster in Postgres: the live state is stale, and looked at anew.
+        user = command.caller.actor.user_id
+        log_refusal("version_conflict", trip_id=attempt.trip_id, user=user, source="postgres")
+        # Where Redis is away, the next claim finds out who decides.
+        with contextlib.suppress(StoreUnavailable):
+            await decider.catch_up(keys, attempt)
 
     async def _settle(self, decider: Decider, told: list[Telling], deadline: Deadline) -> None:
         keys, attempt, *_ = told[0]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Protocol
 
+from dispatcher.core.authority import Authority
 from dispatcher.core.limits import LimitState
 from dispatcher.live.claim_results import Unresolved
 from dispatcher.live.claims import Attempt
@@ -23,8 +24,9 @@ class Decider(Protocol):
     async def provide(self, keys: Keys, attempt: Attempt, missing: Unresolved) -> Attempt | Answer:
         """Brings what a claim misses; or the answer, where Postgres has one for the key."""
 
-    async def stands(self, keys: Keys) -> bool:
-        """Whether what refused an attempt is what is so: nobody else has gone on without it."""
+    async def stands(self, keys: Keys, attempt: Attempt, authority: Authority) -> bool:
+        """Whether what refused the attempt under this authority is what is so: nobody else has gone on
+        without it. A refusal that does not stand is kept for no retry."""
 
     def admitted(self, attempt: Attempt, limit: LimitState | None) -> None:
         """The limits have let the attempt's request through."""

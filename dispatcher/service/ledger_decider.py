@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import orjson
 
+from dispatcher.core.authority import Authority
 from dispatcher.core.limits import LimitState
 from dispatcher.live.claim_results import ClaimCode, Unresolved
 from dispatcher.live.claims import Attempt, Resolved
@@ -32,7 +33,7 @@ class LedgerDecider:
             return attempt._replace(trip_id=missing.trip_id)
         return attempt
 
-    async def stands(self, keys: Keys) -> bool:
+    async def stands(self, keys: Keys, attempt: Attempt, authority: Authority) -> bool:
         return True  # the rows are the truth, whoever has written them
 
     def admitted(self, attempt: Attempt, limit: LimitState | None) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Final
 
 from dispatcher.config import Settings
 from dispatcher.core.actors import Actor, Role
@@ -17,9 +16,6 @@ from dispatcher.observe.series import LIMITED
 from dispatcher.service.answers import Answer, RateLimited, rate_limited_answer, refusal_answer
 from dispatcher.service.authorities import Authorities
 from dispatcher.service.local_limits import LocalLimits
-
-#: How often a zone that proves cold again is loaded for one call.
-_MAX_TRIES: Final = 3
 
 
 class RateLimits:
@@ -41,12 +37,12 @@ class RateLimits:
         scripts: LimitScripts,
         local: LocalLimits,
         authorities: Authorities,
-        warm: Callable[[str], Awaitable[None]],
+        begin_load: Callable[[str], Awaitable[None]],
     ) -> None:
         self._scripts = scripts
         self._authorities = authorities
-        #: Loads a cold zone, and so seeds the logs that it keeps.
-        self._warm = warm
+        #: Seeds the logs that a cold zone keeps, and begins its load without waiting for it.
+        self._begin_load = begin_load
         #: What counts while the zone that keeps the logs does without its Redis.
         self.local = local
         # One node runs a script on keys of several zones; the nodes of a cluster do not.
@@ -115,12 +111,13 @@ class RateLimits:
         return Admission(is_admitted, self.local.record(limits, state) if is_admitted else state)
 
     async def _check_in_redis(self, limits: Sequence[Limit]) -> Admission:
-        for _ in range(_MAX_TRIES):
-            admission = await self._scripts.check_limit(keys_of(DEFAULT_ZONE), limits)
-            if not admission.is_cold:
-                return admission
-            await self._warm(DEFAULT_ZONE)
-        raise StoreUnavailable("the logs of the limits do not stay loaded")
+        keys = keys_of(DEFAULT_ZONE)
+        admission = await self._scripts.check_limit(keys, limits)
+        if admission.is_cold:
+            # Calls of other zones are counted here, too: none of them waits for the load of this one.
+            await self._begin_load(DEFAULT_ZONE)
+            admission = await self._scripts.check_limit(keys, limits, is_seeded=True)
+        return admission
 
     async def refuse(self, refusal: Refusal, actor: Actor | None, ip: str | None) -> Answer:
         """Answers a call that was refused before anything counted it, and counts it.

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Coroutine
 from typing import Any
 
+from dispatcher.core.authority import Authority
 from dispatcher.core.errors import StoreUnavailable
 from dispatcher.core.limits import LimitState
 from dispatcher.live.claim_results import UNRESOLVED, ClaimCode, Unresolved
@@ -66,8 +68,12 @@ class RedisDecider:
                 return attempt._replace(trip_id=missing.trip_id)
         return attempt
 
-    async def stands(self, keys: Keys) -> bool:
-        return await self._authorities.still_has_redis(keys.zone)
+    async def stands(self, keys: Keys, attempt: Attempt, authority: Authority) -> bool:
+        if await self._authorities.still_has_redis(keys.zone, authority):
+            return True
+        with contextlib.suppress(StoreUnavailable):
+            await self.claims.forget_refusal(keys, attempt)
+        return False
 
     def admitted(self, attempt: Attempt, limit: LimitState | None) -> None:
         if Resolved.LIMITS not in attempt.resolved:

@@ -73,6 +73,11 @@ class Rehydration:
         """
         await self._warming.warm(zone)
 
+    async def begin(self, zone: str) -> None:
+        """Begins the load of a cold zone without waiting for it, and has the servers add what they have
+        admitted to the logs of limits that it keeps: this one now, the others as soon as they hear."""
+        await self._warming.begin(zone)
+
     async def warm_all(self, zones: Sequence[str]) -> None:
         """Loads zones at a start. One whose node of a cluster is away is loaded once it is back.
 

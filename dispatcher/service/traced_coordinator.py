@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from dispatcher.core.authority import Authority
 from dispatcher.core.idempotency import KeyedAnswer
 from dispatcher.ledger.changes import Change, Outcome
 from dispatcher.live.claims import Attempt
@@ -40,10 +41,15 @@ class TracedCoordinator(Coordinator):
             return answer
 
     async def _claim(
-        self, decider: Decider, command: Command[ClaimedT], keys: Keys, attempt: Attempt
-    ) -> tuple[Attempt, ClaimedT | Answer, float]:
+        self,
+        decider: Decider,
+        command: Command[ClaimedT],
+        keys: Keys,
+        attempt: Attempt,
+        authority: Authority,
+    ) -> tuple[Attempt, ClaimedT | Answer | None, float]:
         with self._span("claim", keys, attempt):
-            return await super()._claim(decider, command, keys, attempt)
+            return await super()._claim(decider, command, keys, attempt, authority)
 
     async def _commit(
         self,

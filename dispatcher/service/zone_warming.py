@@ -26,6 +26,8 @@ log = structlog.get_logger("dispatcher.rehydration")
 _MAX_WAIT_S: Final = 10.0
 _LOOK_AGAIN_S: Final = 0.02
 _MAX_LOOK_AGAIN_S: Final = 0.25
+#: How often the logs of a zone that stays cold are seeded.
+_BEGIN_AGAIN_S: Final = 1.0
 
 #: Loads a zone: its keys, the token of this loading, the run id of its Redis, and who decides.
 Load = Callable[[Keys, str, str, Authority], Awaitable[None]]
@@ -43,11 +45,28 @@ class ZoneWarming:
         self._load = load
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._gate = LoadGate()
+        # When it was begun last, and the task that did.
+        self._begun: dict[str, tuple[float, asyncio.Task[None]]] = {}
 
     async def warm(self, zone: str) -> None:
         """Loads a cold zone, or waits for the server that is loading it: a request waits for it."""
         self._gate.urge(zone)
         await asyncio.shield(self._warm_once(zone))
+
+    async def begin(self, zone: str) -> None:
+        """Seeds the logs of a cold zone and begins its load; those who ask within a second share it."""
+        now = time.monotonic()
+        at, task = self._begun.get(zone, (0.0, None))
+        if task is None or (task.done() and now - at > _BEGIN_AGAIN_S):
+            task = asyncio.create_task(self._begin(zone))
+            task.add_done_callback(lambda done: done.cancelled() or done.exception())
+            self._begun[zone] = now, task
+        await asyncio.shield(task)
+
+    async def _begin(self, zone: str) -> None:
+        self._limit_seeds.announce(zone)
+        await self._limit_seeds.seed(zone)
+        await self.check_epoch(zone)
 
     async def warm_all(self, zones: Sequence[str]) -> None:
         """Loads those of the zones that are cold, some at once. One whose node of a cluster is away is
@@ -82,7 +101,8 @@ class ZoneWarming:
 
     async def close(self) -> None:
         """Waits until no zone is being loaded by this server."""
-        await asyncio.gather(*self._tasks.values(), return_exceptions=True)
+        begun = [task for _, task in self._begun.values()]
+        await asyncio.gather(*self._tasks.values(), *begun, return_exceptions=True)
 
     def _warm_once(self, zone: str) -> asyncio.Task[None]:
         task = self._tasks.get(zone)

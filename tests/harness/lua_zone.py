@@ -172,10 +172,12 @@ class WarmLimits(LimitScripts):
         super().__init__(pipeline)
         self._warm = pipeline
 
-    async def check_limit(self, keys: Keys, limits: Sequence[Limit]) -> Admission:
+    async def check_limit(
+        self, keys: Keys, limits: Sequence[Limit], *, is_seeded: bool = False
+    ) -> Admission:
         warmed = self._warm.command("SET", keys.epoch, f"{START_MS} 0 run-id")
         warmed.add_done_callback(lambda done: done.cancelled() or done.exception())
-        return await super().check_limit(keys, limits)
+        return await super().check_limit(keys, limits, is_seeded=is_seeded)
 
 
 @contextlib.asynccontextmanager

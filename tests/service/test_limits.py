@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 
+import pytest
+
 from dispatcher.core.actors import Actor, Role
 from dispatcher.core.callers import Caller
 from dispatcher.core.limits import LimitClass
@@ -101,3 +103,25 @@ async def test_a_redis_that_lost_its_logs_opens_no_second_window_for_questions(
         state = await limits.count(LimitClass.GENERAL, driver("d2"), None)
         assert state is not None
         assert state.remaining == 4
+
+
+async def test_a_default_zone_that_cannot_be_loaded_holds_up_no_question_of_another(
+    redis_url: str, database_url: str
+) -> None:
+    """The server that was loading it has died; its logs count all the same."""
+    zones = Zones([Zone("default"), Zone("north")])
+    async with open_city(redis_url, database_url, zones=zones, limit_general="5/60") as city:
+        keys, limits = city.keys(), city.parts.limits
+        await limits.count(LimitClass.GENERAL, driver("d1"), None)
+        await city.redis("FLUSHALL")
+        await city.redis("SET", keys.loading, "somebody else", "PX", 60_000)
+        async with asyncio.timeout(5):
+            for remaining in (3, 2, 1, 0):
+                state = await limits.count(LimitClass.GENERAL, driver("d1"), None)
+                assert state is not None
+                assert state.remaining == remaining
+            with pytest.raises(RateLimited):
+                await limits.count(LimitClass.GENERAL, driver("d1"), None)
+        assert await city.redis("EXISTS", keys.epoch) == 0
+        await city.redis("DEL", keys.loading)
+        await city.parts.rehydration.warm("default")

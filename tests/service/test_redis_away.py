@@ -571,22 +571,71 @@ async def test_a_server_that_has_not_heard_refuses_nothing_by_what_redis_remembe
         assert (await city.act(driver("d1"), "accept", next_trip)).status == 200
 
 
-async def test_a_refusal_by_redis_stands_while_postgres_is_silent(
+async def test_no_refusal_by_redis_is_told_while_postgres_is_silent(
     city: City, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Others may decide without Redis; once Postgres answers again, it stands, and is kept for its key."""
     trip = await city.trip()
-    asked = 0
 
     async def silent(*_: Any) -> Any:
-        nonlocal asked
-        asked += 1
         await asyncio.Event().wait()
 
-    monkeypatch.setattr("dispatcher.service.authorities._LOOK_S", 0.05)
-    monkeypatch.setattr(city.parts.authorities._looks, "find", silent)
-    assert code_of(await city.act(driver("d1"), "arrive", trip)) == "trip_not_found"
-    assert code_of(await city.act(rider("rider"), "cancel", trip, version=7)) == "version_conflict"
-    assert asked == 2
+    with monkeypatch.context() as patch:
+        patch.setattr("dispatcher.service.authorities._LOOK_S", 0.05)
+        patch.setattr(city.parts.authorities._looks, "find", silent)
+        with pytest.raises(StoreUnavailable):
+            await city.act(driver("d1"), "arrive", trip, "k1")
+        # A crowd's losers do without Postgres, and so do replays of successes.
+        assert code_of(await city.act(rider("rider"), "cancel", trip)) == "trip_cancelled"
+        assert code_of(await city.act(driver("d1"), "accept", trip)) == "trip_not_pending"
+    assert code_of(await city.act(driver("d1"), "arrive", trip, "k1")) == "trip_not_found"
+
+
+async def test_a_key_has_one_answer_though_a_server_has_not_heard(
+    city: City, valkey: Valkey, database_url: str
+) -> None:
+    """What Redis refused, and Postgres allowed, is not replayed as refused."""
+    await city.online("d1")
+    trip = await city.trip()
+    for action in ("accept", "arrive"):
+        assert (await city.act(driver("d1"), action, trip)).status == 200
+    assert code_of(await city.act(driver("d1"), "complete", trip, "k0")) == "invalid_trip_status"
+    async with (
+        open_server(valkey, database_url) as other,
+        open_server(valkey, database_url) as third,
+    ):
+        await other.parts.authorities._take_from_redis(["default"])
+        assert (await other.act(driver("d1"), "start", trip)).status == 200
+        answers = [
+            await each.act(driver("d1"), "complete", trip, "k0") for each in (city, third, other, city)
+        ]
+        assert [answer.status for answer in answers] == [200] * 4
+        assert len({answer.body for answer in answers}) == 1
+        record = city.keys().idem("d1", "/api/driver/ride/trip-action", "k0")
+        assert not str(await city.redis("GET", record) or "").startswith("N ")
+
+
+async def test_a_refusal_of_two_fences_ago_is_not_told(
+    city: City, valkey: Valkey, database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The server stood still between the claim's reply and the look; Redis decides again by then."""
+    await city.online("d1")
+    trip = await city.trip()
+    for action in ("accept", "arrive"):
+        assert (await city.act(driver("d1"), action, trip)).status == 200
+    async with open_server(valkey, database_url) as other:
+        still_has_redis = city.parts.authorities.still_has_redis
+
+        async def stand_still(*asked: Any) -> bool:
+            monkeypatch.setattr(city.parts.authorities, "still_has_redis", still_has_redis)
+            await other.parts.authorities._take_from_redis(["default"])
+            assert (await other.act(driver("d1"), "start", trip)).status == 200
+            await other.postgres.execute("UPDATE zone_authorities SET held_until = now()")
+            assert await other.parts.authorities._give_back("default")
+            return await still_has_redis(*asked)
+
+        monkeypatch.setattr(city.parts.authorities, "still_has_redis", stand_still)
+        assert (await city.act(driver("d1"), "complete", trip)).status == 200
 
 
 async def test_what_a_server_has_committed_itself_is_not_read_again(

@@ -15,6 +15,7 @@ import structlog
 from dispatcher.config import Settings
 from dispatcher.core.actors import Actor, Role
 from dispatcher.core.callers import Caller
+from dispatcher.core.zones import Zone
 from dispatcher.live.claim_results import ClaimCode, Refused
 from dispatcher.observe import logs
 from dispatcher.observe.call_ids import REQUEST_ID, TRIP_ID
@@ -24,6 +25,8 @@ from dispatcher.observe.refusal_log import log_refusal
 from dispatcher.observe.series import REFUSALS
 from dispatcher.observe.straight_lines import STRAIGHT_LINES
 from dispatcher.service.claim_refusals import answer_refused
+from dispatcher.service.commands.accept import AcceptTrip
+from dispatcher.service.race_log import RaceLog
 
 Configure = Callable[..., io.BytesIO]
 
@@ -107,10 +110,11 @@ async def test_lines_below_the_level_are_left_out(configure: Configure) -> None:
 
 async def test_a_version_is_a_number(configure: Configure) -> None:
     out = configure()
-    caller = Caller(Actor("d1", Role.DRIVER))
+    caller, zone = Caller(Actor("d1", Role.DRIVER)), Zone("default")
     for version in (0, 3, None):
         refused = Refused(ClaimCode.VERSION_CONFLICT, None, version)
-        answer_refused(caller, f"default_{version}", refused)
+        trip_id = f"default_{version}"
+        answer_refused(AcceptTrip(caller, zone, trip_id), trip_id, refused, RaceLog())
     assert [line.get("version") for line in await _lines(out)] == [0, 3, None]
 
 
