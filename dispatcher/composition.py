@@ -55,7 +55,8 @@ from dispatcher.service.traced_coordinator import TracedCoordinator
 from dispatcher.service.unheard_events import UnheardEvents
 from dispatcher.service.user_channels import UserChannels
 from dispatcher.service.webhook import Webhook
-from dispatcher.wings import LedgerWing, LiveWing, make_webhook, open_ledger, open_live, open_subscriber
+from dispatcher.service.webhook_receivers import make_webhook
+from dispatcher.wings import LedgerWing, LiveWing, open_ledger, open_live, open_subscriber
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""The wings of a process, opened and closed: what talks to Redis, to Postgres, and to a webhook."""
+"""The two wings of a process, opened and closed: what talks to Redis, and what talks to Postgres."""
 
 from __future__ import annotations
 
@@ -30,8 +30,6 @@ from dispatcher.live.queues import QueueScripts
 from dispatcher.live.servers import ServerScripts
 from dispatcher.live.settle import Settler
 from dispatcher.live.state import StateScripts
-from dispatcher.service.webhook import MAX_CALLS, Deliveries, Webhook
-from dispatcher.webhook.receiver import Receiver
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,21 +133,3 @@ async def open_ledger(settings: Settings) -> AsyncIterator[LedgerWing]:
         notices = OutageNotices(settings.database_url, database, timeout_s=settings.commit_timeout_s)
         stack.callback(notices.close)
         yield LedgerWing(commits, database, notices)
-
-
-def make_webhook(settings: Settings, scripts: DeliveryScripts) -> Webhook:
-    """The webhook of the settings, of no receiver where they name none."""
-    secret = settings.webhook_secret.get_secret_value() if settings.webhook_secret else ""
-    return Webhook(
-        scripts,
-        [
-            Deliveries(
-                Receiver(url, secret, timeout_s=settings.webhook_timeout_s, max_calls=MAX_CALLS),
-                scripts,
-                timeout_s=settings.webhook_timeout_s,
-                first_rest_s=settings.webhook_retry_s,
-                max_attempts=settings.webhook_attempts,
-            )
-            for url in dict.fromkeys(settings.webhook_url)
-        ],
-    )
