@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterable, Sequence
 from enum import StrEnum
 from typing import Any, Final, NamedTuple
 
 import structlog
 
-from dispatcher.core.errors import StoreUnavailable
 from dispatcher.core.times import moment, now_ms
 from dispatcher.ledger.database import Database
 from dispatcher.observe.series import OFFER_OUTCOMES_SEEN
@@ -71,6 +71,9 @@ class OfferLog:
         self._offers: list[OfferRow] = []
         self._new_outcomes: list[OutcomeRow] = []
         self._due_outcomes: list[OutcomeRow] = []
+        # One save at a time: it takes the rows away while Postgres is asked, and puts back what is left,
+        # also where its caller's time was over. To save a row once more changes nothing.
+        self._saving = asyncio.Lock()
 
     def add_offers(self, offers: Iterable[OfferRow]) -> None:
         """Offers that went out."""
@@ -78,16 +81,22 @@ class OfferLog:
         _keep_newest(self._offers, "offers")
 
     async def save_offers(self, database: Database) -> None:
-        """Writes the offers at once, so that they are durable. What Postgres could not take is kept.
-        Raises StoreUnavailable."""
+        """Writes the offers at once, so that they are durable; also those that another save had begun
+        with. What Postgres could not take is kept. Raises StoreUnavailable."""
+        async with self._saving:
+            await self._save_offers(database)
+
+    async def _save_offers(self, database: Database) -> None:
         offers, self._offers = self._offers, []
-        for start in range(0, len(offers), _ROWS_AT_ONCE):
-            try:
-                await _save_offers(database, offers[start : start + _ROWS_AT_ONCE])
-            except StoreUnavailable:
-                self._offers = offers[start:] + self._offers
-                _keep_newest(self._offers, "offers")
-                raise
+        saved = 0
+        try:
+            while saved < len(offers):
+                rows = offers[saved : saved + _ROWS_AT_ONCE]
+                await _save_offers(database, rows)
+                saved += len(rows)
+        finally:
+            self._offers = offers[saved:] + self._offers
+            _keep_newest(self._offers, "offers")
 
     def record(self, trip_id: str, drivers: Iterable[str], outcome: OfferOutcome, at_ms: int) -> None:
         """What became of a trip's offers to these drivers."""
@@ -109,18 +118,19 @@ class OfferLog:
     async def save(self, database: Database) -> None:
         """Writes what has come together. What Postgres could not take is kept for the next time. Raises
         StoreUnavailable."""
-        due, self._due_outcomes, self._new_outcomes = self._due_outcomes, self._new_outcomes, []
-        saved = 0
-        try:
-            await self.save_offers(database)
-            while saved < len(due):
-                rows = due[saved : saved + _ROWS_AT_ONCE]
-                self._due_outcomes += await _save_outcomes(database, rows)
-                saved += len(rows)
-        except StoreUnavailable:
-            self._due_outcomes = due[saved:] + self._due_outcomes
-            _keep_newest(self._due_outcomes, "outcomes")
-            raise
+        async with self._saving:
+            due, self._due_outcomes, self._new_outcomes = self._due_outcomes, self._new_outcomes, []
+            saved = 0
+            without_offer: list[OutcomeRow] = []
+            try:
+                await self._save_offers(database)
+                while saved < len(due):
+                    rows = due[saved : saved + _ROWS_AT_ONCE]
+                    without_offer.extend(await _save_outcomes(database, rows))
+                    saved += len(rows)
+            finally:
+                self._due_outcomes = without_offer + due[saved:] + self._due_outcomes
+                _keep_newest(self._due_outcomes, "outcomes")
 
 
 def _keep_newest(rows: list[Any], kind: str) -> None:

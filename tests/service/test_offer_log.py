@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 from collections.abc import AsyncIterator
 from datetime import timedelta
@@ -218,3 +219,73 @@ async def test_what_waits_is_bounded_and_saved_in_parts(
     assert len(saved) > 50
     assert {row[2:] for row in saved} == {("declined", 10)}
     assert offer_log.unsaved()["offers"] == 0
+
+
+class Waiting:
+    """A Postgres whose first statement of a name waits until it is let go."""
+
+    def __init__(self, database: Database, name: str) -> None:
+        self._database = database
+        self._name: str | None = name
+        self.asked, self.let_go = asyncio.Event(), asyncio.Event()
+
+    async def execute(self, name: str, **given: Any) -> None:
+        await self._wait(name)
+        await self._database.execute(name, **given)
+
+    async def rows(self, name: str, **given: Any) -> Any:
+        await self._wait(name)
+        return await self._database.rows(name, **given)
+
+    async def _wait(self, name: str) -> None:
+        if name == self._name:
+            self._name = None
+            self.asked.set()
+            await self.let_go.wait()
+
+
+async def test_saves_that_overlap_lose_no_outcome(city: City) -> None:
+    """The flush, and a server's own offers while Redis is away."""
+    offer_log, start_ms = OfferLog(), now_ms()
+    waiting: Any = Waiting(city.parts.ledger.database, "save_outcomes")
+    offer_log.record("z_1", ["d1"], OfferOutcome.WITHDRAWN, start_ms)
+    await offer_log.save(waiting)
+    async with asyncio.TaskGroup() as saves:
+        saves.create_task(offer_log.save(waiting))
+        await waiting.asked.wait()
+        offer_log.record("z_1", ["d2"], OfferOutcome.WITHDRAWN, start_ms)
+        saves.create_task(offer_log.save(waiting))
+        await asyncio.sleep(0)
+        waiting.let_go.set()
+    assert offer_log.unsaved()["outcomes"] == 2, "none has an offer yet"
+
+
+async def test_a_save_that_says_it_is_done_has_saved_what_another_one_had_begun(city: City) -> None:
+    offer_log = OfferLog()
+    waiting: Any = Waiting(city.parts.ledger.database, "save_offers")
+    offer_log.add_offers([offer(1, T0)])
+    async with asyncio.TaskGroup() as saves:
+        first = saves.create_task(offer_log.save(waiting))
+        await waiting.asked.wait()
+        second = saves.create_task(offer_log.save_offers(waiting))
+        await asyncio.sleep(0)
+        first.cancel()  # as by the deadline of a request
+        await second
+    assert await rows(city) == [("d1", 1, "open", None)]
+
+
+@pytest.mark.parametrize("name", ["save_offers", "save_outcomes"])
+async def test_a_save_that_is_cancelled_keeps_what_it_has_not_saved(city: City, name: str) -> None:
+    offer_log = OfferLog()
+    waiting: Any = Waiting(city.parts.ledger.database, name)
+    offer_log.add_offers([offer(1, T0, f"d{n}") for n in range(3)])
+    offer_log.record("z_1", ["d0", "d1", "d2"], OfferOutcome.WITHDRAWN, T0 + 76)
+    if name == "save_outcomes":
+        await offer_log.save(waiting)
+    saving = asyncio.create_task(offer_log.save(waiting))
+    await waiting.asked.wait()
+    saving.cancel()
+    await asyncio.wait([saving])
+    assert offer_log.unsaved() == {"offers": 3 if name == "save_offers" else 0, "outcomes": 3}
+    await save(city, offer_log)
+    assert await rows(city) == [(f"d{n}", 1, "withdrawn", 76) for n in range(3)]
