@@ -100,6 +100,22 @@ def key_from_row(row: Any) -> IdempotencyKey:
     )
 
 
+class Statements:
+    """Named queries on one connection."""
+
+    def __init__(self, connection: Any) -> None:
+        self._connection = connection
+
+    async def row(self, name: str, **arguments: Any) -> Any:
+        """The one row of a named query, or None."""
+        return await getattr(QUERIES, name)(self._connection, **arguments)
+
+    async def execute(self, name: str, **arguments: Any) -> int:
+        """How many rows a named statement changed."""
+        tag = await getattr(QUERIES, name)(self._connection, **arguments)
+        return int(str(tag).rpartition(" ")[2])
+
+
 async def _leave_as_it_is(_connection: Any) -> None:
     """A connection goes back to the pool."""
 
@@ -158,13 +174,26 @@ class Database:
     async def row(self, name: str, **arguments: Any) -> Any:
         """The one row of a named query, or None."""
         async with self.connection() as connection:
-            return await getattr(QUERIES, name)(connection, **arguments)
+            return await Statements(connection).row(name, **arguments)
 
     async def execute(self, name: str, **arguments: Any) -> int:
         """How many rows a named statement changed."""
         async with self.connection() as connection:
-            tag = await getattr(QUERIES, name)(connection, **arguments)
-            return int(str(tag).rpartition(" ")[2])
+            return await Statements(connection).execute(name, **arguments)
+
+    @asynccontextmanager
+    async def offering_by_hand(self, driver_id: str) -> AsyncIterator[Statements]:
+        """A transaction; one at a time for each driver, so that what it sees of their offers stands."""
+        try:
+            # Each statement has to see what was committed while the first one waited.
+            async with (
+                self.connection() as connection,
+                connection.transaction(isolation="read_committed"),
+            ):
+                await QUERIES.lock_offers_of_driver(connection, driver_id=driver_id)
+                yield Statements(connection)
+        except asyncpg.LockNotAvailableError as error:
+            raise StoreUnavailable("locked") from error
 
     async def save_positions(
         self, ids: list[str], lats: list[float], lngs: list[float], ats: list[datetime]

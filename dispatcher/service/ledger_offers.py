@@ -12,10 +12,10 @@ from typing import Any, Final
 from dispatcher.core.actors import Role, address_of
 from dispatcher.core.drivers import Driver
 from dispatcher.core.obstacles import Obstacle
-from dispatcher.core.times import millis
+from dispatcher.core.times import millis, moment
 from dispatcher.core.trips import Trip
 from dispatcher.core.zones import Zone
-from dispatcher.ledger.database import Database, trip_from_row
+from dispatcher.ledger.database import Database, Statements, trip_from_row
 from dispatcher.live.inspection import FilterView
 from dispatcher.observe.series import OFFERS
 from dispatcher.service.filters_without_redis import filters_without_redis
@@ -34,6 +34,9 @@ class LedgerOffers:
         self._hub = hub
         self._offer_log = offer_log
         self._fix_age_s = fix_age_s
+        # Offers by hand that are being saved, or whose save broke off, by trip and driver: no socket was
+        # shown them.
+        self._unshown: dict[tuple[str, str], OfferRow] = {}
 
     async def run(self, zone: Zone) -> int:
         """Makes the offers that are due. Returns how many. Raises StoreUnavailable."""
@@ -68,7 +71,7 @@ class LedgerOffers:
         self._offer_log.add_offers(offer for _, offer in offers)
         await self._offer_log.save(self._database)
         for row, offer in offers:
-            self._show(trip_from_row(row), offer)
+            self._show(trip_from_row(row), offer, left_ms=deadline_ms - at_ms)
         OFFERS.add(zone.name, number=len(offers))
         return len(offers)
 
@@ -77,40 +80,59 @@ class LedgerOffers:
     ) -> tuple[int, int] | list[FilterView]:
         """Offers a trip to the driver whom an operator has chosen, or returns what refuses them.
 
-        Returns the offer's deadline and the time left, in ms; where one is open, that one's. A driver
-        who is connected to another server hears of it with their next snapshot.
+        Returns the offer's deadline and the time left, in ms; where one is open, that one's. Nothing
+        refuses a driver whose trip was taken or offered by others since it was looked at: the list is
+        empty. Whoever makes the offer shows it; a driver who is connected to another server hears of it
+        with their next snapshot. Raises StoreUnavailable, also where the offer may be saved.
         """
-        row = await self._database.row(
-            "offer_to_driver",
-            trip_id=trip.id, driver_id=driver.user_id, fix_age_s=float(self._fix_age_s),
-        )  # fmt: skip
-        if row is None:
-            return [FilterView(Obstacle.TRIP_NOT_PENDING, passes=False, saw="the trip is gone")]
-        at_ms = millis(row["offered_at"]) or 0
-        if (open_until_ms := millis(row["open_until"])) is not None:
-            return open_until_ms, open_until_ms - at_ms
-        refusing = [view for view in _filters_by_hand(zone, trip, driver, row) if view.passes is False]
-        if refusing:
-            return refusing
-        deadline_ms = at_ms + int(zone.waves[-1].deadline_s * 1000)
-        offer = OfferRow(
-            trip.id, driver.user_id, row["last_wave"] + 1, row["distance_m"], at_ms, deadline_ms,
-            offered_by=operator,
-        )  # fmt: skip
-        self._offer_log.add_offers([offer])
-        await self._offer_log.save_offers(self._database)
-        self._show(trip, offer)
-        OFFERS.add(zone.name)
+        asked = trip.id, driver.user_id
+        async with self._database.offering_by_hand(driver.user_id) as statements:
+            row = await statements.row(
+                "offer_to_driver",
+                trip_id=trip.id, driver_id=driver.user_id, fix_age_s=float(self._fix_age_s),
+            )  # fmt: skip
+            if row is None:
+                return []
+            at_ms = millis(row["offered_at"]) or 0
+            deadline_ms = millis(row["open_until"])
+            if deadline_ms is None:
+                views = _filters_by_hand(zone, trip, driver, row)
+                if refusing := [view for view in views if view.passes is False]:
+                    return refusing
+                deadline_ms = at_ms + int(zone.waves[-1].deadline_s * 1000)
+                offer = OfferRow(
+                    trip.id, driver.user_id, row["last_wave"] + 1, row["distance_m"], at_ms,
+                    deadline_ms, offered_by=operator,
+                )  # fmt: skip
+                if not await self._add(statements, offer):
+                    return []
+        # Saved by this call, or by one before that was not told so: whoever is first shows it.
+        unshown = self._unshown.pop(asked, None)
+        if unshown is not None and unshown.deadline_ms == deadline_ms:
+            self._show(trip, unshown, left_ms=deadline_ms - at_ms)
+            OFFERS.add(zone.name)
         return deadline_ms, deadline_ms - at_ms
 
-    def _show(self, trip: Trip, offer: OfferRow) -> None:
+    async def _add(self, statements: Statements, offer: OfferRow) -> bool:
+        for asked, other in list(self._unshown.items()):
+            if other.deadline_ms < offer.offered_ms:
+                del self._unshown[asked]
+        self._unshown[offer.trip_id, offer.driver_id] = offer
+        return bool(await statements.execute(
+            "add_offer",
+            trip_id=offer.trip_id, driver_id=offer.driver_id, wave=offer.wave,
+            distance_m=offer.distance_m, offered_at=moment(offer.offered_ms),
+            deadline=moment(offer.deadline_ms), operator=offer.offered_by,
+        ))  # fmt: skip
+
+    def _show(self, trip: Trip, offer: OfferRow, left_ms: int) -> None:
         frame = {
             "type": "offer",
             "trip": trip.to_json(),
             "wave": offer.wave,
             "distance_m": round(offer.distance_m, 1),
             "deadline_ms": offer.deadline_ms,
-            "expires_in_ms": offer.deadline_ms - offer.offered_ms,
+            "expires_in_ms": left_ms,
         }
         self._hub.deliver([address_of(Role.DRIVER, offer.driver_id)], frame)
 

@@ -123,8 +123,14 @@ SELECT t.*, NULL AS driver_vehicle_type, near.driver_id AS offered_driver, near.
         LIMIT :size) near
  ORDER BY t.created_at, near.distance_m;
 
+-- name: lock_offers_of_driver(driver_id)!
+-- Until the transaction ends, no other one offers a trip by hand to this driver. The first key is that of all these locks.
+-- A lock that a server holds for so long is one of a server that hangs.
+SELECT set_config('lock_timeout', '2s', true), pg_advisory_xact_lock(1634624, hashtext(:driver_id));
+
 -- name: offer_to_driver(trip_id, driver_id, fix_age_s)^
--- What there is to know where an operator offers a trip to a driver: what would refuse them, and their open offer of it.
+-- What there is to know where an operator offers a pending trip to a driver: what would refuse them, and their open offer
+-- of it.
 SELECT distance_m(d.current_location, t.pickup_location) AS distance_m, d.current_location IS NOT NULL AS has_position,
        coalesce(d.location_updated_at > now() - make_interval(secs => :fix_age_s), false) AS is_fresh,
        EXISTS (SELECT FROM trip_offers o
@@ -139,7 +145,13 @@ SELECT distance_m(d.current_location, t.pickup_location) AS distance_m, d.curren
        (SELECT coalesce(max(o.wave), 0) FROM trip_offers o WHERE o.trip_id = t.id) AS last_wave,
        clock_timestamp() AS offered_at
   FROM trip_requests t CROSS JOIN driver_details d
- WHERE t.id = :trip_id AND d.user_id = :driver_id;
+ WHERE t.id = :trip_id AND t.current_status = 'pending' AND d.user_id = :driver_id;
+
+-- name: add_offer(trip_id, driver_id, wave, distance_m, offered_at, deadline, operator)!
+-- Saves an offer by hand, unless a server has made an offer of that number to the driver since.
+INSERT INTO trip_offers (trip_id, driver_id, wave, distance_m, offered_at, deadline, offered_by)
+VALUES (:trip_id, :driver_id, :wave, :distance_m, :offered_at, :deadline, :operator)
+ON CONFLICT (trip_id, driver_id, wave) DO NOTHING;
 
 -- name: open_offers_of_driver(driver_id, max_rows)
 -- The pending trips that a driver holds an open offer of.

@@ -11,9 +11,12 @@ import pytest
 
 from dispatcher.core.actors import Actor, Role
 from dispatcher.core.callers import Caller
-from dispatcher.core.errors import Refusal
+from dispatcher.core.errors import Refusal, StoreUnavailable
+from dispatcher.core.times import iso
 from dispatcher.core.zones import Wave, Zone, Zones
+from dispatcher.ledger.database import QUERIES
 from dispatcher.service.answers import Answer
+from dispatcher.service.deadlines import Deadlines
 from tests.harness.services import PLACE, City, code_of, driver, open_city, rider
 
 OPERATOR = Actor("op-1", Role.ADMIN)
@@ -137,3 +140,95 @@ async def test_it_counts_against_the_operators_limit(redis_url: str, database_ur
         with pytest.raises(Refusal) as limited:
             await ask(city, trip, "nobody")
         assert limited.value.code == "rate_limit_exceeded"
+
+
+class Screen:
+    """A driver's socket that counts the offers it was shown."""
+
+    def __init__(self, city: City, name: str) -> None:
+        self.offers: list[Any] = []
+        city.parts.hub.add(f"driver:{name}", self)
+
+    def send(self, frame: bytes, *, replaces: str | None = None) -> None:
+        if (told := orjson.loads(frame))["type"] == "offer":
+            self.offers.append(told)
+
+    def resync(self) -> None:
+        """No snapshot is asked for here."""
+
+
+@pytest.fixture
+async def postgres_decides(city: City) -> City:
+    """A driver `d1` who is free, in a zone that Postgres decides about alone."""
+    await here(city, "d1")
+    await city.parts.positions.save()
+    await city.parts.authorities._take_from_redis(["default"])
+    return city
+
+
+async def test_a_double_click_without_redis_makes_one_offer_and_one_frame(
+    postgres_decides: City,
+) -> None:
+    city, shown = postgres_decides, Screen(postgres_decides, "d1")
+    trip = await city.trip()
+    answers = await asyncio.gather(*(ask(city, trip, "d1") for _ in range(5)))
+    assert [answer.status for answer in answers] == [200] * 5
+    assert len({orjson.loads(answer.body)["offer"]["deadline"] for answer in answers}) == 1
+    assert len(await rows(city, trip)) == len(shown.offers) == 1
+
+
+async def test_operators_at_once_keep_to_a_drivers_limit_without_redis(postgres_decides: City) -> None:
+    city, shown = postgres_decides, Screen(postgres_decides, "d1")
+    trips = [await city.trip(customer=f"r{i}") for i in range(8)]
+    answers = await asyncio.gather(
+        *(ask(city, trip, "d1", Actor(f"op-{i}", Role.ADMIN)) for i, trip in enumerate(trips))
+    )
+    most = Zone("default").offers_per_driver
+    assert sorted(answer.status for answer in answers) == [200] * most + [409] * (8 - most)
+    refused = [orjson.loads(answer.body) for answer in answers if answer.status == 409]
+    assert {tuple(problem["filters"]) for problem in refused} == {("enough_offers",)}
+    saved = await city.postgres.fetchval("SELECT count(*) FROM trip_offers WHERE outcome = 'open'")
+    assert saved == len(shown.offers) == most
+
+
+@pytest.mark.parametrize("is_saved", [False, True], ids=["not saved", "saved, and not heard"])
+@pytest.mark.parametrize("breaks_off", ["error", "deadline"])
+async def test_an_offer_whose_save_broke_off_is_shown_when_asked_again(
+    postgres_decides: City, monkeypatch: pytest.MonkeyPatch, is_saved: bool, breaks_off: str
+) -> None:
+    city, shown = postgres_decides, Screen(postgres_decides, "d1")
+    trip = await city.trip()
+    add_offer = QUERIES.add_offer
+
+    async def broken(connection: Any, **given: Any) -> Any:
+        if is_saved:
+            await add_offer(connection, **given)
+            await connection.execute("COMMIT")
+        if breaks_off == "deadline":
+            await asyncio.Event().wait()
+        raise OSError("the connection is lost")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(QUERIES, "add_offer", broken)
+        with pytest.raises(StoreUnavailable):
+            await Deadlines(0.2).keep(ask(city, trip, "d1"))
+    assert (len(await rows(city, trip)), shown.offers) == (is_saved, [])
+    for _ in range(2):
+        answer = await ask(city, trip, "d1")
+        assert answer.status == 200
+        offer = orjson.loads(answer.body)["offer"]
+        assert [iso(frame["deadline_ms"]) for frame in shown.offers] == [offer["deadline"]]
+    assert len(await rows(city, trip)) == 1
+    assert city.parts.effects.offer_log.unsaved()["offers"] == 0
+
+
+async def test_a_server_that_hangs_as_it_offers_keeps_no_connections_of_others(
+    postgres_decides: City,
+) -> None:
+    city = postgres_decides
+    trip = await city.trip()
+    async with city.postgres.transaction():
+        await QUERIES.lock_offers_of_driver(city.postgres, driver_id="d1")
+        with pytest.raises(StoreUnavailable):
+            await ask(city, trip, "d1")
+    assert (await ask(city, trip, "d1")).status == 200
