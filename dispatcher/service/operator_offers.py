@@ -77,9 +77,14 @@ class OperatorOffers:
         try:
             trip, driver = await self._pending(trip_id), await self._driver(zone, driver_id)
             operator = caller.actor.user_id
-            offer = await self._authorities.ask_redis(
-                zone.name, lambda: self._offer_by_redis(zone, trip, driver, operator)
-            )
+            try:
+                offer = await self._authorities.ask_redis(
+                    zone.name, lambda: self._offer_by_redis(zone, trip, driver, operator)
+                )
+            except Refusal:
+                if await self._authorities.still_has_redis(zone.name):
+                    raise
+                offer = None
             if offer is None:
                 offer = await self._offer_by_postgres(zone, trip, driver, operator)
         except Refusal as refusal:

@@ -232,3 +232,20 @@ async def test_a_server_that_hangs_as_it_offers_keeps_no_connections_of_others(
         with pytest.raises(StoreUnavailable):
             await ask(city, trip, "d1")
     assert (await ask(city, trip, "d1")).status == 200
+
+
+async def test_a_server_that_has_not_heard_offers_to_whom_postgres_has_online(
+    city: City, redis_url: str, database_url: str
+) -> None:
+    """What this server's Redis remembers is from before the others have gone on without it."""
+    await here(city, "d1")
+    await city.available("d1", is_online=False)
+    trip = await city.trip()
+    async with open_city(redis_url, database_url, zones=ZONES) as other:
+        await other.parts.authorities._take_from_redis(["default"])
+        await other.available("d1", is_online=True, location=PLACE)
+        await other.parts.positions.save()
+        assert not city.parts.authorities.of("default").is_degraded
+        answer = await ask(city, trip, "d1")
+        assert answer.status == 200, answer
+        assert len(await rows(city, trip)) == 1
