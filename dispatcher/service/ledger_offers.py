@@ -20,7 +20,7 @@ from dispatcher.live.inspection import FilterView
 from dispatcher.observe.series import OFFERS
 from dispatcher.service.filters_without_redis import filters_without_redis
 from dispatcher.service.hub import Hub
-from dispatcher.service.offer_log import OfferLog, OfferRow
+from dispatcher.service.offer_log import OfferLog, OfferRow, insert_offers
 
 #: Trips that are looked at in one run.
 _MAX_TRIPS: Final = 100
@@ -68,11 +68,12 @@ class LedgerOffers:
                 row["id"], driver_id, row["last_wave"] + 1, row["distance_m"], at_ms, deadline_ms,
             )))  # fmt: skip
         # First the rows: where a zone lets drivers accept only what they are offered, they are asked.
-        self._offer_log.add_offers(offer for _, offer in offers)
-        await self._offer_log.save(self._database)
+        # Not by the log, which would save later what nobody was shown.
+        await insert_offers(self._database, [offer for _, offer in offers])
         for row, offer in offers:
             self._show(trip_from_row(row), offer, left_ms=deadline_ms - at_ms)
         OFFERS.add(zone.name, number=len(offers))
+        await self._offer_log.save(self._database)
         return len(offers)
 
     async def offer_by_hand(

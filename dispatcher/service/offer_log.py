@@ -92,7 +92,7 @@ class OfferLog:
         try:
             while saved < len(offers):
                 rows = offers[saved : saved + _ROWS_AT_ONCE]
-                await _save_offers(database, rows)
+                await insert_offers(database, rows)
                 saved += len(rows)
         finally:
             self._offers = offers[saved:] + self._offers
@@ -141,7 +141,8 @@ def _keep_newest(rows: list[Any], kind: str) -> None:
         log.warning("rows for postgres are dropped", kind=kind, rows=dropped)
 
 
-async def _save_offers(database: Database, offers: Sequence[OfferRow]) -> None:
+async def insert_offers(database: Database, offers: Sequence[OfferRow]) -> None:
+    """Writes these offers in one statement. Raises StoreUnavailable."""
     await database.execute(
         "save_offers",
         trips=[offer.trip_id for offer in offers],

@@ -21,7 +21,8 @@ from tests.harness.services import PLACE, City, code_of, driver, open_city, ride
 
 OPERATOR = Actor("op-1", Role.ADMIN)
 FAR = (PLACE[0] + 0.2, PLACE[1])
-ZONES = Zones([Zone("default", waves=(Wave(1, 2_000.0, 30.0),), accept_policy="offered"), Zone("north")])
+ZONE = Zone("default", waves=(Wave(1, 2_000.0, 30.0),), accept_policy="offered")
+ZONES = Zones([ZONE, Zone("north")])
 
 
 @pytest.fixture
@@ -183,7 +184,7 @@ async def test_operators_at_once_keep_to_a_drivers_limit_without_redis(postgres_
     answers = await asyncio.gather(
         *(ask(city, trip, "d1", Actor(f"op-{i}", Role.ADMIN)) for i, trip in enumerate(trips))
     )
-    most = Zone("default").offers_per_driver
+    most = ZONE.offers_per_driver
     assert sorted(answer.status for answer in answers) == [200] * most + [409] * (8 - most)
     refused = [orjson.loads(answer.body) for answer in answers if answer.status == 409]
     assert {tuple(problem["filters"]) for problem in refused} == {("enough_offers",)}
@@ -249,3 +250,23 @@ async def test_a_server_that_has_not_heard_offers_to_whom_postgres_has_online(
         answer = await ask(city, trip, "d1")
         assert answer.status == 200, answer
         assert len(await rows(city, trip)) == 1
+
+
+async def test_a_servers_own_offer_whose_save_failed_is_made_and_shown_by_its_next_run(
+    postgres_decides: City, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The flush must not save it meanwhile: it would stand open, and nobody would see it."""
+    city, shown = postgres_decides, Screen(postgres_decides, "d1")
+    trip, database = await city.trip(), city.parts.ledger.database
+
+    async def fail(_name: str, **_given: Any) -> int:
+        raise StoreUnavailable("postgres")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(database, "execute", fail)
+        with pytest.raises(StoreUnavailable):
+            await city.parts.ledger_offers.run(ZONE)
+    await city.parts.effects.offer_log.save(database)
+    assert (await rows(city, trip), shown.offers) == ([], [])
+    assert await city.parts.ledger_offers.run(ZONE) == 1
+    assert len(await rows(city, trip)) == len(shown.offers) == 1
