@@ -270,3 +270,24 @@ async def test_a_servers_own_offer_whose_save_failed_is_made_and_shown_by_its_ne
     assert (await rows(city, trip), shown.offers) == ([], [])
     assert await city.parts.ledger_offers.run(ZONE) == 1
     assert len(await rows(city, trip)) == len(shown.offers) == 1
+
+
+async def test_a_trip_that_is_taken_meanwhile_is_not_offered_without_redis(
+    postgres_decides: City, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    city, shown = postgres_decides, Screen(postgres_decides, "d1")
+    await city.available("d2", is_online=True, location=PLACE)
+    await city.parts.positions.save()
+    trip, ledger_offers = await city.trip(), city.parts.ledger_offers
+    offer_by_hand = ledger_offers.offer_by_hand
+    answer = await ask(city, trip, "d2")  # only who is offered it may take it
+    assert answer.status == 200, answer.body
+
+    async def late(*given: Any) -> Any:
+        assert (await city.act(driver("d2"), "accept", trip)).status == 200
+        return await offer_by_hand(*given)
+
+    monkeypatch.setattr(ledger_offers, "offer_by_hand", late)
+    assert code_of(await ask(city, trip, "d1")) == "trip_busy"
+    assert shown.offers == []
+    assert code_of(await ask(city, trip, "d1")) == "trip_already_assigned"
