@@ -206,10 +206,17 @@ class Stage:
         return [f"http://127.0.0.1:{port}" for port in self._ports]
 
     def errors(self) -> list[str]:
-        """What the servers logged as errors, each message once; outages are warnings."""
+        """What the servers logged as errors, each once, with the end of its traceback; outages are
+        warnings."""
         lines = [line for server in self._serve.servers for line in server.log_lines()]
         records = [json.loads(line) for line in lines if line.startswith("{")]
-        return sorted({str(record["event"]) for record in records if record["level"] == "error"})
+        return sorted(
+            {
+                "\n".join((str(record["event"]), *str(record.get("exception", "")).splitlines()[-9:]))
+                for record in records
+                if record["level"] == "error"
+            }
+        )
 
     def kill_servers(self) -> None:
         """Kills both servers at once."""
