@@ -34,12 +34,13 @@ class EventStream:
             )
         left = await self._pipeline.command("GET", keys.unheard_since)
         with self._pipeline.decoding(keys.unheard_since):
-            return min((int(at) for at in (left, since_ms) if at is not None), default=None)
+            times = [max(0, int(at)) for at in (left, since_ms) if at is not None]
+        return min(times, default=None)
 
     async def heard_since(self, keys: Keys, since_ms: int) -> set[tuple[str, int]]:
         """The trips and versions of the events that the zone's stream got since then."""
         heard: set[tuple[str, int]] = set()
-        after = str(since_ms)
+        after = str(max(0, since_ms))  # Redis refuses a negative id
         while page := await self._pipeline.command("XRANGE", keys.events, after, "+", "COUNT", _PAGE):
             for _, fields in page:
                 if (trip := _trip_of_entry(fields)) is not None:

@@ -145,9 +145,9 @@ def keys_of(zone: str) -> Keys:
 def names_of_zone(keys: Keys) -> list[str]:
     """The keys that a zone has one of each; the push channel is none."""
     return [
-        keys.epoch, keys.loading, keys.claims, keys.seen, keys.present, keys.presence_look,
-        keys.drift_look, keys.queue_look, keys.heat_look, keys.vehicles, keys.waves, keys.matching,
-        keys.turned_down, keys.events, keys.ready,
+        keys.epoch, keys.loading, keys.unheard_since, keys.filled, keys.claims, keys.seen, keys.present,
+        keys.presence_look, keys.drift_look, keys.queue_look, keys.heat_look, keys.vehicles, keys.waves,
+        keys.matching, keys.turned_down, keys.events, keys.ready,
     ]  # fmt: skip
 
 

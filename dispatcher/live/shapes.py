@@ -25,6 +25,7 @@ _NAME: Final = re.compile(
 _EPOCH: Final = re.compile(r"\d{1,15} \d{1,15} \w+")
 _RECORD: Final = re.compile(r"[LDN] [0-9a-f]{64} ")
 _LEASE: Final = re.compile(r"\d{1,15} .+", re.DOTALL)
+_TIME: Final = re.compile(r"\d{1,15}")
 #: Beside the trip's columns: what waves keep there.
 _WAVE_FIELDS: Final = ("round", "wave", "waiting_since")
 #: Of a driver: what their place in a queue is made of, empty where they hold none.
@@ -107,6 +108,11 @@ def _check_epoch(text: str, _: str) -> None:
         raise ValueError("no epoch")
 
 
+def _check_time(text: str, _: str) -> None:
+    if not _TIME.fullmatch(text):
+        raise ValueError("no time")
+
+
 def _check_record(text: str, _: str) -> None:
     if not _RECORD.match(text):
         raise ValueError("no record")
@@ -139,6 +145,8 @@ def _as_dict(flat: Any) -> dict[str, str]:
 SHAPES: Final[dict[str, Shape]] = {
     "epoch": Shape("string", check=_check_epoch, loads_zone=True),
     "loading": Shape("string", ends=True),
+    "unheard-since": Shape("string", ends=True, check=_check_time),
+    "filled": Shape("string"),
     "ready": Shape("string", ends=True),
     "presence-look": Shape("string", ends=True),
     "drift-look": Shape("string", ends=True),

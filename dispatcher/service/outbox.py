@@ -114,7 +114,7 @@ class Outbox:
         if heard_ms is None:
             return 0
         # An attempt is committed within its lease, and settled by a sweeper some time after that.
-        since_ms = heard_ms - 2 * lease_ms - _SWEPT_WITHIN_MS
+        since_ms = max(0, heard_ms - 2 * lease_ms - _SWEPT_WITHIN_MS)
         rows = await self._events_since(keys, since_ms)
         heard = await self._stream.heard_since(keys, since_ms) if rows else set()
         first: dict[str, int] = {}

@@ -39,17 +39,19 @@ class UnheardEvents:
 
         That is when it got its last one. Where it has none, the last event that was committed stands for
         it, however long ago, since what is not committed is not unheard. Where Redis' clock is ahead of
-        Postgres', what Postgres has decided alone since bears earlier times. What a load tells is newer
-        than what it has still to tell: where it breaks off, the next one begins where it did.
+        Postgres', what Postgres has decided alone bears earlier times. What a load tells is newer than what it has still to tell: where it breaks off, the
+        next one begins where it did.
         """
         heard_ms = await self._stream.last_heard_ms(keys)
         if heard_ms is None:
             heard_ms = await self._last_events.find(keys.zone)
+            at_postgres = await self._postgres_clock.find("") or now_ms()
         else:
             at_redis, _ = await self._redis_clock.read_clock(keys)
             at_postgres = await self._postgres_clock.find("") or at_redis
             heard_ms -= max(0, at_redis - at_postgres)
-        return await self._stream.keep_unheard_since(keys, heard_ms)
+        since_ms = await self._stream.keep_unheard_since(keys, heard_ms)
+        return None if since_ms is None else min(since_ms, at_postgres)
 
     async def _ask_clock(self, clocks: Sequence[str]) -> Mapping[str, int]:
         now = await self._database.row("clock")

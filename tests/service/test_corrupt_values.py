@@ -80,7 +80,7 @@ class Scene:
             *(name(self.offered) for name in (KEYS.trip_claim, KEYS.passed, KEYS.barred)),
             KEYS.driver_claim(self.free), KEYS.inbox(self.free),
             KEYS.queue("jfk", "car"), KEYS.queue_look, KEYS.heat_look,
-            KEYS.heat(1),
+            KEYS.heat(1), KEYS.unheard_since, KEYS.filled,
         ]  # fmt: skip
         mine = (self.holder, self.free, self.loser, self.rider, self.taken, self.offered, self.declined)
         found = await self.city.redis("KEYS", KEYS.prefix + "*")
@@ -276,3 +276,25 @@ async def test_whatever_stands_at_a_key(city: City) -> None:
         asyncio.run_coroutine_threadsafe(example(corruption, at, text, seed), loop).result(60)
 
     await asyncio.to_thread(fuzz)
+
+
+@pytest.mark.parametrize("kind", ["unheard-since", "filled"])
+@pytest.mark.parametrize("value", ["nonsense", "0", "-5", "9" * 15, "9" * 20, None])
+async def test_a_zone_loads_whatever_stands_at_what_only_loads_read(
+    city: City, kind: str, value: str | None
+) -> None:
+    """None stands for a list."""
+    await city.trip()
+    name = KEYS.prefix + kind
+    await city.redis("DEL", name, KEYS.epoch)
+    if value is None:
+        await city.redis("RPUSH", name, "x")
+    else:
+        await city.redis("SET", name, value)
+    async with asyncio.timeout(10):
+        while await city.redis("EXISTS", KEYS.epoch) == 0:
+            try:
+                await city.parts.rehydration.warm("default")
+            except StoreUnavailable:
+                await asyncio.sleep(0.02)  # it is looked into meanwhile
+    assert await city.redis("EXISTS", KEYS.unheard_since) == 0

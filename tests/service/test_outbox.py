@@ -394,3 +394,13 @@ async def test_a_redis_whose_clock_is_ahead_hears_what_postgres_has_decided_alon
     monkeypatch.setattr(ComparisonScripts, "read_clock", ahead)
     await city.parts.rehydration.rebuild("default")
     assert ("accepted", trip, 1) in await city.events()
+
+
+async def test_a_zone_loads_whose_stream_was_written_by_hand(city: City) -> None:
+    """An id of the first millisecond: no time lies before it."""
+    trip, keys = await city.trip(), city.keys()
+    await city.redis("DEL", keys.events, keys.epoch)
+    await city.redis("XADD", keys.events, "1-1", "event", "{}")
+    await city.parts.rehydration.warm("default")
+    await city.redis("XDEL", keys.events, "1-1")
+    assert await city.events() == [("created", trip, 0)]
