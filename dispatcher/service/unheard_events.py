@@ -21,6 +21,8 @@ log = structlog.get_logger("dispatcher.outbox")
 _FIRST_LOOK_MS: Final = 60_000
 _LOOK_FURTHER: Final = 10
 _LOOK_BACK_MS: Final = 100_000_000
+#: Clocks in step differ by less: what Redis has just decided may seem to lie ahead by that.
+_USUAL_SKEW_MS: Final = 1_000
 
 
 class UnheardEvents:
@@ -39,17 +41,23 @@ class UnheardEvents:
 
         That is when it got its last one. Where it has none, the last event that was committed stands for
         it, however long ago, since what is not committed is not unheard. Where Redis' clock is ahead of
-        Postgres', what Postgres has decided alone bears earlier times. What a load tells is newer than what it has still to tell: where it breaks off, the
+        Postgres', what Postgres has decided alone bears earlier times. A time that lies ahead of the clock
+        that gave it says nothing, for that clock was put right: then all is looked at that a consumer
+        remembers. What a load tells is newer than what it has still to tell: where it breaks off, the
         next one begins where it did.
         """
         heard_ms = await self._stream.last_heard_ms(keys)
         if heard_ms is None:
             heard_ms = await self._last_events.find(keys.zone)
             at_postgres = await self._postgres_clock.find("") or now_ms()
+            lies_ahead = heard_ms is not None and heard_ms > at_postgres + _USUAL_SKEW_MS
         else:
             at_redis, _ = await self._redis_clock.read_clock(keys)
             at_postgres = await self._postgres_clock.find("") or at_redis
+            lies_ahead = heard_ms > at_redis
             heard_ms -= max(0, at_redis - at_postgres)
+        if lies_ahead:
+            heard_ms = at_postgres - _LOOK_BACK_MS
         since_ms = await self._stream.keep_unheard_since(keys, heard_ms)
         return None if since_ms is None else min(since_ms, at_postgres)
 

@@ -404,3 +404,47 @@ async def test_a_zone_loads_whose_stream_was_written_by_hand(city: City) -> None
     await city.parts.rehydration.warm("default")
     await city.redis("XDEL", keys.events, "1-1")
     assert await city.events() == [("created", trip, 0)]
+
+
+async def lose_a_creation(city: City, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A trip that was created an hour ago, and of which Redis was not told."""
+    async with LostSettles(city, monkeypatch):
+        trip = await city.trip(customer="other")
+    await city.postgres.execute(
+        "UPDATE trip_events SET created_at = created_at - interval '1 hour' WHERE trip_id = $1", trip
+    )
+    keys = city.keys()
+    await city.redis("DEL", keys.claims, keys.trip_claim(trip))
+    return trip
+
+
+@pytest.mark.parametrize("ahead_s", [600, 3_600])
+async def test_a_stream_whose_last_id_lies_ahead_of_its_redis_says_nothing(
+    city: City, monkeypatch: pytest.MonkeyPatch, ahead_s: int
+) -> None:
+    """The clock was ahead as it told its last event, and has been put right since."""
+    first, keys = await city.trip(), city.keys()
+    last = (await city.redis("XREVRANGE", keys.events, "+", "-", "COUNT", "1"))[0]
+    await city.redis("XADD", keys.events, f"{now_ms() + ahead_s * 1000}-0", "event", last[1][1])
+    trip = await lose_a_creation(city, monkeypatch)
+    await city.redis("DEL", keys.epoch)
+    await city.parts.rehydration.warm("default")
+    told = await city.events()
+    assert told.count(("created", trip, 0)) == 1
+    assert told.count(("created", first, 0)) == 2, "what was told is not told again"
+
+
+@pytest.mark.parametrize("ahead_s", [600, 3_600])
+async def test_a_last_event_that_lies_ahead_of_postgres_says_nothing(
+    city: City, monkeypatch: pytest.MonkeyPatch, ahead_s: int
+) -> None:
+    """A Redis whose clock was ahead gave it its time; an empty one has taken its place."""
+    first = await city.trip()
+    await city.postgres.execute(
+        "UPDATE trip_events SET created_at = now() + $2 * interval '1 second' WHERE trip_id = $1",
+        first, ahead_s,
+    )  # fmt: skip
+    trip = await lose_a_creation(city, monkeypatch)
+    await city.redis("FLUSHDB")
+    await city.parts.rehydration.warm("default")
+    assert ("created", trip, 0) in await city.events()
