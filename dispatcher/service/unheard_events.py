@@ -41,9 +41,9 @@ class UnheardEvents:
 
         That is when it got its last one. Where it has none, the last event that was committed stands for
         it, however long ago, since what is not committed is not unheard. Where Redis' clock is ahead of
-        Postgres', what Postgres has decided alone bears earlier times. A time that lies ahead of the clock
-        that gave it says nothing, for that clock was put right: then all is looked at that a consumer
-        remembers. What a load tells is newer than what it has still to tell: where it breaks off, the
+        Postgres', what Postgres has decided alone bears earlier times. A time that lies ahead of the
+        clock that gave it says nothing, for that clock was put right: then all is looked at that a
+        consumer remembers. What a load tells is newer than what it has still to tell: where it breaks off, the
         next one begins where it did.
         """
         heard_ms = await self._stream.last_heard_ms(keys)
