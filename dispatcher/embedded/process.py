@@ -136,10 +136,16 @@ class EngineProcess:
             time.sleep(POLL_S)
         return True
 
-    def log_tail(self) -> str:
+    @property
+    def exit_code(self) -> int | None:
+        """What it ended with, a signal's number below zero; None while it runs, or where somebody else
+        started it."""
+        return self._popen.poll() if self._popen is not None else None
+
+    def log_tail(self, max_bytes: int = _LOG_TAIL_BYTES) -> str:
         """The end of what it has logged since it was found or started."""
         with self._log.open("rb") as file:
-            file.seek(max(self._log_start, _size(self._log) - _LOG_TAIL_BYTES))
+            file.seek(max(self._log_start, _size(self._log) - max_bytes))
             return file.read().decode(errors="replace").strip()
 
 

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import secrets
-import shutil
 import signal
 import socket
 import time
 from pathlib import Path
 from typing import Final
 
-import structlog
-
+from dispatcher.embedded.damaged_files import DamagedFiles, damage_in
 from dispatcher.embedded.packages import valkey_program
 from dispatcher.embedded.private_files import make_private, write_private
 from dispatcher.embedded.process import POLL_S, STOP_TIMEOUT_S, EngineError, EngineProcess
@@ -43,11 +41,12 @@ set-proc-title no
 """
 
 
-_log = structlog.get_logger("dispatcher")
+class _FilesDamaged(EngineError):
+    """It ended before it answered, over its files: `reason` is the line of its log that says so."""
 
-
-class _DiedAtStart(EngineError):
-    """It ended by itself before it answered."""
+    def __init__(self, message: str, reason: str) -> None:
+        super().__init__(message)
+        self.reason = reason
 
 
 class Valkey:
@@ -62,8 +61,7 @@ class Valkey:
         self._log = directory / "valkey.log"
         self._configuration = directory / "valkey.conf"
         self._port_file = directory / "port"
-        self._files = directory / "appendonlydir"
-        self._damaged_files = directory / "appendonlydir.damaged"
+        self._damaged_files = DamagedFiles(directory / "appendonlydir")
         self._port = 0
         self._password = ""
         self.process: EngineProcess | None = None
@@ -99,29 +97,22 @@ class Valkey:
     def wait(self) -> None:
         """Wait until it answers. Raises EngineError, which shows the end of its log.
 
-        A full disk or a crash of the machine may leave files that Valkey does not start from. They are
-        put aside, in the place of those that were before, and it starts empty: all that it holds is in
-        Postgres, from where zones are loaded. Where it does not start empty either, they stay.
+        A full disk or a crash of the machine may leave files that Valkey does not start from. Where its
+        log says so they are put aside, as `appendonlydir.damaged-` with the time (the newest three are
+        kept), and it starts empty: all that it holds is in Postgres, from where zones are loaded. Where
+        it does not start empty either, or was killed as it started, the files stay.
         """
         try:
             self._wait()
-        except _DiedAtStart as died:
-            if not self._files.exists():
-                raise
-            shutil.rmtree(self._damaged_files, ignore_errors=True)
-            self._files.rename(self._damaged_files)
+        except _FilesDamaged as damaged:
+            aside = self._damaged_files.put_aside(damaged.reason)
             try:
                 self._spawn(self._port)
                 self._wait()
             except EngineError:
-                shutil.rmtree(self._files, ignore_errors=True)
-                self._damaged_files.rename(self._files)
-                raise died from None
-            _log.warning(
-                "Valkey started empty: its files were damaged",
-                moved_to=str(self._damaged_files),
-                reason=str(died).splitlines()[-1],
-            )
+                self._damaged_files.put_back(aside)
+                raise damaged from None
+            self._damaged_files.drop_old()
 
     def _wait(self) -> None:
         if self.process is None:
@@ -134,8 +125,10 @@ class Valkey:
                 # that was running when it was found may have been about to stop.
                 port_taken = "already in use" in self.process.log_tail()
                 if not (port_taken and attempts < _MAX_START_ATTEMPTS) and not self.process.was_running:
-                    error = EngineError if port_taken else _DiedAtStart
-                    raise error(f"Valkey did not start:\n{self.process.log_tail()}")
+                    message = f"Valkey did not start:\n{self.process.log_tail()}"
+                    if damage := damage_in(self.process):
+                        raise _FilesDamaged(message, damage)
+                    raise EngineError(message)
                 attempts += 1
                 self._spawn(_free_port(None))
             if time.monotonic() > deadline:

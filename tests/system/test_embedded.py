@@ -18,6 +18,8 @@ import psutil
 import pytest
 import redis
 import redis.asyncio
+import structlog
+import structlog.testing
 
 from dispatcher.config import SettingsError
 from dispatcher.embedded.engines import (
@@ -27,6 +29,7 @@ from dispatcher.embedded.engines import (
     running_database_url,
     stop_left_behind,
 )
+from dispatcher.embedded.packages import valkey_program
 from dispatcher.embedded.process import EngineError
 from dispatcher.embedded.valkey import Valkey
 from tests.harness.servers import processes_of, wait_for_end
@@ -144,43 +147,166 @@ async def test_only_the_owner_gets_in(data_dir: Path) -> None:
                 await client.get("text")
 
 
-async def test_a_valkey_with_damaged_files_starts_empty_and_keeps_them(tmp_path: Path) -> None:
-    valkey = Valkey(tmp_path)
-    files = tmp_path / "appendonlydir"
-    with redis.Redis.from_url(valkey.start()) as client:
-        for i in range(200):
-            client.set(f"text-{i}", "kept")
-    valkey.stop()
-    (log,) = files.glob("*.incr.aof")
-    whole = log.read_bytes()
-    damaged = whole[:3000] + bytes(500) + whole[3500:]
-    log.write_bytes(damaged)
+@pytest.fixture
+def valkey(data_dir: Path) -> Iterator[Valkey]:
+    """One that has been stopped, with a base file and a log: each has half of what was written."""
+    engine = Valkey(data_dir)
+    try:
+        with redis.Redis.from_url(engine.start()) as client:
+            for name in ("base", "log"):
+                for i in range(200):
+                    client.set(f"{name}-{i}", "kept")
+                if name == "base":
+                    client.bgrewriteaof()
+                    while not any(file.name.endswith(".2.base.rdb") for file in _files(data_dir)):
+                        time.sleep(0.01)
+        engine.stop()
+        yield engine
+    finally:
+        engine.stop()
 
-    with redis.Redis.from_url(valkey.start()) as client:
-        assert client.dbsize() == 0
-        client.set("text", "new")
-    valkey.stop()
-    assert (tmp_path / "appendonlydir.damaged" / log.name).read_bytes() == damaged
 
-    # What is only cut off is read up to there.
-    (log,) = files.glob("*.incr.aof")
+def _files(data_dir: Path) -> list[Path]:
+    return list((data_dir / "appendonlydir").iterdir())
+
+
+def _put_aside(data_dir: Path) -> list[Path]:
+    return sorted(data_dir.glob("appendonlydir.damaged-*"))
+
+
+def _size_of(url: str) -> int:
+    with redis.Redis.from_url(url) as client:
+        return int(client.dbsize())
+
+
+def _zeros(whole: bytes) -> bytes:
+    return whole[: len(whole) // 2] + bytes(300) + whole[len(whole) // 2 + 300 :]
+
+
+DAMAGES: list[tuple[str, Callable[[bytes], bytes | None], str]] = [
+    ("incr.aof", _zeros, "Bad file format reading the append only file"),
+    ("incr.aof", lambda whole: whole + bytes(400), "Bad file format reading the append only file"),
+    ("incr.aof", lambda _: None, "Unable to obtain the AOF file"),
+    ("base.rdb", lambda _: None, "Unable to obtain the AOF file"),
+    ("base.rdb", lambda whole: bytes(12) + whole[12:], "Bad file format reading the append only file"),
+    ("base.rdb", lambda whole: whole[: len(whole) // 2], "Internal error in RDB reading"),
+    ("base.rdb", _zeros, "RDB"),
+    ("manifest", lambda _: b"garbage", "The AOF manifest file contains too long line"),
+    ("manifest", lambda _: b"", "Found an empty AOF manifest"),
+    ("manifest", lambda whole: whole.replace(b"seq 2", b"seq x"), "Invalid AOF manifest file format"),
+]
+
+
+@pytest.mark.parametrize(("ends", "damage", "reason"), DAMAGES)
+def test_a_valkey_with_damaged_files_starts_empty_and_keeps_them(
+    valkey: Valkey, data_dir: Path, ends: str, damage: Callable[[bytes], bytes | None], reason: str
+) -> None:
+    (file,) = (file for file in _files(data_dir) if file.name.endswith(ends))
+    damaged = damage(file.read_bytes())
+    if damaged is None:
+        file.unlink()
+    else:
+        file.write_bytes(damaged)
+    left = {file.name: file.read_bytes() for file in _files(data_dir)}
+    with structlog.testing.capture_logs() as logs:
+        assert _size_of(valkey.start()) == 0
+    (aside,) = _put_aside(data_dir)
+    assert {file.name: file.read_bytes() for file in aside.iterdir()} == left
+    (told,) = (line for line in logs if line["log_level"] == "warning")
+    assert told["moved_to"] == str(aside)
+    assert reason in told["reason"]
+
+
+def test_a_log_of_valkey_that_is_only_cut_off_is_read_up_to_there(
+    valkey: Valkey, data_dir: Path
+) -> None:
+    (log,) = (file for file in _files(data_dir) if file.name.endswith("incr.aof"))
     log.write_bytes(log.read_bytes() + b"*3\r\n$3\r\nSE")
-    with redis.Redis.from_url(valkey.start()) as client:
-        assert client.get("text") == b"new"
-    valkey.stop()
+    assert _size_of(valkey.start()) == 400
+    assert _put_aside(data_dir) == []
 
 
-async def test_a_valkey_that_cannot_start_at_all_keeps_its_files(tmp_path: Path) -> None:
-    valkey = Valkey(tmp_path)
-    with redis.Redis.from_url(valkey.start()) as client:
-        client.set("text", "kept")
-    valkey.stop()
-    with pytest.raises(EngineError, match="did not start"):
-        Valkey(tmp_path, Path("/bin/false")).start()
-    assert not (tmp_path / "appendonlydir.damaged").exists()
-    with redis.Redis.from_url(valkey.start()) as client:
-        assert client.get("text") == b"kept"
-    valkey.stop()
+@pytest.mark.parametrize("end", ["kill -KILL $$", "kill -TERM $$", "echo no memory; exit 1"])
+def test_a_valkey_that_ends_for_another_reason_keeps_its_files(
+    valkey: Valkey, data_dir: Path, end: str
+) -> None:
+    """Killed as it starts, or without what it needs: its log does not name the files. The next start
+    would be a good one."""
+    program, once = data_dir / "valkey-server", data_dir / "once"
+    first = f"[ -e '{once}' ] || {{ touch '{once}'; {end}; }}"
+    program.write_text(f"#!/bin/sh\n{first}\nexec '{valkey_program()}' \"$@\"\n")
+    program.chmod(0o755)
+    killed = Valkey(data_dir, program)
+    try:
+        with pytest.raises(EngineError, match="did not start"):
+            killed.start()
+        assert _put_aside(data_dir) == []
+        assert _size_of(killed.start()) == 400
+    finally:
+        killed.stop()
+
+
+def test_a_valkey_that_does_not_start_empty_either_has_its_files_back(
+    valkey: Valkey, data_dir: Path
+) -> None:
+    program = data_dir / "valkey-server"
+    program.write_text("#!/bin/sh\necho Bad file format reading the append only file x\nexit 1\n")
+    program.chmod(0o755)
+    with pytest.raises(EngineError, match="Bad file format"):
+        Valkey(data_dir, program).start()
+    assert _put_aside(data_dir) == []
+    assert _size_of(valkey.start()) == 400
+
+
+def test_damaged_files_that_cannot_be_put_aside_are_an_error_of_the_engine(
+    valkey: Valkey, data_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for file in _files(data_dir):
+        file.write_text("garbage")
+    rename = Path.rename
+
+    def refuse(path: Path, target: Path) -> Path:
+        if path.name == "appendonlydir":
+            raise PermissionError("read-only")
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", refuse)
+    with pytest.raises(EngineError, match="cannot be put aside"):
+        valkey.start()
+    assert _files(data_dir)
+
+
+def test_the_newest_three_of_damaged_files_are_kept(valkey: Valkey, data_dir: Path) -> None:
+    notes = data_dir / "appendonlydir.damaged"
+    notes.write_text("an operator's")
+    for number in range(5):
+        for file in _files(data_dir):
+            file.write_text(f"garbage {number}")
+        valkey.start()
+        valkey.stop()
+    kept = [next(path.iterdir()).read_text() for path in _put_aside(data_dir)]
+    assert kept == ["garbage 2", "garbage 3", "garbage 4"]
+    assert notes.read_text() == "an operator's"
+
+
+def test_a_start_that_is_interrupted_as_files_are_put_aside_has_said_so(
+    valkey: Valkey, data_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for file in _files(data_dir):
+        file.write_text("garbage")
+    spawn = Valkey._spawn
+
+    def interrupted(engine: Valkey, port: int) -> None:
+        if _put_aside(data_dir):
+            raise KeyboardInterrupt
+        spawn(engine, port)
+
+    monkeypatch.setattr(Valkey, "_spawn", interrupted)
+    with structlog.testing.capture_logs() as logs, pytest.raises(KeyboardInterrupt):
+        valkey.start()
+    assert [line["moved_to"] for line in logs if line["log_level"] == "warning"] == [
+        str(path) for path in _put_aside(data_dir)
+    ]
 
 
 @pytest.mark.usefixtures("started_before")
