@@ -43,8 +43,8 @@ class UnheardEvents:
         it, however long ago, since what is not committed is not unheard. Where Redis' clock is ahead of
         Postgres', what Postgres has decided alone bears earlier times. A time that lies ahead of the
         clock that gave it says nothing, for that clock was put right: then all is looked at that a
-        consumer remembers. What a load tells is newer than what it has still to tell: where it breaks off, the
-        next one begins where it did.
+        consumer remembers. What a load tells is newer than what it has still to tell: where it breaks
+        off, the next one begins where it did.
         """
         heard_ms = await self._stream.last_heard_ms(keys)
         if heard_ms is None:
