@@ -180,11 +180,14 @@ CREATE TABLE zone_authorities (
     fence      bigint NOT NULL DEFAULT 0,                 -- raised with each change of the engine
     changed_at timestamptz NOT NULL DEFAULT clock_timestamp(),
     changed_by text NOT NULL DEFAULT '',                  -- the server that changed it
-    held_until timestamptz NOT NULL DEFAULT '-infinity'   -- until then, some server cannot reach the zone's Redis
+    held_until timestamptz NOT NULL DEFAULT '-infinity',  -- until then, some server cannot reach the zone's Redis
+    alone_since timestamptz
 );
 COMMENT ON TABLE zone_authorities IS
     'Who decides about a zone: Redis, or Postgres alone while a server cannot reach its Redis. See docs/architecture.md.';
 COMMENT ON COLUMN zone_authorities.fence IS 'What a change was decided under must still hold when it is committed.';
+COMMENT ON COLUMN zone_authorities.alone_since IS
+    'Since when Postgres has decided alone what Redis has not been loaded with. NULL: Redis has been loaded since.';
 CREATE INDEX zone_authorities_changed ON zone_authorities (changed_at);
 
 -- 3. The commit -----------------------------------------------------------------------------------------------------

@@ -4,6 +4,7 @@ it proved stale."""
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections import defaultdict
 from collections.abc import AsyncIterator, Mapping, Sequence, Set
@@ -132,6 +133,8 @@ class Rehydration:
             # Postgres has decided alone meanwhile, some of it after it was read.
             raise StoreUnavailable(f"postgres has decided about zone {keys.zone}")
         if await self._state.end_loading(keys, token, Epoch(loaded_ms, horizon_ms, run_id)):
+            with contextlib.suppress(StoreUnavailable):  # then the next load looks further back
+                await self._unheard.loaded(keys.zone, authority)
             REPAIRED.add("zone_loaded")
             seconds = round(time.monotonic() - started, 3)
             log.info("zone loaded", zone=keys.zone, trips=trips, drivers=drivers, answers=answers,

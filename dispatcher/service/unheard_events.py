@@ -7,6 +7,7 @@ from typing import Final
 
 import structlog
 
+from dispatcher.core.authority import Authority
 from dispatcher.core.errors import StoreUnavailable
 from dispatcher.core.times import millis, moment, now_ms
 from dispatcher.ledger.database import Database
@@ -33,7 +34,9 @@ class UnheardEvents:
         self._redis_clock = redis_clock
         self._database = database
         self._last_events: Questions[str, int] = Questions(self._ask_last_events)
-        self._postgres_clock: Questions[str, int] = Questions(self._ask_clock)
+        # Zones that are being loaded with what Postgres has decided alone.
+        self._lacking: set[str] = set()
+        self._alone: Questions[str, tuple[int, int | None]] = Questions(self._ask_alone)
 
     async def since(self, keys: Keys) -> int | None:
         """Since when (ms) the stream of a zone, which is about to be loaded, may lack events; None where
@@ -43,27 +46,37 @@ class UnheardEvents:
         it, however long ago, since what is not committed is not unheard. Where Redis' clock is ahead of
         Postgres', what Postgres has decided alone bears earlier times. A time that lies ahead of the
         clock that gave it says nothing, for that clock was put right: then all is looked at that a
-        consumer remembers. What a load tells is newer than what it has still to tell: where it breaks
-        off, the next one begins where it did.
+        consumer remembers. What Postgres has decided alone since the last load is looked at in any case.
+        What a load tells is newer than what it has still to tell: where it breaks off, the next one
+        begins where it did.
         """
         heard_ms = await self._stream.last_heard_ms(keys)
+        at_redis, _ = await self._redis_clock.read_clock(keys)
+        at_postgres, alone_ms = await self._alone.find(keys.zone) or (now_ms(), None)
         if heard_ms is None:
             heard_ms = await self._last_events.find(keys.zone)
-            at_postgres = await self._postgres_clock.find("") or now_ms()
             lies_ahead = heard_ms is not None and heard_ms > at_postgres + _USUAL_SKEW_MS
         else:
-            at_redis, _ = await self._redis_clock.read_clock(keys)
-            at_postgres = await self._postgres_clock.find("") or at_redis
             lies_ahead = heard_ms > at_redis
             heard_ms -= max(0, at_redis - at_postgres)
         if lies_ahead:
             heard_ms = at_postgres - _LOOK_BACK_MS
+        if alone_ms is not None:
+            self._lacking.add(keys.zone)
+            heard_ms = min(alone_ms, alone_ms if heard_ms is None else heard_ms)
         since_ms = await self._stream.keep_unheard_since(keys, heard_ms)
         return None if since_ms is None else min(since_ms, at_postgres)
 
-    async def _ask_clock(self, clocks: Sequence[str]) -> Mapping[str, int]:
-        now = await self._database.row("clock")
-        return dict.fromkeys(clocks, millis(now) or 0)
+    async def loaded(self, zone: str, authority: Authority) -> None:
+        """The zone was loaded under this authority: nothing of before is unheard."""
+        if zone in self._lacking:
+            await self._database.execute("is_loaded", zone=zone, fence=authority.fence)
+            self._lacking.discard(zone)
+
+    async def _ask_alone(self, zones: Sequence[str]) -> Mapping[str, tuple[int, int | None]]:
+        """The time by Postgres' clock, and since when it has decided alone about each zone (ms)."""
+        rows = await self._database.rows("alone_since", zones=list(zones))
+        return {row["zone"]: (millis(row["now"]) or 0, millis(row["alone_since"])) for row in rows}
 
     async def _ask_last_events(self, zones: Sequence[str]) -> Mapping[str, int]:
         """When the last event of each zone was committed (ms), within what a consumer can remember."""

@@ -13,7 +13,8 @@ SELECT zone, engine, fence, held_until > clock_timestamp() AS is_held
 -- Postgres alone decides about these zones from now on, unless it does already.
 UPDATE zone_authorities
    SET engine = 'postgres', fence = fence + 1, changed_at = clock_timestamp(), changed_by = :server,
-       held_until = clock_timestamp() + make_interval(secs => :held_s)
+       held_until = clock_timestamp() + make_interval(secs => :held_s),
+       alone_since = coalesce(alone_since, clock_timestamp())
  WHERE zone = ANY (:zones::text[]) AND engine = 'redis'
 RETURNING zone, engine, fence, true AS is_held;
 
@@ -28,6 +29,15 @@ UPDATE zone_authorities
    SET engine = 'redis', fence = fence + 1, changed_at = clock_timestamp(), changed_by = :server
  WHERE zone = :zone AND engine = 'postgres' AND fence = :fence AND held_until <= clock_timestamp()
 RETURNING zone, engine, fence, false AS is_held;
+
+-- name: alone_since(zones)
+-- Since when Postgres has decided alone what the Redis of these zones lacks, and the time by the same clock.
+SELECT zone, alone_since, clock_timestamp() AS now FROM zone_authorities WHERE zone = ANY (:zones::text[]);
+
+-- name: is_loaded(zone, fence)!
+-- The zone's Redis was loaded with all that was decided without it, unless it has been left again since.
+UPDATE zone_authorities SET alone_since = NULL
+ WHERE zone = :zone AND fence = :fence AND engine = 'redis' AND alone_since IS NOT NULL;
 
 -- name: count_servers()$
 -- How many server processes there are: each holds one session that commits.

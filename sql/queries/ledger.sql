@@ -29,7 +29,3 @@ SET LOCAL lock_timeout = '500ms';
 -- name: lock_written_tables()!
 -- Takes, in a transaction, the locks that a commit takes on its tables.
 LOCK TABLE driver_details, trip_requests, idempotency_keys, trip_events IN ROW EXCLUSIVE MODE;
-
--- name: clock()$
--- The time by Postgres' clock.
-SELECT clock_timestamp();

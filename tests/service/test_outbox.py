@@ -448,3 +448,23 @@ async def test_a_last_event_that_lies_ahead_of_postgres_says_nothing(
     await city.redis("FLUSHDB")
     await city.parts.rehydration.warm("default")
     assert ("created", trip, 0) in await city.events()
+
+
+async def test_a_redis_that_comes_back_empty_hears_all_that_postgres_has_decided_alone(
+    city: City,
+) -> None:
+    """Its stream says nothing of how long it was away, nor does the last event."""
+    await city.postgres.execute(
+        "UPDATE zone_authorities SET engine = 'postgres', fence = fence + 1, changed_at = now(),"
+        " alone_since = now() - interval '1 hour'"
+    )
+    await city.parts.authorities.refresh()
+    old, new = await city.trip(), await city.trip(customer="r2")
+    await city.postgres.execute(
+        "UPDATE trip_events SET created_at = created_at - interval '30 minutes' WHERE trip_id = $1", old
+    )
+    await city.redis("FLUSHDB")
+    assert await city.parts.authorities._give_back("default")
+    await city.parts.rehydration.warm("default")
+    assert {("created", old, 0), ("created", new, 0)} <= set(await city.events())
+    assert await city.postgres.fetchval("SELECT alone_since FROM zone_authorities") is None
