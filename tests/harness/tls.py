@@ -96,6 +96,8 @@ class TlsFront:
         self.port = int(self._listener.getsockname()[1])
         self.plain = 0
         self.encrypted = 0
+        #: Of the encrypted ones, those that have ended.
+        self.ended = 0
         self._open: set[socket.socket] = set()
 
     def __enter__(self) -> Self:
@@ -129,6 +131,8 @@ class TlsFront:
         self._open.add(onward)
         threading.Thread(target=_pump, args=(onward, end), daemon=True).start()
         _pump(end, onward)
+        if end is not client:
+            self.ended += 1
 
 
 def _pump(source: socket.socket, target: socket.socket) -> None:
