@@ -10,8 +10,8 @@ from dispatcher.live.keys import Keys
 from dispatcher.live.pipeline import Pipeline
 
 _PAGE: Final = 1_000
-#: Longer than any consumer remembers what it has seen.
-_UNHEARD_SINCE_S: Final = 100_000
+#: A day and some: no consumer remembers for longer what it has seen.
+REMEMBERED_S: Final = 100_000
 
 
 class EventStream:
@@ -29,9 +29,7 @@ class EventStream:
         """Keeps until the zone is loaded since when its stream may lack events. Returns the earlier of
         that and what a load that has broken off has left: what it has told is newer by the stream."""
         if since_ms is not None:
-            await self._pipeline.command(
-                "SET", keys.unheard_since, since_ms, "NX", "EX", _UNHEARD_SINCE_S
-            )
+            await self._pipeline.command("SET", keys.unheard_since, since_ms, "NX", "EX", REMEMBERED_S)
         left = await self._pipeline.command("GET", keys.unheard_since)
         with self._pipeline.decoding(keys.unheard_since):
             times = [max(0, int(at)) for at in (left, since_ms) if at is not None]

@@ -188,11 +188,10 @@ class Authorities:
         self._learn(rows)
         return {row["zone"]: Authority(Engine(row["engine"]), row["fence"]) for row in rows}
 
-    async def still_has_redis(self, zone: str, authority: Authority | None = None) -> bool:
-        """Whether Redis still decides as it did under this authority (None: the one known now), after it
-        has said something of a trip or a driver: this server may be the last one that reaches it, and
-        the others have gone on without. Raises StoreUnavailable where Postgres does not say in time."""
-        authority = authority or self.of(zone)
+    async def still_has_redis(self, zone: str, authority: Authority) -> bool:
+        """Whether Redis still decides as it did under this authority, after it has said something of a
+        trip or a driver: this server may be the last one that reaches it, and the others have gone on
+        without. Raises StoreUnavailable where Postgres does not say in time."""
         if authority.is_degraded:
             return False
         try:

@@ -76,13 +76,13 @@ class OperatorOffers:
         limit = await self._limits.count(LimitClass.GENERAL, caller.actor, caller.ip)
         try:
             trip, driver = await self._pending(trip_id), await self._driver(zone, driver_id)
-            operator = caller.actor.user_id
+            operator, authority = caller.actor.user_id, self._authorities.of(zone.name)
             try:
                 offer = await self._authorities.ask_redis(
                     zone.name, lambda: self._offer_by_redis(zone, trip, driver, operator)
                 )
             except Refusal:
-                if await self._authorities.still_has_redis(zone.name):
+                if await self._authorities.still_has_redis(zone.name, authority):
                     raise
                 offer = None
             if offer is None:

@@ -12,7 +12,7 @@ from dispatcher.core.errors import StoreUnavailable
 from dispatcher.core.times import millis, moment, now_ms
 from dispatcher.ledger.database import Database
 from dispatcher.live.comparison import ComparisonScripts
-from dispatcher.live.event_stream import EventStream
+from dispatcher.live.event_stream import REMEMBERED_S, EventStream
 from dispatcher.live.keys import Keys
 from dispatcher.service.questions import Questions
 
@@ -21,7 +21,7 @@ log = structlog.get_logger("dispatcher.outbox")
 #: How far back the last event of a zone is looked for: each time ten times as far, up to a day.
 _FIRST_LOOK_MS: Final = 60_000
 _LOOK_FURTHER: Final = 10
-_LOOK_BACK_MS: Final = 100_000_000
+_LOOK_BACK_MS: Final = REMEMBERED_S * 1000
 #: Clocks in step differ by less: what Redis has just decided may seem to lie ahead by that.
 _USUAL_SKEW_MS: Final = 1_000
 
@@ -63,7 +63,7 @@ class UnheardEvents:
             heard_ms = at_postgres - _LOOK_BACK_MS
         if alone_ms is not None:
             self._lacking.add(keys.zone)
-            heard_ms = min(alone_ms, alone_ms if heard_ms is None else heard_ms)
+            heard_ms = alone_ms if heard_ms is None else min(heard_ms, alone_ms)
         since_ms = await self._stream.keep_unheard_since(keys, heard_ms)
         return None if since_ms is None else min(since_ms, at_postgres)
 
