@@ -53,37 +53,48 @@ def matched(found: RoundPlan) -> dict[str, str]:
 
 PLACES = st.integers(-60, 60).map(lambda steps: steps * STEP)
 NAMES = [f"d{i}" for i in range(8)]
-TRIPS = st.lists(
-    st.builds(
-        trip,
-        st.just(""),
-        PLACES.map(lambda d: 50 + d),
-        PLACES.map(lambda d: 8 + d),
-        vehicle_type=st.sampled_from(["car", "van", "bike"]),
-        waiting_since_ms=st.integers(NOW_MS - 180_000, NOW_MS + 5),
-        reach_m=st.sampled_from([500.0, 1_500.0, 6_000.0]),
-        excluded=st.frozensets(st.sampled_from(NAMES), max_size=3),
-    ),
-    max_size=7,
-).map(lambda trips: [replace(t, trip_id=f"z_{i}") for i, t in enumerate(trips)])
-DRIVERS = st.lists(
-    st.builds(
-        driver,
-        st.just(""),
-        PLACES.map(lambda d: 50 + d),
-        PLACES.map(lambda d: 8 + d),
-        vehicle_type=st.sampled_from(["car", "van"]),
-        fix_ms=st.sampled_from([NOW_MS, NOW_MS - FIX_AGE_MS, NOW_MS - FIX_AGE_MS + 1]),
-        present_until_ms=st.sampled_from([0, NOW_MS, NOW_MS + 1]),
-        is_online=st.sampled_from([True, True, False]),
-        availability_status=st.sampled_from(["available", "available", "unavailable"]),
-        trip_id=st.sampled_from(["", "", "z_9"]),
-        open_offers=st.integers(0, MAX_OPEN),
-        turned_down=st.integers(0, 9),
-        free_since_ms=st.none() | st.integers(NOW_MS - 10_000_000, NOW_MS + 5),
-    ),
-    max_size=len(NAMES),
-).map(lambda drivers: [replace(d, driver_id=NAMES[i]) for i, d in enumerate(drivers)])
+TRIP = st.builds(
+    trip,
+    st.just(""),
+    PLACES.map(lambda d: 50 + d),
+    PLACES.map(lambda d: 8 + d),
+    vehicle_type=st.sampled_from(["car", "van", "bike"]),
+    waiting_since_ms=st.integers(NOW_MS - 180_000, NOW_MS + 5),
+    reach_m=st.sampled_from([500.0, 1_500.0, 6_000.0]),
+    excluded=st.frozensets(st.sampled_from(NAMES), max_size=3),
+)
+DRIVER = st.builds(
+    driver,
+    st.just(""),
+    PLACES.map(lambda d: 50 + d),
+    PLACES.map(lambda d: 8 + d),
+    vehicle_type=st.sampled_from(["car", "van"]),
+    fix_ms=st.sampled_from([NOW_MS, NOW_MS - FIX_AGE_MS, NOW_MS - FIX_AGE_MS + 1]),
+    present_until_ms=st.sampled_from([0, NOW_MS, NOW_MS + 1]),
+    is_online=st.sampled_from([True, True, False]),
+    availability_status=st.sampled_from(["available", "available", "unavailable"]),
+    trip_id=st.sampled_from(["", "", "z_9"]),
+    open_offers=st.integers(0, MAX_OPEN),
+    turned_down=st.integers(0, 9),
+    free_since_ms=st.none() | st.integers(NOW_MS - 10_000_000, NOW_MS + 5),
+)
+
+
+def some_trips(most: int) -> st.SearchStrategy[list[WaitingTrip]]:
+    """So many trips at most, each of its own id."""
+    return st.lists(TRIP, max_size=most).map(
+        lambda trips: [replace(t, trip_id=f"z_{i}") for i, t in enumerate(trips)]
+    )
+
+
+def some_drivers(most: int) -> st.SearchStrategy[list[NearbyDriver]]:
+    """So many drivers at most, each of their own name."""
+    return st.lists(DRIVER, max_size=most).map(
+        lambda drivers: [replace(d, driver_id=NAMES[i]) for i, d in enumerate(drivers)]
+    )
+
+
+TRIPS, DRIVERS = some_trips(7), some_drivers(len(NAMES))
 
 
 @settings(deadline=None)
@@ -116,7 +127,7 @@ def test_nobody_is_matched_who_may_not_be(trips: list[WaitingTrip], drivers: lis
 
 
 @settings(deadline=None)
-@given(TRIPS.filter(lambda t: len(t) <= 4), DRIVERS.filter(lambda d: len(d) <= 4))
+@given(some_trips(4), some_drivers(4))
 def test_the_plan_is_the_cheapest_of_those_with_most_trips(
     trips: list[WaitingTrip], drivers: list[NearbyDriver]
 ) -> None:
