@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Final
 
@@ -26,11 +26,11 @@ class Actor:
 
     user_id: str
     role: Role
+    #: Where messages to this user go.
+    address: str = field(init=False, repr=False, compare=False)
 
-    @property
-    def address(self) -> str:
-        """Where messages to this user go."""
-        return address_of(self.role, self.user_id)
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "address", address_of(self.role, self.user_id))
 
 
 def address_of(role: Role, user_id: str) -> str:

@@ -43,18 +43,24 @@ class Answer(NamedTuple):
     def code(self) -> str:
         """The `response_code` of the body, which begins with it, or with the problem's type."""
         body = self.body
-        if body.startswith(_SUCCESS_START):
-            start = _SUCCESS_LENGTH
-        elif body.startswith(_PROBLEM_START):
-            start = _PROBLEM_LENGTH
-        else:
+        if self.status >= 400:
+            return _code_of_problem(body)
+        if not body.startswith(_SUCCESS_START):
             return OK_CODE
-        return body[start : body.index(b'"', start)].decode()
+        return body[_SUCCESS_LENGTH : body.index(b'"', _SUCCESS_LENGTH)].decode()
 
     @property
     def is_new_success(self) -> bool:
         """Whether this call had its effect, now and not before."""
         return self.status < 300 and not self.replayed
+
+
+@lru_cache(maxsize=1_024)
+def _code_of_problem(body: bytes) -> str:
+    # A crowd that lost the same trip gets the same bytes.
+    if not body.startswith(_PROBLEM_START):
+        return OK_CODE
+    return body[_PROBLEM_LENGTH : body.index(b'"', _PROBLEM_LENGTH)].decode()
 
 
 class RateLimited(Refusal):

@@ -28,6 +28,8 @@ _MAX_REMEMBERED: Final = 50_000
 _MAX_REMEMBERED_LENGTH: Final = 2_048
 _ROLES: Final = {role.value: role for role in (Role.DRIVER, Role.CUSTOMER, Role.ADMIN)}
 _BEARER: Final = "bearer "
+#: How apps write it.
+_HEADER: Final = "Bearer "
 #: Of a reason in the log, in characters: it may repeat what the token says.
 _MAX_DETAIL: Final = 200
 
@@ -64,7 +66,8 @@ class Authenticator:
         self._audience = audience
         self._issuer = issuer
         self._leeway_s = leeway_s
-        self._remembered: OrderedDict[str, Identity] = OrderedDict()
+        #: By the header that brings a token.
+        self._remembered: OrderedDict[str | None, Identity] = OrderedDict()
 
     @classmethod
     def from_settings(cls, settings: Settings) -> Authenticator:
@@ -81,24 +84,30 @@ class Authenticator:
 
         Raises Refusal missing_token, invalid_token or token_expired.
         """
-        return self.verify(bearer_token(headers.get(hdrs.AUTHORIZATION)))
+        authorization = headers.get(hdrs.AUTHORIZATION)
+        remembered = self._remembered.get(authorization)
+        if remembered is not None and remembered.expires_at_s > time.time() - self._leeway_s:
+            self._remembered.move_to_end(authorization)
+            return remembered
+        return self.verify(bearer_token(authorization))
 
     def verify(self, token: str) -> Identity:
         """Who a token is for. Raises Refusal missing_token, invalid_token or token_expired."""
-        remembered = self._remembered.get(token)
+        header = _HEADER + token
+        remembered = self._remembered.get(header)
         if remembered is not None:
             if remembered.expires_at_s <= time.time() - self._leeway_s:
-                del self._remembered[token]
+                del self._remembered[header]
                 _log_refused("expired", user=remembered.actor.user_id)
                 raise Refusal("token_expired")
-            self._remembered.move_to_end(token)
+            self._remembered.move_to_end(header)
             return remembered
         if not token:
             TOKEN_REFUSALS.add("missing")
             raise Refusal("missing_token")
         identity = self._verify(token)
         if len(token) <= _MAX_REMEMBERED_LENGTH:
-            self._remembered[token] = identity
+            self._remembered[header] = identity
             if len(self._remembered) > _MAX_REMEMBERED:
                 self._remembered.popitem(last=False)
         return identity

@@ -30,7 +30,7 @@ from dispatcher.web.client_ip import ClientIp
 from dispatcher.web.endpoints import Endpoint
 from dispatcher.web.idempotency_key import IDEMPOTENCY_KEY, read_key
 from dispatcher.web.problems import counted_answer, refusal_of, uncounted_answer
-from dispatcher.web.request_body import read_json_object
+from dispatcher.web.request_body import json_object_at_hand, read_json_object
 from dispatcher.web.request_ids import REQUEST_ID_HEADER, name_trip, request_id_of
 from dispatcher.web.requests import parse_model
 from dispatcher.web.responses import (
@@ -102,7 +102,8 @@ class Boundary:
             try:
                 actor = self._identify(request, ip)
                 require_role(actor, role)
-                data = await read_json_object(request)
+                found = json_object_at_hand(request)
+                data = await read_json_object(request) if found is None else found
                 body = data if model is None else parse_model(model, data)
                 if names_trip:
                     TRIP_ID.set(data["trip_request_id"])

@@ -10,7 +10,7 @@ held by `tests/unit/test_fastpath.py` against the library that is installed:
   that has a `keep_alive`;
 - `RequestHandler._upgraded` is true from a request that asks for an upgrade until its answer;
 - `RequestHandler.handle_error` makes the answer to what could not be parsed;
-- `Request.content` is at its end, and can be read without waiting, where a body came with its head.
+- the reader of a body that came with its head is at its `_eof`, and `_buffer` has it in one piece.
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ from http import HTTPStatus
 from typing import Any, Final, cast
 
 import structlog
-from aiohttp import hdrs, web
+from aiohttp import StreamReader, hdrs, web
+from aiohttp.http import HttpVersion11, RawRequestMessage
 from aiohttp.typedefs import Handler
 
 from dispatcher.core.errors import Refusal
@@ -35,13 +36,15 @@ from dispatcher.service.answers import refusal_answer
 from dispatcher.web.action_counts import HTTP, UNKNOWN
 from dispatcher.web.door import Door
 from dispatcher.web.guarded_connection import GuardedConnection
-from dispatcher.web.responses import SERVER, HttpResponse, answer_response
+from dispatcher.web.responses import SERVER, HttpResponse, answer_response, limit_lines
 from dispatcher.web.upgraded_connection import requests_of_upgrades
 
 _log = structlog.get_logger("dispatcher.web")
 
 #: How long the rest of a refused body is read and dropped, so that the client sees the answer.
 _LINGER_S: Final = 5.0
+#: Bytes that arrive in one part, and pause no connection.
+_MAX_BODY_AT_HAND: Final = 4096
 _CONTINUE: Final = "100-continue"
 _STATUS_LINES: Final = {s.value: f"HTTP/1.1 {s.value} {s.phrase}\r\n" for s in HTTPStatus}
 #: Their head is another one: aiohttp's own response knows how.
@@ -63,21 +66,30 @@ def make_runner(
     return runner
 
 
-def body_at_hand(request: web.Request, length: int | None) -> bytes | None:
-    """The body where all of it has arrived; None where it must be waited for.
+def body_at_hand(request: web.Request) -> bytes | None:
+    """The body where all of it came with its head; None where it must be waited for, and read.
 
-    `length` is the request's content length, which the caller found to be allowed, or None.
-    Raises what the parser found wrong with the body.
+    It is taken out of aiohttp's reader, past bookkeeping that is for larger bodies.
     """
-    content = request.content
-    return content.read_nowait(-1) if length is not None and content.is_eof() else None
+    content = request._payload
+    if (
+        type(content) is not StreamReader
+        or not content._eof
+        or content._exception is not None
+        or len(content._buffer) != 1
+        or content._size > _MAX_BODY_AT_HAND
+        or request._message.chunked
+    ):
+        return None
+    content._size = 0
+    return content._buffer.popleft()
 
 
-def can_encode(response: HttpResponse, request: web.BaseRequest) -> bool:
+def can_encode(response: HttpResponse, message: RawRequestMessage) -> bool:
     """Whether `encode` may write it: the request is of HTTP/1.1, and the answer has a body."""
     return (
-        request.version == (1, 1)
-        and request.method != hdrs.METH_HEAD
+        message.version == HttpVersion11
+        and message.method != hdrs.METH_HEAD
         and response.status not in _WITHOUT_BODY
     )
 
@@ -90,15 +102,17 @@ def encode(response: HttpResponse) -> bytes:
     head = "".join(lines)
     if head.count("\n") != len(lines) or head.count("\r") != len(lines):
         raise ValueError("a header holds a line break")
+    limit = "" if response.limit is None else limit_lines(response.limit)
+    body = response.body
     return (
-        f"{_STATUS_LINES[response.status]}{head}Content-Length: {len(response.body)}\r\n"
-        f"Date: {_http_date(int(time.time()))}\r\nServer: {SERVER}\r\n\r\n"
-    ).encode("latin-1") + response.body
+        f"{_STATUS_LINES[response.status]}{head}{limit}Content-Length: {len(body)}\r\n"
+        f"{_end_of_head(int(time.time()))}"
+    ).encode("latin-1") + body
 
 
 @lru_cache(maxsize=1)
-def _http_date(now_s: int) -> str:
-    return formatdate(now_s, usegmt=True)
+def _end_of_head(now_s: int) -> str:
+    return f"Date: {formatdate(now_s, usegmt=True)}\r\nServer: {SERVER}\r\n\r\n"
 
 
 class _LoopWithoutTasks:
@@ -169,17 +183,19 @@ class _Connection(GuardedConnection):
             resp = _problem("malformed_request", resp.reason)
         if not isinstance(resp, HttpResponse):
             return await super().finish_response(request, resp, start_time)
-        if self._upgraded or not can_encode(resp, request):
+        message = request._message
+        if self._upgraded or not can_encode(resp, message):
             return await super().finish_response(request, resp.to_aiohttp(), start_time)
-        resp.keep_alive = resp.keep_alive and request.keep_alive
+        if message.should_close:
+            resp.keep_alive = False
         transport = self.transport
         is_gone = transport is None or transport.is_closing()
         if transport is not None and not is_gone:
             transport.write(encode(resp))
-            if self.writing_paused:  # a client that does not read
+            if self._paused:  # a client that does not read
                 await request.writer.drain()
         # aiohttp's loop asks it whether to keep the connection, and nothing else.
-        return cast(web.StreamResponse, resp), is_gone
+        return resp, is_gone  # type: ignore[return-value]
 
 
 def _problem(code: str, message: str | None = None) -> HttpResponse:
@@ -225,7 +241,7 @@ class _Runner(web.AppRunner):
 
         # No coroutine of its own: most calls need none, and an idle WebSocket would hold it.
         def handle(request: web.Request) -> Awaitable[web.StreamResponse]:
-            connection = cast(_Connection, request._protocol)
+            connection: Any = request._protocol
             allowance = connection.allowance
             allowance.left -= 1
             if allowance.left < 1 or connection.is_watched or connection._messages:
@@ -237,10 +253,11 @@ class _Runner(web.AppRunner):
             return cast(web.StreamResponse, refused) if refused is not None else await dispatch(request)
 
         def dispatch(request: web.Request) -> Awaitable[web.StreamResponse]:
-            if request._message.chunked and _is_encoded(request):
+            message = request._message
+            if message.chunked and _is_encoded(request):
                 return _refuse_encoding()
-            handler = direct_handlers.get((request.method, request.raw_path))
-            if handler is not None and hdrs.EXPECT not in request.headers:
+            handler = direct_handlers.get((message.method, message.path))
+            if handler is not None and hdrs.EXPECT not in message.headers:
                 return handler(request)
             return by_router(request)
 

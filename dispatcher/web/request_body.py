@@ -14,20 +14,26 @@ from dispatcher.web.json_object import MAX_BODY, parse_json_object
 from dispatcher.web.timed_connection import LateBody
 
 
-async def read_json_object(request: web.Request) -> dict[str, Any]:
-    """The body as a JSON object.
+def json_object_at_hand(request: web.Request) -> dict[str, Any] | None:
+    """The body as a JSON object where all of it has arrived; None where `read_json_object` waits for it.
 
-    Raises Refusal unsupported_media_type, body_too_large, malformed_json, malformed_request or
-    request_timeout.
+    Raises Refusal unsupported_media_type or malformed_json.
     """
-    _check_media_type(request.headers)
+    _check_media_type(request._message.headers)
+    raw = body_at_hand(request)
+    return None if raw is None else parse_json_object(raw)
+
+
+async def read_json_object(request: web.Request) -> dict[str, Any]:
+    """The same of a body that is still to come, whose type was looked at.
+
+    Raises Refusal body_too_large, malformed_json, malformed_request or request_timeout.
+    """
     length = request.content_length
     if length is not None and length > MAX_BODY:
         raise Refusal("body_too_large")
     try:
-        raw = body_at_hand(request, length)
-        if raw is None:
-            raw = await request.read()
+        raw = await request.read()
     except web.HTTPRequestEntityTooLarge:
         raise Refusal("body_too_large") from None
     except LateBody:

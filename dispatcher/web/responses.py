@@ -25,13 +25,15 @@ class HttpResponse:
     aiohttp's response, which can also stream, costs six times as much: `fastpath` writes this one.
     """
 
-    __slots__ = ("action", "body", "code", "headers", "keep_alive", "status")
+    __slots__ = ("action", "body", "code", "headers", "keep_alive", "limit", "status")
 
     def __init__(self, status: int, body: bytes, headers: dict[str, str]) -> None:
         self.status = status
         self.body = body
         self.headers = headers
         self.keep_alive = True
+        #: Told by headers of its own, which `limit_lines` has.
+        self.limit: LimitState | None = None
         #: The `response_code` of the body, for the metrics.
         self.code = OK_CODE
         #: What was asked for, for the metrics, where the endpoint does not say it.
@@ -40,6 +42,9 @@ class HttpResponse:
     def to_aiohttp(self) -> web.Response:
         """The same as a response of aiohttp's, which knows HTTP/1.0, HEAD and empty bodies."""
         headers = {**self.headers, hdrs.SERVER: SERVER}
+        if self.limit is not None:
+            for line in limit_lines(self.limit).splitlines():
+                name, _, headers[name] = line.partition(": ")
         response = web.Response(body=self.body, status=self.status, headers=headers)
         if not self.keep_alive:
             response.force_close()
@@ -49,14 +54,12 @@ class HttpResponse:
 def answer_response(answer: Answer) -> HttpResponse:
     """The answer of a service."""
     headers: dict[str, str] = {hdrs.CONTENT_TYPE: JSON if answer.status < 400 else PROBLEM}
-    if answer.limit is not None:
-        _add_limit(headers, answer.limit)
     if answer.replayed:
         headers["X-Idempotent-Replay"] = "true"
     if answer.retry_after_s is not None:
         headers[hdrs.RETRY_AFTER] = str(answer.retry_after_s)
     response = HttpResponse(answer.status, answer.body, headers)
-    response.code = answer.code
+    response.limit, response.code = answer.limit, answer.code
     return response
 
 
@@ -94,12 +97,18 @@ def content_response(body: bytes, content_type: str, **headers: str) -> HttpResp
     return HttpResponse(200, body, {hdrs.CONTENT_TYPE: content_type, **headers})
 
 
-def _add_limit(headers: dict[str, str], limit: LimitState) -> None:
+def limit_lines(limit: LimitState) -> str:
+    """The lines of a head that tell how a limit stands; each ends with a line break."""
     # draft-ietf-httpapi-ratelimit-headers: q and w are the policy, r and t what is left of it.
-    name, (quota, window_s), remaining = limit.name, limit.rate, limit.remaining
-    headers["X-RateLimit-Limit"] = str(quota)
-    headers["X-RateLimit-Remaining"] = str(remaining)
-    headers["X-RateLimit-Reset"] = str(-(-limit.reset_ms // 1000))
-    headers["RateLimit-Policy"] = f'"{name}";q={quota};w={window_s}'
-    eases_in_s = max(0, min(window_s, -((limit.now_ms - limit.reset_ms) // 1000)))
-    headers["RateLimit"] = f'"{name}";r={remaining};t={eases_in_s}'
+    name, (quota, window_s), remaining, reset_ms, now_ms = limit
+    eases_in_s = -((now_ms - reset_ms) // 1000)
+    if eases_in_s > window_s:
+        eases_in_s = window_s
+    elif eases_in_s < 0:
+        eases_in_s = 0
+    return (
+        f"X-RateLimit-Limit: {quota}\r\nX-RateLimit-Remaining: {remaining}\r\n"
+        f"X-RateLimit-Reset: {-(-reset_ms // 1000)}\r\n"
+        f'RateLimit-Policy: "{name}";q={quota};w={window_s}\r\n'
+        f'RateLimit: "{name}";r={remaining};t={eases_in_s}\r\n'
+    )

@@ -18,6 +18,7 @@ from cryptography.hazmat.primitives.serialization import (
     PrivateFormat,
     PublicFormat,
 )
+from multidict import CIMultiDict, CIMultiDictProxy
 
 from dispatcher.config import Settings, SettingsError
 from dispatcher.core.actors import Actor, Role
@@ -164,9 +165,28 @@ def test_verified_once_and_bounded(by_secret: Authenticator, monkeypatch: pytest
         by_secret.verify(token)
     by_secret.verify(tokens[0])  # used again, so that the next one takes the place of d1
     by_secret.verify(tokens[3])
-    assert list(by_secret._remembered) == [tokens[2], tokens[0], tokens[3]]
+    assert list(by_secret._remembered) == [f"Bearer {tokens[number]}" for number in (2, 0, 3)]
     monkeypatch.setattr(by_secret, "_verify", None)
     assert by_secret.verify(tokens[0])[0].user_id == "d0"
+
+
+def test_what_is_remembered_is_a_bearer_token_and_ends(
+    by_secret: Authenticator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    token = hs(exp=int(time.time()) + 10)
+
+    def asked(header: str) -> str:
+        try:
+            return by_secret.identify(CIMultiDictProxy(CIMultiDict(Authorization=header))).actor.user_id
+        except Refusal as refusal:
+            return refusal.code
+
+    assert asked(f"Bearer {token}") == "d1"
+    assert asked(f"bearer  {token}") == "d1"
+    assert (asked(token), asked(f"Basic {token}"), asked("Bearer ")) == ("missing_token",) * 3
+    later = time.time() + 16
+    monkeypatch.setattr(auth.time, "time", lambda: later)
+    assert asked(f"Bearer {token}") == "token_expired"
 
 
 def test_long_tokens_are_not_remembered(by_secret: Authenticator) -> None:

@@ -41,7 +41,7 @@ class Server:
     async def handle(self, request: web.Request) -> Any:
         self.connections.append(request.protocol)
         self.tasks.add(asyncio.current_task())
-        self.bodies.append(body_at_hand(request, request.content_length))
+        self.bodies.append(body_at_hand(request))
         await request.read()
         return HttpResponse(200, b"{}", {hdrs.CONTENT_TYPE: "application/json"})
 
