@@ -6,7 +6,8 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 
-@dataclass(frozen=True, slots=True)
+# Not frozen: that takes four times as long to make, and each call with a key makes one.
+@dataclass(slots=True)
 class IdempotencyKey:
     """One request's key in its scope, with the fingerprint of what was asked (hex SHA-256)."""
 

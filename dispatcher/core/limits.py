@@ -40,6 +40,10 @@ class Limit(NamedTuple):
     zone: str = ""
 
 
+#: Those that apply to one call.
+Limits = tuple[Limit, ...]
+
+
 class LimitState(NamedTuple):
     """How a limit stood after a call; times in ms since the epoch, by Redis' clock."""
 

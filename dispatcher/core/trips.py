@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from enum import StrEnum
+from itertools import compress
+from operator import ne
 from typing import Any, Final, NamedTuple, get_type_hints
 
 from dispatcher.core.times import iso
@@ -69,7 +71,8 @@ class Trip(NamedTuple):
         row = list(_EMPTY_ROW)
         for name, text in hash_.items():
             if text and (field := _FIELDS.get(name)) is not None:
-                row[field[0]] = field[1](text)
+                place, parse = field
+                row[place] = text if parse is None else parse(text)
         return cls._make(row)
 
     def changed(self, columns: Mapping[str, Any]) -> Trip:
@@ -86,9 +89,10 @@ class Trip(NamedTuple):
         """
         flat: list[str] = []
         is_new = self.version == 0
-        for name, value, before in zip(self._fields, self, since or _NOTHING, strict=True):
-            if since is not None and before == value:
-                continue
+        columns: Iterable[tuple[str, Any]] = zip(self._fields, self, strict=True)
+        if since is not None:
+            columns = compress(columns, map(ne, self, since))
+        for name, value in columns:
             if value is not None:
                 flat += (name, str(value))
             elif not is_new:
@@ -111,12 +115,13 @@ class Trip(NamedTuple):
             else {"lat": self.dropoff_lat, "lng": self.dropoff_lng},
             "created_at": iso(self.created_at),
             "updated_at": iso(self.updated_at),
-            "accepted_at": iso(self.accepted_at),
-            "arrived_at": iso(self.arrived_at),
-            "trip_start_time": iso(self.trip_start_time),
-            "completed_at": iso(self.completed_at),
-            "cancelled_at": iso(self.cancelled_at),
-            "expired_at": iso(self.expired_at),
+            # Most are empty, and a call takes time.
+            "accepted_at": self.accepted_at and iso(self.accepted_at),
+            "arrived_at": self.arrived_at and iso(self.arrived_at),
+            "trip_start_time": self.trip_start_time and iso(self.trip_start_time),
+            "completed_at": self.completed_at and iso(self.completed_at),
+            "cancelled_at": self.cancelled_at and iso(self.cancelled_at),
+            "expired_at": self.expired_at and iso(self.expired_at),
             "cancel_reason": self.cancel_reason,
         }
 
@@ -124,15 +129,14 @@ class Trip(NamedTuple):
 def _parser(hint: Any) -> Any:
     if hint == Status:
         return {status.value: status for status in Status}.__getitem__
-    return next(kind for kind in (int, float, str) if hint in (kind, kind | None))
+    return next(kind for kind in (int, float, None) if kind is None or hint in (kind, kind | None))
 
 
-#: Where each field stands, and what makes it of its text.
+#: Where each field stands, and what makes it of its text; None: it is text.
 _FIELDS: Final = {
     name: (place, _parser(hint)) for place, (name, hint) in enumerate(get_type_hints(Trip).items())
 }
 _EMPTY_ROW: Final = tuple(Trip._field_defaults.get(name) for name in _FIELDS)
-_NOTHING: Final = (None,) * len(_FIELDS)
 
 
 def zone_of(trip_id: str) -> str:

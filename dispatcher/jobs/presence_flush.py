@@ -54,7 +54,8 @@ class PresenceFlush:
         Postgres is asked without an outage, too: whoever cannot reach it cannot register a socket.
         """
         try:
-            await self._notices.hold(self._outages.to_notice() & self._presence.zones())
+            zones = self._outages.to_notice()
+            await self._notices.hold(zones and zones & self._presence.zones())
         except StoreUnavailable as error:
             log.warning("no notice of outages", reason=str(error))
             return False

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from enum import StrEnum
 from typing import Any, Final, NamedTuple, TypeVar
 
 from dispatcher.core.drivers import Driver
-from dispatcher.core.limits import Limit, LimitState
+from dispatcher.core.limits import Limits, LimitState
 from dispatcher.core.trips import Status, Trip
 from dispatcher.live.hashes import driver_from_hash, flat_to_dict, trip_from_flat
 from dispatcher.live.idempotency import KeptAnswer, KeptRefusal, decode_record, decode_version
@@ -160,7 +160,7 @@ _ClaimedT = TypeVar("_ClaimedT")
 
 
 def decode_claim(
-    reply: list[Any], limits: Sequence[Limit], claimed: Callable[..., _ClaimedT]
+    reply: list[Any], limits: Limits, claimed: Callable[..., _ClaimedT]
 ) -> _ClaimedT | NotClaimed:
     """The reply of a claim's script; `claimed` makes the result of one that was granted.
 

@@ -14,7 +14,7 @@ import structlog
 
 from dispatcher.core.actors import Actor
 from dispatcher.core.idempotency import IdempotencyKey
-from dispatcher.core.limits import Limit
+from dispatcher.core.limits import Limits
 from dispatcher.core.trips import Status
 from dispatcher.live.claim_results import (
     AcceptClaimed,
@@ -67,7 +67,7 @@ class Attempt(NamedTuple):
     lease_ms: int
     key: IdempotencyKey | None
     key_ttl_ms: int
-    limits: Sequence[Limit] = ()
+    limits: Limits = ()
     resolved: frozenset[Resolved] = frozenset()
 
     def resolve(self, what: Resolved) -> Attempt:

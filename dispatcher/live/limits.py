@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from enum import StrEnum
+from functools import lru_cache
 from typing import NamedTuple
 
-from dispatcher.core.limits import Limit, LimitState
+from dispatcher.core.limits import Limit, Limits, LimitState
 from dispatcher.live.keys import SERVER_KEYS, Keys, keys_of
 from dispatcher.live.pipeline import Pipeline
 
@@ -28,8 +29,12 @@ class Admission(NamedTuple):
     is_cold: bool = False
 
 
-def limit_keys_and_rates(keys: Keys, limits: Iterable[Limit]) -> tuple[list[str], list[int]]:
-    """The tails of a script's keys and arguments: the logs, then quota and window (s) of each."""
+@lru_cache(maxsize=20_000)
+def limit_keys_and_rates(keys: Keys, limits: Limits) -> tuple[list[str], list[int]]:
+    """The tails of a script's keys and arguments: the logs, then quota and window (s) of each.
+
+    Remembered, since apps call again and again: nobody may change what is returned.
+    """
     names: list[str] = []
     rates: list[int] = []
     for limit in limits:
@@ -64,7 +69,7 @@ class LimitScripts:
     ) -> Admission:
         """Counts one call, unless a limit refuses it, or the zone is cold and the caller has not seeded
         the logs. Raises StoreUnavailable."""
-        names, rates = limit_keys_and_rates(keys, limits)
+        names, rates = limit_keys_and_rates(keys, tuple(limits))
         args = (int(is_seeded), *rates)
         reply = await self._pipeline.run("check_limit", (keys.epoch, *names), args)
         text, now_ms, limit_index, remaining, reset_ms = reply

@@ -58,6 +58,7 @@ class Pipeline(CorruptionReports, LeftAlone):
         self._timeout_s = timeout_s
         self.breaker = Breaker(self._probe, timeout_s=timeout_s) if breaks else None
         self._scripts = scripts or LuaScripts.read()
+        self._loop: asyncio.AbstractEventLoop | None = None
         self._waiting: list[Call] = []
         self._unknown_scripts: list[Call] = []
         self._connection: CallProtocol | None = None
@@ -80,7 +81,9 @@ class Pipeline(CorruptionReports, LeftAlone):
 
         Raises TypeError or UnicodeEncodeError at once where an argument is no text, number or bytes.
         """
-        loop = asyncio.get_running_loop()
+        loop = self._loop
+        if loop is None:
+            loop = self._loop = asyncio.get_running_loop()
         reply: asyncio.Future[Any] = loop.create_future()
         self.put(Call(command, reply, hiredis.pack_command(command)))
         return reply
@@ -96,7 +99,7 @@ class Pipeline(CorruptionReports, LeftAlone):
                 self.flush()
             elif not self._is_scheduled:
                 self._is_scheduled = True
-                asyncio.get_running_loop().call_soon(self.flush)
+                (self._loop or asyncio.get_running_loop()).call_soon(self.flush)
 
     def flush(self) -> None:
         """Sends what waits now, and not at the end of the turn, as far as batches may be in flight."""

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from enum import StrEnum
 from typing import Any, NamedTuple
 
-from dispatcher.core.limits import Limit, LimitState
+from dispatcher.core.limits import Limits, LimitState
 from dispatcher.live.keys import Keys
 from dispatcher.live.limits import limit_key, limit_state
 from dispatcher.live.pipeline import Pipeline
@@ -68,7 +68,7 @@ class PositionScripts:
         fixes: Sequence[DriverFix],
         *,
         fix_age_ms: int,
-        limits: Sequence[Sequence[Limit]] = (),
+        limits: Sequence[Limits] = (),
         queues: Sequence[QueueAt | None] = (),
     ) -> list[FixResult]:
         """Takes fixes of one vehicle type; a result each.
@@ -125,7 +125,7 @@ class PositionScripts:
         return int(at_ms) if at_ms else None
 
 
-def _fix_result(result: list[Any], limits: Sequence[Limit], now_ms: int) -> FixResult:
+def _fix_result(result: list[Any], limits: Limits, now_ms: int) -> FixResult:
     text, detail, limit_index, remaining, reset_ms, at_ms, queue, queued_ms = result
     code = FixCode(text)
     limit = limit_state(limits, limit_index, remaining, reset_ms, now_ms)

@@ -99,13 +99,18 @@ class Connections:
         clock, in s: all their connections are due. Apps without a socket that fell silent are forgotten.
         """
         now = time.monotonic()
+        told_before, seen_before = now - self._ttl_s / 4, now - self._ttl_s
         due: list[Connection] = []
-        for connection in self:
-            if connection.told_at < unreached.get(connection.zone, 0.0):
-                due.append(connection)
-            elif connection.seen > connection.told:
-                if now - connection.told_at >= self._ttl_s / 4:
+        silent: list[Connection] = []
+        for of_user in self._by_user.values():
+            for connection in of_user.values():
+                if unreached and connection.told_at < unreached.get(connection.zone, 0.0):
                     due.append(connection)
-            elif connection.id == HTTP and now - connection.seen > self._ttl_s:
-                self.remove(connection)
+                elif connection.seen > connection.told:
+                    if connection.told_at <= told_before:
+                        due.append(connection)
+                elif connection.seen < seen_before and connection.id == HTTP:
+                    silent.append(connection)
+        for connection in silent:
+            self.remove(connection)
         return due

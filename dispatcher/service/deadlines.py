@@ -62,11 +62,14 @@ class Deadlines:
     def __init__(self, allowed_s: float) -> None:
         self._allowed_s = allowed_s
         self._open: dict[Deadline, None] = {}
+        self._loop: asyncio.AbstractEventLoop | None = None
         self._is_ticking = False
 
     def begin(self) -> Deadline:
         """The deadline of the current task's request, which is to be left once that has ended."""
-        loop = asyncio.get_running_loop()
+        loop = self._loop
+        if loop is None:
+            loop = self._loop = asyncio.get_running_loop()
         task = asyncio.current_task(loop)
         assert task is not None
         deadline = Deadline(task, loop.time() + self._allowed_s, self._open)

@@ -8,12 +8,12 @@ one server so costs one commit, and a rival on another server a second look.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Final, Literal, NamedTuple
 
 from dispatcher.core.actors import Actor
 from dispatcher.core.idempotency import IdempotencyKey
-from dispatcher.core.limits import Limit, LimitState
+from dispatcher.core.limits import Limits, LimitState
 from dispatcher.core.trips import Status
 from dispatcher.live.claim_results import (
     UNRESOLVED,
@@ -55,7 +55,7 @@ class _Begun(NamedTuple):
 
     as_checked: LimitState | None
     limit: LimitState | None
-    counted: Sequence[Limit]
+    counted: Limits
     found: Found = Found(0)
 
 

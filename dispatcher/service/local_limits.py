@@ -7,10 +7,10 @@ every allowance, at least one call. A Redis that came back empty is told of them
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import Final, NamedTuple
 
-from dispatcher.core.limits import Limit, LimitState
+from dispatcher.core.limits import Limit, Limits, LimitState
 from dispatcher.core.times import now_ms
 
 #: Logs that are kept at most; those whose window is over go first, then those that were begun first.
@@ -34,7 +34,7 @@ class LocalLimits:
         self._clock_ms = clock_ms
         self._logs: dict[_Name, AdmissionLog] = {}
 
-    def check(self, limits: Sequence[Limit]) -> tuple[bool, LimitState | None]:
+    def check(self, limits: Limits) -> tuple[bool, LimitState | None]:
         """Whether a call is admitted, and the limit to report, as `lua/lib/limits.lua` chooses it."""
         now, servers = self._clock_ms(), self._servers()
         refused: LimitState | None = None
@@ -56,12 +56,12 @@ class LocalLimits:
                     tightest = LimitState(limit.name, limit.rate, remaining, reset_ms, now)
         return refused is None, refused or tightest
 
-    def record(self, limits: Sequence[Limit], state: LimitState | None) -> LimitState | None:
+    def record(self, limits: Limits, state: LimitState | None) -> LimitState | None:
         """Counts a call that this process admits: `state`, as checked, as it stands afterwards."""
         self.note(limits, state)
         return None if state is None else state._replace(remaining=state.remaining - 1)
 
-    def give_back(self, limits: Sequence[Limit], at_ms: int | None = None) -> None:
+    def give_back(self, limits: Limits, at_ms: int | None = None) -> None:
         """Forgets a call that was recorded at a time, or the newest one."""
         for limit in limits:
             log = self._logs.get((limit.name, limit.subject, limit.zone))
@@ -73,7 +73,7 @@ class LocalLimits:
             elif at_ms in log.times_ms:
                 log.times_ms.remove(at_ms)
 
-    def note(self, limits: Sequence[Limit], state: LimitState | None = None) -> None:
+    def note(self, limits: Limits, state: LimitState | None = None) -> None:
         """A call was admitted: here, or by Redis, whose time `state` has then."""
         now = self._clock_ms() if state is None else state.now_ms
         for limit in limits:

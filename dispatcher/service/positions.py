@@ -12,7 +12,7 @@ import orjson
 
 from dispatcher.core.callers import Caller
 from dispatcher.core.errors import Refusal, StoreUnavailable
-from dispatcher.core.limits import Limit, LimitClass, LimitState
+from dispatcher.core.limits import LimitClass, Limits, LimitState
 from dispatcher.core.times import moment
 from dispatcher.core.zones import DEFAULT_ZONE, Zones
 from dispatcher.ledger.database import Database
@@ -47,7 +47,7 @@ class _Group(NamedTuple):
 
 class _WaitingFix(NamedTuple):
     fix: DriverFix
-    limits: Sequence[Limit]
+    limits: Limits
     result: asyncio.Future[FixResult]
 
 
@@ -156,7 +156,7 @@ class Positions:
             limit = admission.limit
         return _Report(None, limit)
 
-    async def _put_without_redis(self, fix: DriverFix, limits: Sequence[Limit]) -> _Report:
+    async def _put_without_redis(self, fix: DriverFix, limits: Limits) -> _Report:
         """Takes a fix for Postgres alone; Redis gets it with the zone."""
         is_admitted, limit = self._limits.local.check(limits)
         if not is_admitted:
@@ -172,7 +172,7 @@ class Positions:
             return _Report(FixCode.LATE, limit)
         return _Report(FixCode.TAKEN, limit, at_ms)
 
-    def _limits_of(self, caller: Caller | None, zone: str) -> Sequence[Limit]:
+    def _limits_of(self, caller: Caller | None, zone: str) -> Limits:
         if caller is None:
             return ()
         return self._limits.of(
@@ -180,7 +180,7 @@ class Positions:
         )
 
     def _join_batch(
-        self, fix: DriverFix, entry: DirectoryEntry, limits: Sequence[Limit]
+        self, fix: DriverFix, entry: DirectoryEntry, limits: Limits
     ) -> asyncio.Future[FixResult]:
         loop = asyncio.get_running_loop()
         result: asyncio.Future[FixResult] = loop.create_future()

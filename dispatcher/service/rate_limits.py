@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator
+from typing import Final
 
 from dispatcher.config import Settings
 from dispatcher.core.actors import Actor, Role
 from dispatcher.core.errors import Refusal, StoreUnavailable
-from dispatcher.core.limits import Limit, LimitClass, LimitState, Rate
+from dispatcher.core.limits import Limit, LimitClass, Limits, LimitState, Rate
 from dispatcher.core.zones import DEFAULT_ZONE, Zone
 from dispatcher.live.keys import keys_of
 from dispatcher.live.limits import Admission, LimitScripts
@@ -16,6 +17,9 @@ from dispatcher.observe.series import LIMITED
 from dispatcher.service.answers import Answer, RateLimited, rate_limited_answer, refusal_answer
 from dispatcher.service.authorities import Authorities
 from dispatcher.service.local_limits import LocalLimits
+
+#: What is remembered of the limits on a call; with more, all of it is found anew.
+_MAX_FOUND: Final = 20_000
 
 
 class RateLimits:
@@ -47,6 +51,8 @@ class RateLimits:
         self.local = local
         # One node runs a script on keys of several zones; the nodes of a cluster do not.
         self._has_one_node = not settings.has_redis_cluster
+        #: What was found for a user, an address and a zone: apps call again and again.
+        self._found: dict[tuple[LimitClass, str | None, str | None, str], Limits] = {}
         self._rates: dict[LimitClass, Rate] = {
             LimitClass.TRIP_ACCEPT: settings.limit_trip_accept,
             LimitClass.TRIP_CANCEL: settings.limit_trip_cancel,
@@ -59,15 +65,31 @@ class RateLimits:
 
     def of(
         self, limit_class: LimitClass, actor: Actor | None, ip: str | None, zone: Zone | None = None
-    ) -> list[Limit]:
+    ) -> Limits:
         """The limits on one call: per user where one is known, per client IP where none is.
 
         Whatever an admin calls counts as `operator`: their screens ask more than an app, and what they
         do is not held against what the app of a user of the same id may. The dispatcher's own changes
         are not limited.
         """
+        asked = (
+            limit_class,
+            None if actor is None else actor.address,
+            ip,
+            "" if zone is None else zone.name,
+        )
+        limits = self._found.get(asked)
+        if limits is None:
+            if len(self._found) >= _MAX_FOUND:
+                self._found.clear()
+            limits = self._found[asked] = tuple(self._find(limit_class, actor, ip, zone))
+        return limits
+
+    def _find(
+        self, limit_class: LimitClass, actor: Actor | None, ip: str | None, zone: Zone | None
+    ) -> Iterator[Limit]:
         if actor is not None and actor.role is Role.SYSTEM:
-            return []
+            return
         if actor is not None and actor.role is Role.ADMIN:
             limit_class = LimitClass.OPERATOR
         rate, shared_log = self._rates[limit_class], DEFAULT_ZONE
@@ -76,13 +98,11 @@ class RateLimits:
         log = shared_log
         if zone is not None and limit_class in zone.limits:
             rate, log = Rate(*zone.limits[limit_class]), zone.name
-        limits = []
         if rate.limit and (actor is not None or ip is not None):
             subject = actor.user_id if actor is not None else ip
-            limits.append(Limit(limit_class, str(subject), rate, log))
+            yield Limit(limit_class, str(subject), rate, log)
         if ip is not None and self._rates[LimitClass.IP].limit:
-            limits.append(Limit(LimitClass.IP, ip, self._rates[LimitClass.IP], shared_log))
-        return limits
+            yield Limit(LimitClass.IP, ip, self._rates[LimitClass.IP], shared_log)
 
     async def count(
         self, limit_class: LimitClass, actor: Actor | None, ip: str | None
@@ -97,7 +117,7 @@ class RateLimits:
             raise RateLimited(admission.limit)
         return admission.limit
 
-    async def check(self, limits: Sequence[Limit]) -> Admission:
+    async def check(self, limits: Limits) -> Admission:
         """Counts one call against these limits, in the process alone where Redis is away.
 
         Raises StoreUnavailable where it is not known to be.
@@ -110,7 +130,7 @@ class RateLimits:
         is_admitted, state = self.local.check(limits)
         return Admission(is_admitted, self.local.record(limits, state) if is_admitted else state)
 
-    async def _check_in_redis(self, limits: Sequence[Limit]) -> Admission:
+    async def _check_in_redis(self, limits: Limits) -> Admission:
         keys = keys_of(DEFAULT_ZONE)
         admission = await self._scripts.check_limit(keys, limits)
         if admission.is_cold:

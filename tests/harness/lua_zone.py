@@ -125,7 +125,9 @@ class Zone:
     ) -> Attempt:
         """An attempt of a token that nobody has had yet, unless said otherwise."""
         name = token or f"node.{next(_TOKENS)}"
-        return Attempt(name, trip_id, driver_id, LEASE_MS, key, 86_400_000, limits, frozenset(resolved))
+        return Attempt(
+            name, trip_id, driver_id, LEASE_MS, key, 86_400_000, tuple(limits), frozenset(resolved)
+        )
 
     async def accept(
         self,

@@ -114,7 +114,9 @@ async def test_a_version_is_a_number(configure: Configure) -> None:
     for version in (0, 3, None):
         refused = Refused(ClaimCode.VERSION_CONFLICT, None, version)
         trip_id = f"default_{version}"
-        answer_refused(AcceptTrip(caller, zone, trip_id), trip_id, refused, RaceLog())
+        answer_refused(
+            AcceptTrip(caller, zone, trip_id, None, caller.actor.user_id), trip_id, refused, RaceLog()
+        )
     assert [line.get("version") for line in await _lines(out)] == [0, 3, None]
 
 

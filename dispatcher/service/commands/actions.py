@@ -39,7 +39,7 @@ def trip_action(
     if transition is None:
         raise Refusal("unknown_action")
     if transition is ACCEPT:
-        return AcceptTrip(caller, zone, trip_id, version)
+        return AcceptTrip(caller, zone, trip_id, version, caller.actor.user_id)
     return TakeTransition(caller, zone, trip_id, transition, version, reason)
 
 
@@ -48,7 +48,7 @@ def assign_trip(
 ) -> AcceptTrip:
     """An operator gives a pending trip to a driver. Raises Refusal trip_not_found."""
     zone = zone_of_trip(zones, trip_id)
-    return AcceptTrip(caller, zone, trip_id, version, ASSIGN.limit_class, driver_id)
+    return AcceptTrip(caller, zone, trip_id, version, driver_id, ASSIGN)
 
 
 def expire_trip(zones: Zones, trip_id: str) -> TakeTransition:
