@@ -36,6 +36,7 @@ def configure() -> Iterator[Configure]:
     """Configures log lines as `serve` does, into a buffer; what was before is restored."""
     root = logging.getLogger()
     before, handlers, level = structlog.get_config(), root.handlers[:], root.level
+    CROWD_LINES.write_out()  # those of other tests, which would come within a second
 
     def configured(worker: int | None = None, **settings: str) -> io.BytesIO:
         out = io.BytesIO()
