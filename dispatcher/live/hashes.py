@@ -22,7 +22,7 @@ def flat_to_dict(flat: Sequence[str]) -> dict[str, str]:
 
 def trip_from_flat(flat: Sequence[str]) -> Trip:
     """A trip from a flat reply of HGETALL. Raises ValueError where it is none, or not a whole one."""
-    hash_ = flat_to_dict(flat)
+    hash_ = dict(zip(flat[::2], flat[1::2], strict=True))
     if not hash_.keys() >= _ALWAYS_THERE:
         raise ValueError(f"a trip's hash lacks {sorted(_ALWAYS_THERE - hash_.keys())}")
     return Trip.from_hash(hash_)

@@ -209,7 +209,7 @@ class Settler:
             args += (
                 orjson.dumps(_record(attempt, settlement, answer)),
                 "" if answer is None else done_record(answer),
-                settlement.event, *(message.frame for message in settlement.messages),
+                settlement.event, *[message.frame for message in settlement.messages],
             )  # fmt: skip
         return self._pipeline.run("settle_changes", names, args)
 

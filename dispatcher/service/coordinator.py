@@ -104,13 +104,14 @@ class Coordinator:
             for _ in range(_MAX_PLANS):
                 # Before the claim: what was claimed under an older fence is not committed.
                 authority = self._authorities.of(zone)
-                decider = self._by_ledger if authority.is_degraded else self._by_redis
+                is_degraded = authority.is_degraded
+                decider = self._by_ledger if is_degraded else self._by_redis
                 try:
                     attempt, result, asked_s = await self._claim(
                         decider, command, keys, attempt, authority
                     )
                 except StoreUnavailable:
-                    if authority.is_degraded or not await self._authorities.has_left_redis(zone):
+                    if is_degraded or not await self._authorities.has_left_redis(zone):
                         raise
                     attempt = attempt._replace(resolved=frozenset())
                     continue
@@ -125,7 +126,7 @@ class Coordinator:
                 answer = self._keyed_answer(attempt, plan, result.now_ms)
                 if self._halt_at:
                     await self._halt("before_commit")
-                change = plan.change.decided_under(authority.fence, is_fallback=authority.is_degraded)
+                change = plan.change.decided_under(authority.fence, is_fallback=is_degraded)
                 outcome = await self._commit(decider, keys, attempt, change, answer, deadline, asked_s)
                 if outcome.code is OutcomeCode.OK:
                     if self._halt_at:

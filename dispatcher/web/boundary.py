@@ -95,8 +95,11 @@ class Boundary:
         names_trip = model is not None and "trip_request_id" in model.model_fields
         names_trip = names_trip and endpoint.name != "create"
         assert role is not None
+        finish = _finisher(path, endpoint.name)
 
-        async def respond(request: web.Request) -> HttpResponse:
+        # One coroutine for all: whatever an answer waits for wakes every one around it.
+        async def answered(request: web.Request) -> Any:
+            started_s, request_id = _begin(request)
             actor, ip, key, word = None, self._client_ip(request), None, None
             data: dict[str, Any] = {}
             try:
@@ -119,14 +122,17 @@ class Boundary:
             except Refusal as refusal:
                 if names_trip:
                     name_trip(data.get("trip_request_id"))
-                response = await self._refuse(refusal, actor, ip)
+                try:
+                    response = await self._refuse(refusal, actor, ip)
+                except Exception as error:
+                    response = _problem_response(request, error)
             except Exception as error:
                 response = _problem_response(request, error)
             if word in WORDS:
                 response.action = word
-            return response
+            return finish(request, response, started_s, request_id)
 
-        return self._traced(path, self._observed(path, endpoint.name, respond))
+        return self._traced(path, answered)
 
     def question(self, endpoint: Endpoint, handler: QuestionHandler) -> Handler:
         """A call that changes nothing. A path's parts win over the query."""
@@ -159,7 +165,7 @@ class Boundary:
             except Refusal as refusal:
                 return await self._refuse(refusal, actor, ip)
 
-        return self._traced(endpoint.path, self._observed(endpoint.path, endpoint.name, respond))
+        return self._traced(endpoint.path, _observed(endpoint.path, endpoint.name, respond))
 
     def public(self, route: str, handler: PublicHandler, action: str | None = None) -> Handler:
         """A call of anybody; only what is refused is counted. `action` is its name in the metrics."""
@@ -170,7 +176,7 @@ class Boundary:
             except Refusal as refusal:
                 return await self._refuse(refusal, None, self._client_ip(request))
 
-        return self._observed(route, action or route, respond)
+        return _observed(route, action or route, respond)
 
     def unknown_address(self, allowed_methods: Callable[[web.Request], Awaitable[set[str]]]) -> Handler:
         """No such address, or not with this method."""
@@ -187,7 +193,7 @@ class Boundary:
                 response.headers[hdrs.ALLOW] = ", ".join(sorted(methods))
             return response
 
-        return self._observed("", UNKNOWN, respond)
+        return _observed("", UNKNOWN, respond)
 
     def _identify(self, request: web.Request, ip: str | None) -> Actor:
         """Who calls. Raises Refusal missing_token, invalid_token or token_expired."""
@@ -203,44 +209,64 @@ class Boundary:
     def _traced(self, route: str, handler: Handler) -> Handler:
         return handler if self._tracer is None else traced(self._tracer, route, handler)
 
-    def _observed(self, route: str, action: str, respond: PublicHandler) -> Handler:
-        """Adds request id, problems, metrics and log lines; metrics are named after the action."""
-        clock, numbers = time.perf_counter, ACTIONS.numbers
-        observe_own = ACTION_SECONDS.of(HTTP, action).observe
 
-        async def answered(request: web.Request) -> Any:
-            started_s = clock()
-            request_id = request_id_of(request.headers)
-            REQUEST_ID.set(request_id)
-            TRIP_ID.set("")
-            try:
-                response = await respond(request)
-            except ConnectionError:
-                raise  # the client is gone
-            except Exception as error:
-                response = _problem_response(request, error)
-            if not isinstance(response, HttpResponse):  # a WebSocket that has ended
-                return response
-            headers = response.headers
-            headers[REQUEST_ID_HEADER] = request_id
-            key = request.headers.get(IDEMPOTENCY_KEY)
-            if key is not None and key.isascii() and key.isprintable():
-                headers[IDEMPOTENCY_KEY] = key
-            took_s, status = clock() - started_s, response.status
-            if response.action is None:
-                numbers[HTTP, action, response.code] += 1
-                observe_own(took_s)
-            else:
-                count_action(HTTP, response.action, response.code, took_s)
-            if took_s > _SLOW_S or status >= 500:
-                _log.warning(
-                    "Slow request" if status < 500 else "Request not served",
-                    method=request.method, route=route, status=status,
-                    took_ms=round(took_s * 1000), request_id=request_id,
-                )  # fmt: skip
+def _observed(route: str, action: str, respond: PublicHandler) -> Handler:
+    """Adds request id, problems, metrics and log lines; metrics are named after the action."""
+    finish = _finisher(route, action)
+
+    async def answered(request: web.Request) -> Any:
+        started_s, request_id = _begin(request)
+        try:
+            response = await respond(request)
+        except ConnectionError:
+            raise  # the client is gone
+        except Exception as error:
+            response = _problem_response(request, error)
+        if not isinstance(response, HttpResponse):  # a WebSocket that has ended
             return response
+        return finish(request, response, started_s, request_id)
 
-        return answered
+    return answered
+
+
+def _begin(request: web.Request) -> tuple[float, str]:
+    """A call has come: when, by the clock of `finish`, and its id, which log lines carry from now on."""
+    request_id = request_id_of(request._message.headers)
+    REQUEST_ID.set(request_id)
+    TRIP_ID.set("")
+    return time.perf_counter(), request_id
+
+
+def _finisher(
+    route: str, action: str
+) -> Callable[[web.Request, HttpResponse, float, str], HttpResponse]:
+    """What completes a response, counts it and logs it where somebody should know."""
+    clock, numbers = time.perf_counter, ACTIONS.numbers
+    observe_own = ACTION_SECONDS.of(HTTP, action).observe
+
+    def finish(
+        request: web.Request, response: HttpResponse, started_s: float, request_id: str
+    ) -> HttpResponse:
+        headers = response.headers
+        headers[REQUEST_ID_HEADER] = request_id
+        key = request._message.headers.get(IDEMPOTENCY_KEY)
+        if key is not None and key.isascii() and key.isprintable():
+            headers[IDEMPOTENCY_KEY] = key
+        took_s, status = clock() - started_s, response.status
+        if response.action is None:
+            numbers[HTTP, action, response.code] += 1
+            observe_own(took_s)
+        else:
+            count_action(HTTP, response.action, response.code, took_s)
+        if took_s > _SLOW_S or status >= 500:
+            _log.warning(
+                "Slow request" if status < 500 else "Request not served",
+                method=request.method, route=route, status=status,
+                took_ms=round(took_s * 1000), request_id=request_id,
+            )  # fmt: skip
+        return response
+
+    return finish
 
 
 def _problem_response(request: web.Request, error: Exception) -> HttpResponse:

@@ -121,14 +121,15 @@ def transition_settlement(
 
     A driver who is free again returns to the geo set of their vehicle type, which the trip names.
     """
-    former = trip.driver_id if transition.frees_driver else None
+    frees_driver = transition.frees_driver
+    former = trip.driver_id if frees_driver else None
     driver_id, effect = "", None
     if transition.driver is DriverEffect.TAKES:
         driver_id, effect = after.driver_id or "", SettleEffect.TAKE
     elif former:
         driver_id, effect = former, SettleEffect.FREE
     return Settlement(
-        trip=after._replace(driver_vehicle_type=None) if transition.frees_driver else after,
+        trip=after._replace(driver_vehicle_type=None) if frees_driver else after,
         before=trip,
         driver_id=driver_id,
         driver_vehicle_type=after.driver_vehicle_type or trip.driver_vehicle_type or "",
