@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from functools import lru_cache
 from typing import Final, NamedTuple
 
@@ -30,6 +31,13 @@ class KeptRefusal(NamedTuple):
 def done_record(answer: StoredAnswer) -> str:
     """The record of an answer that Postgres keeps."""
     return f"D {answer.fingerprint} {answer.status} {answer.body}"
+
+
+def is_asked_of_postgres(record: str, fingerprint: str, now_ms: int) -> bool:
+    """Whether a request with this fingerprint that meets the record is answered with what Postgres has:
+    it is one in flight whose lease is over."""
+    leased = re.match(f"L {fingerprint} ([0-9]+) ", record)
+    return leased is not None and int(leased[1]) <= now_ms
 
 
 def decode_record(text: str) -> KeptAnswer | KeptRefusal:

@@ -11,7 +11,7 @@ from dispatcher.core.drivers import Driver, is_free
 from dispatcher.core.trips import FINAL, Status, Trip
 from dispatcher.ledger.database import Database, answer_from_row, driver_from_row, trip_from_row
 from dispatcher.live.comparison import ComparisonScripts
-from dispatcher.live.idempotency import done_record
+from dispatcher.live.idempotency import done_record, is_asked_of_postgres
 from dispatcher.live.keys import Keys
 from dispatcher.live.state import StateScripts
 from dispatcher.service.queue_looks import QueueLooks
@@ -204,14 +204,17 @@ class Looks:
         records = await self._scripts.values(names)
         epoch = await self._state.read_epoch(keys)
         # A key that Redis does not know is asked of Postgres until then.
-        is_asked = epoch is None or epoch.horizon_ms > await self._now_ms(keys)
+        now_ms = await self._now_ms(keys)
+        is_asked = epoch is None or epoch.horizon_ms > now_ms
         found = {}
         for row, record in zip(rows, records, strict=True):
             subject = f"{row['user_id']} {row['endpoint']} {row['idempotency_key']}"
             if record is None:
                 if not is_asked:
                     found[str(row["id"])] = Look(LookCode.AT_REST, f"{subject}: is not in Redis")
-            elif record != done_record(answer_from_row(row)):
+            elif record != done_record(answer := answer_from_row(row)):
+                if is_asked_of_postgres(record, answer.fingerprint, now_ms):
+                    continue
                 code = LookCode.CLAIMED if record.startswith("L ") else LookCode.AT_REST
                 found[str(row["id"])] = Look(code, f"{subject}: Redis has another answer")
         return found

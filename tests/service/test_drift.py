@@ -12,6 +12,7 @@ import pytest
 from dispatcher.background import drift_watch_job, zone_holder
 from dispatcher.comparison import drift_check
 from dispatcher.core.zones import Zones
+from dispatcher.live.idempotency import is_asked_of_postgres
 from dispatcher.live.keys import keys_of
 from dispatcher.observe.metrics import Metrics
 from dispatcher.operations.fsck import fsck
@@ -172,6 +173,17 @@ async def test_what_is_claimed_is_on_its_way(city: City) -> None:
     await city.redis("DEL", KEYS.trip_claim(trip_id))
     drift = await asyncio.wait_for(looking, 20)
     assert (drift.kind, drift.subject) == (DriftKind.TRIP, trip_id)
+
+
+async def test_a_key_whose_lease_is_over_is_asked_of_postgres(city: City) -> None:
+    """A commit that came late, and whose client has not asked again: a replay gives what Postgres has."""
+    await _busy_zone(city)
+    record = KEYS.idem("d1", "/act", "k1")
+    _, fingerprint, *_ = (await city.redis("GET", record)).split()
+    await city.redis("SET", record, f"L {fingerprint} 1000 token", "KEEPTTL")
+    assert (await _fsck(city))["found"] == []
+    assert not is_asked_of_postgres(f"L {fingerprint} 1000 token", fingerprint, now_ms=999)
+    assert not is_asked_of_postgres(f"L {'0' * 64} 1000 token", fingerprint, now_ms=1000)
 
 
 async def test_the_job_tells_the_metric_and_one_server_looks(city: City) -> None:
