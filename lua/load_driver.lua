@@ -5,6 +5,7 @@
 -- KEYS[3] times of the drivers' last fixes
 -- KEYS[4] geo set of the vehicle type that the live state knew (KEYS[2] where it is the same, or none)
 -- KEYS[5] queue that the driver stood in when Postgres was last told (KEYS[2] where it is none)
+-- KEYS[6] vehicle types that have a geo set
 -- ARGV[1] version in Postgres
 -- ARGV[2] driver id
 -- ARGV[3] latitude of the last fix, or empty: none is known
@@ -13,15 +14,17 @@
 -- ARGV[6] name of that queue, or empty
 -- ARGV[7] when the driver arrived there, in ms
 -- ARGV[8] how long who is absent keeps their place there, in ms
--- ARGV[9...] field-value pairs of the driver; trip_id is not one of them: trips bring their driver along
+-- ARGV[9] vehicle type
+-- ARGV[10...] field-value pairs of the driver; trip_id is not one of them: trips bring their driver along
 -- RETURNS 1 where it was written, 0 where the live state was as new
 --- @include "clock"
 --- @include "eligibility"
-local driver, geo, seen, former_geo, queue = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
+local driver, geo, seen, former_geo, queue, vehicles = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6]
 local version, driver_id = tonumber(ARGV[1]), ARGV[2]
 local lat, lng, fix_ms = ARGV[3], ARGV[4], ARGV[5]
 local queue_name, queued_ms, absence_ms = ARGV[6], tonumber(ARGV[7]), tonumber(ARGV[8])
-local FIRST_FIELD = 9
+local vehicle_type = ARGV[9]
+local FIRST_FIELD = 10
 
 local known = redis.call('HMGET', driver, 'version', 'fix_ms', 'is_online')
 -- Half a hash is none, whatever its version: claims would ask for the driver again and again.
@@ -44,12 +47,15 @@ elseif queue_name ~= '' and not known[1] then
 end
 if state[1] ~= '1' then
   redis.call('ZREM', seen, driver_id)
-elseif fix_ms ~= '' and not known[2] then
-  -- Where the driver was last: the next fix, the wave's own filters and the sweeper put right what is old by now.
-  redis.call('HSET', driver, 'lat', lat, 'lng', lng, 'fix_ms', fix_ms)
-  redis.call('ZADD', seen, fix_ms, driver_id)
-  if can_be_offered then
-    redis.call('GEOADD', geo, lng, lat, driver_id)
+else
+  redis.call('SADD', vehicles, vehicle_type)
+  if fix_ms ~= '' and not known[2] then
+    -- Where the driver was last: the next fix, the wave's own filters and the sweeper put right what is old by now.
+    redis.call('HSET', driver, 'lat', lat, 'lng', lng, 'fix_ms', fix_ms)
+    redis.call('ZADD', seen, fix_ms, driver_id)
+    if can_be_offered then
+      redis.call('GEOADD', geo, lng, lat, driver_id)
+    end
   end
 end
 if is_gone(state[1], state[3]) then

@@ -120,10 +120,11 @@ class StateScripts:
                 keys.driver(driver.user_id), geo, keys.seen,
                 keys.geo(former_vehicle) if former_vehicle else geo,
                 keys.queue(place.queue, driver.vehicle_type) if place else geo,
+                keys.vehicles,
             ),
             (
                 driver.version, driver.user_id, *(fix or ("", "", "")), *(place or ("", 0, 0)),
-                *driver_fields(driver),
+                driver.vehicle_type, *driver_fields(driver),
             ),
         )  # fmt: skip
         return reply == 1

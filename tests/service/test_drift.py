@@ -175,6 +175,17 @@ async def test_what_is_claimed_is_on_its_way(city: City) -> None:
     assert (drift.kind, drift.subject) == (DriftKind.TRIP, trip_id)
 
 
+async def test_an_emptied_redis_that_was_loaded_does_not_drift(city: City) -> None:
+    """Whose fix Postgres has is offered trips again, and swept once the fix is stale."""
+    await city.online("d1", "d2", location=PLACE)
+    await city.parts.positions.save()
+    await city.redis("FLUSHDB")
+    await city.parts.rehydration.warm("default")
+    assert (await _fsck(city))["found"] == []
+    assert await city.parts.live.positions.sweep_fixes(KEYS, fix_age_ms=-1_000) == 2
+    assert not await city.redis("EXISTS", KEYS.geo("car"))
+
+
 async def test_a_key_whose_lease_is_over_is_asked_of_postgres(city: City) -> None:
     """A commit that came late, and whose client has not asked again: a replay gives what Postgres has."""
     await _busy_zone(city)
