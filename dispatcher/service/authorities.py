@@ -7,6 +7,7 @@ a commit whose fence is old is refused. So it does not matter for what is writte
 from __future__ import annotations
 
 import asyncio
+import random
 import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from typing import Any, Final, TypeVar
@@ -27,6 +28,9 @@ _T = TypeVar("_T")
 
 #: Redis decides again once every server has reached it for this long.
 HELD_S: Final = 3.0
+#: How long zones are given back before it is heard again what others have changed. A thousand of them
+#: take some twenty seconds.
+_GIVE_BACK_S: Final = 0.25
 #: A change may become visible this long after the moment that it carries.
 _OVERLAP_S: Final = 10.0
 #: A refusal waits so long for Postgres at most.
@@ -145,7 +149,8 @@ class Authorities:
             await self.refresh()
 
     async def tend(self) -> list[str]:
-        """Takes the zones of a Redis that is away, and gives back those of one that is there again.
+        """Takes the zones of a Redis that is away, and gives back those of one that is there again: some
+        at a time, where there are many.
 
         Returns the zones that were given back: they are cold.
         """
@@ -157,14 +162,18 @@ class Authorities:
         degraded = self.degraded()
         if degraded:
             self.servers = max(1, int(await self._database.row("count_servers")))
-        return [
-            zone
-            for zone in degraded
-            if zone in self._zones
-            and zone not in self._held
-            and zone not in away
-            and await self._give_back(zone)
-        ]
+        # In any order: one that cannot be given back does not keep the others, and servers seldom try
+        # the same one.
+        free = list(set(degraded).intersection(self._zones).difference(self._held, away))
+        random.shuffle(free)
+        given = []
+        until = time.monotonic() + _GIVE_BACK_S
+        for zone in free:
+            if await self._give_back(zone):
+                given.append(zone)
+            if time.monotonic() >= until:
+                break
+        return given
 
     async def _give_back(self, zone: str) -> bool:
         # What Redis holds is older than what Postgres has decided since. It is made cold first, so that

@@ -25,6 +25,7 @@ from dispatcher.core.callers import Caller
 from dispatcher.core.errors import StoreUnavailable
 from dispatcher.core.times import now_ms
 from dispatcher.core.trips import Status
+from dispatcher.core.zones import Zone, Zones
 from dispatcher.embedded.valkey import Valkey
 from dispatcher.ledger.changes import Change, OutcomeCode
 from dispatcher.ledger.database import QUERIES
@@ -352,6 +353,22 @@ async def test_redis_is_given_a_zone_once_what_was_decided_without_it_is_committ
         assert not giving.done()
     assert await giving == ["default"]
     await session.close()
+
+
+async def test_many_zones_are_given_back_some_at_a_time(
+    valkey: Valkey, database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What other servers change, and commit in the zones that are left, is heard in between."""
+    monkeypatch.setattr("dispatcher.service.authorities._GIVE_BACK_S", 0.0)
+    names = {"north", "south", "default"}
+    zones = Zones([Zone(name) for name in names])
+    async with open_server(valkey, database_url, zones=zones) as city:
+        await _change_hands(city, Engine.POSTGRES)
+        given: list[str] = []
+        for left in (2, 1, 0):
+            given += await city.parts.authorities.tend()
+            assert len(city.parts.authorities.degraded()) == left
+        assert set(given) == names
 
 
 async def _is_waiting(city: City, query: str) -> bool:
