@@ -34,6 +34,10 @@ SELECT pg_advisory_lock(:key);
 SELECT count(*) FROM pg_stat_activity
  WHERE datname = current_database() AND application_name IN ('dispatcher', 'dispatcher-ledger');
 
+-- name: limit_migration_wait()!
+-- Whoever comes after a transaction that waits for a table waits behind it: no commit of a server for longer than this.
+SET LOCAL lock_timeout = '200ms';
+
 -- name: limit_preview_wait()!
 -- The transaction that follows locks tables as long as it takes to drop them; whoever uses one is waited for this long.
 SET LOCAL lock_timeout = '5s';

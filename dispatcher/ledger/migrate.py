@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import datetime
@@ -18,6 +18,7 @@ from typing import Any
 
 import aiosql
 import asyncpg
+from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_delay, wait_random
 
 from dispatcher.config import SettingsError
 from dispatcher.ledger.connections import connect
@@ -29,6 +30,10 @@ _FILE_NAME = re.compile(r"(\d{4})_([a-z0-9_]+)\.(up|down)\.sql")
 _LOCK_KEY = 0x6469737061746368  # "dispatch" in ASCII: one key of Postgres's 64-bit space
 #: The role may not do it, or may not even look into the schema.
 _FORBIDDEN = (asyncpg.InsufficientPrivilegeError, asyncpg.InvalidSchemaNameError)
+#: Others hold what a migration needs. It waits in short turns: whoever comes later waits behind it.
+_IN_USE = (asyncpg.LockNotAvailableError, asyncpg.DeadlockDetectedError)
+_REST_S = (0.5, 1.0)
+_GIVE_UP_S = 60.0
 _queries: Any = aiosql.from_path(SQL_DIR / "schema_migrations.sql", "asyncpg")
 
 
@@ -87,16 +92,7 @@ async def up(database_url: str, directory: Path = MIGRATIONS_DIR) -> list[str]:
     async with _locked(database_url) as connection:
         done = await _check_applied(connection, migrations)
         for migration in migrations[len(done) :]:
-            async with connection.transaction():
-                if not done and not applied:
-                    await _queries.create_schema_migrations(connection)
-                await _run(connection, migration.label, migration.up_sql)
-                await _queries.record_applied(
-                    connection,
-                    version=migration.version,
-                    name=migration.name,
-                    checksum=migration.checksum,
-                )
+            await _in_turns(_apply, connection, migration)
             applied.append(migration.label)
     return applied
 
@@ -113,11 +109,7 @@ async def down(
     reverted: list[str] = []
     async with _locked(database_url) as connection:
         for migration in await _last_applied(connection, migrations, steps, force=force):
-            async with connection.transaction():
-                await _run(connection, migration.label, migration.down_sql)
-                await _queries.forget_applied(connection, version=migration.version)
-                if migration.version == 1:
-                    await _queries.drop_schema_migrations(connection)
+            await _in_turns(_take_back, connection, migration)
             reverted.append(migration.label)
     return reverted
 
@@ -265,10 +257,44 @@ async def _check_applied(connection: Any, migrations: list[Migration]) -> dict[i
     return times
 
 
+async def _in_turns(step: Callable[..., Awaitable[None]], connection: Any, migration: Migration) -> None:
+    """Takes a step in a transaction, again where others hold what it needs. Raises MigrationError."""
+    attempts = AsyncRetrying(
+        stop=stop_after_delay(_GIVE_UP_S), wait=wait_random(*_REST_S),
+        retry=retry_if_exception_type(_IN_USE), reraise=True,
+    )  # fmt: skip
+    try:
+        async for attempt in attempts:
+            with attempt:
+                async with connection.transaction():
+                    await _queries.limit_migration_wait(connection)
+                    await step(connection, migration)
+    except _IN_USE as error:
+        raise MigrationError(
+            f"migration {migration.label} was rolled back: another transaction is in its way: {error}"
+        ) from error
+
+
+async def _apply(connection: Any, migration: Migration) -> None:
+    if migration.version == 1:
+        await _queries.create_schema_migrations(connection)
+    await _run(connection, migration.label, migration.up_sql)
+    await _queries.record_applied(
+        connection, version=migration.version, name=migration.name, checksum=migration.checksum
+    )
+
+
+async def _take_back(connection: Any, migration: Migration) -> None:
+    await _run(connection, migration.label, migration.down_sql)
+    await _queries.forget_applied(connection, version=migration.version)
+    if migration.version == 1:
+        await _queries.drop_schema_migrations(connection)
+
+
 async def _run(connection: Any, label: str, script: str) -> None:
     try:
         await connection.execute(script)
-    except _FORBIDDEN:
+    except (*_FORBIDDEN, *_IN_USE):
         raise
     except asyncpg.PostgresError as error:
         raise MigrationError(f"migration {label} failed and was rolled back: {error}") from error

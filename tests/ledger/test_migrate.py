@@ -50,6 +50,47 @@ async def test_up_applies_what_is_missing(empty_database_url: str, small: Path) 
     assert await migrate.up(empty_database_url, small) == ["0004_fourth"]
 
 
+async def _holds_a_table(url: str) -> asyncpg.Connection:
+    """Somebody's long transaction that has read a table, as a dump or a report."""
+    session = await asyncpg.connect(url)
+    await session.execute("BEGIN; SELECT FROM first")
+    return session
+
+
+async def test_a_migration_that_waits_for_a_table_lets_others_use_it(
+    empty_database_url: str, small: Path
+) -> None:
+    """A lock that is waited for is in the way of everybody who comes later."""
+    await migrate.up(empty_database_url, small)
+    _write(small, "0004_fourth", "ALTER TABLE first ADD note text;", "ALTER TABLE first DROP note;")
+    holder = await _holds_a_table(empty_database_url)
+    migrating = asyncio.create_task(migrate.up(empty_database_url, small))
+    waits = (
+        "SELECT FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND query LIKE 'ALTER TABLE first%'"
+    )
+    async with asyncio.timeout(10):
+        while not await _query(empty_database_url, waits):
+            await asyncio.sleep(0.01)
+        assert await _query(empty_database_url, "SELECT count(*) FROM first") == [(0,)]
+    await holder.close()
+    assert await migrating == ["0004_fourth"]
+
+
+async def test_a_table_that_is_in_use_all_the_time_is_named(
+    empty_database_url: str, small: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(migrate, "_GIVE_UP_S", 0.1)
+    await migrate.up(empty_database_url, small)
+    _write(small, "0004_fourth", "ALTER TABLE first ADD note text;", "ALTER TABLE first DROP note;")
+    holder = await _holds_a_table(empty_database_url)
+    with pytest.raises(
+        MigrationError, match="0004_fourth was rolled back: another transaction is in its way"
+    ):
+        await migrate.up(empty_database_url, small)
+    await holder.close()
+    assert await migrate.up(empty_database_url, small) == ["0004_fourth"]
+
+
 async def test_down_takes_back_the_last_ones(empty_database_url: str, small: Path) -> None:
     await migrate.up(empty_database_url, small)
     assert await migrate.down(empty_database_url, 2, small) == ["0003_third", "0002_second"]
