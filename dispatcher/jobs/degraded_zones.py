@@ -41,13 +41,9 @@ class DegradedZones:
             await self._rehydration.check_epoch(given)  # it is loaded from now on, without waiting
         degraded = set(self._authorities.degraded())
         # Once more for those that were given back: what was committed last is told, too.
-        for name in degraded | self._degraded:
-            zone = self._zones.get(name)
-            if zone is None:
-                continue
-            await self._tail.tell(name)
-            if name in degraded:
-                await self._offers.run(zone)
-            else:
-                self._tail.forget(name)
+        if told := degraded | self._degraded:
+            await self._tail.tell(sorted(told))
         self._degraded = degraded
+        for name in degraded:
+            if (zone := self._zones.get(name)) is not None:
+                await self._offers.run(zone)

@@ -15,8 +15,8 @@ Deliver = Callable[[Sequence[str], dict[str, Any]], None]
 #: How far back it looks, by Postgres' clock: an event may become visible as long as a lease after the
 #: time that it carries, and this server may have been kept from looking.
 _BACK_S: Final = 20.0
-#: Events of a zone that are read at once.
-_MAX_EVENTS: Final = 1_000
+#: Events that are read at once, the newest first.
+_MAX_EVENTS: Final = 10_000
 
 
 class EventTail:
@@ -30,24 +30,20 @@ class EventTail:
         self._database = database
         self._deliver = deliver
         self._own = node + "."
-        self._told: dict[str, set[tuple[str, int]]] = {}
+        self._told: set[tuple[str, int]] = set()
 
-    async def tell(self, zone: str) -> int:
-        """Tells the sockets of what is new. Returns how many events. Raises StoreUnavailable."""
+    async def tell(self, zones: Sequence[str]) -> int:
+        """Tells the sockets of what is new in these zones. Returns how many events. Raises
+        StoreUnavailable."""
         rows = await self._database.rows(
             "events_of_others",
-            prefix=zone + "_", back_s=_BACK_S, own=self._own, max_rows=_MAX_EVENTS,
+            zones=zones, back_s=_BACK_S, own=self._own, max_rows=_MAX_EVENTS,
         )  # fmt: skip
         newest = [(row["trip_id"], row["version"]) for row in rows]
-        known = self._told.get(zone, set())
-        new = [event for event in newest if event not in known]
+        new = [event for event in newest if event not in self._told]
         messages = await self._outbox.messages_of(new) if new else []
         for message in messages:
             self._deliver(message.to, orjson.loads(message.frame))
         # What is not among the newest any more does not come back.
-        self._told[zone] = set(newest)
+        self._told = set(newest)
         return len(messages)
-
-    def forget(self, zone: str) -> None:
-        """The users' channels are there again."""
-        self._told.pop(zone, None)

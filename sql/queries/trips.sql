@@ -48,10 +48,10 @@ SELECT trip_id, version, created_at FROM trip_events
  WHERE created_at >= :since AND starts_with(trip_id, :prefix)
  ORDER BY created_at DESC LIMIT :max_rows;
 
--- name: events_of_others(prefix, back_s, own, max_rows)
--- The same of the last so many seconds, without what attempts have written whose token begins with `own`.
+-- name: events_of_others(zones, back_s, own, max_rows)
+-- The same of these zones and the last so many seconds, without what attempts have written whose token begins with `own`.
 SELECT trip_id, version FROM trip_events
- WHERE created_at >= now() - make_interval(secs => :back_s) AND starts_with(trip_id, :prefix)
+ WHERE created_at >= now() - make_interval(secs => :back_s) AND split_part(trip_id, '_', 1) = ANY (:zones::text[])
    AND NOT starts_with(coalesce(payload ->> 'attempt', ''), :own)
  ORDER BY created_at DESC LIMIT :max_rows;
 

@@ -714,6 +714,26 @@ async def test_events_of_a_server_whose_clock_is_wrong_are_told_once(
     assert await drifts(city) == []
 
 
+async def test_what_others_commit_is_asked_for_all_zones_together(
+    valkey: Valkey, database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = {"zones": Zones([Zone("north"), Zone("south")])}
+    customer = Socket()
+    async with (
+        open_server(valkey, database_url, **options) as city,
+        open_server(valkey, database_url, **options) as other,
+    ):
+        city.parts.hub.add("customer:rider", customer)
+        kill(valkey)
+        for zone in ("north", "south"):
+            await other.trip(zone=zone)
+        asked = count_questions(city, monkeypatch)
+        await degraded_zones_job(city.parts).run()
+        assert asked.count("events_of_others") == 1
+    told = [frame["trip"]["zone"] for frame in customer.heard("trip")]
+    assert sorted(told) == ["north", "south"]
+
+
 async def test_an_event_that_lies_ahead_is_told_once(city: City, valkey: Valkey) -> None:
     """Redis' clock, which was ahead, has given it its time."""
     trip = await city.trip()
@@ -729,7 +749,7 @@ async def test_an_event_that_lies_ahead_is_told_once(city: City, valkey: Valkey)
     )  # fmt: skip
     for later_s in range(0, 120, 20):
         with clock_off(later_s):
-            await tail.tell("default")
+            await tail.tell(["default"])
     assert sum(frame["trip"]["id"] == trip for frame in told) == 1
 
 
