@@ -44,6 +44,5 @@ class DegradedZones:
         if told := degraded | self._degraded:
             await self._tail.tell(sorted(told))
         self._degraded = degraded
-        for name in degraded:
-            if (zone := self._zones.get(name)) is not None:
-                await self._offers.run(zone)
+        zones = [self._zones.get(name) for name in degraded]
+        await self._offers.run([zone for zone in zones if zone is not None])

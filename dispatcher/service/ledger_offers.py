@@ -7,6 +7,7 @@ free, and again once its offers have ended. Trips do not expire meanwhile.
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Sequence
 from typing import Any, Final
 
 from dispatcher.core.actors import Role, address_of
@@ -27,7 +28,7 @@ _MAX_TRIPS: Final = 100
 
 
 class LedgerOffers:
-    """Offers the pending trips of a zone."""
+    """Offers the pending trips of zones."""
 
     def __init__(self, *, database: Database, hub: Hub, offer_log: OfferLog, fix_age_s: int) -> None:
         self._database = database
@@ -38,14 +39,23 @@ class LedgerOffers:
         # shown them.
         self._unshown: dict[tuple[str, str], OfferRow] = {}
 
-    async def run(self, zone: Zone) -> int:
-        """Makes the offers that are due. Returns how many. Raises StoreUnavailable."""
+    async def run(self, zones: Sequence[Zone]) -> int:
+        """Makes the offers that are due in these zones. Returns how many. Raises StoreUnavailable."""
         prefix = address_of(Role.DRIVER, "")
         connected = [
             each.removeprefix(prefix) for each in self._hub.addresses() if each.startswith(prefix)
         ]
-        if not connected:
+        if not (zones and connected):
             return 0
+        by_name = {zone.name: zone for zone in zones}
+        free: dict[str, list[str]] = defaultdict(list)
+        for row in await self._database.rows(
+            "drivers_to_offer", zones=list(by_name), connected=connected
+        ):
+            free[row["zone"]].append(row["user_id"])
+        return sum([await self._offer(by_name[name], drivers) for name, drivers in free.items()])
+
+    async def _offer(self, zone: Zone, connected: list[str]) -> int:
         widest = zone.waves[-1]
         rows = await self._database.rows(
             "offers_to_make",

@@ -98,6 +98,13 @@ SELECT 'clock', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL
        NULL, NULL, NULL, NULL, NULL,
        NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL;
 
+-- name: drivers_to_offer(zones, connected)
+-- Of the connected drivers, who may be offered a trip, in those of the zones where one waits.
+SELECT zone, user_id FROM driver_details
+ WHERE user_id = ANY (:connected::text[]) AND is_online AND availability_status = 'available'
+   AND zone IN (SELECT zone FROM trip_requests
+                 WHERE current_status = 'pending' AND zone = ANY (:zones::text[]));
+
 -- name: offers_to_make(zone, connected, radius_m, size, fix_age_s, max_offers, max_rows)
 -- Of a zone's trips that wait and are on offer to nobody, the oldest first: the nearest of the connected drivers who
 -- may have them. A driver who let an offer pass is asked again last.

@@ -265,10 +265,10 @@ async def test_a_servers_own_offer_whose_save_failed_is_made_and_shown_by_its_ne
     with monkeypatch.context() as patch:
         patch.setattr(database, "execute", fail)
         with pytest.raises(StoreUnavailable):
-            await city.parts.ledger_offers.run(ZONE)
+            await city.parts.ledger_offers.run([ZONE])
     await city.parts.effects.offer_log.save(database)
     assert (await rows(city, trip), shown.offers) == ([], [])
-    assert await city.parts.ledger_offers.run(ZONE) == 1
+    assert await city.parts.ledger_offers.run([ZONE]) == 1
     assert len(await rows(city, trip)) == len(shown.offers) == 1
 
 

@@ -734,6 +734,24 @@ async def test_what_others_commit_is_asked_for_all_zones_together(
     assert sorted(told) == ["north", "south"]
 
 
+async def test_only_zones_are_looked_at_where_a_trip_waits_and_a_driver_is_connected(
+    valkey: Valkey, database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    zones = Zones([Zone("north"), Zone("south"), Zone("east")])
+    async with open_server(valkey, database_url, zones=zones) as city:
+        for name, zone in (("d1", "north"), ("d2", "south")):
+            await city.online(name, zone=zone, location=PLACE)
+            city.parts.hub.add(f"driver:{name}", Socket())
+        await city.parts.positions.save()
+        kill(valkey)
+        for zone in ("north", "east"):
+            await city.trip(zone=zone)
+        asked = count_questions(city, monkeypatch)
+        await degraded_zones_job(city.parts).run()
+        assert asked.count("offers_to_make") == 1
+        assert await city.postgres.fetchval("SELECT array_agg(driver_id) FROM trip_offers") == ["d1"]
+
+
 async def test_an_event_that_lies_ahead_is_told_once(city: City, valkey: Valkey) -> None:
     """Redis' clock, which was ahead, has given it its time."""
     trip = await city.trip()
