@@ -6,6 +6,7 @@ here. Questions are counted before they are asked.
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any, Final
@@ -20,6 +21,7 @@ from dispatcher.core.errors import Refusal
 from dispatcher.core.limits import LimitClass
 from dispatcher.core.trips import Trip
 from dispatcher.observe.call_ids import REQUEST_ID, TRIP_ID
+from dispatcher.observe.crowd_lines import CROWD_LINES
 from dispatcher.observe.series import ACTION_SECONDS, ACTIONS
 from dispatcher.service.answers import Answer, refusal_answer
 from dispatcher.service.deadlines import Deadlines
@@ -259,11 +261,13 @@ def _finisher(
         else:
             count_action(HTTP, response.action, response.code, took_s)
         if took_s > _SLOW_S or status >= 500:
-            _log.warning(
-                "Slow request" if status < 500 else "Request not served",
-                method=request.method, route=route, status=status,
-                took_ms=round(took_s * 1000), request_id=request_id,
-            )  # fmt: skip
+            event = "Slow request" if status < 500 else "Request not served"
+            fields = {
+                "method": request.method, "route": route, "status": status,
+                "took_ms": round(took_s * 1000), "request_id": request_id,
+            }  # fmt: skip
+            # In an outage, they are all of the calls.
+            CROWD_LINES.add((event, route, status), logging.WARNING, "dispatcher.web", event, fields)
         return response
 
     return finish

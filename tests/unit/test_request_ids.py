@@ -39,6 +39,7 @@ async def app() -> AsyncIterator[App]:
 def lines() -> Any:
     """Log lines with the ids that they would carry."""
     before = structlog.get_config()
+    CROWD_LINES.write_out()  # those of other tests
     caught = structlog.testing.LogCapture()
     structlog.configure(processors=[add_call_ids, caught], cache_logger_on_first_use=False)
     yield caught.entries
@@ -69,8 +70,18 @@ async def test_lines_of_a_call(
     assert [(line["request_id"], line["trip_id"]) for line in lines] == [("mine-1", TRIP), (made, TRIP)]
     client.notes.is_ready = False
     await client.send("GET", "/readyz", headers={"X-Request-Id": "mine-2"})
+    CROWD_LINES.write_out()
     assert lines[-1]["request_id"] == "mine-2"
     assert "trip_id" not in lines[-1]  # that of the call before on the same connection
+
+
+async def test_calls_of_an_outage_are_one_line_a_second(client: Client, lines: list[Any]) -> None:
+    client.notes.answer = StoreUnavailable("away")
+    for number in range(50):
+        assert (await client.good(ACTION, headers={"X-Request-Id": f"mine-{number}"}))[0] == 503
+    CROWD_LINES.write_out()
+    (line,) = lines
+    assert (line["event"], line["count"], line["request_id"]) == ("Request not served", 50, "mine-0")
 
 
 @pytest.mark.parametrize("path", sorted(GOOD))
@@ -79,10 +90,12 @@ async def test_lines_of_a_call_that_fails_name_the_trip_it_names(
 ) -> None:
     client.notes.answer = StoreUnavailable("away")
     assert (await client.good(path))[0] == 503
+    CROWD_LINES.write_out()
     (line,) = lines
     assert line["event"] == "Request not served"
     assert line.get("trip_id") == GOOD[path][1].get("trip_request_id")
     await client.send("GET", "/fails")
+    CROWD_LINES.write_out()
     assert "trip_id" not in lines[-1]
 
 
@@ -103,9 +116,11 @@ async def test_lines_of_a_question_name_the_trip_it_names(
     token = {"customer": CUSTOMER, "driver": DRIVER, "admin": ADMIN}[path.split("/")[2]]
     client.notes.limit = StoreUnavailable("away")
     assert (await client.send("GET", path, token))[0] == 503
+    CROWD_LINES.write_out()
     assert lines[-1]["trip_id"] == TRIP
     wrong = path.replace(TRIP, "no%20trip")
     assert (await client.send("GET", wrong, token))[0] == 503
+    CROWD_LINES.write_out()
     assert "trip_id" not in lines[-1]
 
 
