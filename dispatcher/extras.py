@@ -16,7 +16,7 @@ _MODULES: Final = {
 
 def require(who: str, *extras: str) -> None:
     """Raises SettingsError where one of the extras is missing: `who` needs it, and what installs it."""
-    missing = [extra for extra in extras if not _is_installed(extra)]
+    missing = [extra for extra in extras if not is_installed(extra)]
     if missing:
         raise SettingsError(f"{who} needs {install(*missing)}")
 
@@ -26,5 +26,6 @@ def install(*extras: str) -> str:
     return f"`pip install 'redis-trip-dispatcher[{','.join(extras)}]'`"
 
 
-def _is_installed(extra: str) -> bool:
+def is_installed(extra: str) -> bool:
+    """Whether the modules of an extra are there. None of them is imported."""
     return all(importlib.util.find_spec(module) is not None for module in _MODULES[extra])

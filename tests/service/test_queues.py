@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 import shapely
 
+from dispatcher.areas import Area
 from dispatcher.background import queue_numbers_job
 from dispatcher.core.zones import Matching, Queue, Wave, Zone, Zones
 from dispatcher.embedded.valkey import Valkey
 from dispatcher.operations.fsck import fsck
 from dispatcher.operations.workbench import Workbench
-from dispatcher.zones_file import Area
 from tests.harness.services import City, driver, open_city
 from tests.service import test_redis_away as redis_away
 

@@ -30,9 +30,9 @@ NOWHERE = {
 IMPORT_ALL = """
 import importlib, pkgutil, sys, dispatcher
 for module in pkgutil.walk_packages(dispatcher.__path__, "dispatcher."):
-    # Three are made of SciPy, and imported where it is there; the others run when they are imported.
+    # Four need an extra, and are imported where it is there; the others run when they are imported.
     if not module.name.endswith((
-        ".matching.assignment", ".matching.planner", ".matching.plenty", ".__main__"
+        ".areas", ".matching.assignment", ".matching.planner", ".matching.plenty", ".__main__"
     )):
         importlib.import_module(module.name)
 print("dispatcher.live.state" in sys.modules, "shapely" in sys.modules and sys.modules["shapely"])
