@@ -112,11 +112,13 @@ async def app() -> AsyncIterator[App]:
 @contextlib.contextmanager
 def no_collector() -> Iterator[None]:
     gc.collect()
+    gc.freeze()  # what is there is looked at no more: some hundred thousand objects of other tests
     gc.disable()
     try:
         yield
     finally:
         gc.enable()
+        gc.unfreeze()
 
 
 def parts() -> Counter[str]:
@@ -169,6 +171,7 @@ async def failed(app: App) -> None:
     app.presence.failure = StoreUnavailable()
     line = await Line.open(app)
     assert await line.close_code() == CloseCode.TRY_AGAIN_LATER
+    app.presence.failure = None  # its traceback holds the frames of the last one who was told
 
 
 async def refused(app: App) -> None:
