@@ -24,6 +24,7 @@ import pytest
 
 from dispatcher.config import SettingsError, load_settings
 from dispatcher.embedded.engines import Engines, development_secret
+from tests.harness.command import run
 from tests.harness.servers import (
     JWT_SECRET,
     Serve,
@@ -35,7 +36,7 @@ from tests.harness.servers import (
 
 
 def _run(*args: str, **env: str) -> subprocess.CompletedProcess[str]:
-    """`dispatcher ARGS` with exactly these settings."""
+    """`dispatcher ARGS` as a process, with exactly these settings."""
     clean = {name: value for name, value in os.environ.items() if "DISPATCHER_" not in name}
     return subprocess.run(
         [sys.executable, "-m", "dispatcher", *args],
@@ -93,7 +94,7 @@ def test_help_names_the_commands() -> None:
 
 @pytest.mark.parametrize("command", ["serve", "migrate up", "token", "cleanup", "demo"])
 def test_every_command_has_help(command: str) -> None:
-    assert _run(*command.split(), "--help").returncode == 0
+    assert run(*command.split(), "--help").returncode == 0
 
 
 def test_a_token_carries_the_usual_claims() -> None:
@@ -110,7 +111,7 @@ def test_a_token_carries_the_usual_claims() -> None:
 
 
 def test_without_a_secret_a_token_is_signed_with_the_directorys(data_dir: Path) -> None:
-    result = _run("token", "--role", "admin", "--sub", "a1", "--data-dir", str(data_dir))
+    result = run("token", "--role", "admin", "--sub", "a1", "--data-dir", str(data_dir))
     secret = development_secret(data_dir)
     claims = jwt.decode(result.stdout.strip(), secret, algorithms=["HS256"], audience="dispatcher")
     assert claims["role"] == "admin"
@@ -142,7 +143,7 @@ def test_no_secret_is_made_up_for_given_engines(data_dir: Path) -> None:
     ],
 )
 def test_a_wrong_setting_is_refused_by_name(name: str, value: str) -> None:
-    result = _run("serve", **{name: value})
+    result = run("serve", **{name: value})
     assert result.returncode == 2
     assert result.stderr.startswith(f"error: {name}")
     assert "Traceback" not in result.stderr
@@ -158,7 +159,7 @@ def test_a_wrong_setting_is_refused_by_name(name: str, value: str) -> None:
     ],
 )
 def test_a_variable_that_is_no_setting_is_refused_by_name(name: str, nearest: str) -> None:
-    result = _run("token", "--role", "admin", "--sub", "a1", **{name: "5", "OTHER_DISPATCHER_X": "1"})
+    result = run("token", "--role", "admin", "--sub", "a1", **{name: "5", "OTHER_DISPATCHER_X": "1"})
     assert result.returncode == 2
     assert result.stderr == f"error: {name}: there is no such setting{nearest}\n"
 
@@ -185,7 +186,7 @@ def test_what_refuses_the_start_is_found_before_a_migration_runs(
         )
     assert result.returncode == 2
     assert result.stderr.startswith(f"error: {name}: "), result.stderr
-    status = _run("migrate", "status", DISPATCHER_DATABASE_URL=empty_database_url).stdout
+    status = run("migrate", "status", DISPATCHER_DATABASE_URL=empty_database_url).stdout
     assert all(line.endswith("  -") for line in status.splitlines())
 
 
@@ -196,7 +197,7 @@ def test_engines_that_cannot_be_reached_are_refused_by_name() -> None:
         "DISPATCHER_JWT_SECRET": JWT_SECRET,
     }
     served = _run("serve", "--port", "0", **urls)
-    migrated = _run("migrate", "up", **urls)
+    migrated = run("migrate", "up", **urls)
     assert served.returncode == migrated.returncode == 2
     assert served.stderr.startswith("error: DISPATCHER_REDIS_URL: Redis cannot be reached")
     assert migrated.stderr.startswith("error: DISPATCHER_DATABASE_URL: Postgres cannot be reached")
@@ -224,45 +225,45 @@ def test_a_redis_that_is_not_what_its_url_says(command: str, redis_url: str, dat
 
 def test_migrations_of_a_given_database(empty_database_url: str) -> None:
     url = {"DISPATCHER_DATABASE_URL": empty_database_url}
-    before = _run("migrate", "status", **url).stdout.splitlines()
+    before = run("migrate", "status", **url).stdout.splitlines()
     assert before[0].startswith("0001_")
     assert all(line.endswith("  -") for line in before)
 
-    applied = _run("migrate", "up", **url).stdout.splitlines()
+    applied = run("migrate", "up", **url).stdout.splitlines()
     assert applied == [f"applied {line.split()[0]}" for line in before]
-    assert _run("migrate", "up", **url).stdout == "nothing to apply\n"
+    assert run("migrate", "up", **url).stdout == "nothing to apply\n"
 
-    reverted = _run("migrate", "down", "--steps", "2", "--yes", **url).stdout.splitlines()
+    reverted = run("migrate", "down", "--steps", "2", "--yes", **url).stdout.splitlines()
     assert reverted == [line.replace("applied", "reverted") for line in applied[:-3:-1]]
-    after = _run("migrate", "status", **url).stdout.splitlines()
+    after = run("migrate", "status", **url).stdout.splitlines()
     assert [line.endswith("  -") for line in after][-3:] == [False, True, True]
 
 
 def test_nothing_is_taken_back_that_nobody_has_agreed_to(database_url: str) -> None:
     url = {"DISPATCHER_DATABASE_URL": database_url}
     down = ("migrate", "down", "--steps", "99")
-    before = _run("migrate", "status", **url).stdout
+    before = run("migrate", "status", **url).stdout
     refused = _run(*down, **url)
     assert refused.returncode == 2
     assert "goes: table trip_requests: 0 rows\n" in refused.stderr
     assert "--yes" in refused.stderr
     for answer, status in (("n", 1), ("y", 0)):
-        assert _run("migrate", "status", **url).stdout == before
+        assert run("migrate", "status", **url).stdout == before
         code, shown = _run_on_terminal(*down, answer=answer, **url)
         assert code == status, shown
         assert "Take back " in shown
-    assert all(line.endswith("  -") for line in _run("migrate", "status", **url).stdout.splitlines())
+    assert all(line.endswith("  -") for line in run("migrate", "status", **url).stdout.splitlines())
 
 
 async def test_no_schema_is_taken_from_under_a_server(serve: Serve) -> None:
     server = await serve()
     url = {"DISPATCHER_DATABASE_URL": server.database_url}
     down = ("migrate", "down", "--steps", "99", "--yes")
-    refused = await asyncio.to_thread(_run, *down, **url)
+    refused = await asyncio.to_thread(run, *down, **url)
     assert refused.returncode == 1
     assert refused.stderr.startswith("error: servers are connected to this database (")
     assert await _status(server, "/readyz") == 200
-    forced = await asyncio.to_thread(_run, *down, "--force", **url)
+    forced = await asyncio.to_thread(run, *down, "--force", **url)
     assert forced.returncode == 0, forced.stderr
     assert await _status(server, "/readyz") == 503
 
@@ -459,7 +460,7 @@ async def test_no_secret_is_on_a_command_line(serve: Serve, data_dir: Path) -> N
     ],
 )  # fmt: skip
 def test_an_option_that_cannot_be_is_refused_by_name(args: list[str], told: str) -> None:
-    result = _run(*args)
+    result = run(*args)
     assert (result.returncode, result.stdout) == (2, "")
     assert "Traceback" not in result.stderr
     assert told in result.stderr.splitlines()[-1]

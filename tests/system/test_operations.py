@@ -1,4 +1,4 @@
-"""The operators' commands as processes: what they print, their exit status, and what they refuse."""
+"""The operators' commands: what they print, their exit status, and what they refuse."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ import pytest
 import redis.asyncio
 
 from dispatcher.ledger import migrate
+from tests.harness.command import run
 from tests.harness.servers import Serve, make_token
 
 COMMANDS: Sequence[Sequence[str]] = (
@@ -26,6 +27,7 @@ COMMANDS: Sequence[Sequence[str]] = (
 
 
 async def _run(*args: str, **env: str) -> subprocess.CompletedProcess[str]:
+    """`dispatcher ARGS` as a process, with exactly these settings."""
     clean = {name: value for name, value in os.environ.items() if "DISPATCHER_" not in name}
     return await asyncio.to_thread(
         subprocess.run,
@@ -96,7 +98,7 @@ async def test_a_row_that_does_not_follow(engines_env: dict[str, str]) -> None:
         " VALUES ('default_x', 'default', 'c1', point(1, 2))"
     )
     await connection.close()
-    done = await _run("replay", "default_x", **engines_env)
+    done = await asyncio.to_thread(run, "replay", "default_x", **engines_env)
     assert done.returncode == 1, done
 
 
@@ -120,7 +122,7 @@ def _refused(done: subprocess.CompletedProcess[str], words: str) -> None:
     ],
 )
 async def test_what_there_is_not(engines_env: dict[str, str], args: Sequence[str], words: str) -> None:
-    _refused(await _run(*args, **engines_env), words)
+    _refused(await asyncio.to_thread(run, *args, **engines_env), words)
 
 
 @pytest.mark.parametrize("command", COMMANDS, ids=lambda command: command[0])
@@ -128,19 +130,29 @@ async def test_engines_that_cannot_be_used(
     command: Sequence[str], engines_env: dict[str, str], tmp_path: Path
 ) -> None:
     nobody = {"DISPATCHER_REDIS_URL": "redis://127.0.0.1:1/0"}
-    _refused(await _run(*command, **engines_env | nobody), "Redis cannot be reached")
+    _refused(await asyncio.to_thread(run, *command, **engines_env | nobody), "Redis cannot be reached")
     nobody = {"DISPATCHER_DATABASE_URL": "postgresql://127.0.0.1:1/x"}
-    _refused(await _run(*command, **engines_env | nobody), "Postgres cannot be reached")
-    _refused(await _run(*command, DISPATCHER_DATA_DIR=str(tmp_path / "none")), "no embedded engine runs")
+    _refused(
+        await asyncio.to_thread(run, *command, **engines_env | nobody), "Postgres cannot be reached"
+    )
+    _refused(
+        await asyncio.to_thread(run, *command, DISPATCHER_DATA_DIR=str(tmp_path / "none")),
+        "no embedded engine runs",
+    )
 
 
 @pytest.mark.parametrize("command", COMMANDS, ids=lambda command: command[0])
 async def test_a_schema_of_another_version(command: Sequence[str], engines_env: dict[str, str]) -> None:
     url = engines_env["DISPATCHER_DATABASE_URL"]
     await migrate.down(url, 1)
-    _refused(await _run(*command, **engines_env), "this database is behind: it lacks migration")
+    _refused(
+        await asyncio.to_thread(run, *command, **engines_env),
+        "this database is behind: it lacks migration",
+    )
     await migrate.up(url)
     connection = await asyncpg.connect(url)
     await connection.execute("INSERT INTO schema_migrations VALUES (9999, 'later', 'x')")
     await connection.close()
-    _refused(await _run(*command, **engines_env), "from a newer version of the program")
+    _refused(
+        await asyncio.to_thread(run, *command, **engines_env), "from a newer version of the program"
+    )
