@@ -17,7 +17,7 @@ from dispatcher.live.keys import keys_of
 from dispatcher.observe.metrics import Metrics
 from dispatcher.operations.fsck import fsck
 from dispatcher.operations.workbench import Workbench
-from dispatcher.service.drift import DriftKind
+from dispatcher.service.drift import DriftCheck, DriftKind
 from tests.harness.services import PLACE, City, driver, open_city
 
 KEYS = keys_of("default")
@@ -27,6 +27,12 @@ KEYS = keys_of("default")
 async def city(redis_url: str, database_url: str) -> AsyncIterator[City]:
     async with open_city(redis_url, database_url) as opened:
         yield opened
+
+
+@pytest.fixture
+def nothing_is_on_its_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A second look need not wait for what is under way, since nothing is."""
+    monkeypatch.setitem(DriftCheck.__init__.__kwdefaults__, "pause_s", 0.02)
 
 
 async def _fsck(city: City, *, repairs: bool = False) -> dict[str, Any]:
@@ -111,6 +117,7 @@ PLANTS: dict[str, tuple[DriftKind, Plant]] = {
 }  # fmt: skip
 
 
+@pytest.mark.usefixtures("nothing_is_on_its_way")
 @pytest.mark.parametrize("plant", PLANTS)
 async def test_what_differs_is_found_by_its_kind_and_repaired(city: City, plant: str) -> None:
     waiting, taken = await _busy_zone(city)
