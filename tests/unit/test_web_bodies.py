@@ -28,6 +28,12 @@ from tests.unit.http_harness import (
 LONG = "default_" + "x" * 10_000
 
 
+@pytest.fixture(autouse=True)
+def _what_is_left_is_read_for_a_second(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The rest of a body that is too large: each test would stop its server for 5 s."""
+    monkeypatch.setattr("dispatcher.web.fastpath._LINGER_S", 1.0)
+
+
 @pytest.mark.parametrize(
     ("code", "path", "body"),
     [
