@@ -78,9 +78,12 @@ wire_frames = st.builds(
 
 
 def _talk(
-    server: Server, token: str | None, frames: list[Frame]
+    server: Server, token: str | None, frames: list[Frame], *, answers: int = 0
 ) -> tuple[list[dict[str, Any]], int | None]:
-    """Opens a socket, sends the frames and a goodbye; returns what came back, and the code of the end."""
+    """Opens a socket, sends the frames and a goodbye; returns what came back, and the code of the end.
+
+    The goodbye waits for so many frames of the server: those that it overtakes are not sent.
+    """
     address = urlsplit(server.url)
     lines = ["GET /ws HTTP/1.1", "Host: x", "Upgrade: websocket", "Connection: Upgrade",
              "Sec-WebSocket-Version: 13", "Sec-WebSocket-Key: " + base64.b64encode(b"0" * 16).decode()]  # fmt: skip
@@ -95,20 +98,25 @@ def _talk(
         if status != 101:
             assert status < 500
             return [], None
+        got: list[dict[str, Any]] = []
         try:
             sock.sendall(b"".join(frame.encoded() for frame in frames))
+            if answers:
+                got, _ = _received(reader, answers)
             sock.sendall(Frame(_CLOSE, struct.pack("!H", 1000)).encoded())
         except OSError:
             pass  # it has hung up already
         # After a frame that says that more is to come, the server rightly waits.
         sock.settimeout(0.3 if any(frame.off_by > 0 for frame in frames) else 20)
-        return _received(reader)
+        rest, code = _received(reader)
+        return got + rest, code
 
 
-def _received(reader: Any) -> tuple[list[dict[str, Any]], int | None]:
+def _received(reader: Any, most: int | None = None) -> tuple[list[dict[str, Any]], int | None]:
+    """What the server says until its goodbye, and that; or so many frames."""
     got: list[dict[str, Any]] = []
     try:
-        while head := reader.read(2):
+        while len(got) != most and (head := reader.read(2)):
             length = head[1] & 127
             if length >= 126:
                 length = int.from_bytes(reader.read(2 if length == 126 else 8), "big")
@@ -165,7 +173,7 @@ async def test_a_frame_that_is_right_is_answered(serve: Serve) -> None:
     server = await serve(env=_OFF)
     token = make_token("d1", "driver")
     frames = [Frame(_TEXT, b'{"type":"heartbeat","id":7}'), Frame(_TEXT, b'{"type":"nonsense","id":8}')]
-    got, code = _talk(server, token, frames)
+    got, code = _talk(server, token, frames, answers=3)
     assert [frame["type"] for frame in got][:1] == ["welcome"]
     assert [(f["type"], f["id"]) for f in got if "id" in f] == [("ack", 7), ("error", 8)]
     assert code == 1000
