@@ -112,11 +112,19 @@ class Stage:
 
     With `small_disk`, the engines work on a disk of their own where this machine can have one.
     `cluster` is the directory of a Postgres that was started once and stopped; without it, one is made.
+    A Redis that is silent for `redis_timeout_s` is away.
     """
 
     def __init__(
-        self, directory: Path, history: History, *, small_disk: bool = False, cluster: Path | None = None
+        self,
+        directory: Path,
+        history: History,
+        *,
+        small_disk: bool = False,
+        cluster: Path | None = None,
+        redis_timeout_s: float = 10.0,
     ) -> None:
+        self._redis_timeout_s = redis_timeout_s
         self._directory = directory
         self._small_disk = small_disk
         self._cluster = cluster
@@ -171,6 +179,7 @@ class Stage:
         )
         self._env = {f"DISPATCHER_{name}": value for name, value in SETTINGS.items()}
         self._env["DISPATCHER_ZONES_FILE"] = str(zones)
+        self._env["DISPATCHER_REDIS_TIMEOUT_S"] = str(self._redis_timeout_s)
         self._serve = Serve(self.redis_url, database_url, self._directory, self._directory)
         self._ports = [_free_port(), _free_port()]
         self.servers = list(await asyncio.gather(self._serve_on(0), self._serve_on(1)))
@@ -230,8 +239,8 @@ class Stage:
 
     async def wait_until_halted(self, place: int, *, within_s: float) -> None:
         """Waits until a change of a server has come to its point, and some more had the time to."""
-        async with asyncio.timeout(within_s):
-            with contextlib.suppress(TimeoutError):
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(within_s):
                 while not any('"halted"' in line for line in self.servers[place].log_lines()):
                     await asyncio.sleep(0.05)
                 await asyncio.sleep(0.3)
