@@ -14,7 +14,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import aiosql
 import asyncpg
@@ -22,10 +22,12 @@ from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_delay, w
 
 from dispatcher.config import SettingsError
 from dispatcher.ledger.connections import connect
+from dispatcher.ledger.schema_objects import schema_losses, schema_objects
 from dispatcher.resources import SQL_DIR
 
 MIGRATIONS_DIR = SQL_DIR / "migrations"
 
+_T = TypeVar("_T")
 _FILE_NAME = re.compile(r"(\d{4})_([a-z0-9_]+)\.(up|down)\.sql")
 _LOCK_KEY = 0x6469737061746368  # "dispatch" in ASCII: one key of Postgres's 64-bit space
 #: The role may not do it, or may not even look into the schema.
@@ -125,25 +127,9 @@ async def preview_down(
     migrations = read_migrations(directory)
     async with _locked(database_url) as connection:
         reverting = await _last_applied(connection, migrations, steps, force=force)
-        transaction = connection.transaction()
-        await transaction.start()
-        try:
-            await _queries.limit_preview_wait(connection)
-            before = await _objects(connection)
-            for migration in reverting:
-                await _run(connection, migration.label, migration.down_sql)
-            after = await _objects(connection)
-        finally:
-            await transaction.rollback()
-        gone = before.keys() - after.keys()
-        losses = [
-            await _loss(connection, kind, name)
-            for (kind, name), detail in before.items()
-            # Columns are named where their table stays.
-            if (kind, name) in gone and (kind != "column" or ("table", detail) not in gone)
-        ]
-    changed = [name for (kind, name), text in before.items() if after.get((kind, name), text) != text]
-    losses += [f"function {name}: its former text comes back" for name in changed]
+        before = await schema_objects(connection)
+        after = await _in_turns(_objects_without, connection, *reverting)
+        losses = await schema_losses(connection, before, after)
     return Downgrade([migration.label for migration in reverting], losses)
 
 
@@ -219,19 +205,6 @@ async def _last_applied(
     return migrations[max(0, done - steps) : done][::-1]
 
 
-async def _objects(connection: Any) -> dict[tuple[str, str], str]:
-    """Every object of the schema by kind and name, with a column's table and a function's text."""
-    rows = [row async for row in _queries.list_objects(connection)]
-    return {(row["kind"], row["name"]): row["detail"] for row in rows}
-
-
-async def _loss(connection: Any, kind: str, name: str) -> str:
-    if kind != "table":
-        return f"{kind} {name}"
-    rows: int = await connection.fetchval(await _queries.statement_that_counts(connection, name=name))
-    return f"table {name}: {rows} rows"
-
-
 async def _check_applied(connection: Any, migrations: list[Migration]) -> dict[int, datetime]:
     """When each applied version was applied; refuses a database that does not fit the files."""
     if not await _queries.schema_migrations_exists(connection):
@@ -257,21 +230,24 @@ async def _check_applied(connection: Any, migrations: list[Migration]) -> dict[i
     return times
 
 
-async def _in_turns(step: Callable[..., Awaitable[None]], connection: Any, migration: Migration) -> None:
+async def _in_turns(step: Callable[..., Awaitable[_T]], connection: Any, *migrations: Migration) -> _T:
     """Takes a step in a transaction, again where others hold what it needs. Raises MigrationError."""
+
+    async def take_turn() -> _T:
+        async with connection.transaction():
+            await _queries.limit_migration_wait(connection)
+            return await step(connection, *migrations)
+
     attempts = AsyncRetrying(
         stop=stop_after_delay(_GIVE_UP_S), wait=wait_random(*_REST_S),
         retry=retry_if_exception_type(_IN_USE), reraise=True,
     )  # fmt: skip
     try:
-        async for attempt in attempts:
-            with attempt:
-                async with connection.transaction():
-                    await _queries.limit_migration_wait(connection)
-                    await step(connection, migration)
+        return await attempts(take_turn)
     except _IN_USE as error:
+        what = "migration " + ", ".join(each.label for each in migrations)
         raise MigrationError(
-            f"migration {migration.label} was rolled back: another transaction is in its way: {error}"
+            f"{what} was rolled back: another transaction is in its way: {error}"
         ) from error
 
 
@@ -289,6 +265,16 @@ async def _take_back(connection: Any, migration: Migration) -> None:
     await _queries.forget_applied(connection, version=migration.version)
     if migration.version == 1:
         await _queries.drop_schema_migrations(connection)
+
+
+async def _objects_without(connection: Any, *migrations: Migration) -> dict[tuple[str, str], str]:
+    trial = connection.transaction()
+    await trial.start()
+    for migration in migrations:
+        await _run(connection, migration.label, migration.down_sql)
+    after = await schema_objects(connection)
+    await trial.rollback()
+    return after
 
 
 async def _run(connection: Any, label: str, script: str) -> None:

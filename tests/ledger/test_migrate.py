@@ -91,6 +91,17 @@ async def test_a_table_that_is_in_use_all_the_time_is_named(
     assert await migrate.up(empty_database_url, small) == ["0004_fourth"]
 
 
+async def test_a_preview_says_what_is_in_its_way(
+    empty_database_url: str, small: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(migrate, "_GIVE_UP_S", 0.1)
+    await migrate.up(empty_database_url, small)
+    holder = await _holds_a_table(empty_database_url)
+    with pytest.raises(MigrationError, match="0001_first was rolled back: another transaction is"):
+        await migrate.preview_down(empty_database_url, 3, small)
+    await holder.close()
+
+
 async def test_down_takes_back_the_last_ones(empty_database_url: str, small: Path) -> None:
     await migrate.up(empty_database_url, small)
     assert await migrate.down(empty_database_url, 2, small) == ["0003_third", "0002_second"]
