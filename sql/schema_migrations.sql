@@ -34,6 +34,13 @@ SELECT pg_advisory_lock(:key);
 SELECT count(*) FROM pg_stat_activity
  WHERE datname = current_database() AND application_name IN ('dispatcher', 'dispatcher-ledger');
 
--- name: limit_migration_wait()!
+-- name: limit_migration_wait(turn)$
 -- Whoever comes after a transaction that waits for a table waits behind it: no commit of a server for longer than this.
-SET LOCAL lock_timeout = '200ms';
+-- Postgres ends an autovacuum for whoever has waited for it as long as deadlock_timeout: the second of ten turns lasts
+-- as long where tables are vacuumed or analyzed.
+SELECT set_config('lock_timeout', CASE
+    WHEN :turn::int % 10 = 2
+     AND EXISTS (SELECT FROM pg_stat_progress_vacuum WHERE datname = current_database()
+                 UNION ALL SELECT FROM pg_stat_progress_analyze WHERE datname = current_database())
+    THEN (SELECT (setting::int + 200) || 'ms' FROM pg_settings WHERE name = 'deadlock_timeout')
+    ELSE '200ms' END, true);

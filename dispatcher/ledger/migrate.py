@@ -13,6 +13,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import datetime
+from itertools import count
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -232,10 +233,11 @@ async def _check_applied(connection: Any, migrations: list[Migration]) -> dict[i
 
 async def _in_turns(step: Callable[..., Awaitable[_T]], connection: Any, *migrations: Migration) -> _T:
     """Takes a step in a transaction, again where others hold what it needs. Raises MigrationError."""
+    turns = count(1)
 
     async def take_turn() -> _T:
         async with connection.transaction():
-            await _queries.limit_migration_wait(connection)
+            await _queries.limit_migration_wait(connection, turn=next(turns))
             return await step(connection, *migrations)
 
     attempts = AsyncRetrying(

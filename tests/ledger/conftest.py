@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from pathlib import Path
 
 import asyncpg
 import pytest
 
 from tests.ledger.harness import LedgerDatabase
+from tests.ledger.small_migrations import write
 
 
 @pytest.fixture
@@ -16,3 +18,12 @@ async def ledger(database_url: str) -> AsyncIterator[LedgerDatabase]:
     connection = await asyncpg.connect(database_url)
     yield LedgerDatabase(database_url, connection)
     await connection.close()
+
+
+@pytest.fixture
+def small(tmp_path: Path) -> Path:
+    """Three small migrations."""
+    write(tmp_path, "0001_first", "CREATE TABLE first (id int);", "DROP TABLE first;")
+    write(tmp_path, "0002_second", "CREATE TABLE second (id int);", "DROP TABLE second;")
+    write(tmp_path, "0003_third", "CREATE TABLE third (id int);", "DROP TABLE third;")
+    return tmp_path

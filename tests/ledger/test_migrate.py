@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from pathlib import Path
-from typing import Any
 
 import asyncpg
 import pytest
@@ -12,94 +11,21 @@ import pytest
 from dispatcher.ledger import migrate
 from dispatcher.ledger.migrate import MigrationError
 from tests.ledger.catalog import CATALOG
-
-
-async def _query(url: str, sql: str, *args: Any) -> list[tuple[Any, ...]]:
-    connection = await asyncpg.connect(url)
-    try:
-        return [tuple(row) for row in await connection.fetch(sql, *args)]
-    finally:
-        await connection.close()
-
-
-def _write(directory: Path, label: str, up: str, down: str) -> None:
-    (directory / f"{label}.up.sql").write_text(up)
-    (directory / f"{label}.down.sql").write_text(down)
-
-
-@pytest.fixture
-def small(tmp_path: Path) -> Path:
-    """Three small migrations."""
-    _write(tmp_path, "0001_first", "CREATE TABLE first (id int);", "DROP TABLE first;")
-    _write(tmp_path, "0002_second", "CREATE TABLE second (id int);", "DROP TABLE second;")
-    _write(tmp_path, "0003_third", "CREATE TABLE third (id int);", "DROP TABLE third;")
-    return tmp_path
+from tests.ledger.small_migrations import query, write
 
 
 async def test_up_applies_what_is_missing(empty_database_url: str, small: Path) -> None:
     labels = ["0001_first", "0002_second", "0003_third"]
     before = await migrate.status(empty_database_url, small)
     assert [(item.version, item.applied_at) for item in before] == [(1, None), (2, None), (3, None)]
-    assert await _query(empty_database_url, CATALOG) == []
+    assert await query(empty_database_url, CATALOG) == []
 
     assert await migrate.up(empty_database_url, small) == labels
     assert await migrate.up(empty_database_url, small) == []
     assert all(item.applied_at for item in await migrate.status(empty_database_url, small))
 
-    _write(small, "0004_fourth", "CREATE TABLE fourth (id int);", "DROP TABLE fourth;")
+    write(small, "0004_fourth", "CREATE TABLE fourth (id int);", "DROP TABLE fourth;")
     assert await migrate.up(empty_database_url, small) == ["0004_fourth"]
-
-
-async def _holds_a_table(url: str) -> asyncpg.Connection:
-    """Somebody's long transaction that has read a table, as a dump or a report."""
-    session = await asyncpg.connect(url)
-    await session.execute("BEGIN; SELECT FROM first")
-    return session
-
-
-async def test_a_migration_that_waits_for_a_table_lets_others_use_it(
-    empty_database_url: str, small: Path
-) -> None:
-    """A lock that is waited for is in the way of everybody who comes later."""
-    await migrate.up(empty_database_url, small)
-    _write(small, "0004_fourth", "ALTER TABLE first ADD note text;", "ALTER TABLE first DROP note;")
-    holder = await _holds_a_table(empty_database_url)
-    migrating = asyncio.create_task(migrate.up(empty_database_url, small))
-    waits = (
-        "SELECT FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND query LIKE 'ALTER TABLE first%'"
-    )
-    async with asyncio.timeout(10):
-        while not await _query(empty_database_url, waits):
-            await asyncio.sleep(0.01)
-        assert await _query(empty_database_url, "SELECT count(*) FROM first") == [(0,)]
-    await holder.close()
-    assert await migrating == ["0004_fourth"]
-
-
-async def test_a_table_that_is_in_use_all_the_time_is_named(
-    empty_database_url: str, small: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(migrate, "_GIVE_UP_S", 0.1)
-    await migrate.up(empty_database_url, small)
-    _write(small, "0004_fourth", "ALTER TABLE first ADD note text;", "ALTER TABLE first DROP note;")
-    holder = await _holds_a_table(empty_database_url)
-    with pytest.raises(
-        MigrationError, match="0004_fourth was rolled back: another transaction is in its way"
-    ):
-        await migrate.up(empty_database_url, small)
-    await holder.close()
-    assert await migrate.up(empty_database_url, small) == ["0004_fourth"]
-
-
-async def test_a_preview_says_what_is_in_its_way(
-    empty_database_url: str, small: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(migrate, "_GIVE_UP_S", 0.1)
-    await migrate.up(empty_database_url, small)
-    holder = await _holds_a_table(empty_database_url)
-    with pytest.raises(MigrationError, match="0001_first was rolled back: another transaction is"):
-        await migrate.preview_down(empty_database_url, 3, small)
-    await holder.close()
 
 
 async def test_down_takes_back_the_last_ones(empty_database_url: str, small: Path) -> None:
@@ -113,20 +39,20 @@ async def test_down_takes_back_the_last_ones(empty_database_url: str, small: Pat
 async def test_down_past_the_first_leaves_nothing(empty_database_url: str, small: Path) -> None:
     await migrate.up(empty_database_url, small)
     assert len(await migrate.down(empty_database_url, 99, small)) == 3
-    assert await _query(empty_database_url, CATALOG) == []
+    assert await query(empty_database_url, CATALOG) == []
     assert await migrate.down(empty_database_url, 1, small) == []
 
 
 async def test_a_preview_names_what_goes_and_takes_nothing(empty_database_url: str, small: Path) -> None:
-    _write(small, "0002_second",
+    write(small, "0002_second",
            "CREATE TABLE \"Second one\" (id int); ALTER TABLE first ADD note text;"
            " CREATE FUNCTION one() RETURNS int LANGUAGE sql AS 'SELECT 1';",
            "DROP TABLE \"Second one\"; ALTER TABLE first DROP note; DROP FUNCTION one();")  # fmt: skip
-    _write(small, "0003_third", "CREATE OR REPLACE FUNCTION one() RETURNS int LANGUAGE sql AS 'SELECT 3';",
+    write(small, "0003_third", "CREATE OR REPLACE FUNCTION one() RETURNS int LANGUAGE sql AS 'SELECT 3';",
            "CREATE OR REPLACE FUNCTION one() RETURNS int LANGUAGE sql AS 'SELECT 1';")  # fmt: skip
     await migrate.up(empty_database_url, small)
-    await _query(empty_database_url, 'INSERT INTO "Second one" SELECT generate_series(1, 3)')
-    before = await _query(empty_database_url, CATALOG)
+    await query(empty_database_url, 'INSERT INTO "Second one" SELECT generate_series(1, 3)')
+    before = await query(empty_database_url, CATALOG)
 
     last = await migrate.preview_down(empty_database_url, 1, small)
     assert last.labels == ["0003_third"]
@@ -134,14 +60,14 @@ async def test_a_preview_names_what_goes_and_takes_nothing(empty_database_url: s
     two = await migrate.preview_down(empty_database_url, 2, small)
     assert two.labels == ["0003_third", "0002_second"]
     assert sorted(two.losses) == ["column first.note", "function one()", "table Second one: 3 rows"]
-    assert await _query(empty_database_url, CATALOG) == before
+    assert await query(empty_database_url, CATALOG) == before
     assert (await migrate.preview_down(empty_database_url, 9, small)).labels[-1] == "0001_first"
 
 
 async def test_a_way_back_that_fails_is_found_by_the_preview(
     empty_database_url: str, small: Path
 ) -> None:
-    _write(small, "0003_third", "CREATE TABLE third (id int);", "DROP TABLE fourth;")
+    write(small, "0003_third", "CREATE TABLE third (id int);", "DROP TABLE fourth;")
     await migrate.up(empty_database_url, small)
     with pytest.raises(MigrationError, match=r"0003_third failed and was rolled back: .*fourth"):
         await migrate.preview_down(empty_database_url, 3, small)
@@ -161,28 +87,28 @@ async def test_down_is_refused_while_servers_are_connected(empty_database_url: s
 
 
 async def test_a_migration_that_fails_leaves_no_trace(empty_database_url: str, small: Path) -> None:
-    _write(small, "0002_second", "CREATE TABLE half (id int); SELECT 1 / 0;", "DROP TABLE half;")
+    write(small, "0002_second", "CREATE TABLE half (id int); SELECT 1 / 0;", "DROP TABLE half;")
     with pytest.raises(MigrationError, match=r"0002_second failed and was rolled back: division"):
         await migrate.up(empty_database_url, small)
     tables = "SELECT tablename FROM pg_tables WHERE schemaname = 'public' ORDER BY 1"
-    names = await _query(empty_database_url, tables)
+    names = await query(empty_database_url, tables)
     assert names == [("first",), ("schema_migrations",)]
-    _write(small, "0002_second", "CREATE TABLE half (id int);", "DROP TABLE half;")
+    write(small, "0002_second", "CREATE TABLE half (id int);", "DROP TABLE half;")
     assert await migrate.up(empty_database_url, small) == ["0002_second", "0003_third"]
 
 
 async def test_a_first_migration_that_fails_leaves_no_trace(
     empty_database_url: str, small: Path
 ) -> None:
-    _write(small, "0001_first", "SELECT 1 / 0;", "")
+    write(small, "0001_first", "SELECT 1 / 0;", "")
     with pytest.raises(MigrationError, match="0001_first failed"):
         await migrate.up(empty_database_url, small)
-    assert await _query(empty_database_url, CATALOG) == []
+    assert await query(empty_database_url, CATALOG) == []
 
 
 async def test_an_edited_migration_is_refused(empty_database_url: str, small: Path) -> None:
     await migrate.up(empty_database_url, small)
-    _write(small, "0002_second", "CREATE TABLE second (id bigint);", "DROP TABLE second;")
+    write(small, "0002_second", "CREATE TABLE second (id bigint);", "DROP TABLE second;")
     for call in (
         migrate.up(empty_database_url, small),
         migrate.down(empty_database_url, 1, small),
@@ -202,7 +128,7 @@ async def test_a_database_of_a_newer_version_is_refused(empty_database_url: str,
 
 async def test_a_gap_in_the_database_is_refused(empty_database_url: str, small: Path) -> None:
     await migrate.up(empty_database_url, small)
-    await _query(empty_database_url, "DELETE FROM schema_migrations WHERE version = 2")
+    await query(empty_database_url, "DELETE FROM schema_migrations WHERE version = 2")
     with pytest.raises(MigrationError, match="0002 was not applied, but 0003_third was"):
         await migrate.up(empty_database_url, small)
 
@@ -215,7 +141,7 @@ def test_a_gap_in_the_files_is_refused(small: Path) -> None:
 
 
 def test_a_number_that_is_there_twice_is_refused(small: Path) -> None:
-    _write(small, "0002_other", "SELECT 1;", "SELECT 1;")
+    write(small, "0002_other", "SELECT 1;", "SELECT 1;")
     with pytest.raises(MigrationError, match="there twice: see 0002_second"):
         migrate.read_migrations(small)
 
@@ -233,7 +159,7 @@ def test_a_file_with_another_name_is_refused(small: Path) -> None:
 
 
 async def test_servers_that_start_at_once_migrate_once(empty_database_url: str, small: Path) -> None:
-    _write(small, "0002_second", "SELECT pg_sleep(0.2); CREATE TABLE second ();", "")
+    write(small, "0002_second", "SELECT pg_sleep(0.2); CREATE TABLE second ();", "")
     calls = [migrate.up(empty_database_url, small) for _ in range(8)]
     applied = [labels for labels in await asyncio.gather(*calls) if labels]
     assert applied == [["0001_first", "0002_second", "0003_third"]]
@@ -241,13 +167,13 @@ async def test_servers_that_start_at_once_migrate_once(empty_database_url: str, 
 
 async def test_the_real_ones_go_forward_back_and_forward_again(empty_database_url: str) -> None:
     count = len(migrate.read_migrations(migrate.MIGRATIONS_DIR))
-    snapshots = [await _query(empty_database_url, CATALOG)]
+    snapshots = [await query(empty_database_url, CATALOG)]
     assert len(await migrate.up(empty_database_url)) == count
-    snapshots.append(await _query(empty_database_url, CATALOG))
+    snapshots.append(await query(empty_database_url, CATALOG))
     assert len(await migrate.down(empty_database_url, count)) == count
-    assert await _query(empty_database_url, CATALOG) == snapshots[0] == []
+    assert await query(empty_database_url, CATALOG) == snapshots[0] == []
     assert len(await migrate.up(empty_database_url)) == count
-    assert await _query(empty_database_url, CATALOG) == snapshots[1]
+    assert await query(empty_database_url, CATALOG) == snapshots[1]
 
 
 async def test_each_real_one_is_taken_back_to_what_was_before(
@@ -255,12 +181,12 @@ async def test_each_real_one_is_taken_back_to_what_was_before(
 ) -> None:
     snapshots = []
     for migration in migrate.read_migrations(migrate.MIGRATIONS_DIR):
-        snapshots.append(await _query(empty_database_url, CATALOG))
-        _write(tmp_path, migration.label, migration.up_sql, migration.down_sql)
+        snapshots.append(await query(empty_database_url, CATALOG))
+        write(tmp_path, migration.label, migration.up_sql, migration.down_sql)
         assert await migrate.up(empty_database_url, tmp_path) == [migration.label]
     while snapshots:
         await migrate.down(empty_database_url, 1)
-        assert await _query(empty_database_url, CATALOG) == snapshots.pop()
+        assert await query(empty_database_url, CATALOG) == snapshots.pop()
 
 
 @pytest.mark.parametrize("steps", [2, 3])
@@ -288,7 +214,7 @@ async def test_steps_back_and_forward_with_data_in_the_tables(database_url: str,
     reverted = await migrate.down(database_url, steps)
     assert len(reverted) == steps
     assert await migrate.up(database_url) == reverted[::-1]
-    assert await _query(database_url, kept) == [tuple(row) for row in before]
+    assert await query(database_url, kept) == [tuple(row) for row in before]
 
 
 async def test_outcomes_from_before_their_offer_are_put_right(database_url: str) -> None:
@@ -303,5 +229,5 @@ async def test_outcomes_from_before_their_offer_are_put_right(database_url: str)
     """)
     await connection.close()
     await migrate.up(database_url)
-    rows = await _query(database_url, "SELECT wave, outcome FROM trip_offers ORDER BY wave")
+    rows = await query(database_url, "SELECT wave, outcome FROM trip_offers ORDER BY wave")
     assert rows == [(1, "withdrawn"), (2, "open")]
