@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from typing import Any, Final
 
@@ -30,7 +31,9 @@ class EventTail:
         self._database = database
         self._deliver = deliver
         self._own = node + "."
-        self._told: set[tuple[str, int]] = set()
+        #: When a look last found an event that was told, by the monotonic clock, in s: it may come back
+        #: where more was committed than a look reads, or other zones are looked at.
+        self._told: dict[tuple[str, int], float] = {}
 
     async def tell(self, zones: Sequence[str]) -> int:
         """Tells the sockets of what is new in these zones. Returns how many events. Raises
@@ -44,6 +47,7 @@ class EventTail:
         messages = await self._outbox.messages_of(new) if new else []
         for message in messages:
             self._deliver(message.to, orjson.loads(message.frame))
-        # What is not among the newest any more does not come back.
-        self._told = set(newest)
+        now = time.monotonic()
+        self._told = {event: at for event, at in self._told.items() if at > now - _BACK_S}
+        self._told.update(dict.fromkeys(newest, now))
         return len(messages)

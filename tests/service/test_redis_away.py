@@ -771,6 +771,29 @@ async def test_an_event_that_lies_ahead_is_told_once(city: City, valkey: Valkey)
     assert sum(frame["trip"]["id"] == trip for frame in told) == 1
 
 
+async def test_what_was_told_is_not_told_again_where_fewer_zones_are_looked_at(
+    valkey: Valkey, database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """More was committed than a look reads; then some of the zones are given back."""
+    monkeypatch.setattr("dispatcher.service.event_tail._MAX_EVENTS", 2)
+    zones = ["north", "south"]
+    options = {"zones": Zones([Zone(name) for name in zones])}
+    async with open_server(valkey, database_url, **options) as city:
+        kill(valkey)
+        told: list[Any] = []
+        tail = EventTail(
+            outbox=city.parts.outbox, database=city.parts.ledger.database,
+            deliver=lambda _, frame: told.append(frame), node="another",
+        )  # fmt: skip
+        await city.trip(zone="north")
+        assert await tail.tell(zones) == 1
+        for customer in ("c1", "c2"):
+            await city.trip(zone="south", customer=customer)
+        assert await tail.tell(zones) == 2
+        assert await tail.tell(["north"]) == 0
+    assert len(told) == 3
+
+
 async def test_positions_are_taken_and_saved(city: City, valkey: Valkey) -> None:
     await city.online("d1")
     kill(valkey)
