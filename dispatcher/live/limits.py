@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from enum import StrEnum
-from functools import lru_cache
 from typing import NamedTuple
 
-from dispatcher.core.limits import Limit, Limits, LimitState
+from dispatcher.core.limits import Limit, LimitState
 from dispatcher.live.keys import SERVER_KEYS, Keys, keys_of
 from dispatcher.live.pipeline import Pipeline
 
@@ -29,12 +28,8 @@ class Admission(NamedTuple):
     is_cold: bool = False
 
 
-@lru_cache(maxsize=20_000)
-def limit_keys_and_rates(keys: Keys, limits: Limits) -> tuple[list[str], list[int]]:
-    """The tails of a script's keys and arguments: the logs, then quota and window (s) of each.
-
-    Remembered, since apps call again and again: nobody may change what is returned.
-    """
+def limit_keys_and_rates(keys: Keys, limits: Iterable[Limit]) -> tuple[list[str], list[int]]:
+    """The tails of a script's keys and arguments: the logs, then quota and window (s) of each."""
     names: list[str] = []
     rates: list[int] = []
     for limit in limits:
@@ -45,7 +40,8 @@ def limit_keys_and_rates(keys: Keys, limits: Limits) -> tuple[list[str], list[in
 
 def limit_key(keys: Keys, limit: Limit) -> str:
     """The log that counts a limit; `keys` are those of the zone that decides on the call."""
-    return (keys_of(limit.zone) if limit.zone else keys).limit(limit.name, limit.subject)
+    name, subject, _, kept_by = limit
+    return (keys_of(kept_by) if kept_by else keys).limit(name, subject)
 
 
 def limit_state(
@@ -69,7 +65,7 @@ class LimitScripts:
     ) -> Admission:
         """Counts one call, unless a limit refuses it, or the zone is cold and the caller has not seeded
         the logs. Raises StoreUnavailable."""
-        names, rates = limit_keys_and_rates(keys, tuple(limits))
+        names, rates = limit_keys_and_rates(keys, limits)
         args = (int(is_seeded), *rates)
         reply = await self._pipeline.run("check_limit", (keys.epoch, *names), args)
         text, now_ms, limit_index, remaining, reset_ms = reply

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterator
-from typing import Final
+from collections.abc import Awaitable, Callable
 
 from dispatcher.config import Settings
 from dispatcher.core.actors import Actor, Role
@@ -18,8 +17,9 @@ from dispatcher.service.answers import Answer, RateLimited, rate_limited_answer,
 from dispatcher.service.authorities import Authorities
 from dispatcher.service.local_limits import LocalLimits
 
-#: What is remembered of the limits on a call; with more, all of it is found anew.
-_MAX_FOUND: Final = 20_000
+#: Of a class in a zone: a user's rate and the zone that keeps their log, and the same of an address.
+#: None: there is no limit.
+_Rules = tuple[Rate | None, str, Rate | None, str]
 
 
 class RateLimits:
@@ -51,8 +51,7 @@ class RateLimits:
         self.local = local
         # One node runs a script on keys of several zones; the nodes of a cluster do not.
         self._has_one_node = not settings.has_redis_cluster
-        #: What was found for a user, an address and a zone: apps call again and again.
-        self._found: dict[tuple[LimitClass, str | None, str | None, str], Limits] = {}
+        self._rules: dict[tuple[LimitClass, str], _Rules] = {}
         self._rates: dict[LimitClass, Rate] = {
             LimitClass.TRIP_ACCEPT: settings.limit_trip_accept,
             LimitClass.TRIP_CANCEL: settings.limit_trip_cancel,
@@ -72,37 +71,33 @@ class RateLimits:
         do is not held against what the app of a user of the same id may. The dispatcher's own changes
         are not limited.
         """
-        asked = (
-            limit_class,
-            None if actor is None else actor.address,
-            ip,
-            "" if zone is None else zone.name,
-        )
-        limits = self._found.get(asked)
-        if limits is None:
-            if len(self._found) >= _MAX_FOUND:
-                self._found.clear()
-            limits = self._found[asked] = tuple(self._find(limit_class, actor, ip, zone))
+        user = ip
+        if actor is not None:
+            if actor.role is Role.SYSTEM:
+                return ()
+            if actor.role is Role.ADMIN:
+                limit_class = LimitClass.OPERATOR
+            user = actor.user_id
+        rules = self._rules.get((limit_class, "" if zone is None else zone.name))
+        if rules is None:
+            rules = self._find_rules(limit_class, zone)
+        rate, log, ip_rate, ip_log = rules
+        limits: Limits = () if rate is None or user is None else (Limit(limit_class, user, rate, log),)
+        if ip_rate is not None and ip is not None:
+            limits += (Limit(LimitClass.IP, ip, ip_rate, ip_log),)
         return limits
 
-    def _find(
-        self, limit_class: LimitClass, actor: Actor | None, ip: str | None, zone: Zone | None
-    ) -> Iterator[Limit]:
-        if actor is not None and actor.role is Role.SYSTEM:
-            return
-        if actor is not None and actor.role is Role.ADMIN:
-            limit_class = LimitClass.OPERATOR
+    def _find_rules(self, limit_class: LimitClass, zone: Zone | None) -> _Rules:
         rate, shared_log = self._rates[limit_class], DEFAULT_ZONE
         if zone is not None and not self._has_one_node:
             shared_log = zone.name
         log = shared_log
         if zone is not None and limit_class in zone.limits:
             rate, log = Rate(*zone.limits[limit_class]), zone.name
-        if rate.limit and (actor is not None or ip is not None):
-            subject = actor.user_id if actor is not None else ip
-            yield Limit(limit_class, str(subject), rate, log)
-        if ip is not None and self._rates[LimitClass.IP].limit:
-            yield Limit(LimitClass.IP, ip, self._rates[LimitClass.IP], shared_log)
+        ip_rate = self._rates[LimitClass.IP]
+        rules = (rate if rate.limit else None, log, ip_rate if ip_rate.limit else None, shared_log)
+        self._rules[limit_class, "" if zone is None else zone.name] = rules
+        return rules
 
     async def count(
         self, limit_class: LimitClass, actor: Actor | None, ip: str | None
