@@ -7,6 +7,7 @@ again, and is drift only once it was seen the same twice, while nobody held a cl
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from enum import StrEnum
 from typing import Final, NamedTuple
@@ -21,6 +22,8 @@ from dispatcher.service.drift_looks import Look, LookCode, Looks
 _CHUNK: Final = 500
 #: Beside requests: comparing so many holds up the event loop for a ms or two.
 _CHUNK_OF_A_JOB: Final = 50
+#: A job rests for so many times as long as that took, so that a large zone does not feel its look.
+_RESTS: Final = 4
 #: The newest of a zone's answers that a job compares: a client repeats what it has just sent.
 _ANSWERS_OF_A_JOB: Final = 1_000
 #: A bigint is no greater.
@@ -95,8 +98,11 @@ class DriftCheck:
         for source in sources:
             async for kind, ids in source:
                 for start in range(0, len(ids), chunk):
+                    began_s = time.monotonic()
                     async for drift in self._compare(keys, kind, ids[start : start + chunk]):
                         yield drift
+                    if not every_key:
+                        await asyncio.sleep(_RESTS * min(time.monotonic() - began_s, self._pause_s))
 
     async def still_differs(self, drift: Drift) -> bool:
         """Whether something that differed does so now."""
@@ -145,7 +151,10 @@ class DriftCheck:
         async for names in self._names(keys, every_key=every_key):
             for start in range(0, len(names), _CHUNK_OF_A_JOB):
                 some = names[start : start + _CHUNK_OF_A_JOB]
+                began_s = time.monotonic()
                 faults = await self._mending.find(some, deep=every_key)
+                if not every_key:
+                    await asyncio.sleep(_RESTS * min(time.monotonic() - began_s, self._pause_s))
                 for name, fault in faults.items():
                     yield Drift(keys.zone, DriftKind.VALUES, name, fault)
 
