@@ -98,20 +98,23 @@ class DriftCheck:
         for source in sources:
             async for kind, ids in source:
                 for start in range(0, len(ids), chunk):
-                    began_s = time.monotonic()
-                    async for drift in self._compare(keys, kind, ids[start : start + chunk]):
+                    some = ids[start : start + chunk]
+                    async for drift in self._compare(keys, kind, some, rests=not every_key):
                         yield drift
-                    if not every_key:
-                        await asyncio.sleep(_RESTS * min(time.monotonic() - began_s, self._pause_s))
 
     async def still_differs(self, drift: Drift) -> bool:
         """Whether something that differed does so now."""
         looked = await self._look(keys_of(drift.zone), drift.kind, [drift.subject])
         return drift.subject in looked
 
-    async def _compare(self, keys: Keys, kind: DriftKind, ids: Sequence[str]) -> AsyncIterator[Drift]:
+    async def _compare(
+        self, keys: Keys, kind: DriftKind, ids: Sequence[str], *, rests: bool
+    ) -> AsyncIterator[Drift]:
         before: Mapping[str, Look] = {}
+        began_s = time.monotonic()
         found = await self._look(keys, kind, ids)
+        if rests:
+            await self._rest(began_s)
         for _ in range(_MAX_LOOKS):
             if not found:
                 return
@@ -129,6 +132,10 @@ class DriftCheck:
             found = await self._look(keys, kind, list(before))
         for subject, look in before.items():
             yield Drift(keys.zone, kind, subject, look.detail + ", and a claim is held all the time")
+
+    async def _rest(self, began_s: float) -> None:
+        """After work that began then, by the monotonic clock; not for long where an engine was slow."""
+        await asyncio.sleep(_RESTS * min(time.monotonic() - began_s, self._pause_s))
 
     async def _look(self, keys: Keys, kind: DriftKind, ids: Sequence[str]) -> Mapping[str, Look]:
         looks = self._looks
@@ -154,7 +161,7 @@ class DriftCheck:
                 began_s = time.monotonic()
                 faults = await self._mending.find(some, deep=every_key)
                 if not every_key:
-                    await asyncio.sleep(_RESTS * min(time.monotonic() - began_s, self._pause_s))
+                    await self._rest(began_s)
                 for name, fault in faults.items():
                     yield Drift(keys.zone, DriftKind.VALUES, name, fault)
 
