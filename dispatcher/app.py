@@ -39,6 +39,7 @@ from dispatcher.web.endpoints import ENDPOINTS, hidden_endpoints
 from dispatcher.web.fastpath import make_runner
 from dispatcher.web.frame_handlers import FrameHandlers
 from dispatcher.web.handlers import Handlers
+from dispatcher.web.listening import BACKLOG, bind_socket, listen
 from dispatcher.web.open_files import possible_connections, raise_open_files
 from dispatcher.web.websocket_endpoint import WebSocketEndpoint
 from dispatcher.zones_file import load_zones
@@ -106,7 +107,8 @@ async def run(
         await runner.setup()
         metrics_runner = None
         try:
-            site = web.SockSite(runner, sock, backlog=2048)
+            listen(sock)
+            site = web.SockSite(runner, sock, backlog=BACKLOG)
             await site.start()
             metrics_runner = await _serve_metrics(settings, handlers, boundary, shared=place is not None)
             for loop in loops:
@@ -235,16 +237,19 @@ async def _serve_metrics(
     if settings.metrics_address is None:
         return None
     host, _, port = settings.metrics_address.rpartition(":")
+    setting = "DISPATCHER_METRICS_ADDRESS"
     if int(port) > 65_535:
-        raise SettingsError("DISPATCHER_METRICS_ADDRESS: a port is 65535 at most")
+        raise SettingsError(f"{setting}: a port is 65535 at most")
     hidden = {endpoint.name for endpoint in ENDPOINTS} - {"metrics"}
     runner = make_runner(build_application(handlers, boundary, hidden=hidden), shutdown_timeout_s=1.0)
     await runner.setup()
     try:
-        await web.TCPSite(runner, host.strip("[]"), int(port), reuse_port=shared or None).start()
-    except (OSError, OverflowError) as error:
+        sock = bind_socket(host.strip("[]"), int(port), shared=shared, setting=setting)
+        listen(sock, setting)
+        await web.SockSite(runner, sock, backlog=BACKLOG).start()
+    except SettingsError:
         await runner.cleanup()
-        raise SettingsError(f"DISPATCHER_METRICS_ADDRESS: cannot be had: {error}") from None
+        raise
     return runner
 
 

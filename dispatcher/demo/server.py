@@ -14,7 +14,7 @@ import tempfile
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from dispatcher.config import ENV_PREFIX, Settings, SettingsError
 from dispatcher.core.limits import Rate
@@ -38,6 +38,10 @@ GRACE_S: Final = 5
 
 class DemoError(Exception):
     """The demo cannot go on; the message says why."""
+
+
+class PortTakenError(DemoError):
+    """The server's port is another process's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,16 +82,8 @@ async def running_server(
             "jwt_secret": secret,
             "data_dir": str(data_dir),
         }
-        with log.open("wb") as stderr:
-            # A session of its own: Ctrl-C in the terminal stops the city first, and the server last.
-            process = await asyncio.create_subprocess_exec(
-                sys.executable, "-m", "dispatcher", "serve",
-                env=os.environ | {ENV_PREFIX + name.upper(): value for name, value in overrides.items()},
-                stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=stderr,
-                start_new_session=True, limit=_READY_LINE_BYTES,
-            )  # fmt: skip
+        process, ready = await _started(overrides, log)
         try:
-            ready = await _wait_ready(process, log)
             yield Server(
                 url=ready["url"],
                 database_url=settings.database_url or ready["database_url"],
@@ -126,9 +122,44 @@ def _server_settings(
             (scratch / area).write_text(merged_outline(city))
         file.write_text(scaled_zones(speed, area))
         adapted["zones_file"] = str(file)
-    usual = _USUAL_PORT if _is_free(_USUAL_PORT) else 0
-    port = settings.port if "port" in explicit else usual
-    return adapted | {"port": str(port), "host": "127.0.0.1"}
+    if "port" in explicit:
+        adapted["port"] = str(settings.port)
+    return adapted | {"host": "127.0.0.1"}
+
+
+async def _started(
+    overrides: dict[str, str], log: Path
+) -> tuple[asyncio.subprocess.Process, dict[str, str]]:
+    """A server that serves, and its line of where; without a port, it has the usual one or a free one.
+
+    Raises DemoError if it does not start.
+    """
+    if "port" in overrides:
+        return await _start(overrides, log)
+    if _is_free(_USUAL_PORT):
+        try:
+            return await _start(overrides | {"port": str(_USUAL_PORT)}, log)
+        except PortTakenError:
+            pass  # another process was faster than our server
+    return await _start(overrides | {"port": "0"}, log)
+
+
+async def _start(
+    overrides: dict[str, str], log: Path
+) -> tuple[asyncio.subprocess.Process, dict[str, str]]:
+    with log.open("wb") as stderr:
+        # A session of its own: Ctrl-C in the terminal stops the city first, and the server last.
+        process = await asyncio.create_subprocess_exec(
+            sys.executable, "-m", "dispatcher", "serve",
+            env=os.environ | {ENV_PREFIX + name.upper(): value for name, value in overrides.items()},
+            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=stderr,
+            start_new_session=True, limit=_READY_LINE_BYTES,
+        )  # fmt: skip
+    try:
+        return process, await _wait_ready(process, log)
+    except BaseException:
+        await _stop(process)
+        raise
 
 
 def _is_free(port: int) -> bool:
@@ -182,7 +213,7 @@ def scaled_zones(speed: float, area: str = "") -> str:
     return "\n".join(["[zones.default]", *outline, "waves = [", *lines, "]", *rounds, ""])
 
 
-async def _wait_ready(process: asyncio.subprocess.Process, log: Path) -> Any:
+async def _wait_ready(process: asyncio.subprocess.Process, log: Path) -> dict[str, str]:
     assert process.stdout is not None
     try:
         line = await asyncio.wait_for(process.stdout.readline(), _READY_S)
@@ -191,8 +222,11 @@ async def _wait_ready(process: asyncio.subprocess.Process, log: Path) -> Any:
     if not line.startswith(b"ready "):
         last_lines = (await asyncio.to_thread(log.read_text, errors="replace")).splitlines()[-5:]
         told = [line.removeprefix("error: ") for line in last_lines]  # each line is one of ours as well
-        raise DemoError("\n".join(["the server did not start:", *told]))
-    return json.loads(line.removeprefix(b"ready "))
+        taken = any(line.startswith("DISPATCHER_PORT: ") for line in told)
+        kind = PortTakenError if taken else DemoError
+        raise kind("\n".join(["the server did not start:", *told]))
+    place: dict[str, str] = json.loads(line.removeprefix(b"ready "))
+    return place
 
 
 async def _stop(process: asyncio.subprocess.Process) -> None:

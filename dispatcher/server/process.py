@@ -14,7 +14,7 @@ from typing import Any
 
 import uvloop
 
-from dispatcher.config import Settings, SettingsError
+from dispatcher.config import Settings
 from dispatcher.core.stop_signal import STOPPED_AFTER_WINDOW_S, StopSignal
 from dispatcher.observe.worker_metrics import WorkerPlace
 
@@ -27,29 +27,6 @@ def run_until_signal(main: Callable[[StopSignal], Coroutine[Any, Any, None]], *,
     ended with status 1.
     """
     uvloop.run(_with_signals(main, drain_s))
-
-
-def bind_socket(host: str, port: int, *, shared: bool) -> socket.socket:
-    """A bound socket that does not listen yet; `shared` lets other sockets of this user join.
-
-    Raises SettingsError if the address cannot be had.
-    """
-    try:
-        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-    except OSError as error:
-        raise SettingsError(f"DISPATCHER_HOST: {host} is not an address: {error}") from None
-    family, kind, protocol, _, address = found[0]
-    sock = socket.socket(family, kind, protocol)
-    try:
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        if shared:
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-        sock.bind(address)
-    except OSError as error:
-        sock.close()
-        reason = error.strerror or str(error)
-        raise SettingsError(f"DISPATCHER_PORT: {port} on {host} cannot be had: {reason}") from None
-    return sock
 
 
 def import_app() -> ModuleType:

@@ -19,8 +19,9 @@ from dispatcher.core.stop_signal import StopSignal
 from dispatcher.embedded.engines import Engines, EngineUrls, development_secret
 from dispatcher.observe import logs
 from dispatcher.server.preflight import check_and_migrate, check_files
-from dispatcher.server.process import bind_socket, import_app, run_app, run_until_signal
+from dispatcher.server.process import import_app, run_app, run_until_signal
 from dispatcher.server.process_pool import ProcessPool
+from dispatcher.web.listening import bind_socket
 
 _log = structlog.get_logger("dispatcher")
 

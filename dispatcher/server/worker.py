@@ -12,7 +12,8 @@ from dispatcher.config import load_settings
 from dispatcher.core.stop_signal import StopSignal
 from dispatcher.observe import logs
 from dispatcher.observe.worker_metrics import WorkerPlace
-from dispatcher.server.process import bind_socket, import_app, run_app, run_until_signal
+from dispatcher.server.process import import_app, run_app, run_until_signal
+from dispatcher.web.listening import bind_socket
 
 #: What a worker writes on standard output, for its supervisor.
 READY: Final = b"ready\n"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import io
 import os
 import random
@@ -25,7 +26,7 @@ from dispatcher.demo.car import Car, distance_m
 from dispatcher.demo.invariants import Finding, check_invariants
 from dispatcher.demo.pickups import BUNDLED_PICKUPS, read_pickups
 from dispatcher.demo.requests import Requests, is_same_answer
-from dispatcher.demo.server import Server, scaled_waves, scaled_zones
+from dispatcher.demo.server import Server, running_server, scaled_waves, scaled_zones
 from dispatcher.demo.stats import Stats, percentile
 from dispatcher.demo.view import View
 from dispatcher.zones_file import load_zones
@@ -130,6 +131,22 @@ async def test_a_kept_demo_stays_up_with_its_console(
         process.send_signal(signal.SIGINT)
     assert await process.wait() == 0
     assert await asyncio.to_thread(wait_for_end, data_dir, 20.0) == []
+
+
+async def test_two_that_start_at_once_have_a_port_each(
+    redis_url: str, database_url: str, tmp_path: Path
+) -> None:
+    async def start(name: str, stack: contextlib.AsyncExitStack) -> str:
+        settings = Settings(redis_url=redis_url, database_url=database_url, data_dir=tmp_path / name)
+        return (await stack.enter_async_context(running_server(settings, 60.0))).url
+
+    async with contextlib.AsyncExitStack() as one, contextlib.AsyncExitStack() as other:
+        urls = await asyncio.gather(start("a", one), start("b", other))
+        assert len(set(urls)) == 2
+        async with aiohttp.ClientSession() as session:
+            for url in urls:
+                async with session.get(f"{url}/healthz") as alive:
+                    assert alive.status == 200
 
 
 @pytest.mark.usefixtures("started_before")
