@@ -27,18 +27,12 @@
 --- @include "clock"
 --- @include "limits"
 --- @include "idempotency"
---- @include "eligibility"
---- @include "claim"
 local trip, driver, trip_claim, driver_claim, offers = KEYS[4], KEYS[5], KEYS[6], KEYS[7], KEYS[8]
 local expected, driver_id, policy = ARGV[7], ARGV[8], ARGV[9]
 local FIRST_LIMIT, FIRST_RATE = 9, 10
 -- How tokens end of attempts that are no accepts (WAITED_FOR in dispatcher/live/claims.py).
 local WAITED_FOR = 'w'
-
-local at_once = begin_claim(FIRST_LIMIT, FIRST_RATE)
-if at_once then
-  return at_once
-end
+--- @include "claim"
 
 local state = redis.call('HMGET', trip, 'current_status', 'version')
 local status, version = state[1], state[2]
@@ -53,6 +47,8 @@ elseif expected ~= '' and expected ~= version then
   return refuse('version_conflict', version, status, true)
 end
 
+--- @include "eligibility"
+--- @include "grant"
 local who = redis.call('HMGET', driver, 'is_online', 'availability_status', 'trip_id', 'vehicle_type')
 if not who[1] and not is_resolved('driver') then
   return reply('driver_unknown')

@@ -33,20 +33,16 @@
 --- @include "clock"
 --- @include "limits"
 --- @include "idempotency"
---- @include "claim"
 local driver, driver_claim, trip, trip_claim = KEYS[4], KEYS[5], KEYS[6], KEYS[7]
 local trip_id, goes_offline, changes_zone, vehicle_type = ARGV[7], ARGV[8] == '1', ARGV[9] == '1', ARGV[10]
 local present, absentee, from_zone = KEYS[8], ARGV[11], ARGV[12]
 local FIRST_LIMIT, FIRST_RATE = 9, 13
-
-local at_once = begin_claim(FIRST_LIMIT, FIRST_RATE)
-if at_once then
-  return at_once
-end
+--- @include "claim"
 
 if absentee ~= '' and tonumber(redis.call('ZSCORE', present, absentee) or 0) > now_ms then
   return reply('came_back')
 end
+--- @include "grant"
 local who = redis.call('HMGET', driver, 'is_online', 'trip_id', 'vehicle_type', 'zone')
 if not who[1] and not is_resolved('driver') then
   return reply('driver_unknown')

@@ -19,19 +19,15 @@
 --- @include "clock"
 --- @include "limits"
 --- @include "idempotency"
---- @include "claim"
 local trip, trip_claim = KEYS[4], KEYS[5]
 local FIRST_LIMIT, FIRST_RATE = 6, 7
-
-local at_once = begin_claim(FIRST_LIMIT, FIRST_RATE)
-if at_once then
-  return at_once
-end
+--- @include "claim"
 if redis.call('EXISTS', trip_claim) == 1 then
   return reply('trip_busy')
 elseif redis.call('EXISTS', trip) == 1 then
   -- Neither state nor version is told: the id may be another customer's.
   return refuse('trip_exists', '-', '-', true)
 end
+--- @include "grant"
 redis.call('SET', trip_claim, token, 'NX', 'PX', lease_ms)
 return grant()

@@ -19,15 +19,10 @@
 --- @include "clock"
 --- @include "limits"
 --- @include "idempotency"
---- @include "claim"
 local trip = KEYS[4]
 local expected = ARGV[7]
 local FIRST_LIMIT, FIRST_RATE = 5, 8
-
-local at_once = begin_claim(FIRST_LIMIT, FIRST_RATE)
-if at_once then
-  return at_once
-end
+--- @include "claim"
 
 local state = redis.call('HMGET', trip, 'current_status', 'version')
 local status, version = state[1], state[2]
@@ -40,4 +35,5 @@ elseif status ~= 'pending' then
 elseif expected ~= '' and expected ~= version then
   return refuse('version_conflict', version, status, true)
 end
+--- @include "grant"
 return grant(redis.call('HGETALL', trip))

@@ -26,16 +26,11 @@
 --- @include "clock"
 --- @include "limits"
 --- @include "idempotency"
---- @include "claim"
 local trip, trip_claim, offers = KEYS[4], KEYS[5], KEYS[6]
 local expected, role, actor, sources = ARGV[7], ARGV[8], ARGV[9], ARGV[10]
 local FIRST_LIMIT, FIRST_RATE = 7, 11
-
-local at_once = begin_claim(FIRST_LIMIT, FIRST_RATE)
-if at_once then
-  return at_once
-end
-
+--- @include "claim"
+--- @include "grant"
 local state = redis.call('HMGET', trip, 'current_status', 'version', 'driver_id', 'customer_id')
 local status, version = state[1], state[2]
 if not status and not is_resolved('trip') then

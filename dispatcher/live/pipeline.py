@@ -246,25 +246,25 @@ class Pipeline(CorruptionReports, LeftAlone):
     async def _load_and_repeat(self) -> None:
         error: Exception | None = None
         try:
-            await self.load_scripts()
+            for digest in {call.command[1] for call in self._unknown_scripts}:
+                await self._redis.script_load(self._scripts.text_of(digest))
         except (RedisError, OSError, TimeoutError) as failure:
             log_unanswered(len(self._unknown_scripts), failure)
             error = StoreUnavailable("redis")
         calls, self._unknown_scripts = self._unknown_scripts, []
-        for call in calls:
-            repeated = call._replace(is_repeated=True)
+        for call in (call._replace(is_repeated=True) for call in calls):
             if error is None:
-                self._waiting.append(repeated)
+                self._waiting.append(call)
             else:
-                self._answer(repeated, error)
+                self._answer(call, error)
 
     def node_of(self, key: str) -> Hashable:
         """The node that is asked about `key`: calls to one node are answered in their order."""
         return ""
 
     async def load_scripts(self) -> None:
-        """Makes every script known to Redis."""
-        for text in self._scripts.texts.values():
+        """Makes the scripts known to Redis that calls run; one for operators, once it is asked for."""
+        for text in self._scripts.texts_for_calls():
             await self._redis.script_load(text)
 
     async def run_id(self, key: str) -> str:

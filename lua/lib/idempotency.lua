@@ -10,9 +10,9 @@ end
 
 -- Returns nil to go on, or the code to answer with, and the record without its fingerprint.
 -- `asked` says that Postgres has been asked and knows no answer.
-local function judge_key(record, fingerprint, asked, horizon)
+local function judge_key(record, fingerprint, asked, epoch)
   if not record then
-    if horizon > now_ms and not asked then
+    if not asked and horizon_ms(epoch) > now_ms then
       return 'key_unresolved'
     end
     return nil
@@ -32,19 +32,4 @@ local function judge_key(record, fingerprint, asked, horizon)
     return 'key_unresolved'
   end
   return nil
-end
-
--- The record's lease outlives the claims': a retry that may go on must not meet its own forerunner's claims.
-local LEASE_MARGIN_MS = 5
-
-local function lease_key(key, fingerprint, ttl_ms, lease_end_ms, token)
-  if fingerprint ~= '' then
-    redis.call('SET', key, 'L ' .. fingerprint .. ' ' .. whole(lease_end_ms + LEASE_MARGIN_MS) .. ' ' .. token, 'PX', ttl_ms)
-  end
-end
-
-local function keep_refusal(key, fingerprint, ttl_ms, code, version, state)
-  if fingerprint ~= '' then
-    redis.call('SET', key, 'N ' .. fingerprint .. ' ' .. code .. ' ' .. version .. ' ' .. state, 'PX', ttl_ms)
-  end
 end

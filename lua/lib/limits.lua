@@ -2,17 +2,18 @@
 -- The limits of a call are neighbours in KEYS, mostly its tail, and in ARGV as pairs: most admitted, window in s.
 
 -- A clock that stepped back has left times that lie ahead. They count as of now: nothing that was admitted is forgotten,
--- and nobody waits for longer than a window. Returns whether there were such times.
+-- and nobody waits for longer than a window. Looked for where a time is at hand that tells: the oldest, or the one that
+-- a refusal waits for. After a step of less than a window others may lie ahead, and count for longer by the step.
 local function pull_back(key)
-  local ahead = 0
-  while tonumber(redis.call('LINDEX', key, -1) or 0) > now_us do
-    redis.call('RPOP', key)
-    ahead = ahead + 1
+  local times = redis.call('LRANGE', key, 0, -1)
+  for i, time in ipairs(times) do
+    times[i] = math.min(tonumber(time), now_us)
   end
-  for _ = 1, ahead do
-    redis.call('RPUSH', key, whole(now_us))
+  table.sort(times)
+  redis.call('DEL', key)
+  for _, time in ipairs(times) do
+    redis.call('RPUSH', key, whole(time))
   end
-  return ahead > 0
 end
 
 -- Returns refused, index of the limit to report (0: none), what remains, and when (ms) it eases.
@@ -24,8 +25,9 @@ local function check_limits(first_key, first_arg, last_key)
     local max_calls = tonumber(ARGV[at])
     local window_us = tonumber(ARGV[at + 1]) * 1000000
     local oldest = redis.call('LINDEX', KEYS[k], 0)
-    if oldest and pull_back(KEYS[k]) then
-      oldest = redis.call('LINDEX', KEYS[k], 0)
+    if oldest and tonumber(oldest) > now_us then
+      pull_back(KEYS[k])
+      oldest = now_us
     end
     -- What has left the window counts for nothing, so dropping it is no effect that a refusal would have to undo.
     while oldest and tonumber(oldest) <= now_us - window_us do
@@ -34,7 +36,12 @@ local function check_limits(first_key, first_arg, last_key)
     end
     local used = oldest and redis.call('LLEN', KEYS[k]) or 0
     if used >= max_calls then
-      local eases_us = tonumber(redis.call('LINDEX', KEYS[k], used - max_calls)) + window_us
+      local waited_for_us = tonumber(redis.call('LINDEX', KEYS[k], used - max_calls))
+      if waited_for_us > now_us then
+        pull_back(KEYS[k])
+        waited_for_us = tonumber(redis.call('LINDEX', KEYS[k], used - max_calls))
+      end
+      local eases_us = waited_for_us + window_us
       if not refused or eases_us > reset_us then
         limit_index, remaining, reset_us = k - first_key + 1, 0, eases_us
       end

@@ -15,6 +15,8 @@ LIBRARIES = sorted(path.stem for path in (LUA_DIR / "lib").glob("*.lua"))
 # What Lua 5.1 and Redis give to a script and the house uses.
 GLOBALS = {"redis", "cjson", "KEYS", "ARGV", "tonumber", "tostring", "type", "string", "table", "math",
            "ipairs", "unpack", "pcall"}  # fmt: skip
+#: What a claim says before it includes lua/lib/claim.lua.
+GIVEN_TO_LIBRARIES = {"FIRST_LIMIT", "FIRST_RATE"}
 _INCLUDE = re.compile(r'^--- @include "(\w+)"$', re.MULTILINE)
 
 
@@ -58,8 +60,10 @@ def naming_libraries(name: str) -> list[str]:
 
 
 def code_with_names(name: str) -> str:
-    """A script's code after that of the libraries that name keys or arguments for it."""
-    named = [without_comments(library_text(library)) for library in naming_libraries(name)]
+    """A script's code after that of the libraries that name keys or arguments for it, or use the names."""
+    naming, included = naming_libraries(name), includes_of(name)
+    since = included.index(naming[0]) if naming else len(included)
+    named = [without_comments(library_text(library)) for library in included[since:]]
     return "\n".join([*named, header_and_code(name)[1]])
 
 

@@ -40,7 +40,7 @@ def _code_of(claim: str) -> str:
 def _codes_of(claim: str) -> set[str]:
     """The codes that a claim's script can answer with."""
     code = _code_of(claim)
-    said = re.findall(r"\b(?:reply|refuse)\('(\w+)'", code)
+    said = re.findall(r"(?:\b(?:reply|refuse)\(|return \{ )'(\w+)'", code)
     return set(said) | set(re.findall(r"return '(\w+)'", code))
 
 

@@ -60,7 +60,7 @@ def test_what_a_header_declares_is_what_the_code_uses(name: str, kind: str) -> N
         assert len(re.findall(rf"\b{local}\b", code)) > 1, f"{kind}[{number}] ({local}) is not used"
         assert len(re.findall(rf"\b{kind}\[{number}\]", code)) == 1, "from then on by its name"
     reads_open = bool(
-        re.search(rf"#{kind}\b|\b{kind}\[[a-z]|unpack\({kind}|check_limits\(|begin_claim\(", own)
+        re.search(rf"#{kind}\b|\b{kind}\[[a-z]|unpack\({kind}|check_limits\(|FIRST_RATE", own)
     )
     assert reads_open == (tail is not None)
     if tail is not None:

@@ -225,3 +225,32 @@ async def test_a_clock_that_steps_back_locks_nobody_out(zone: Zone) -> None:
     for _ in range(3):
         assert (await zone.limits.check_limit(zone.keys, rate)).is_admitted
     assert not (await zone.limits.check_limit(zone.keys, rate)).is_admitted
+
+
+async def test_a_small_step_back_opens_no_second_window(zone: Zone) -> None:
+    """Times that lie ahead and are not looked for count for longer, by the step at most."""
+    rate = [limit(3, 10)]
+    for wait_ms in (0, 5_000, 0, -3_000):
+        await zone.advance(wait_ms)
+        admission = await zone.limits.check_limit(zone.keys, rate)
+    assert not admission.is_admitted
+    assert admission.limit is not None
+    assert admission.limit.reset_ms == START_MS + 10_000
+    await zone.advance(8_000)  # the first has left; the clock shows 10 s after it, which are 13 s
+    assert (await zone.limits.check_limit(zone.keys, rate)).is_admitted
+    admission = await zone.limits.check_limit(zone.keys, rate)
+    assert not admission.is_admitted
+    assert admission.limit is not None
+    assert admission.limit.reset_ms == START_MS + 15_000
+
+
+async def test_a_refusal_waits_for_nothing_that_lies_ahead(zone: Zone) -> None:
+    wide, narrow = [limit(3, 10)], [limit(1, 10)]
+    for wait_ms in (0, 5_000):
+        await zone.advance(wait_ms)
+        await zone.limits.check_limit(zone.keys, wide)
+    await zone.advance(-3_000)
+    admission = await zone.limits.check_limit(zone.keys, narrow)
+    assert not admission.is_admitted
+    assert admission.limit is not None
+    assert admission.limit.reset_ms == zone.now_ms + 10_000

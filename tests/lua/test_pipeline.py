@@ -11,6 +11,7 @@ import pytest
 from dispatcher.live.client import connect
 from dispatcher.live.keys import keys_of
 from dispatcher.live.pipeline import Pipeline
+from dispatcher.live.scripts import LuaScripts
 from tests.harness.lua_zone import WarmLimits, limit
 
 
@@ -100,6 +101,18 @@ async def test_a_cancelled_caller_harms_nobody(client: Any) -> None:
         assert isinstance(result, asyncio.CancelledError) or result == str(i)
         assert i % 3 != 2 or result == str(i)
     assert await pipeline.command("ECHO", "still") == "still"
+
+
+async def test_an_inspection_is_loaded_once_it_is_asked_for(client: Any) -> None:
+    """Each script that Redis has makes all others slower."""
+    pipeline, scripts = Pipeline(client), LuaScripts.read()
+    await client.script_flush()
+    await pipeline.load_scripts()
+    names = ["inspect/zone", "inspect/why", "claim_accept"]
+    assert await client.script_exists(*(scripts.digests[name] for name in names)) == [False, False, True]
+    await pipeline.run("inspect/zone", [keys_of("inspected").epoch], [])
+    assert await client.script_exists(*(scripts.digests[name] for name in names)) == [True, False, True]
+    await pipeline.close()
 
 
 async def test_a_cancelled_claim_is_sent_all_the_same(client: Any) -> None:

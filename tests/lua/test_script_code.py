@@ -10,6 +10,7 @@ import redis.asyncio
 
 from dispatcher.live.scripts import read_script
 from tests.lua.sources import (
+    GIVEN_TO_LIBRARIES,
     GLOBALS,
     LIBRARIES,
     SCRIPTS,
@@ -29,7 +30,7 @@ _INCLUDE = re.compile(r'^--- @include "(\w+)"$', re.MULTILINE)
 
 def _needs(library: str) -> set[str]:
     """The libraries that one leans on: each name that is not its own is another one's."""
-    free = globals_of(library_text(library)).read - GLOBALS
+    free = globals_of(library_text(library)).read - GLOBALS - GIVEN_TO_LIBRARIES
     offers = {other: offered_by(other) - offered_by(library) for other in LIBRARIES}
     needed = {other for other, names in offers.items() if names & free}
     assert free <= {name for other in needed for name in offers[other]}
@@ -87,7 +88,8 @@ def test_every_key_is_one_of_keys(name: str) -> None:
     is_library = name.startswith("lib/")
     text = re.sub(r"--.*", "", text_of(name))
     keys = {"key"} if is_library else set()
-    named = text if is_library else code_with_names(name)
+    # What one library names, those after it use.
+    named = library_text("claim") + text if is_library else code_with_names(name)
     for names, values in re.findall(r"^\s*local ([\w, ]+) = (.*)$", named, re.MULTILINE):
         for local, value in zip(names.split(", "), values.split(", "), strict=False):
             if value.startswith("KEYS["):
