@@ -42,7 +42,7 @@ local EVENTS_KEPT = 100000
 local BARRED_S = 86400
 
 -- Done for all changes in one call each.
-local gone, stopped, told, forgiven = {}, {}, {}, {}
+local gone, stopped, forgiven = {}, {}, {}
 local held, owners, entries = {}, {}, {}
 local is_wave_due = false
 
@@ -89,8 +89,8 @@ local function withdraw_offers(inbox, change)
   for _, trip_id in ipairs(redis.call('ZRANGE', inbox, 0, -1)) do
     if trip_id ~= change.trip_id then
       others[#others + 1] = trip_id
-      told[#told + 1] = { 'driver:' .. change.driver_id,
-        '{"type":"offer_withdrawn","trip_request_id":"' .. trip_id .. '","reason":"driver_not_available"}' }
+      redis.call('SPUBLISH', channels .. 'driver:' .. change.driver_id,
+        '{"type":"offer_withdrawn","trip_request_id":"' .. trip_id .. '","reason":"driver_not_available"}')
     end
   end
   if #others > 0 then
@@ -168,7 +168,7 @@ local function settle(k, a, change)
   end
   for m, addresses in ipairs(change.to or {}) do
     for _, address in ipairs(addresses) do
-      told[#told + 1] = { address, ARGV[a + ARGS_EACH - 1 + m] }
+      redis.call('SPUBLISH', channels .. address, ARGV[a + ARGS_EACH - 1 + m])
     end
   end
   held[#held + 1], owners[#owners + 1] = trip_claim, change.token
@@ -192,9 +192,6 @@ if #stopped > 0 then
 end
 if #forgiven > 0 then
   redis.call('HDEL', turned_down, unpack(forgiven))
-end
-for _, message in ipairs(told) do
-  redis.call('SPUBLISH', channels .. message[1], message[2])
 end
 if is_wave_due then
   redis.call('SPUBLISH', wake, '')

@@ -20,6 +20,11 @@ from dispatcher.service.commands.command import Command
 from dispatcher.service.race_log import RaceLog
 from dispatcher.service.rate_limits import log_limited
 
+# To find a member of an enum takes 50 ns, and a crowd's losers are many.
+_TAKEN: Final = ClaimCode.TRIP_ALREADY_ASSIGNED
+_KEY_REUSED: Final = ClaimCode.KEY_REUSED
+_DRIVER: Final = Role.DRIVER
+
 REFUSALS.know((code,) for code in PROBLEM_CODES.values())
 
 #: Not a crowd's losers, who are many: the trip was taken. Nor what stays so: a trip that has ended, or
@@ -33,21 +38,15 @@ _MAY_HAVE_CHANGED: Final = frozenset(
 
 def answer_refused(command: Command[Any], trip_id: str, refused: Refused, race_log: RaceLog) -> Answer:
     """Logs a refusal by a claim, which may be a race that was lost, and answers it."""
-    actor = command.caller.actor
-    if refused.code is ClaimCode.TRIP_ALREADY_ASSIGNED:
+    code, actor = refused.code, command.caller.actor
+    if code is _TAKEN:
         _note_race(race_log, command, refused)
-    match refused.code:
-        case ClaimCode.RATE_LIMITED:
-            assert refused.limit is not None
-            log_limited(refused.limit, actor)
-            return rate_limited_answer(refused.limit)
-        case ClaimCode.KEY_REUSED:
-            pass
-        case _:
-            log_refusal(
-                refused.code, trip_id=trip_id, user=actor.user_id,
-                version=refused.version,
-            )  # fmt: skip
+    elif code is ClaimCode.RATE_LIMITED:
+        assert refused.limit is not None
+        log_limited(refused.limit, actor)
+        return rate_limited_answer(refused.limit)
+    if code is not _KEY_REUSED:
+        log_refusal(code, trip_id=trip_id, user=actor.user_id, version=refused.version)
     return refused_answer(refused)
 
 
@@ -60,7 +59,7 @@ def may_have_changed(refused: Refused | Replayed) -> bool:
 
 def _note_race(race_log: RaceLog, command: Command[Any], refused: Refused) -> None:
     """Of what is refused since the trip is taken, an accept by a driver is a race that was lost."""
-    if not command.driver_id or command.caller.actor.role is not Role.DRIVER:
+    if not command.driver_id or command.caller.actor.role is not _DRIVER:
         return
     version = refused.version or 0
     if refused.status is Status.PENDING:

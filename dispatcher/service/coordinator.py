@@ -156,13 +156,13 @@ class Coordinator:
     def _attempt(self, command: Command[Any]) -> Attempt:
         caller = command.caller
         return Attempt(
-            token=f"{self._node}.{next(self._attempts)}{'' if command.is_race else WAITED_FOR}",
-            trip_id=command.trip_id,
-            driver_id=command.driver_id,
-            lease_ms=self._lease_ms,
-            key=caller.key,
-            key_ttl_ms=self._key_ttl_ms,
-            limits=self._limits.of(command.limit_class, caller.actor, caller.ip, command.zone),
+            f"{self._node}.{next(self._attempts)}{'' if command.is_race else WAITED_FOR}",
+            command.trip_id,
+            command.driver_id,
+            self._lease_ms,
+            caller.key,
+            self._key_ttl_ms,
+            self._limits.of(command.limit_class, caller.actor, caller.ip, command.zone),
         )
 
     async def _claim(

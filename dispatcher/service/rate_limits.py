@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from typing import Final
 
 from dispatcher.config import Settings
 from dispatcher.core.actors import Actor, Role
@@ -16,6 +17,8 @@ from dispatcher.observe.series import LIMITED
 from dispatcher.service.answers import Answer, RateLimited, rate_limited_answer, refusal_answer
 from dispatcher.service.authorities import Authorities
 from dispatcher.service.local_limits import LocalLimits
+
+_USERS: Final = frozenset({Role.CUSTOMER, Role.DRIVER})
 
 #: Of a class in a zone: a user's rate and the zone that keeps their log, and the same of an address.
 #: None: there is no limit.
@@ -73,9 +76,9 @@ class RateLimits:
         """
         user = ip
         if actor is not None:
-            if actor.role is Role.SYSTEM:
-                return ()
-            if actor.role is Role.ADMIN:
+            if actor.role not in _USERS:
+                if actor.role is Role.SYSTEM:
+                    return ()
                 limit_class = LimitClass.OPERATOR
             user = actor.user_id
         rules = self._rules.get((limit_class, "" if zone is None else zone.name))

@@ -76,7 +76,7 @@ class RedisDecider:
         return False
 
     def admitted(self, attempt: Attempt, limit: LimitState | None) -> None:
-        if Resolved.LIMITS not in attempt.resolved:
+        if not attempt.resolved or Resolved.LIMITS not in attempt.resolved:
             self._limits.note(attempt.limits, limit)
 
     async def reload_trip(self, keys: Keys, trip_id: str) -> None:
