@@ -30,10 +30,11 @@
 local trip, driver, trip_claim, driver_claim, offers = KEYS[4], KEYS[5], KEYS[6], KEYS[7], KEYS[8]
 local expected, driver_id, policy = ARGV[7], ARGV[8], ARGV[9]
 local FIRST_LIMIT, FIRST_RATE = 9, 10
--- How tokens end of attempts that are no accepts (WAITED_FOR in dispatcher/live/claims.py).
-local WAITED_FOR = 'w'
 --- @include "claim"
 
+if is_about_to_change() and not is_resolved('trip') then
+  return reply('trip_busy')  -- whatever its state says here: it is asked again, and Postgres in the end
+end
 local state = redis.call('HMGET', trip, 'current_status', 'version')
 local status, version = state[1], state[2]
 if not status then
@@ -58,10 +59,9 @@ elseif not is_free(who[1], who[2], who[3]) then
   return refuse('driver_not_available', version, status, true)
 elseif policy == 'offered' and tonumber(redis.call('ZSCORE', offers, driver_id) or 0) <= now_ms then
   return refuse('not_offered', version, status, false)
+elseif is_about_to_change() then
+  return reply('trip_busy')  -- not another driver's: it may come to nothing
 elseif not redis.call('SET', trip_claim, token, 'NX', 'PX', lease_ms) then
-  if string.sub(redis.call('GET', trip_claim), -1) == WAITED_FOR then
-    return reply('trip_busy')  -- not another driver's: it may come to nothing, and is asked again
-  end
   -- Kept, though that claim may yet come to nothing: one key has one answer. A new try takes a new key.
   return refuse('trip_already_assigned', version, status, true)
 elseif not redis.call('SET', driver_claim, token, 'NX', 'PX', lease_ms) then

@@ -50,7 +50,7 @@ elseif who[4] and who[4] ~= from_zone then
   return reply('driver_elsewhere')
 elseif (who[2] or '') ~= trip_id then
   return reply('driver_moved', who[2] or '')
-elseif redis.call('EXISTS', driver_claim) == 1 or redis.call('EXISTS', trip_claim) == 1 then
+elseif redis.call('EXISTS', driver_claim) == 1 or trip_holder then
   return reply('trip_busy')
 end
 local released = {}

@@ -22,7 +22,7 @@
 local trip, trip_claim = KEYS[4], KEYS[5]
 local FIRST_LIMIT, FIRST_RATE = 6, 7
 --- @include "claim"
-if redis.call('EXISTS', trip_claim) == 1 then
+if trip_holder then
   return reply('trip_busy')
 elseif redis.call('EXISTS', trip) == 1 then
   -- Neither state nor version is told: the id may be another customer's.

@@ -4,7 +4,8 @@
 -- KEYS[2] idempotency record (any key of the zone where ARGV[3] is empty)
 -- KEYS[3] claims by the end of their lease
 -- KEYS[4] trip
--- KEYS[5...] logs of the limits that apply
+-- KEYS[5] claim on the trip
+-- KEYS[6...] logs of the limits that apply
 -- ARGV[1] token of this attempt
 -- ARGV[2] lease in ms
 -- ARGV[3] fingerprint of the request, or empty: no key was sent
@@ -15,15 +16,18 @@
 -- ARGV[8...] pairs for the limits: most admitted, window in s
 -- RETURNS {code, now in ms, index of the limit to report, remaining, reset in ms, …}, where … is
 --   claimed: trip as a flat hash; replay: the record; refusals: version and state of the trip
---   cold, key_unresolved, trip_unknown: nothing; nothing was written
+--   cold, key_unresolved, trip_unknown, trip_busy: nothing; nothing was written
 --- @include "clock"
 --- @include "limits"
 --- @include "idempotency"
-local trip = KEYS[4]
+local trip, trip_claim = KEYS[4], KEYS[5]
 local expected = ARGV[7]
-local FIRST_LIMIT, FIRST_RATE = 5, 8
+local FIRST_LIMIT, FIRST_RATE = 6, 8
 --- @include "claim"
 
+if is_about_to_change() and not is_resolved('trip') then
+  return reply('trip_busy')
+end
 local state = redis.call('HMGET', trip, 'current_status', 'version')
 local status, version = state[1], state[2]
 if not status then

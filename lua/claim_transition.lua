@@ -36,13 +36,13 @@ local status, version = state[1], state[2]
 if not status and not is_resolved('trip') then
   return reply('trip_unknown')
 elseif not status or (role == 'driver' and state[3] ~= actor) or (role == 'customer' and state[4] ~= actor) then
-  if redis.call('EXISTS', trip_claim) == 1 then
+  if trip_holder then
     return reply('trip_busy')  -- it may be theirs once the other change is settled
   end
   -- Neither state nor version is told: the trip is not theirs.
   return refuse('trip_not_found', '-', '-', false)
 elseif not string.find(sources, ',' .. status .. ',', 1, true) then
-  if redis.call('EXISTS', trip_claim) == 1 then
+  if trip_holder then
     return reply('trip_busy')
   end
   return refuse('invalid_trip_status', version, status, true)

@@ -183,7 +183,7 @@ class ClaimScripts:
         self, keys: Keys, attempt: Attempt, *, version: int | None
     ) -> Coroutine[Any, Any, DeclineClaimed | NotClaimed]:
         """Lets a driver decline a pending trip."""
-        names = (keys.trip(attempt.trip_id),)
+        names = (keys.trip(attempt.trip_id), keys.trip_claim(attempt.trip_id))
         args = ("" if version is None else version,)
         return self._claim("claim_decline", keys, attempt, names, args, decline_claimed)
 

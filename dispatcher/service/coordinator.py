@@ -157,11 +157,7 @@ class Coordinator:
         caller = command.caller
         return Attempt(
             f"{self._node}.{next(self._attempts)}{'' if command.is_race else WAITED_FOR}",
-            command.trip_id,
-            command.driver_id,
-            self._lease_ms,
-            caller.key,
-            self._key_ttl_ms,
+            *(command.trip_id, command.driver_id, self._lease_ms, caller.key, self._key_ttl_ms),
             self._limits.of(command.limit_class, caller.actor, caller.ip, command.zone),
         )
 
@@ -201,6 +197,7 @@ class Coordinator:
                     if asked == _CLAIMS_BEFORE_RELOAD and attempt.trip_id:
                         # That change may have been committed, and its settle lost.
                         await decider.reload_trip(keys, attempt.trip_id)
+                        attempt = attempt.resolve(Resolved.TRIP)
                     await asyncio.sleep(wait_s * random.uniform(0.5, 1.0))  # noqa: S311
                     wait_s = min(2 * wait_s, _MAX_WAIT_S)
                 case Unresolved():

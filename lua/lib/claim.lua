@@ -1,5 +1,5 @@
 -- How every claim begins, and how it refuses. Needs clock.lua, limits.lua and idempotency.lua. The script says before
--- where the limits stand: FIRST_LIMIT in KEYS, and FIRST_RATE, their rates, in ARGV. Most claims end here or soon after,
+-- which key is trip_claim, and where the limits stand: FIRST_LIMIT in KEYS, FIRST_RATE, their rates, in ARGV. Most claims end here or soon after,
 -- and each function that is made costs 50 ns: what is not needed until then is included later, like grant.lua.
 -- The first keys and arguments of all claims are the same; each script's header names them, too.
 local epoch, record, claims = KEYS[1], KEYS[2], KEYS[3]
@@ -13,7 +13,7 @@ local function is_resolved(word)
 end
 
 -- Is the zone loaded, is the request's key known, do the limits admit it?
-local known = redis.call('MGET', epoch, record)
+local known = redis.call('MGET', epoch, record, trip_claim)
 if not known[1] then
   return { 'cold', now_ms, 0, 0, 0 }
 end
@@ -31,6 +31,15 @@ if fingerprint ~= '' then
 end
 if is_refused and not is_counted then
   return { 'rate_limited', now_ms, limit_index, remaining, reset_ms }
+end
+
+-- The token of who changes the trip now; false: nobody does.
+local trip_holder = known[3]
+
+-- Whether it is no accept: the trip may be free in a moment, or be over already, and Redis is to be told yet. The
+-- tokens of other attempts end in w (WAITED_FOR in dispatcher/live/claims.py).
+local function is_about_to_change()
+  return trip_holder and string.sub(trip_holder, -1) == 'w'
 end
 
 local function reply(code, ...)

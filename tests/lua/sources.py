@@ -16,7 +16,7 @@ LIBRARIES = sorted(path.stem for path in (LUA_DIR / "lib").glob("*.lua"))
 GLOBALS = {"redis", "cjson", "KEYS", "ARGV", "tonumber", "tostring", "type", "string", "table", "math",
            "ipairs", "unpack", "pcall"}  # fmt: skip
 #: What a claim says before it includes lua/lib/claim.lua.
-GIVEN_TO_LIBRARIES = {"FIRST_LIMIT", "FIRST_RATE"}
+GIVEN_TO_LIBRARIES = {"FIRST_LIMIT", "FIRST_RATE", "trip_claim"}
 _INCLUDE = re.compile(r'^--- @include "(\w+)"$', re.MULTILINE)
 
 

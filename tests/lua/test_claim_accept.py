@@ -8,7 +8,7 @@ import pytest
 
 from dispatcher.core.trips import Status
 from dispatcher.live.claim_results import AcceptClaimed, ClaimCode, Refused, Replayed
-from dispatcher.live.claims import WAITED_FOR
+from dispatcher.live.claims import WAITED_FOR, Resolved
 from dispatcher.live.idempotency import KeptRefusal
 from tests.harness.lua_zone import LEASE_MS, START_MS, Zone, key, limit
 from tests.lua.claim_kinds import claim_of, code_of
@@ -74,6 +74,28 @@ async def test_a_trip_that_is_about_to_be_cancelled_is_waited_for(zone: Zone) ->
     assert await zone.redis.keys("*:limit:*") == [], "and counted then"
     await zone.claims.release_claim(zone.keys, cancel)
     assert code_of(await zone.accept(attempt)) == "claimed"
+
+
+@pytest.mark.parametrize("kind", ["accept", "decline"])
+async def test_no_state_refuses_that_is_about_to_change(zone: Zone, kind: str) -> None:
+    """The trip may be over, or free again, and Redis is to be told yet: Postgres is asked in the end."""
+    await zone.trip(version=2, current_status="ongoing", driver_id="d2")
+    await zone.driver()
+    claim, ending = claim_of(zone, kind), f"node.e1{WAITED_FOR}"
+    await zone.redis.set(zone.keys.trip_claim("z_1"), ending, px=LEASE_MS)
+    assert code_of(await claim(zone.attempt(key=key()))) == "trip_busy"
+    asked = zone.attempt(key=key(), resolved=frozenset({Resolved.TRIP}))
+    assert code_of(await claim(asked)) == "trip_already_assigned"
+    await zone.redis.set(zone.keys.trip_claim("z_1"), "node.a1", px=LEASE_MS)
+    assert code_of(await claim(zone.attempt(key=key("k2")))) == "trip_already_assigned", "an accept's"
+
+
+async def test_who_asked_postgres_still_waits_for_the_change(zone: Zone) -> None:
+    await zone.trip()
+    await zone.driver()
+    await zone.redis.set(zone.keys.trip_claim("z_1"), f"node.c1{WAITED_FOR}", px=LEASE_MS)
+    asked = zone.attempt(key=key(), resolved=frozenset({Resolved.TRIP}))
+    assert code_of(await zone.accept(asked)) == "trip_busy"
 
 
 @pytest.mark.parametrize(

@@ -94,6 +94,37 @@ async def versions(city: City, trip: str) -> list[int]:
     return [version for _, told, version in await city.events() if told == trip]
 
 
+@pytest.mark.parametrize(
+    ("action", "after", "told"),
+    [("complete", "completed", "trip_not_pending"), ("cancel", "pending", "trip_accepted")],
+)
+async def test_nobody_is_refused_by_a_state_whose_end_redis_has_not_heard(
+    city: City, monkeypatch: pytest.MonkeyPatch, action: str, after: str, told: str
+) -> None:
+    """Its server waits for Redis: no other driver hears that a trip is taken which Postgres has ended."""
+    await city.online("d1", "d2")
+    trip = await city.trip()
+    for step in ("accept", "arrive", "start")[: 3 if action == "complete" else 1]:
+        assert (await city.act(driver("d1"), step, trip)).status == 200
+    settle, is_heard, waiting = Settler.settle, asyncio.Event(), 1
+
+    async def wait(*args: Any) -> bool:
+        nonlocal waiting
+        waiting -= 1
+        if waiting == 0:
+            await is_heard.wait()
+        return await settle(*args)
+
+    monkeypatch.setattr(Settler, "settle", wait)
+    ending = asyncio.ensure_future(city.act(driver("d1"), action, trip))
+    async with asyncio.timeout(5):
+        while (await city.row(trip))["current_status"] != after:
+            await asyncio.sleep(0.005)
+    assert code_of(await city.act(driver("d2"), "accept", trip)) == told
+    is_heard.set()
+    assert (await ending).status == 200
+
+
 async def test_an_accept_that_nobody_settled_is_heard_of(
     city: City, monkeypatch: pytest.MonkeyPatch
 ) -> None:
