@@ -244,19 +244,17 @@ class Pipeline(CorruptionReports, LeftAlone):
             call.reply.set_result(reply)
 
     async def _load_and_repeat(self) -> None:
-        error: Exception | None = None
+        # Who comes from now on may lack another script, and has it loaded anew.
+        calls, self._unknown_scripts = self._unknown_scripts, []
         try:
-            for digest in {call.command[1] for call in self._unknown_scripts}:
+            for digest in {call.command[1] for call in calls}:
                 await self._redis.script_load(self._scripts.text_of(digest))
         except (RedisError, OSError, TimeoutError) as failure:
-            log_unanswered(len(self._unknown_scripts), failure)
-            error = StoreUnavailable("redis")
-        calls, self._unknown_scripts = self._unknown_scripts, []
-        for call in (call._replace(is_repeated=True) for call in calls):
-            if error is None:
-                self._waiting.append(call)
-            else:
-                self._answer(call, error)
+            log_unanswered(len(calls), failure)
+            for call in calls:
+                self._answer(call._replace(is_repeated=True), StoreUnavailable("redis"))
+            return
+        self._waiting += [call._replace(is_repeated=True) for call in calls]
 
     def node_of(self, key: str) -> Hashable:
         """The node that is asked about `key`: calls to one node are answered in their order."""

@@ -91,7 +91,8 @@ def error_of(error: Exception) -> Exception:
         return type(error)(*error.args)
     text = str(error)
     is_unavailable = isinstance(error, UNAVAILABLE_ERRORS) or _code_of(text) in UNAVAILABLE_CODES
-    if is_unavailable or _is_unknown_error(text):
+    # A script that is unknown though it was loaded: another node answers than the one that was given it.
+    if is_unavailable or is_unknown_script(error) or _is_unknown_error(text):
         return StoreUnavailable(text)
     if is_corrupt(text):
         return CorruptState(text)

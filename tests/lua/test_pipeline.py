@@ -8,6 +8,7 @@ from typing import Any
 import fakeredis
 import pytest
 
+from dispatcher.core.errors import StoreUnavailable
 from dispatcher.live.client import connect
 from dispatcher.live.keys import keys_of
 from dispatcher.live.pipeline import Pipeline
@@ -101,6 +102,52 @@ async def test_a_cancelled_caller_harms_nobody(client: Any) -> None:
         assert isinstance(result, asyncio.CancelledError) or result == str(i)
         assert i % 3 != 2 or result == str(i)
     assert await pipeline.command("ECHO", "still") == "still"
+
+
+async def test_a_script_that_is_missed_while_another_one_is_loaded(
+    client: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pipeline, scripts, keys = Pipeline(client), LuaScripts.read(), keys_of("missed")
+    await pipeline.command("PING")
+    await client.script_flush()
+    load, asked = client.script_load, []
+
+    async def ask_meanwhile(text: str) -> Any:
+        if not asked:
+            asked.append(pipeline.run("read_waves", [keys.trip("t"), keys.offers("t")], []))
+            await asyncio.wait_for(_is_sent(pipeline), 5)
+        return await load(text)
+
+    monkeypatch.setattr(client, "script_load", ask_meanwhile)
+    assert len(await pipeline.run("read_clock", [keys.epoch], [])) == 2
+    assert await asked[0] == [[-1, 0, []]]
+    monkeypatch.undo()
+    assert await client.script_exists(*(scripts.digests[n] for n in ("read_clock", "read_waves"))) == [
+        1,
+        1,
+    ]
+    await pipeline.close()
+
+
+async def _is_sent(pipeline: Pipeline) -> None:
+    """What was asked has been answered that its script is unknown."""
+    while pipeline._waiting or not pipeline._unknown_scripts:
+        await asyncio.sleep(0)
+
+
+async def test_who_is_given_a_script_and_does_not_know_it_is_no_help(
+    client: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where a failover came between: another server answers than the one that was given it."""
+    pipeline = Pipeline(client)
+    await client.script_flush()
+
+    async def elsewhere(_: str) -> None: ...
+
+    monkeypatch.setattr(client, "script_load", elsewhere)
+    with pytest.raises(StoreUnavailable):
+        await pipeline.run("read_clock", [keys_of("elsewhere").epoch], [])
+    await pipeline.close()
 
 
 async def test_an_inspection_is_loaded_once_it_is_asked_for(client: Any) -> None:
