@@ -4,7 +4,7 @@
 -- A clock that stepped back has left times that lie ahead. They count as of now: nothing that was admitted is forgotten,
 -- and nobody waits for longer than a window. Looked for where a time is at hand that tells: the oldest, or the one that
 -- a refusal waits for. After a step of less than a window others may lie ahead, and count for longer by the step.
-local function pull_back(key)
+local function pull_back(key, window_us)
   local times = redis.call('LRANGE', key, 0, -1)
   for i, time in ipairs(times) do
     times[i] = math.min(tonumber(time), now_us)
@@ -14,6 +14,7 @@ local function pull_back(key)
   for _, time in ipairs(times) do
     redis.call('RPUSH', key, whole(time))
   end
+  redis.call('PEXPIRE', key, window_us / 1000 + 1000)  -- here as well: a refusal records nothing
 end
 
 -- Returns refused, index of the limit to report (0: none), what remains, and when (ms) it eases.
@@ -26,7 +27,7 @@ local function check_limits(first_key, first_arg, last_key)
     local window_us = tonumber(ARGV[at + 1]) * 1000000
     local oldest = redis.call('LINDEX', KEYS[k], 0)
     if oldest and tonumber(oldest) > now_us then
-      pull_back(KEYS[k])
+      pull_back(KEYS[k], window_us)
       oldest = now_us
     end
     -- What has left the window counts for nothing, so dropping it is no effect that a refusal would have to undo.
@@ -38,7 +39,7 @@ local function check_limits(first_key, first_arg, last_key)
     if used >= max_calls then
       local waited_for_us = tonumber(redis.call('LINDEX', KEYS[k], used - max_calls))
       if waited_for_us > now_us then
-        pull_back(KEYS[k])
+        pull_back(KEYS[k], window_us)
         waited_for_us = tonumber(redis.call('LINDEX', KEYS[k], used - max_calls))
       end
       local eases_us = waited_for_us + window_us

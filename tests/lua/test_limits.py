@@ -254,3 +254,15 @@ async def test_a_refusal_waits_for_nothing_that_lies_ahead(zone: Zone) -> None:
     assert not admission.is_admitted
     assert admission.limit is not None
     assert admission.limit.reset_ms == zone.now_ms + 10_000
+
+
+@pytest.mark.parametrize("steps_back_ms", [2_000, 3_600_000])
+async def test_a_log_whose_times_are_pulled_back_still_goes_by_itself(
+    zone: Zone, steps_back_ms: int
+) -> None:
+    """A refusal records nothing, so that no later call of this user may come to give it an end."""
+    for rate, wait_ms in ((limit(2, 10), 1_000), (limit(2, 10), -steps_back_ms), (limit(1, 10), 0)):
+        admission = await zone.limits.check_limit(zone.keys, [rate])
+        await zone.advance(wait_ms)
+    assert not admission.is_admitted
+    assert 9 <= await zone.redis.ttl(zone.keys.limit("general", "d1")) <= 11
