@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Mapping, Sequence
 from typing import Any
+from weakref import WeakValueDictionary
 
 from dispatcher.core.authority import Authority
 from dispatcher.core.errors import StoreUnavailable
 from dispatcher.core.limits import LimitState
+from dispatcher.core.trips import Trip
 from dispatcher.live.claim_results import UNRESOLVED, ClaimCode, Unresolved
 from dispatcher.live.claims import Attempt, ClaimScripts, Resolved
-from dispatcher.live.keys import Keys
+from dispatcher.live.keys import Keys, keys_of
 from dispatcher.live.settle import Settler
 from dispatcher.observe.series import CLAIMS_UNRESOLVED, REPAIRED
 from dispatcher.service.abandoned_claims import AbandonedClaims
@@ -20,7 +22,11 @@ from dispatcher.service.answers import Answer, stored_answer
 from dispatcher.service.authorities import Authorities
 from dispatcher.service.local_limits import LocalLimits
 from dispatcher.service.persistent_settles import PersistentSettles, Telling
+from dispatcher.service.questions import Questions
 from dispatcher.service.rehydration import Rehydration
+
+#: A zone, and the id of a trip.
+_TripOfZone = tuple[str, str]
 
 CLAIMS_UNRESOLVED.know((code.value,) for code in UNRESOLVED)
 
@@ -42,6 +48,10 @@ class RedisDecider:
         self._abandoned = AbandonedClaims(claims)
         self._settles = PersistentSettles(settler)
         self._rehydration = rehydration
+        #: By trip, as long as anybody waits: one that hangs delays no other.
+        self._reloads: WeakValueDictionary[_TripOfZone, Questions[_TripOfZone, Trip]] = (
+            WeakValueDictionary()
+        )
 
     async def provide(self, keys: Keys, attempt: Attempt, missing: Unresolved) -> Attempt | Answer:
         match missing.code:
@@ -55,7 +65,7 @@ class RedisDecider:
                     return stored_answer(attempt.key, stored, missing.limit)
                 return attempt.resolve(Resolved.KEY)
             case ClaimCode.TRIP_UNKNOWN:
-                if await self._rehydration.reload_trip(keys, attempt.trip_id) is None:
+                if await self._reloaded_trip(keys, attempt.trip_id) is None:
                     return attempt.resolve(Resolved.TRIP)
                 REPAIRED.add("reloaded_trip")
             case ClaimCode.DRIVER_UNKNOWN | ClaimCode.DRIVER_ELSEWHERE as code:
@@ -80,7 +90,24 @@ class RedisDecider:
             self._limits.note(attempt.limits, limit)
 
     async def reload_trip(self, keys: Keys, trip_id: str) -> None:
-        await self._rehydration.reload_trip(keys, trip_id)
+        await self._reloaded_trip(keys, trip_id)
+
+    async def _reloaded_trip(self, keys: Keys, trip_id: str) -> Trip | None:
+        """The trip, brought up to what Postgres knows. A crowd that needs it asks together: each by
+        itself would read its history, and tell once more what was missed."""
+        subject = (keys.zone, trip_id)
+        reloads = self._reloads.get(subject)
+        if reloads is None:
+            reloads = self._reloads[subject] = Questions(self._reload_trips)
+        return await reloads.find(subject)
+
+    async def _reload_trips(self, subjects: Sequence[_TripOfZone]) -> Mapping[_TripOfZone, Trip]:
+        trips = {}
+        for zone, trip_id in subjects:
+            trip = await self._rehydration.reload_trip(keys_of(zone), trip_id)
+            if trip is not None:
+                trips[zone, trip_id] = trip
+        return trips
 
     async def catch_up(self, keys: Keys, attempt: Attempt) -> None:
         await self._rehydration.reload(keys, attempt.trip_id, attempt.driver_id)

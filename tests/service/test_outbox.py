@@ -12,8 +12,10 @@ import pytest
 
 from dispatcher.core.errors import StoreUnavailable
 from dispatcher.core.times import now_ms
+from dispatcher.core.trips import Trip
 from dispatcher.jobs import reconcile
 from dispatcher.ledger.changes import Change, OutcomeCode
+from dispatcher.ledger.database import Database
 from dispatcher.live.comparison import ComparisonScripts
 from dispatcher.live.settle import Settler
 from dispatcher.service.outbox import Outbox
@@ -123,6 +125,41 @@ async def test_nobody_is_refused_by_a_state_whose_end_redis_has_not_heard(
     assert code_of(await city.act(driver("d2"), "accept", trip)) == told
     is_heard.set()
     assert (await ending).status == 200
+
+
+async def test_a_crowd_that_waits_for_one_change_asks_postgres_together(
+    city: City, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    crowd = [f"d{number}" for number in range(2, 62)]
+    await city.online("d1", *crowd)
+    trip = await city.trip()
+    for step in ("accept", "arrive", "start"):
+        assert (await city.act(driver("d1"), step, trip)).status == 200
+    settle, is_heard, is_waiting = Settler.settle, asyncio.Event(), asyncio.Event()
+
+    async def wait(*args: Any) -> bool:
+        if not is_waiting.is_set():
+            is_waiting.set()
+            await is_heard.wait()
+        return await settle(*args)
+
+    read, asked = Database.trip, 0
+
+    async def counted(*args: Any) -> Trip | None:
+        nonlocal asked
+        asked += 1
+        return await read(*args)
+
+    monkeypatch.setattr(Settler, "settle", wait)
+    monkeypatch.setattr(Database, "trip", counted)
+    ending = asyncio.ensure_future(city.act(driver("d1"), "complete", trip))
+    await is_waiting.wait()
+    answers = await asyncio.gather(*(city.act(driver(name), "accept", trip) for name in crowd))
+    assert {code_of(answer) for answer in answers} == {"trip_not_pending"}
+    is_heard.set()
+    assert (await ending).status == 200
+    assert asked < len(crowd) / 2
+    assert (await versions(city, trip)).count(4) <= 2, "by who asked, and by its own server"
 
 
 async def test_an_accept_that_nobody_settled_is_heard_of(
