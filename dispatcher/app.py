@@ -39,7 +39,7 @@ from dispatcher.web.endpoints import ENDPOINTS, hidden_endpoints
 from dispatcher.web.fastpath import make_runner
 from dispatcher.web.frame_handlers import FrameHandlers
 from dispatcher.web.handlers import Handlers
-from dispatcher.web.listening import BACKLOG, bind_socket, listen
+from dispatcher.web.listening import BACKLOG, METRICS, bind_metrics, listen
 from dispatcher.web.open_files import possible_connections, raise_open_files
 from dispatcher.web.websocket_endpoint import WebSocketEndpoint
 from dispatcher.zones_file import load_zones
@@ -236,16 +236,12 @@ async def _serve_metrics(
     """
     if settings.metrics_address is None:
         return None
-    host, _, port = settings.metrics_address.rpartition(":")
-    setting = "DISPATCHER_METRICS_ADDRESS"
-    if int(port) > 65_535:
-        raise SettingsError(f"{setting}: a port is 65535 at most")
     hidden = {endpoint.name for endpoint in ENDPOINTS} - {"metrics"}
     runner = make_runner(build_application(handlers, boundary, hidden=hidden), shutdown_timeout_s=1.0)
     await runner.setup()
     try:
-        sock = bind_socket(host.strip("[]"), int(port), shared=shared, setting=setting)
-        listen(sock, setting)
+        sock = bind_metrics(settings.metrics_address, shared=shared)
+        listen(sock, METRICS)
         await web.SockSite(runner, sock, backlog=BACKLOG).start()
     except SettingsError:
         await runner.cleanup()

@@ -9,6 +9,7 @@ import os
 import re
 import socket
 import sys
+from collections.abc import Iterator
 from typing import Final
 
 import structlog
@@ -21,7 +22,7 @@ from dispatcher.observe import logs
 from dispatcher.server.preflight import check_and_migrate, check_files
 from dispatcher.server.process import import_app, run_app, run_until_signal
 from dispatcher.server.process_pool import ProcessPool
-from dispatcher.web.listening import bind_socket
+from dispatcher.web.listening import METRICS, bind_metrics, bind_socket, kept_for_workers
 
 _log = structlog.get_logger("dispatcher")
 
@@ -102,9 +103,7 @@ class Supervisor:
             if settings.workers == 1:
                 await run_app(settings, sock, on_ready, self._stop)
             else:
-                # The workers share the port. This socket never listens: it keeps the port ours.
-                sock.close()
-                with bind_socket(settings.host, port, shared=True):
+                with _addresses_of_workers(settings, sock):
                     await ProcessPool(settings, port, on_ready, self._stop).run()
         finally:
             self._stop.set()
@@ -138,6 +137,20 @@ class Supervisor:
         }
         sys.stdout.write(f"ready {json.dumps(line)}\n")
         sys.stdout.flush()
+
+
+@contextlib.contextmanager
+def _addresses_of_workers(settings: Settings, sock: socket.socket) -> Iterator[None]:
+    """The workers share the port, and the address of metrics; both stay ours where all of them die.
+
+    Raises SettingsError if another process was faster.
+    """
+    with contextlib.ExitStack() as kept:
+        kept.enter_context(kept_for_workers(sock))
+        if settings.metrics_address is not None:
+            metrics = bind_metrics(settings.metrics_address, shared=False)
+            kept.enter_context(kept_for_workers(metrics, METRICS))
+        yield
 
 
 def complete_settings(given: Settings, urls: EngineUrls) -> Settings:

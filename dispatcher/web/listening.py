@@ -9,6 +9,8 @@ from dispatcher.config import SettingsError
 
 #: Connections that may wait to be accepted.
 BACKLOG: Final = 2048
+#: The setting of the address that metrics have of their own.
+METRICS: Final = "DISPATCHER_METRICS_ADDRESS"
 
 
 def bind_socket(host: str, port: int, *, shared: bool, setting: str | None = None) -> socket.socket:
@@ -34,6 +36,31 @@ def bind_socket(host: str, port: int, *, shared: bool, setting: str | None = Non
         sock.close()
         raise _not_to_be_had(host, port, setting, error) from None
     return sock
+
+
+def bind_metrics(address: str, *, shared: bool) -> socket.socket:
+    """The same for DISPATCHER_METRICS_ADDRESS, a host and a port."""
+    host, _, port = address.rpartition(":")
+    if int(port) > 65_535:
+        raise SettingsError(f"{METRICS}: a port is 65535 at most")
+    return bind_socket(host.strip("[]"), int(port), shared=shared, setting=METRICS)
+
+
+def kept_for_workers(sock: socket.socket, setting: str | None = None) -> socket.socket:
+    """In place of a bound socket, one that never listens, and keeps the address for workers: they listen
+    with shared sockets of their own.
+
+    Raises SettingsError if another process was faster.
+    """
+    # Two may bind one address as long as neither listens: who does is alone, and lets no other bind it,
+    # except for sockets of this user that are shared, as the one that is kept and the workers' are.
+    with sock:
+        listen(sock, setting)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        host, port = sock.getsockname()[:2]
+        kept = bind_socket(host, port, shared=True, setting=setting)
+        kept.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 0)  # nor binds anybody else from now on
+    return kept
 
 
 def listen(sock: socket.socket, setting: str | None = None) -> None:

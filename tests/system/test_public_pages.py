@@ -49,14 +49,15 @@ async def test_all_pages_are_public_where_nothing_is_said(serve: Serve) -> None:
     assert await server.stop() == 0
 
 
+@pytest.mark.parametrize("workers", ["1", "2"])
 async def test_an_address_that_is_taken_is_refused_by_name(
-    redis_url: str, database_url: str, data_dir: Path
+    redis_url: str, database_url: str, data_dir: Path, workers: str
 ) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         done = subprocess.run(
-            [sys.executable, "-m", "dispatcher", "serve"],
+            [sys.executable, "-m", "dispatcher", "serve", "--workers", workers],
             env={
                 "PATH": "/usr/bin:/bin",
                 "DISPATCHER_PORT": "0",
@@ -72,5 +73,7 @@ async def test_an_address_that_is_taken_is_refused_by_name(
             check=False,
         )
     assert done.returncode == 2
-    assert "DISPATCHER_METRICS_ADDRESS" in done.stderr
+    errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1
+    assert errors[0].startswith("error: DISPATCHER_METRICS_ADDRESS: ")
     assert "Traceback" not in done.stderr
