@@ -28,7 +28,7 @@ KEYED_COMMANDS: Final[dict[str, tuple[str, ...]]] = {
     "GEOSEARCH": ("FROMLONLAT", "1", "1", "BYRADIUS", "1", "m", "ASC"), "GET": (), "HGET": ("f",),
     "HDEL": ("f",), "HGETALL": (), "HINCRBY": ("f", "1"), "HMGET": ("f",), "HSET": ("f", "v"),
     "LINDEX": ("0",), "LLEN": (), "LPOP": (), "LRANGE": ("0", "1"),
-    "LREM": ("1", "v"), "MGET": (), "PERSIST": (), "PEXPIRE": ("1",), "PTTL": (), "RPOP": (),
+    "LREM": ("1", "v"), "MGET": (), "PERSIST": (), "PEXPIRE": ("1",), "PTTL": (),
     "RPUSH": ("v",), "SADD": ("m",), "SET": ("v",), "SISMEMBER": ("m",), "SMEMBERS": (), "UNLINK": (),
     "TYPE": (), "XACK": ("g", "1-1"), "XADD": ("*", "f", "v"), "XCLAIM": ("g", "c", "0", "1-1"),
     "XGROUP CREATE": ("g", "0"), "XPENDING": ("g",), "XRANGE": ("-", "+"), "XREADGROUP": (),
