@@ -14,7 +14,7 @@
 -- ARGV[2] lease in ms
 -- ARGV[3] fingerprint of the request, or empty: no key was sent
 -- ARGV[4] life of the idempotency record in ms
--- ARGV[5] what is resolved already, as words: key, trip, driver (Postgres was asked), limits (were counted)
+-- ARGV[5] what is resolved already, as words: key, trip, driver, change (Postgres was asked), limits (were counted)
 -- ARGV[6] entry for KEYS[3]
 -- ARGV[7] expected version, or empty
 -- ARGV[8] driver id
@@ -32,7 +32,7 @@ local expected, driver_id, policy = ARGV[7], ARGV[8], ARGV[9]
 local FIRST_LIMIT, FIRST_RATE = 9, 10
 --- @include "claim"
 
-if is_about_to_change() and not is_resolved('trip') then
+if is_about_to_change() and not is_resolved('change') then
   return reply('trip_busy')  -- whatever its state says here: it is asked again, and Postgres in the end
 end
 local state = redis.call('HMGET', trip, 'current_status', 'version')

@@ -10,7 +10,7 @@
 -- ARGV[2] lease in ms
 -- ARGV[3] fingerprint of the request, or empty: no key was sent
 -- ARGV[4] life of the idempotency record in ms
--- ARGV[5] what is resolved already, as words: key, trip (Postgres was asked), limits (were counted)
+-- ARGV[5] what is resolved already, as words: key, trip, change (Postgres was asked), limits (were counted)
 -- ARGV[6] entry for KEYS[3]
 -- ARGV[7] expected version, or empty
 -- ARGV[8...] pairs for the limits: most admitted, window in s
@@ -25,7 +25,7 @@ local expected = ARGV[7]
 local FIRST_LIMIT, FIRST_RATE = 6, 8
 --- @include "claim"
 
-if is_about_to_change() and not is_resolved('trip') then
+if is_about_to_change() and not is_resolved('change') then
   return reply('trip_busy')
 end
 local state = redis.call('HMGET', trip, 'current_status', 'version')

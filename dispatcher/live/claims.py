@@ -44,12 +44,13 @@ _ClaimedT = TypeVar("_ClaimedT")
 
 
 class Resolved(StrEnum):
-    """What is known already when a claim is asked for again: Postgres was asked for the key, the trip
-    or the driver; the limits have counted this request."""
+    """What is known already when a claim is asked for again: Postgres was asked for the key, the trip,
+    the driver, or what became of the change that is waited for; the limits have counted this request."""
 
     KEY = "key"
     TRIP = "trip"
     DRIVER = "driver"
+    CHANGE = "change"
     LIMITS = "limits"
 
 

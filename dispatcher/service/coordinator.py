@@ -197,7 +197,7 @@ class Coordinator:
                     if asked == _CLAIMS_BEFORE_RELOAD and attempt.trip_id:
                         # That change may have been committed, and its settle lost.
                         await decider.reload_trip(keys, attempt.trip_id)
-                        attempt = attempt.resolve(Resolved.TRIP)
+                        attempt = attempt.resolve(Resolved.CHANGE)
                     await asyncio.sleep(wait_s * random.uniform(0.5, 1.0))  # noqa: S311
                     wait_s = min(2 * wait_s, _MAX_WAIT_S)
                 case Unresolved():

@@ -1,13 +1,14 @@
 -- How every claim begins, and how it refuses. Needs clock.lua, limits.lua and idempotency.lua. The script says before
--- which key is trip_claim, and where the limits stand: FIRST_LIMIT in KEYS, FIRST_RATE, their rates, in ARGV. Most claims end here or soon after,
--- and each function that is made costs 50 ns: what is not needed until then is included later, like grant.lua.
+-- which key is trip_claim, and where the limits stand: FIRST_LIMIT in KEYS, FIRST_RATE, their rates, in ARGV. Most
+-- claims end here or soon after, and each function that is made costs 50 ns: what is not needed until then is included
+-- later, like grant.lua.
 -- The first keys and arguments of all claims are the same; each script's header names them, too.
 local epoch, record, claims = KEYS[1], KEYS[2], KEYS[3]
 local token, lease_ms, fingerprint = ARGV[1], tonumber(ARGV[2]), ARGV[3]
 local answer_ttl_ms, resolved, entry = ARGV[4], ARGV[5], ARGV[6]
 
--- Whether Postgres was asked already for what the word names: key, trip or driver; or, with the word limits, whether
--- an earlier claim of the same request has counted it.
+-- Whether Postgres was asked already for what the word names: key, trip, driver or the change that is waited for; or,
+-- with the word limits, whether an earlier claim of the same request has counted it.
 local function is_resolved(word)
   return resolved ~= '' and string.find(resolved, word, 1, true) ~= nil
 end

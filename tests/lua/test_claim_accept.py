@@ -84,7 +84,7 @@ async def test_no_state_refuses_that_is_about_to_change(zone: Zone, kind: str) -
     claim, ending = claim_of(zone, kind), f"node.e1{WAITED_FOR}"
     await zone.redis.set(zone.keys.trip_claim("z_1"), ending, px=LEASE_MS)
     assert code_of(await claim(zone.attempt(key=key()))) == "trip_busy"
-    asked = zone.attempt(key=key(), resolved=frozenset({Resolved.TRIP}))
+    asked = zone.attempt(key=key(), resolved=frozenset({Resolved.CHANGE}))
     assert code_of(await claim(asked)) == "trip_already_assigned"
     await zone.redis.set(zone.keys.trip_claim("z_1"), "node.a1", px=LEASE_MS)
     assert code_of(await claim(zone.attempt(key=key("k2")))) == "trip_already_assigned", "an accept's"
@@ -94,7 +94,7 @@ async def test_who_asked_postgres_still_waits_for_the_change(zone: Zone) -> None
     await zone.trip()
     await zone.driver()
     await zone.redis.set(zone.keys.trip_claim("z_1"), f"node.c1{WAITED_FOR}", px=LEASE_MS)
-    asked = zone.attempt(key=key(), resolved=frozenset({Resolved.TRIP}))
+    asked = zone.attempt(key=key(), resolved=frozenset({Resolved.CHANGE}))
     assert code_of(await zone.accept(asked)) == "trip_busy"
 
 

@@ -16,9 +16,11 @@ from dispatcher.core.trips import Trip
 from dispatcher.jobs import reconcile
 from dispatcher.ledger.changes import Change, OutcomeCode
 from dispatcher.ledger.database import Database
+from dispatcher.live.claims import WAITED_FOR
 from dispatcher.live.comparison import ComparisonScripts
 from dispatcher.live.settle import Settler
 from dispatcher.service.outbox import Outbox
+from dispatcher.service.rehydration import Rehydration
 from dispatcher.service.unheard_events import UnheardEvents
 from tests.harness.services import City, code_of, driver, open_city, rider
 
@@ -160,6 +162,27 @@ async def test_a_crowd_that_waits_for_one_change_asks_postgres_together(
     assert (await ending).status == 200
     assert asked < len(crowd) / 2
     assert (await versions(city, trip)).count(4) <= 2, "by who asked, and by its own server"
+
+
+async def test_a_trip_that_redis_forgot_while_its_change_was_waited_for_is_found(
+    city: City, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A zone that is loaded anew, in a failover for instance, has no trips that have ended."""
+    await city.online("d1", "d2")
+    trip = await city.trip()
+    for step in ("accept", "arrive", "start", "complete"):
+        assert (await city.act(driver("d1"), step, trip)).status == 200
+    keys, reload = city.keys(), Rehydration.reload_trip
+    await city.redis("SET", keys.trip_claim(trip), f"another.1{WAITED_FOR}", "PX", 10_000)
+
+    async def reload_and_lose(*args: Any, **named: Any) -> Trip | None:
+        found = await reload(*args, **named)
+        if await city.redis("DEL", keys.trip_claim(trip)):
+            await city.redis("DEL", keys.trip(trip))
+        return found
+
+    monkeypatch.setattr(Rehydration, "reload_trip", reload_and_lose)
+    assert code_of(await city.act(driver("d2"), "accept", trip)) == "trip_not_pending"
 
 
 async def test_an_accept_that_nobody_settled_is_heard_of(
