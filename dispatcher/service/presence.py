@@ -184,7 +184,7 @@ class Presence:
         `unreached` are zones that may have lost what they were told before a time of the monotonic
         clock, in s.
         """
-        return await self._tell(self.connections.due(unreached))
+        return await self._tell(await self.connections.due(unreached))
 
     def zones(self) -> set[str]:
         """The zones of this process' connections."""
