@@ -32,7 +32,7 @@ local expected, driver_id, policy = ARGV[7], ARGV[8], ARGV[9]
 local FIRST_LIMIT, FIRST_RATE = 9, 10
 --- @include "claim"
 
-if is_about_to_change() and not is_resolved('change') then
+if is_about_to_change and not is_resolved('change') then
   return reply('trip_busy')  -- whatever its state says here: it is asked again, and Postgres in the end
 end
 local state = redis.call('HMGET', trip, 'current_status', 'version')
@@ -59,7 +59,7 @@ elseif not is_free(who[1], who[2], who[3]) then
   return refuse('driver_not_available', version, status, true)
 elseif policy == 'offered' and tonumber(redis.call('ZSCORE', offers, driver_id) or 0) <= now_ms then
   return refuse('not_offered', version, status, false)
-elseif is_about_to_change() then
+elseif is_about_to_change then
   return reply('trip_busy')  -- not another driver's: it may come to nothing
 elseif not redis.call('SET', trip_claim, token, 'NX', 'PX', lease_ms) then
   -- Kept, though that claim may yet come to nothing: one key has one answer. A new try takes a new key.

@@ -25,7 +25,7 @@ local expected = ARGV[7]
 local FIRST_LIMIT, FIRST_RATE = 6, 8
 --- @include "claim"
 
-if is_about_to_change() and not is_resolved('change') then
+if is_about_to_change and not is_resolved('change') then
   return reply('trip_busy')
 end
 local state = redis.call('HMGET', trip, 'current_status', 'version')

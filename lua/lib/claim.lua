@@ -39,9 +39,7 @@ local trip_holder = known[3]
 
 -- Whether it is no accept: the trip may be free in a moment, or be over already, and Redis is to be told yet. The
 -- tokens of other attempts end in w (WAITED_FOR in dispatcher/live/claims.py).
-local function is_about_to_change()
-  return trip_holder and string.sub(trip_holder, -1) == 'w'
-end
+local is_about_to_change = trip_holder and string.sub(trip_holder, -1) == 'w'
 
 local function reply(code, ...)
   return { code, now_ms, limit_index, remaining, reset_ms, ... }
