@@ -5,7 +5,7 @@ of the connection admits; meanwhile nothing is read from it. A client that goes 
 disconnected. An honest call costs a subtraction and a few comparisons. What is leant on inside aiohttp,
 and is held by `tests/unit/test_guarded_connection.py`:
 
-- `RequestHandler.start` takes from `_messages`, 32 at most, what was parsed;
+- `_messages` holds what was parsed, 32 at most;
 - aiohttp's own holds are `_reading_paused` and `_buffer_paused`; `resume_reading` ends them, and then
   `_resume_transport_reading` reads on.
 """
@@ -207,7 +207,7 @@ class GuardedConnection(TimedConnection):
     # --- calls
 
     async def check_call(self, request: web.Request) -> HttpResponse | None:
-        """Looks closer at a call where the short look of `fastpath` did not do; a refusal, or None.
+        """Looks closer at a call where the short look of `connection` did not do; a refusal, or None.
 
         Waits where the connection has had its turn, or its share.
         """

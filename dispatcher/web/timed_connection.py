@@ -3,10 +3,10 @@
 The door looks at all connections with one timer, and a call itself costs nothing here. What is leant on
 inside aiohttp, and is held by `tests/unit/test_guarded_connection.py`:
 
-- `RequestHandler.start` waits for the next head on `_waiter`; `_request_count` counts what was parsed;
+- `_waiter` is there while the next head is waited for; `_request_count` counts what was parsed;
 - `_request_in_progress` is true while a request is answered, `_current_request` is None from when its
   handler is done, and `_paused` is true while its client does not read;
-- `RequestHandler.start` reads what is left of a refused body for `_lingering_time`.
+- what is left of a refused body is read for `_lingering_time`.
 """
 
 from __future__ import annotations
@@ -55,8 +55,6 @@ class TimedConnection(UpgradableConnection):
         web.RequestHandler.data_received(self, data)
         if self._request_count == before and self._waiter is not None:
             self._head_begun = before
-        if self._upgraded:
-            self._shed_message()
 
     def is_answering(self) -> bool:
         """Whether a call is being answered."""

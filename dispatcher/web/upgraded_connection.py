@@ -5,8 +5,6 @@ leaves one that was cut to the garbage collector, which may come late. Here an o
 request, and a closed one of whatever points back at it, so that counting references frees both. What is
 leant on inside aiohttp, and is held by `tests/unit/test_upgraded_connection.py`:
 
-- `RequestHandler.start` holds the message that it takes from `_messages` as long as the handler of the
-  request runs, and gives it to `request_factory` and to nobody else;
 - `RequestHandler.data_received` reads `_parser` and `_messages` until `set_parser`, and not after it;
 - `RequestHandler.data_received` hands what comes after an upgrade to the parser's `feed_data`;
 - a WebSocketReader ends the stream with 1002 at a frame whose reserved bits are set;
@@ -22,7 +20,7 @@ from collections.abc import Callable
 from typing import Any, Final, cast
 
 from aiohttp import web
-from aiohttp.http import RawRequestMessage, WebSocketReader
+from aiohttp.http import WebSocketReader
 from multidict import CIMultiDict, CIMultiDictProxy
 
 #: The headers of every request that has become a WebSocket.
@@ -35,20 +33,6 @@ _MASKED: Final = 0x80
 _SHORT, _MEDIUM = 125, 126
 #: Reserved bits, which no extension has claimed.
 _BROKEN_FRAME: Final = b"\x70\x00"
-
-
-class _MessageOnce:
-    """Stands in aiohttp's queue for the message of an upgrade, until its request is made."""
-
-    __slots__ = ("message",)
-
-    def __init__(self, message: RawRequestMessage) -> None:
-        self.message: RawRequestMessage | None = message
-
-    def take(self) -> RawRequestMessage:
-        message, self.message = self.message, None
-        assert message is not None
-        return message
 
 
 class MaskedFrames:
@@ -114,13 +98,6 @@ class UpgradableConnection(web.RequestHandler):
 
     __slots__ = ()
 
-    def _shed_message(self) -> None:
-        """What asked for the upgrade is held until its request is made, and no longer."""
-        if self._payload_parser is None and self._messages:
-            message, payload = self._messages[-1]
-            if isinstance(message, RawRequestMessage):
-                self._messages[-1] = cast(Any, (_MessageOnce(message), payload))
-
     def set_parser(
         self, parser: WebSocketReader, data_received_cb: Callable[[], None] | None = None
     ) -> None:
@@ -128,17 +105,6 @@ class UpgradableConnection(web.RequestHandler):
         super().set_parser(cast(WebSocketReader, MaskedFrames(parser)), data_received_cb)
         self._parser = None
         self._messages = _NO_MESSAGES
-
-
-def requests_of_upgrades(make_request: Callable[..., web.BaseRequest]) -> Any:
-    """A `request_factory` for UpgradableConnection, which makes requests by aiohttp's own."""
-
-    def make(message: Any, *others: Any) -> web.BaseRequest:
-        if type(message) is _MessageOnce:
-            message = message.take()
-        return make_request(message, *others)
-
-    return make
 
 
 def release_request(request: web.Request, websocket: web.WebSocketResponse) -> None:

@@ -8,8 +8,7 @@ import re
 import pytest
 import structlog
 
-from dispatcher.web.fastpath import encode
-from dispatcher.web.responses import HttpResponse
+from dispatcher.web.responses import HttpResponse, encode
 from tests.unit.http_harness import (
     ACTION,
     CREATE,

@@ -288,7 +288,7 @@ def test_what_is_overridden_exists() -> None:
     assert "_exception" in web.WebSocketResponse.__annotations__
 
 
-async def test_a_message_is_taken_once_and_a_declined_upgrade_is_answered() -> None:
+async def test_a_declined_upgrade_is_answered() -> None:
     async def handle(request: web.Request) -> web.Response:
         return web.Response(text=request.headers["Upgrade"] + request.path)
 
