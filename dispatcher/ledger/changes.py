@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime, timedelta
 from enum import StrEnum
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from dispatcher.core.idempotency import KeyedAnswer, StoredAnswer
-from dispatcher.core.times import moment
+
+#: From where Postgres counts.
+_POSTGRES_EPOCH: Final = datetime(2000, 1, 1, tzinfo=UTC)
+_POSTGRES_EPOCH_MS: Final = 946_684_800_000
 
 
 class Change(NamedTuple):
@@ -66,12 +70,27 @@ class Outcome(NamedTuple):
     stored: StoredAnswer | None = None
 
 
+async def take_changes(connection: Any) -> None:
+    """Makes a connection take what `to_composite` gives: times in ms since the epoch.
+
+    asyncpg's own way, by way of datetimes, takes as long as all else of a change. Times that are read
+    are datetimes, as on any other connection.
+    """
+    await connection.set_type_codec(
+        "timestamptz",
+        schema="pg_catalog",
+        format="tuple",
+        encoder=lambda at_ms: ((at_ms - _POSTGRES_EPOCH_MS) * 1000,),
+        decoder=lambda read: _POSTGRES_EPOCH + timedelta(microseconds=read[0]),
+    )
+
+
 def to_composite(index: int, change: Change, answer: KeyedAnswer | None) -> tuple[Any, ...]:
-    """The change as asyncpg encodes it: the composite's attributes in their order.
+    """The change as a connection encodes it that takes changes: the composite's attributes in order.
 
     `index` is its place in the batch, from 0.
     """
-    head = (index, *change[:17], moment(change.at_ms), *change[18:25])
+    head = (index, *change[:25])
     tail = change[25:]
     if answer is None:
         return (*head, None, None, None, None, None, None, None, None, *tail)
@@ -85,6 +104,6 @@ def to_composite(index: int, change: Change, answer: KeyedAnswer | None) -> tupl
         key.fingerprint,
         answer.body,
         answer.status,
-        moment(answer.expires_at_ms),
+        answer.expires_at_ms,
         *tail,
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Collection
 from typing import Any, Final
@@ -9,6 +10,7 @@ from typing import Any, Final
 import asyncpg
 
 from dispatcher.core.errors import StoreUnavailable
+from dispatcher.ledger.changes import take_changes
 from dispatcher.ledger.connections import connect
 from dispatcher.ledger.database import QUERIES, UNAVAILABLE_ERRORS
 from dispatcher.observe.series import COMMIT_BATCH_CHANGES, COMMIT_BATCH_SECONDS, ENGINE_ERRORS
@@ -52,7 +54,7 @@ class CommitSession:
             try:
                 # The statement's own timeout ends before ours, and ours before the claim's lease:
                 # past its lease, a claim's commit can no longer succeed.
-                self._connection = await connect(
+                connection = await connect(
                     self._url,
                     timeout=self._timeout_s,
                     server_settings=_SETTINGS
@@ -61,9 +63,16 @@ class CommitSession:
                         "lock_timeout": _in_ms(min(_LOCK_TIMEOUT_S, self._timeout_s / 2)),
                     },
                 )
+                try:
+                    async with asyncio.timeout(self._timeout_s):
+                        await take_changes(connection)
+                except BaseException:
+                    connection.terminate()
+                    raise
             except UNAVAILABLE_ERRORS as error:
                 ENGINE_ERRORS.add("postgres")
                 raise StoreUnavailable("postgres") from error
+            self._connection = connection
         return self._connection
 
     async def renew_plans(self, changes: int) -> None:

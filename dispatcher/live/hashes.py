@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Final
 
 from dispatcher.core.drivers import AvailabilityStatus, Driver
-from dispatcher.core.trips import Trip
+from dispatcher.core.trips import Layout, Trip, layout_of
 
 #: What every trip's hash has: settles write these with the first version.
 _ALWAYS_THERE: Final = frozenset(Trip._fields) - Trip._field_defaults.keys() | {
@@ -22,10 +23,17 @@ def flat_to_dict(flat: Sequence[str]) -> dict[str, str]:
 
 def trip_from_flat(flat: Sequence[str]) -> Trip:
     """A trip from a flat reply of HGETALL. Raises ValueError where it is none, or not a whole one."""
-    hash_ = dict(zip(flat[::2], flat[1::2], strict=True))
-    if not hash_.keys() >= _ALWAYS_THERE:
-        raise ValueError(f"a trip's hash lacks {sorted(_ALWAYS_THERE - hash_.keys())}")
-    return Trip.from_hash(hash_)
+    names, texts = tuple(flat[::2]), flat[1::2]
+    if len(names) != len(texts):
+        raise ValueError("a trip's hash lacks a value")
+    return Trip.from_texts(_layout_of_whole(names), texts)
+
+
+@lru_cache(maxsize=256)
+def _layout_of_whole(names: tuple[str, ...]) -> Layout:
+    if missing := _ALWAYS_THERE.difference(names):
+        raise ValueError(f"a trip's hash lacks {sorted(missing)}")
+    return layout_of(names)
 
 
 def driver_fields(driver: Driver) -> list[str]:

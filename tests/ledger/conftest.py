@@ -15,8 +15,9 @@ from tests.ledger.small_migrations import write
 @pytest.fixture
 async def ledger(database_url: str) -> AsyncIterator[LedgerDatabase]:
     """A migrated, empty database for this test alone, and a connection to it."""
-    connection = await asyncpg.connect(database_url)
-    yield LedgerDatabase(database_url, connection)
+    connection, committing = [await asyncpg.connect(database_url) for _ in range(2)]
+    yield LedgerDatabase(database_url, connection, committing)
+    await committing.close()
     await connection.close()
 
 

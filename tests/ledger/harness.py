@@ -16,7 +16,7 @@ import asyncpg
 from dispatcher.core.idempotency import IdempotencyKey, KeyedAnswer
 from dispatcher.core.times import moment
 from dispatcher.core.trips import Trip
-from dispatcher.ledger.changes import Change, Outcome, to_composite
+from dispatcher.ledger.changes import Change, Outcome, take_changes, to_composite
 from dispatcher.ledger.commit_session import send
 from dispatcher.ledger.commits import Commits
 
@@ -45,10 +45,11 @@ def parts_of(change: Change | Keyed) -> tuple[Change, KeyedAnswer | None]:
 
 @dataclass
 class LedgerDatabase:
-    """A migrated database: changes go in, rows come out."""
+    """A migrated database: changes go in by one connection, rows come out by the other."""
 
     url: str
     connection: asyncpg.Connection
+    committing: asyncpg.Connection
 
     async def commit(
         self, *changes: Change | Keyed, by: asyncpg.Connection | None = None
@@ -60,7 +61,9 @@ class LedgerDatabase:
     async def send(self, *changes: Change | Keyed, by: asyncpg.Connection | None = None) -> list[Any]:
         """The rows that the commit answers, in the order of the changes."""
         rows = [to_composite(i, *parts_of(change)) for i, change in enumerate(changes)]
-        found = await send(by or self.connection, rows)
+        connection = by or self.committing
+        await take_changes(connection)
+        found = await send(connection, rows)
         ordered = sorted(found, key=lambda row: row["idx"])
         assert [row["idx"] for row in ordered] == list(range(len(changes))), "one row per change"
         return ordered

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from dispatcher.core.times import moment
 from dispatcher.ledger.changes import Change
 from tests.ledger.harness import (
     AT_MS,
@@ -33,6 +34,17 @@ async def test_a_trip_s_whole_life_is_its_history(ledger: LedgerDatabase) -> Non
     )
     assert stamps is not None
     assert [round(s.timestamp() * 1000) - AT_MS for s in stamps] == [0, 1, 1, 2, 3, 4, 4]
+
+
+@pytest.mark.parametrize("at_ms", [0, 1, 946_684_799_999, 1_794_999_999_999, 253_402_300_799_999])
+async def test_times_are_exact_to_the_millisecond(ledger: LedgerDatabase, at_ms: int) -> None:
+    await start_with(ledger, keyed(create(at_ms=at_ms), key_of(), ends_ms=at_ms))
+    times = await ledger.one(
+        "SELECT created_at, (SELECT expires_at FROM idempotency_keys) FROM trip_requests"
+    )
+    assert times == (moment(at_ms),) * 2
+    by_the_same = await ledger.committing.fetchval("SELECT created_at FROM trip_requests")
+    assert by_the_same == moment(at_ms)
 
 
 async def test_a_released_trip_is_as_if_nobody_had_had_it(ledger: LedgerDatabase) -> None:
