@@ -49,7 +49,6 @@ elseif expected ~= '' and expected ~= version then
 end
 
 --- @include "eligibility"
---- @include "grant"
 local who = redis.call('HMGET', driver, 'is_online', 'availability_status', 'trip_id', 'vehicle_type')
 if not who[1] and not is_resolved('driver') then
   return reply('driver_unknown')
@@ -68,4 +67,5 @@ elseif not redis.call('SET', driver_claim, token, 'NX', 'PX', lease_ms) then
   redis.call('DEL', trip_claim)
   return refuse('driver_not_available', version, status, true)
 end
-return grant(redis.call('HGETALL', trip), who[4] or '', redis.call('ZRANGE', offers, 0, -1))
+--- @include "grant"
+return reply('claimed', redis.call('HGETALL', trip), who[4] or '', redis.call('ZRANGE', offers, 0, -1))

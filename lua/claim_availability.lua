@@ -42,7 +42,6 @@ local FIRST_LIMIT, FIRST_RATE = 9, 13
 if absentee ~= '' and tonumber(redis.call('ZSCORE', present, absentee) or 0) > now_ms then
   return reply('came_back')
 end
---- @include "grant"
 local who = redis.call('HMGET', driver, 'is_online', 'trip_id', 'vehicle_type', 'zone')
 if not who[1] and not is_resolved('driver') then
   return reply('driver_unknown')
@@ -75,4 +74,5 @@ redis.call('SET', driver_claim, token, 'NX', 'PX', lease_ms)
 if #released > 0 then
   redis.call('SET', trip_claim, token, 'NX', 'PX', lease_ms)
 end
-return grant(redis.call('HGETALL', driver), released)
+--- @include "grant"
+return reply('claimed', redis.call('HGETALL', driver), released)

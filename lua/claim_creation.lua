@@ -28,6 +28,6 @@ elseif redis.call('EXISTS', trip) == 1 then
   -- Neither state nor version is told: the id may be another customer's.
   return refuse('trip_exists', '-', '-', true)
 end
---- @include "grant"
 redis.call('SET', trip_claim, token, 'NX', 'PX', lease_ms)
-return grant()
+--- @include "grant"
+return reply('claimed')

@@ -40,4 +40,4 @@ elseif expected ~= '' and expected ~= version then
   return refuse('version_conflict', version, status, true)
 end
 --- @include "grant"
-return grant(redis.call('HGETALL', trip))
+return reply('claimed', redis.call('HGETALL', trip))

@@ -30,7 +30,6 @@ local trip, trip_claim, offers = KEYS[4], KEYS[5], KEYS[6]
 local expected, role, actor, sources = ARGV[7], ARGV[8], ARGV[9], ARGV[10]
 local FIRST_LIMIT, FIRST_RATE = 7, 11
 --- @include "claim"
---- @include "grant"
 local state = redis.call('HMGET', trip, 'current_status', 'version', 'driver_id', 'customer_id')
 local status, version = state[1], state[2]
 if not status and not is_resolved('trip') then
@@ -52,4 +51,5 @@ elseif not redis.call('SET', trip_claim, token, 'NX', 'PX', lease_ms) then
   -- Not counted: the caller waits for the other change and asks again.
   return reply('trip_busy')
 end
-return grant(redis.call('HGETALL', trip), redis.call('ZRANGE', offers, 0, -1))
+--- @include "grant"
+return reply('claimed', redis.call('HGETALL', trip), redis.call('ZRANGE', offers, 0, -1))

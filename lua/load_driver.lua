@@ -19,6 +19,8 @@
 -- RETURNS 1 where it was written, 0 where the live state was as new
 --- @include "clock"
 --- @include "eligibility"
+--- @include "driver_state"
+--- @include "gone"
 local driver, geo, seen, former_geo, queue, vehicles = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6]
 local version, driver_id = tonumber(ARGV[1]), ARGV[2]
 local lat, lng, fix_ms = ARGV[3], ARGV[4], ARGV[5]

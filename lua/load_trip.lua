@@ -22,7 +22,8 @@
 -- ARGV[9...] the n drivers, then field-value pairs of the trip
 -- RETURNS 1 where it was written, 0 where the live state was as new
 --- @include "clock"
---- @include "eligibility"
+--- @include "driver_state"
+--- @include "gone"
 local trip, driver, former, waves, offers, barred = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6]
 local geo, wake = KEYS[7], KEYS[8]
 local version, trip_id, ttl_s = tonumber(ARGV[1]), ARGV[2], ARGV[3]

@@ -39,7 +39,8 @@
 --   code is offered, nobody (found), exhausted (its time is over), or moved (not this wave's turn, or not this server's, any more)
 --- @include "clock"
 --- @include "fence"
---- @include "eligibility"
+--- @include "driver_state"
+--- @include "freshness"
 --- @include "queues"
 --- @include "candidates"
 --- @include "distance"

@@ -22,6 +22,7 @@
 --- @include "clock"
 --- @include "limits"
 --- @include "eligibility"
+--- @include "freshness"
 --- @include "queues"
 local epoch, geo, seen, vehicles = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
 local fix_age_ms, vehicle_type, limits, queues = tonumber(ARGV[1]), ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4])

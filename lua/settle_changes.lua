@@ -33,6 +33,9 @@
 --   trips, they are told of their withdrawal, and a list stands for the number: the number, now in ms, then those trips
 --- @include "clock"
 --- @include "eligibility"
+--- @include "freshness"
+--- @include "driver_state"
+--- @include "gone"
 local claims, seen, events, channels, waves = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
 local turned_down, wake = KEYS[6], KEYS[7]
 local fix_age_ms = tonumber(ARGV[1])

@@ -24,9 +24,8 @@ local function whole(number)
   return string.format('%.0f', number)
 end
 --- @end
---- @copy "eligibility"
--- Whether a driver may be offered a trip, or has nothing to do here any more. Needs clock.lua. The values are those of
--- the driver's hash.
+--- @copy "driver_state"
+-- What the hash of a driver says of them, value by value.
 
 local function works(is_online)
   return is_online == '1'
@@ -39,10 +38,9 @@ end
 local function has_trip(trip_id)
   return (trip_id or '') ~= ''
 end
-
-local function is_free(is_online, availability_status, trip_id)
-  return works(is_online) and wants_trips(availability_status) and not has_trip(trip_id)
-end
+--- @end
+--- @copy "freshness"
+-- How old a driver's last position is. Needs clock.lua. The values are those of the driver's hash.
 
 local function has_fix(fix_ms)
   return fix_ms and true or false
@@ -50,13 +48,6 @@ end
 
 local function is_fresh(fix_ms, fix_age_ms)
   return (fix_ms and tonumber(fix_ms) > now_ms - fix_age_ms) or false
-end
-
--- The hash of a driver who is offline and has no trip ends after this long; Postgres knows them.
-local GONE_S = 3600
-
-local function is_gone(is_online, trip_id)
-  return not works(is_online) and not has_trip(trip_id)
 end
 --- @end
 --- @copy "queues"
@@ -71,7 +62,8 @@ end
 --- @end
 --- @copy "candidates"
 -- What stands between a driver near a pickup and an offer of its trip: a wave offers to whom no filter refuses, and an
--- explanation shows what each filter says. Needs clock.lua, eligibility.lua and queues.lua. What the filters judge:
+-- explanation shows what each filter says. Needs clock.lua, driver_state.lua,
+-- freshness.lua and queues.lua. What the filters judge:
 --   driver: is_online, availability_status, trip_id, fix_ms, vehicle_type, queue, queue_until as in the hash;
 --     presence_ends_ms (0: none); is_barred, has_passed; offered_until_ms (of this trip; 0: never); open_offers; is_asked
 --     where a queue asks them for another trip just now

@@ -3,16 +3,12 @@
 --   D <fingerprint> <status> <body>            done, as Postgres keeps it
 --   N <fingerprint> <code> <version> <state>   refused: kept here alone, since a refusal has no effect
 
--- Until when (ms) a missing record may still exist in Postgres; the second word of the zone's epoch.
-local function horizon_ms(epoch)
-  return tonumber(string.match(epoch, '^%d+ (%d+)'))
-end
-
 -- Returns nil to go on, or the code to answer with, and the record without its fingerprint.
 -- `asked` says that Postgres has been asked and knows no answer.
 local function judge_key(record, fingerprint, asked, epoch)
   if not record then
-    if not asked and horizon_ms(epoch) > now_ms then
+    -- The second word of the zone's epoch: until when (ms) it may still exist in Postgres.
+    if not asked and tonumber(string.match(epoch, '^%d+ (%d+)')) > now_ms then
       return 'key_unresolved'
     end
     return nil

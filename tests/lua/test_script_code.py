@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from typing import Any
 
+import lupa.lua51 as lua51
 import pytest
 import redis.asyncio
 
@@ -75,9 +77,30 @@ def test_what_is_included_exists_and_is_used(name: str) -> None:
     used = code
     for library in reversed(includes_of(name)):
         assert library in LIBRARIES
-        assert any(re.search(rf"\b{word}\b", used) for word in offered_by(library)), library
+        does_something = re.search(r"^(?:if|redis)\b", library_text(library), re.MULTILINE)
+        is_named = any(re.search(rf"\b{word}\b", used) for word in offered_by(library))
+        assert is_named or does_something, library
         used += library_text(library)
     assert "@include" not in read_script(name)
+
+
+def test_whether_a_driver_is_free_is_said_alike_twice() -> None:
+    """`eligibility.lua` spells out, for speed, what the filters of `candidates.lua` ask one by one."""
+    both = library_text("driver_state") + library_text("eligibility")
+    free, asked = lua51.LuaRuntime().execute(  # type: ignore[attr-defined]
+        both
+        + """
+        return is_free, function(is_online, availability_status, trip_id)
+          return works(is_online) and wants_trips(availability_status) and not has_trip(trip_id)
+        end"""
+    )
+    drivers = list(
+        itertools.product(
+            ("1", "0", "", False), ("available", "unavailable", "", False), ("z_1", "", False, None)
+        )
+    )
+    assert [free(*driver) for driver in drivers] == [asked(*driver) for driver in drivers]
+    assert sum(free(*driver) for driver in drivers) == 3
 
 
 # --- keys, globals, commands
