@@ -54,21 +54,21 @@ class CommitSession:
             try:
                 # The statement's own timeout ends before ours, and ours before the claim's lease:
                 # past its lease, a claim's commit can no longer succeed.
-                connection = await connect(
-                    self._url,
-                    timeout=self._timeout_s,
-                    server_settings=_SETTINGS
-                    | {
-                        "statement_timeout": _in_ms(self._timeout_s * 0.9),
-                        "lock_timeout": _in_ms(min(_LOCK_TIMEOUT_S, self._timeout_s / 2)),
-                    },
-                )
-                try:
-                    async with asyncio.timeout(self._timeout_s):
+                async with asyncio.timeout(self._timeout_s):
+                    connection = await connect(
+                        self._url,
+                        timeout=self._timeout_s,
+                        server_settings=_SETTINGS
+                        | {
+                            "statement_timeout": _in_ms(self._timeout_s * 0.9),
+                            "lock_timeout": _in_ms(min(_LOCK_TIMEOUT_S, self._timeout_s / 2)),
+                        },
+                    )
+                    try:
                         await take_changes(connection)
-                except BaseException:
-                    connection.terminate()
-                    raise
+                    except BaseException:
+                        connection.terminate()
+                        raise
             except UNAVAILABLE_ERRORS as error:
                 ENGINE_ERRORS.add("postgres")
                 raise StoreUnavailable("postgres") from error

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
 import pytest
 
 from dispatcher.core.errors import StoreUnavailable
 from dispatcher.core.idempotency import IdempotencyKey
 from dispatcher.ledger.changes import Outcome, OutcomeCode
+from dispatcher.ledger.commit_session import CommitSession
 from tests.ledger.harness import (
     LedgerDatabase,
     accept,
@@ -94,3 +96,22 @@ async def test_a_change_reads_as_little_as_ever_once_the_tables_have_grown(
             await asyncio.sleep(0.01)
     read = await ledger.connection.fetchval(_READ) - before
     assert read / len(outcomes) < 40
+
+
+async def test_a_session_that_hangs_while_it_is_set_up_is_given_up(
+    ledger: LedgerDatabase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[Any] = []
+
+    async def hang(connection: Any) -> None:
+        made.append(connection)
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr("dispatcher.ledger.commit_session.take_changes", hang)
+    session = CommitSession(ledger.url, timeout_s=0.5)
+    with pytest.raises(StoreUnavailable):
+        await session.connected()
+    assert [connection.is_closed() for connection in made] == [True]
+    monkeypatch.undo()
+    assert await (await session.connected()).fetchval("SELECT 1") == 1
+    await session.close()
