@@ -109,6 +109,23 @@ async def test_a_client_that_leaves_while_its_body_is_dropped_leaves_nothing(ser
     assert lines == []
 
 
+async def test_a_client_that_is_gone_before_its_call_is_taken_is_not_answered() -> None:
+    async def respond(_: Any) -> Any:
+        raise AssertionError("nobody waits for it")
+
+    connection = fastpath._Server(respond)()
+    transport = mock.Mock(asyncio.Transport, get_extra_info=mock.Mock(return_value=None))
+    with structlog.testing.capture_logs() as lines:
+        connection.connection_made(transport)
+        task = connection._task_handler
+        assert task is not None
+        await asyncio.sleep(0)  # it waits for a call
+        connection.data_received(CALL)
+        connection.connection_lost(None)
+        await asyncio.wait_for(task, WITHIN_S)
+    assert lines == []
+
+
 async def test_a_body_that_comes_late_is_dropped_and_the_connection_goes_on(server: Server) -> None:
     reader, writer = await server.connect()
     writer.write(b"POST /unread HTTP/1.1\r\nHost: h\r\nContent-Length: 4\r\n\r\n{")
