@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from enum import StrEnum
 from typing import Any, Final, NamedTuple
 
 from dispatcher.core.idempotency import KeyedAnswer, StoredAnswer
+from dispatcher.core.times import moment
 
-#: From where Postgres counts.
-_POSTGRES_EPOCH: Final = datetime(2000, 1, 1, tzinfo=UTC)
+#: From where Postgres counts: 2000-01-01, in ms since the epoch.
 _POSTGRES_EPOCH_MS: Final = 946_684_800_000
+_POSTGRES_EPOCH: Final = moment(_POSTGRES_EPOCH_MS)
 
 
 class Change(NamedTuple):

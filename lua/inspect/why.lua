@@ -62,8 +62,8 @@ end
 --- @end
 --- @copy "candidates"
 -- What stands between a driver near a pickup and an offer of its trip: a wave offers to whom no filter refuses, and an
--- explanation shows what each filter says. Needs clock.lua, driver_state.lua,
--- freshness.lua and queues.lua. What the filters judge:
+-- explanation shows what each filter says. Needs clock.lua, driver_state.lua, freshness.lua and queues.lua. What the
+-- filters judge:
 --   driver: is_online, availability_status, trip_id, fix_ms, vehicle_type, queue, queue_until as in the hash;
 --     presence_ends_ms (0: none); is_barred, has_passed; offered_until_ms (of this trip; 0: never); open_offers; is_asked
 --     where a queue asks them for another trip just now
