@@ -70,7 +70,7 @@ class Connection(GuardedConnection):
                     await self._waiter
                 finally:
                     self._waiter = None
-                if self._force_close:
+                if self.transport is None:
                     return  # the client has sent a call, and left before it was taken
             request, respond = self._take_call()
             self._request_in_progress, self._current_request = True, request
