@@ -76,6 +76,26 @@ async def test_a_page_is_one_call_and_none_while_nobody_sees_it(
     assert calls == ["admin/driver/d-1"]
 
 
+async def test_a_page_knows_the_place_of_a_driver_whom_the_frames_tell_of_later(
+    server: Server, apps: Apps, open_screen: Any
+) -> None:
+    await apps.online("d-1", "d-2")
+    await apps.post("driver/availability", "driver", "d-1", {"is_online": False})
+    screen = await open_screen(server)
+    await screen.sign_in()
+    await screen.go("drivers")
+    await expect(screen.row("d-2")).to_be_visible()
+    await expect(screen.row("d-1")).to_have_count(0)
+    await screen.go("driver/d-1")
+    await expect(screen.page.locator(".facts")).to_contain_text("40.75590, -73.98640")
+
+    await screen.page.evaluate(_HIDE, True)
+    there = {"lat": 40.7659, "lng": -73.9764}
+    body = {"is_online": True, "availability_status": "available", "location": there}
+    await apps.post("driver/availability", "driver", "d-1", body)
+    await expect(screen.page.locator(".facts")).to_contain_text("40.76590, -73.97640")
+
+
 async def test_a_page_that_could_not_be_read_says_so_and_is_read_again(
     server: Server, apps: Apps, open_screen: Any
 ) -> None:

@@ -11,13 +11,14 @@ export function project(lat, lng) {
 
 /** One driver: where they are shown moves from where they were to where they are. */
 class Driver {
-  constructor(id, row) {
+  constructor(id, row, now) {
     this.id = id;
     [this.state, this.lat, this.lng, this.tripId, this.vehicle] = row;
     [this.x, this.y] = project(this.lat, this.lng);
     this.fromX = this.x;
     this.fromY = this.y;
     this.movedAt = -Infinity; // as far as was seen
+    this.seenAt = now; // by the first frame that had them
   }
 
   take(row, now, glideMs) {
@@ -67,7 +68,7 @@ export class City extends EventTarget {
     for (const [id, row] of Object.entries(frame.drivers)) {
       const driver = this.drivers.get(id);
       if (driver) driver.take(row, now, this.glideMs);
-      else this.drivers.set(id, new Driver(id, row));
+      else this.drivers.set(id, new Driver(id, row, now));
     }
     for (const id of frame.drivers_gone) this.drivers.delete(id);
     for (const trip of frame.trips) this.trips.set(trip.id, trip);

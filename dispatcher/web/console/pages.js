@@ -208,6 +208,10 @@ export class TripPage extends Page {
   }
 }
 
+function placeOf({ lat, lng }) {
+  return `${lat.toFixed(5)}, ${lng.toFixed(5)}`;
+}
+
 /** A score in seconds; where a queue decided, the driver's number in it. */
 function scoreOf(score) {
   return score.queue ? `#${score.position}` : seconds(score.total_s);
@@ -252,11 +256,12 @@ export class DriverPage extends Page {
   /** The position that was read, or the city's where the driver has moved since. */
   #positionText() {
     if (!this.fix) return "none yet";
+    const { readAt, age_s: ageS, ...fix } = this.fix;
     const driver = this.context.city.drivers.get(this.id);
-    const now = performance.now();
-    const hasMoved = driver && driver.movedAt > this.fix.readAt;
-    const [{ lat, lng }, age] = hasMoved ? [driver, (now - driver.movedAt) / 1000] : [this.fix, this.fix.age_s + (now - this.fix.readAt) / 1000];
-    return `${lat.toFixed(5)}, ${lng.toFixed(5)}, ${span(age)} old`;
+    // Frames that have them for the first time tell where they are, and not since when.
+    const hasMoved = driver && (driver.movedAt > readAt || driver.seenAt > readAt && placeOf(driver) !== placeOf(fix));
+    const since = hasMoved ? Math.max(driver.movedAt, driver.seenAt) : readAt - 1000 * ageS;
+    return `${placeOf(hasMoved ? driver : fix)}, ${span((performance.now() - since) / 1000)} old`;
   }
 
   async read() {
