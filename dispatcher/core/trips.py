@@ -147,12 +147,19 @@ _FIELDS: Final = {
 _EMPTY_ROW: Final = tuple(Trip._field_defaults.get(name) for name in _FIELDS)
 
 
+# What raises is not remembered, so the memory of orders is bounded by this, whatever Redis holds.
+_MAX_NAMES_CHARS: Final = 1024
+
+
 @lru_cache(maxsize=256)
 def layout_of(names: tuple[str, ...]) -> Layout:
     """Where a hash of these fields, in this order, has what of a trip; other fields are passed over.
 
-    Trips have few such orders, and to look up each field of each trip takes twice as long.
+    Trips have few such orders, and to look up each field of each trip takes twice as long. Raises
+    ValueError where the names are far longer, all together, than the 270 characters of a trip's.
     """
+    if sum(map(len, names)) > _MAX_NAMES_CHARS:
+        raise ValueError(f"a trip's hash has {len(names)} fields, whose names are too long")
     return tuple((at, *_FIELDS[name]) for at, name in enumerate(names) if name in _FIELDS)
 
 
