@@ -69,7 +69,8 @@ class CommitSession:
                     except BaseException:
                         connection.terminate()
                         raise
-            except UNAVAILABLE_ERRORS as error:
+            except (*UNAVAILABLE_ERRORS, asyncpg.LockNotAvailableError) as error:
+                # A new session reads Postgres' own catalog, which an operator may have locked.
                 ENGINE_ERRORS.add("postgres")
                 raise StoreUnavailable("postgres") from error
             self._connection = connection

@@ -115,3 +115,15 @@ async def test_a_session_that_hangs_while_it_is_set_up_is_given_up(
     monkeypatch.undo()
     assert await (await session.connected()).fetchval("SELECT 1") == 1
     await session.close()
+
+
+async def test_a_session_that_cannot_look_at_the_catalog_is_a_postgres_that_is_away(
+    ledger: LedgerDatabase,
+) -> None:
+    session = CommitSession(ledger.url, timeout_s=5)
+    async with ledger.connection.transaction():
+        await ledger.connection.execute("LOCK TABLE pg_class IN ACCESS EXCLUSIVE MODE")
+        with pytest.raises(StoreUnavailable):
+            await session.connected()
+    assert await (await session.connected()).fetchval("SELECT 1") == 1
+    await session.close()
