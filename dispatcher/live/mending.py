@@ -15,7 +15,7 @@ from typing import Any, Final
 
 import structlog
 
-from dispatcher.core.errors import StoreUnavailable
+from dispatcher.core.errors import CorruptState, StoreUnavailable
 from dispatcher.live.keys import keys_of
 from dispatcher.live.pipeline import Pipeline
 from dispatcher.live.redis_errors import UNREADABLE
@@ -88,16 +88,16 @@ class Mending:
 
     async def _unreadable(self, name: str, rest: str, shape: Shape) -> str:
         command = self._pipeline.command
-        if shape.type == "hash":
-            content: Any = await command("HGETALL", name)
-        elif shape.type == "list":
-            content = await command("LRANGE", name, 0, -1)
-        else:
-            content = await command("GET", name)
         try:
+            if shape.type == "hash":
+                content: Any = await command("HGETALL", name)
+            elif shape.type == "list":
+                content = await command("LRANGE", name, 0, -1)
+            else:
+                content = await command("GET", name)
             if content and shape.check is not None:
                 shape.check(content, rest)
-        except UNREADABLE as error:
+        except (*UNREADABLE, CorruptState) as error:
             return f"cannot be read: {error!r}"
         return ""
 

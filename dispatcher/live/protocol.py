@@ -147,7 +147,13 @@ class CallProtocol(RedisProtocol):
     def replies_received(self) -> None:
         parser, calls, on_reply = self.parser, self._calls, self._on_reply
         received = 0
-        while (reply := parser.gets()) is not False:
+        while True:
+            try:
+                reply = parser.gets()
+            except UnicodeDecodeError as error:
+                reply = error  # the parser goes on with the next one
+            if reply is False:
+                break
             received += 1
             on_reply(calls.popleft(), reply)
         self._is_silent = False

@@ -84,12 +84,14 @@ def is_no_help(error: Exception) -> bool:
 
 
 def error_of(error: Exception) -> Exception:
-    """What a caller is told of an error reply: StoreUnavailable where nothing was done, ReplyLost where
-    that is not known, else the error itself."""
+    """What a caller is told of an error reply: StoreUnavailable where nothing was done, CorruptState of
+    what is no UTF-8, ReplyLost where it is not known what was done, else the error itself."""
     # redis-py cuts the code off where it has a class for it. Each future gets an exception of its own.
     if isinstance(error, StoreUnavailable):
         return type(error)(*error.args)
     text = str(error)
+    if isinstance(error, UnicodeDecodeError):  # nothing but text is written by us
+        return CorruptState(text)
     is_unavailable = isinstance(error, UNAVAILABLE_ERRORS) or _code_of(text) in UNAVAILABLE_CODES
     # A script that is unknown though it was loaded: another node answers than the one that was given it.
     if is_unavailable or is_unknown_script(error) or _is_unknown_error(text):

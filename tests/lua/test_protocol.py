@@ -22,7 +22,7 @@ import uvloop
 from redis.exceptions import ResponseError
 
 import dispatcher.live
-from dispatcher.core.errors import StoreUnavailable
+from dispatcher.core.errors import CorruptState, StoreUnavailable
 from dispatcher.live.client import connect
 from dispatcher.live.pipeline import Pipeline
 from dispatcher.live.protocol import Call, CallProtocol, RedisProtocol, has_socket
@@ -219,6 +219,20 @@ async def test_each_reply_belongs_to_the_oldest_call(connection: Any) -> None:
         while done < 4:
             await asyncio.sleep(0.001)
     assert answered == [(call, call.command[1]) for batch in batches for call in batch]
+
+
+async def test_a_reply_that_is_no_text_fails_its_own_call_alone(client: Any) -> None:
+    pipeline = Pipeline(client)
+    stumbled: list[str] = []
+    pipeline.on_corrupt = stumbled.extend
+    await client.hset("odd", mapping={"a": b"\xff", "b": "1"})
+    before = await pipeline.command("CLIENT", "ID")
+    calls = [pipeline.command(*each) for each in (("ECHO", "1"), ("HGETALL", "odd"), ("ECHO", "2"))]
+    first, odd, last = await asyncio.gather(*calls, return_exceptions=True)
+    assert (first, last, type(odd)) == ("1", "2", CorruptState)
+    assert stumbled == ["odd"]
+    assert await pipeline.command("CLIENT", "ID") == before
+    await pipeline.close()
 
 
 async def test_a_redis_that_is_silent_is_away(client: Any) -> None:
