@@ -26,6 +26,8 @@ log = structlog.get_logger("dispatcher.mending")
 #: Keys that wait to be looked into at most: a call that stumbles again names them again.
 _MAX_SUSPECTS: Final = 10_000
 _AT_ONCE: Final = 100
+#: Members or entries that are read at once.
+_PAGE: Final = 1_000
 
 
 class Mending:
@@ -84,22 +86,43 @@ class Mending:
             return f"is a {kind} and not a {shape.type}"
         if shape.ends and await command("PTTL", name) == -1:
             return "never ends"
-        return await self._unreadable(name, parts.rest, shape) if deep and shape.check else ""
+        return await self._unreadable(name, parts.rest, shape) if deep else ""
 
     async def _unreadable(self, name: str, rest: str, shape: Shape) -> str:
-        command = self._pipeline.command
         try:
-            if shape.type == "hash":
-                content: Any = await command("HGETALL", name)
-            elif shape.type == "list":
-                content = await command("LRANGE", name, 0, -1)
-            else:
-                content = await command("GET", name)
+            content = await self._content(name, shape.type)
             if content and shape.check is not None:
                 shape.check(content, rest)
         except (*UNREADABLE, CorruptState) as error:
             return f"cannot be read: {error!r}"
         return ""
+
+    async def _content(self, name: str, kind: str) -> Any:
+        """What a key holds; None of what may be long, which is read in pages.
+
+        Raises CorruptState where some of it is no UTF-8.
+        """
+        command = self._pipeline.command
+        match kind:
+            case "hash":
+                return await command("HGETALL", name)
+            case "list":
+                return await command("LRANGE", name, 0, -1)
+            case "string":
+                return await command("GET", name)
+            case "set":
+                return await command("SMEMBERS", name)
+            case "stream":
+                after = "-"
+                while entries := await command("XRANGE", name, after, "+", "COUNT", _PAGE):
+                    after = f"({entries[-1][0]}"
+            case _:
+                cursor = "0"
+                while True:
+                    cursor, _ = await command("ZSCAN", name, cursor, "COUNT", _PAGE)
+                    if cursor == "0":
+                        break
+        return None
 
     async def _work(self) -> None:
         while self._suspects:

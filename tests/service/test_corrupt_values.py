@@ -172,10 +172,10 @@ async def _survives(city: City, scene: Scene, what: str, *, operator: bool) -> N
         raise AssertionError(what) from error
 
 
-Corrupt = Callable[[City, str, str], Coroutine[Any, Any, object]]
+Corrupt = Callable[[City, str, str | bytes], Coroutine[Any, Any, object]]
 
 
-async def _of_another_type(city: City, name: str, text: str) -> None:
+async def _of_another_type(city: City, name: str, text: str | bytes) -> None:
     kind = await city.redis("TYPE", name)
     await city.redis("DEL", name)
     if kind == "hash":
@@ -184,7 +184,7 @@ async def _of_another_type(city: City, name: str, text: str) -> None:
         await city.redis("HSET", name, "f", text)
 
 
-async def _with_garbage(city: City, name: str, text: str) -> None:
+async def _with_garbage(city: City, name: str, text: str | bytes) -> None:
     """The right type, and what no server writes."""
     parts = parse_name(name)
     assert parts is not None
@@ -208,7 +208,7 @@ async def _with_garbage(city: City, name: str, text: str) -> None:
             await city.redis("XADD", name, "*", text or "f", text)
 
 
-async def _cut_down(city: City, name: str, text: str) -> None:
+async def _cut_down(city: City, name: str, text: str | bytes) -> None:
     """A part of it, or nothing, is there."""
     fields = await city.redis("HGETALL", name) if await city.redis("TYPE", name) == "hash" else None
     if fields:
@@ -218,7 +218,7 @@ async def _cut_down(city: City, name: str, text: str) -> None:
         await city.redis("DEL", name)
 
 
-async def _for_ever(city: City, name: str, text: str) -> None:
+async def _for_ever(city: City, name: str, text: str | bytes) -> None:
     """It never ends; what is not there is there now, as a server would write it."""
     parts = parse_name(name)
     assert parts is not None
@@ -227,17 +227,15 @@ async def _for_ever(city: City, name: str, text: str) -> None:
     await city.redis("PERSIST", name)
 
 
+TEXTS = ["", "x", "-1", "1e400", "nan", "{}", "a b c", "9" * 30, "\0", "L x", "pending", b"\xff"]
 CORRUPTIONS: list[Corrupt] = [_of_another_type, _with_garbage, _cut_down, _for_ever]
 
 
-async def test_every_key_of_another_type(city: City) -> None:
+@pytest.mark.parametrize("corruption, value", [(_of_another_type, "x"), (_with_garbage, b"\xff")])
+async def test_every_key(city: City, corruption: Corrupt, value: str | bytes) -> None:
     scene = Scene(city)
     await scene.set()
-    kinds: dict[str, str] = {}
-    for name in await scene.keys():
-        parts = parse_name(name)
-        assert parts is not None, name
-        kinds.setdefault(parts.kind, name)
+    kinds = {parts.kind: name for name in await scene.keys() if (parts := parse_name(name))}
     assert kinds.keys() == SHAPES.keys()
     at_once = 4
     for some in (list(kinds)[i : i + at_once] for i in range(0, len(kinds), at_once)):
@@ -245,14 +243,14 @@ async def test_every_key_of_another_type(city: City) -> None:
         await scene.set()
         of_kind = {parts.kind: name for name in await scene.keys() if (parts := parse_name(name))}
         for kind in some:
-            await _of_another_type(city, of_kind[kind], "x")
-        await _survives(city, scene, f"other types: {some}", operator=False)
+            await corruption(city, of_kind[kind], value)
+        await _survives(city, scene, f"{corruption.__name__} {value!r}: {some}", operator=False)
 
 
 async def test_whatever_stands_at_a_key(city: City) -> None:
     loop = asyncio.get_running_loop()
 
-    async def example(corruption: Corrupt, at: float, text: str, seed: int) -> None:
+    async def example(corruption: Corrupt, at: float, text: str | bytes, seed: int) -> None:
         scene = Scene(city)
         await scene.set()
         names = await scene.keys()
@@ -268,11 +266,10 @@ async def test_whatever_stands_at_a_key(city: City) -> None:
     @given(
         st.sampled_from(CORRUPTIONS),
         st.floats(0, 1, exclude_max=True),
-        st.sampled_from(["", "x", "-1", "1e400", "nan", "{}", "a b c", "9" * 30, "\0", "L x", "pending"])
-        | st.text(st.characters(exclude_categories=["Cs"]), max_size=30),
+        st.sampled_from(TEXTS) | st.text(st.characters(exclude_categories=["Cs"]), max_size=30),
         st.integers(0, 1_000),
     )
-    def fuzz(corruption: Corrupt, at: float, text: str, seed: int) -> None:
+    def fuzz(corruption: Corrupt, at: float, text: str | bytes, seed: int) -> None:
         asyncio.run_coroutine_threadsafe(example(corruption, at, text, seed), loop).result(60)
 
     await asyncio.to_thread(fuzz)
