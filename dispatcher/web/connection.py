@@ -52,14 +52,8 @@ class Connection(GuardedConnection):
             pass  # the client is gone
         except Exception as error:
             _log.error("Connection failed", exc_info=error)
+        finally:
             self.force_close()
-        except BaseException:
-            self.force_close()
-            raise
-        if not self._force_close:
-            self._task_handler = None
-            if self.transport is not None:
-                self.transport.close()
 
     async def _answer_calls(self) -> None:
         is_kept: bool | None = True

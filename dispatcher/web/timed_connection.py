@@ -1,16 +1,19 @@
 """How long a connection may take: for the head of a call, its body, its answer, and until the next call.
 
-The door looks at all connections with one timer, and a call itself costs nothing here. What is leant on
+The door looks at all connections with one timer, and a call itself costs nothing here; only one that is
+closed, and whose client does not read what was sent, has a timer of its own. What is leant on
 inside aiohttp, and is held by `tests/unit/test_guarded_connection.py`:
 
 - `_waiter` is there while the next head is waited for; `_request_count` counts what was parsed;
 - `_request_in_progress` is true while a request is answered, `_current_request` is None from when its
   handler is done, and `_paused` is true while its client does not read;
+- `_manager` is None from when the connection has ended, which it has not before all was sent;
 - what is left of a refused body is read for `_lingering_time`.
 """
 
 from __future__ import annotations
 
+import asyncio
 from enum import StrEnum
 from typing import Any, Final
 
@@ -79,6 +82,18 @@ class TimedConnection(UpgradableConnection):
         if now_s - self._phase_since_s >= allowed_s:
             self._phase_since_s = now_s
             self._end_wait(waited_for)
+
+    def force_close(self) -> None:
+        """Ends the connection; what its client does not read in time is dropped."""
+        transport = self.transport
+        super().force_close()
+        if transport is not None and transport.get_write_buffer_size():
+            self._loop.call_later(self._door.limits.body_timeout_s, self._cut_off, transport)
+
+    def _cut_off(self, transport: asyncio.Transport) -> None:
+        if self._manager is not None:  # it has not come to its end
+            self._door.count_ended(Phase.ANSWER, self.address)
+            transport.abort()
 
     def _phase_now(self) -> Phase | None:
         if self._request_in_progress:

@@ -4,23 +4,26 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import socket
 import weakref
 from collections.abc import AsyncIterator
 from typing import Any
 
 from aiohttp import hdrs, web
 
+from dispatcher.web.door import Door
 from dispatcher.web.fastpath import DIRECT_HANDLERS, body_at_hand, make_runner
 from dispatcher.web.responses import HttpResponse
 
 HEAD = b"POST /fixed HTTP/1.1\r\nHost: h\r\nContent-Length: 2\r\n"
 CALL = HEAD + b"\r\n{}"
+SMALL_BUFFER = 4_096
 
 
 class Server:
     """A server of one POST handler, which notes what it finds, and of others that behave badly."""
 
-    def __init__(self) -> None:
+    def __init__(self, door: Door | None) -> None:
         self.connections: list[Any] = []
         self.tasks: set[Any] = set()
         self.requests: list[weakref.ref[web.Request]] = []
@@ -32,12 +35,12 @@ class Server:
         app = web.Application()
         for path, handler in (
             ("/fixed", self.handle), ("/slow", self.slow), ("/broken", self.broken),
-            ("/unread", self.unread),
+            ("/unread", self.unread), ("/large", self.large),
         ):  # fmt: skip
             app.router.add_post(path, handler)
         app.router.add_get("/ws", self.socket)
         app[DIRECT_HANDLERS] = {("POST", "/fixed"): self.handle}
-        self.runner = make_runner(app)
+        self.runner = make_runner(app, door=door)
 
     async def handle(self, request: web.Request) -> Any:
         self.bodies.append(body_at_hand(request))
@@ -51,6 +54,13 @@ class Server:
 
     async def unread(self, request: web.Request) -> Any:
         return self._answer(request)
+
+    async def large(self, request: web.Request) -> Any:
+        """Of more than small buffers of both ends take, and of less than pauses the connection."""
+        assert request.transport is not None
+        sock = request.transport.get_extra_info("socket")
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SMALL_BUFFER)
+        return HttpResponse(200, b"x" * 60_000, {})
 
     async def broken(self, request: web.Request) -> Any:
         raise RuntimeError("broken")
@@ -87,9 +97,9 @@ class Server:
 
 
 @contextlib.asynccontextmanager
-async def open_server() -> AsyncIterator[Server]:
+async def open_server(door: Door | None = None) -> AsyncIterator[Server]:
     """The server, listening on a port of its own."""
-    served = Server()
+    served = Server(door)
     await served.runner.setup()
     await web.TCPSite(served.runner, "127.0.0.1", 0).start()
     served.port = served.runner.addresses[0][1]

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import re
+import socket
 from collections.abc import AsyncIterator
 from email.utils import parsedate_to_datetime
 from typing import Any
@@ -23,7 +24,8 @@ from aiohttp.http import HttpRequestParser, RawRequestMessage, StreamWriter
 from aiohttp.web_protocol import ERROR, _ErrInfo
 
 from dispatcher.web import fastpath
-from tests.unit.connection_harness import CALL, HEAD, Server, open_server
+from dispatcher.web.door import Door, DoorLimits
+from tests.unit.connection_harness import CALL, HEAD, SMALL_BUFFER, Server, open_server
 
 WITHIN_S = 10
 UPGRADE = HEAD + b"Connection: Upgrade\r\nUpgrade: websocket\r\n\r\n{}"
@@ -182,6 +184,20 @@ async def test_a_client_that_does_not_read_is_waited_for() -> None:
     connection.resume_writing()
     await draining
     assert not connection.writing_paused
+
+
+@pytest.mark.parametrize("end", ["Connection: close\r\n", ""], ids=["asked for", "idle"])
+async def test_a_client_that_does_not_read_the_rest_is_cut_off(end: str) -> None:
+    door = Door(DoorLimits(idle_timeout_s=0.1, body_timeout_s=0.2))
+    async with open_server(door) as server:
+        with socket.socket() as sock:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, SMALL_BUFFER)
+            sock.connect(("127.0.0.1", server.port))
+            sock.sendall(b"POST /large HTTP/1.1\r\nHost: h\r\n" + end.encode() + b"\r\n")
+            async with asyncio.timeout(WITHIN_S):
+                while door.refused["answer"] < 1 or len(door) > 0:
+                    await asyncio.sleep(0.01)
+        assert door.refused["body"] == 0
 
 
 # --- what is leant on
