@@ -16,6 +16,7 @@ from collections.abc import Awaitable
 from typing import Any, Final, cast
 
 from aiohttp import StreamReader, hdrs, web
+from aiohttp.http import HttpVersion11
 from aiohttp.typedefs import Handler
 
 from dispatcher.web.connection import Connection, problem
@@ -61,10 +62,11 @@ def body_at_hand(request: web.Request) -> bytes | None:
     return content._buffer.popleft()
 
 
-def _is_encoded(request: web.Request) -> bool:
-    """Whether the chunks of a body hold something else than the body."""
+def _is_unsafe(request: web.Request) -> bool:
+    """Whether another may see another body than these chunks: it is encoded, or of HTTP/1.0."""
     named = request.headers.getall(hdrs.TRANSFER_ENCODING, ())
-    return [name.strip().lower() for name in named] != ["chunked"]
+    encodings = [name.strip().lower() for name in named]
+    return encodings != ["chunked"] or request.version < HttpVersion11
 
 
 class _Server(web.Server):
@@ -87,7 +89,7 @@ class _Server(web.Server):
 
 async def _refuse_encoding() -> web.StreamResponse:
     """Whoever decodes less or more of a body than another sees another request (RFC 9112, 6.1)."""
-    response = problem("malformed_request", "Of transfer encodings, only chunked is known.")
+    response = problem("malformed_request", "Of transfer encodings, only chunked is known, in HTTP/1.1.")
     response.keep_alive = False
     return cast(web.StreamResponse, response)
 
@@ -102,7 +104,7 @@ class _Runner(web.AppRunner):
         # No coroutine of its own: an idle WebSocket would hold it.
         def dispatch(request: web.Request) -> Awaitable[web.StreamResponse]:
             message = request._message
-            if message.chunked and _is_encoded(request):
+            if message.chunked and _is_unsafe(request):
                 return _refuse_encoding()
             handler = direct_handlers.get((message.method, message.path))
             if handler is not None and hdrs.EXPECT not in message.headers:

@@ -30,6 +30,20 @@ async def test_a_transfer_encoding_that_is_not_known(client: Client, named: str)
     assert client.notes.calls == []
 
 
+async def test_http_1_0_has_no_chunks(client: Client) -> None:
+    """A proxy of that version takes them for a body without an end, or for the next call."""
+    token = f"Authorization: Bearer {DRIVER}"
+    data = call(
+        "POST", ACTION, token, "Connection: keep-alive", "Transfer-Encoding: chunked",
+        body="2\r\n{}\r\n0\r\n\r\n",
+    )  # fmt: skip
+    status, headers, problem = await client.raw(data.replace(b"HTTP/1.1", b"HTTP/1.0"))
+    check_problem(status, headers, problem)
+    assert status == 400
+    assert "connection" not in headers  # which means its end
+    assert client.notes.calls == []
+
+
 async def test_chunks_are_taken(client: Client) -> None:
     body = f'{{"action":"accept","trip_request_id":"{TRIP}"}}'
     data = call(
