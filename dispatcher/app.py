@@ -123,6 +123,7 @@ async def run(
             log.info("draining", sockets=len(sockets))
             await site.stop()
             sock.close()  # whoever connects from now on is refused, and tries another server
+            runner.announce_end()  # and so does who is connected
             await _finish(stop, "sockets", sockets.drain(settings.drain_s), _ANSWERED_S)
         finally:
             await _finish(stop, "requests", runner.cleanup(), _ANSWERED_S)

@@ -11,6 +11,7 @@ door to say. What is leant on inside aiohttp, and is held by `tests/unit/test_co
   many reads on at `_resume_reading_if_drained`;
 - `shutdown` waits for `_handler_waiter` while `_request_in_progress`, and then, as `connection_lost`,
   ends whoever reads the body of `_current_request`;
+- `_request_factory` makes each request, whose `_message` says whether the connection is to close;
 - `_upgraded` is true from a request that asks for an upgrade until its answer by `finish_response`.
 """
 
@@ -54,6 +55,14 @@ class Connection(GuardedConnection):
             _log.error("Connection failed", exc_info=error)
         finally:
             self.force_close()
+
+    def announce_end(self) -> None:
+        """The answer to the call that has come, or else to the next one, is the last, and says so."""
+        if self._request_factory is not None:
+            self._request_factory = last_calls(self._request_factory)
+        request: Any = self._current_request
+        if request is not None and request._message is not None:  # a WebSocket has none any more
+            request._message = _as_last(request._message)
 
     async def _answer_calls(self) -> None:
         is_kept: bool | None = True
@@ -177,6 +186,16 @@ class Connection(GuardedConnection):
         finally:
             self._current_request = None
         return True
+
+
+def last_calls(make_request: Callable[..., Any]) -> Callable[..., Any]:
+    """A `request_factory` for calls whose answer is the last of their connection, made of another."""
+    return lambda message, *others: make_request(_as_last(message), *others)
+
+
+def _as_last(message: Any) -> Any:
+    """The call as if its client had sent `Connection: close`."""
+    return message._replace(should_close=True)
 
 
 def problem(code: str, message: str | None = None) -> HttpResponse:

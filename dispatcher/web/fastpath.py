@@ -19,7 +19,7 @@ from aiohttp import StreamReader, hdrs, web
 from aiohttp.http import HttpVersion11
 from aiohttp.typedefs import Handler
 
-from dispatcher.web.connection import Connection, problem
+from dispatcher.web.connection import Connection, last_calls, problem
 from dispatcher.web.door import Door
 
 #: How long the rest of a refused body is read and dropped, so that the client sees the answer.
@@ -33,12 +33,12 @@ DIRECT_HANDLERS: Final = web.AppKey("direct_handlers", dict[tuple[str, str], Han
 
 def make_runner(
     app: web.Application, *, door: Door | None = None, shutdown_timeout_s: float = 10.0
-) -> web.AppRunner:
+) -> Runner:
     """A runner for the application; `shutdown_timeout_s` is for requests that are being answered.
 
     Without a `door`, connections have one of the usual limits.
     """
-    runner = _Runner(app, shutdown_timeout=shutdown_timeout_s)
+    runner = Runner(app, shutdown_timeout=shutdown_timeout_s)
     runner.door = door
     return runner
 
@@ -94,8 +94,22 @@ async def _refuse_encoding() -> web.StreamResponse:
     return cast(web.StreamResponse, response)
 
 
-class _Runner(web.AppRunner):
+class Runner(web.AppRunner):
+    """A runner of connections that are ended in two steps."""
+
     door: Door | None = None
+
+    def announce_end(self) -> None:
+        """Each connection's next answer is its last, and says so.
+
+        A client that keeps connections goes to another server then, and sends no call while this one
+        closes the connection: it would be lost.
+        """
+        server = self.server
+        if server is not None:
+            server.request_factory = last_calls(server.request_factory)  # for what is accepted just now
+            for connection in server.connections:
+                cast(Connection, connection).announce_end()
 
     async def _make_server(self) -> web.Server:
         made = await super()._make_server()

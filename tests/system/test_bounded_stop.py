@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -12,6 +13,7 @@ import asyncpg
 import psutil
 import pytest
 import redis.asyncio
+from aiohttp import hdrs
 
 from dispatcher.live.keys import keys_of
 from tests.harness.servers import Serve, Server, make_token, processes_of
@@ -46,6 +48,13 @@ async def _set_online(
         headers=_headers(driver, "driver", f"{driver}-{is_online}"),
     ) as response:
         return response.status
+
+
+async def _headers_of_health(client: aiohttp.ClientSession, server: Server) -> Mapping[str, str]:
+    async with client.get(f"{server.url}/healthz") as response:
+        assert response.status == 200
+        await response.read()
+        return response.headers
 
 
 async def _connects(server: Server) -> bool:
@@ -104,6 +113,7 @@ async def test_work_in_flight_is_finished_and_new_connections_are_refused(
         client.ws_connect(f"{server.url}/ws", headers=_headers("d2", "driver")) as other,
     ):
         assert await _go_online(client, server, "d3") == 200
+        assert hdrs.CONNECTION not in await _headers_of_health(late, server)
         row = holder.transaction()
         await row.start()
         await holder.execute("SELECT FROM driver_details WHERE user_id = 'd3' FOR UPDATE")
@@ -117,6 +127,8 @@ async def test_work_in_flight_is_finished_and_new_connections_are_refused(
                 await asyncio.sleep(0.01)
             assert not stopping.done()
             assert not waiting.done()
+            # Whoever keeps connections finds another server, and loses no call when this one has gone.
+            assert (await _headers_of_health(late, server))[hdrs.CONNECTION] == "close"
             await row.rollback()
             assert await waiting == 200
             for socket in (one, other):

@@ -156,6 +156,32 @@ async def test_a_stop_ends_idle_connections_and_waits_for_answers() -> None:
             writer.close()
 
 
+async def test_answers_after_the_beginning_of_a_stop_say_that_they_are_the_last() -> None:
+    async with (
+        open_server() as server,
+        aiohttp.ClientSession() as session,
+        asyncio.timeout(WITHIN_S),
+    ):
+        socket = await session.ws_connect(f"http://127.0.0.1:{server.port}/ws")
+        idle, idle_writer = await server.connect()
+        idle_writer.write(CALL)
+        assert b"Connection" not in await idle.readuntil(b"\r\n\r\n{}")
+        busy, busy_writer = await server.connect()
+        busy_writer.write(CALL.replace(b"/fixed", b"/slow") + CALL)
+        await server.slow_calls.acquire()
+        server.runner.announce_end()
+        assert len(server.runner.server.connections) == 3  # type: ignore[union-attr]
+        server.go_on.set()
+        idle_writer.write(CALL)
+        for reader in (idle, busy):  # of the calls behind the last answer, none is begun
+            assert re.findall(rb"Connection: \w+", await reader.read()) == [b"Connection: close"]
+        await socket.send_str("x")
+        assert (await socket.receive()).type is not aiohttp.WSMsgType.CLOSE  # it was cut, as told
+        assert len(server.bodies) == 2
+        for writer in (idle_writer, busy_writer):
+            writer.close()
+
+
 async def test_a_stop_does_not_wait_for_a_body_that_is_dropped() -> None:
     async with open_server() as server:
         reader, writer = await server.connect()
@@ -220,6 +246,8 @@ def test_what_is_overridden_and_called_exists() -> None:
     } <= {*BaseProtocol.__slots__, *web.RequestHandler.__slots__}  # fmt: skip
     assert isinstance(web.RequestHandler.writing_paused, property)
     assert {"_message", "_payload"} <= web.Request.ATTRS
+    assert "request_factory" in inspect.signature(web.Server).parameters
+    assert isinstance(web.Server.connections, property)
     assert callable(HttpRequestParser.message_consumed)
 
 
