@@ -178,6 +178,7 @@ class WebSocketEndpoint:
             elif isinstance(message.data, WebSocketError):  # aiohttp has closed the socket
                 code = CloseCode(message.data.code)
                 connection.note_closed(code, code.name.lower())
+                message.data.__traceback__ = None  # from Python 3.12 on, it leads back to here
 
     async def _take(self, connection: WebSocketConnection, text: str, ip: str | None) -> None:
         """Takes one frame. What is no frame at all is refused without asking any store."""
