@@ -42,6 +42,7 @@ from dispatcher.web.protocol import (
     read_watched_zone,
 )
 from dispatcher.web.request_ids import REQUEST_ID_HEADER, frame_request_id
+from dispatcher.web.responses import SERVER
 from dispatcher.web.upgraded_connection import release_request, release_socket
 from dispatcher.web.websocket_admission import WebSocketAdmission
 from dispatcher.web.websocket_connection import WebSocketConnection
@@ -109,6 +110,7 @@ class WebSocketEndpoint:
         identity = await self._admission.identify_by_header(request, ip)
         user_agent = request.headers.get(hdrs.USER_AGENT, "")
         websocket.headers[REQUEST_ID_HEADER] = REQUEST_ID.get()
+        websocket.headers[hdrs.SERVER] = SERVER
         await websocket.prepare(request)
         release_request(request, websocket)
         try:

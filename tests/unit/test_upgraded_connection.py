@@ -227,6 +227,13 @@ async def test_an_open_socket_holds_nothing_of_its_request(app: App) -> None:
     line.cut()
 
 
+async def test_the_answer_to_an_upgrade_names_no_versions(app: App) -> None:
+    line = await Line.open(app)
+    assert b"\r\nServer: dispatcher\r\n" in line.received
+    assert b"aiohttp" not in line.received
+    line.cut()
+
+
 async def test_frames_that_are_not_masked_end_the_connection(app: App) -> None:
     line = await Line.open(app)
     await line.until(b'"welcome"')
