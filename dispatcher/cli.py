@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import gc
 import math
 import sys
 import time
@@ -53,8 +52,6 @@ def main() -> None:
     """Entry point. Exit status: 0 done, 1 failed, 2 wrong settings, schema or usage."""
     # Standard output is for results, so log lines go to stderr; the server sets their form later.
     structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))
-    # What commands import stays: to collect amid that took an eighth of a server's start.
-    gc.set_threshold(50_000, 20, 100)
     try:
         cli()
     except SettingsError as error:
