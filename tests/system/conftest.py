@@ -46,4 +46,6 @@ async def server(serve: Serve) -> Server:
 @pytest.fixture
 async def apps(server: Server) -> AsyncIterator[Apps]:
     async with aiohttp.ClientSession() as session:
-        yield Apps(server, session)
+        apps = Apps(server, session)
+        yield apps
+        await apps.close()
