@@ -8,6 +8,7 @@ from typing import Any, Final
 
 from dispatcher.live.hashes import flat_to_dict
 from dispatcher.live.keys import Keys
+from dispatcher.live.pages import members
 from dispatcher.live.pipeline import Pipeline
 from dispatcher.live.state import Fix
 
@@ -53,13 +54,8 @@ class ComparisonScripts:
 
     async def members(self, key: str) -> AsyncIterator[list[str]]:
         """The members of a sorted set, in pages. A member may come twice."""
-        cursor = "0"
-        while True:
-            cursor, found = await self._pipeline.command("ZSCAN", key, cursor, "COUNT", _PAGE)
-            # A client that parses replies itself gives pairs.
-            yield [pair[0] for pair in found] if found and not isinstance(found[0], str) else found[::2]
-            if int(cursor) == 0:
-                return
+        async for found in members(self._pipeline, key, count=_PAGE):
+            yield found
 
     async def overdue(self, keys: Keys, before_ms: int) -> list[str]:
         """Entries of attempts whose lease was over before then; a page at most."""

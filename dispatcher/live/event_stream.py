@@ -7,6 +7,7 @@ from typing import Any, Final
 import orjson
 
 from dispatcher.live.keys import Keys
+from dispatcher.live.pages import entries
 from dispatcher.live.pipeline import Pipeline
 
 _PAGE: Final = 1_000
@@ -39,11 +40,10 @@ class EventStream:
         """The trips and versions of the events that the zone's stream got since then."""
         heard: set[tuple[str, int]] = set()
         after = str(max(0, since_ms))  # Redis refuses a negative id
-        while page := await self._pipeline.command("XRANGE", keys.events, after, "+", "COUNT", _PAGE):
+        async for page in entries(self._pipeline, keys.events, after=after, count=_PAGE):
             for _, fields in page:
                 if (trip := _trip_of_entry(fields)) is not None:
                     heard.add(trip)
-            after = "(" + page[-1][0]
         return heard
 
 

@@ -9,7 +9,7 @@ refused, and the next one finds the zone as it should be.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Sequence
+from collections.abc import AsyncIterator, Iterable, Sequence
 from contextvars import Context
 from typing import Any, Final
 
@@ -17,6 +17,7 @@ import structlog
 
 from dispatcher.core.errors import CorruptState, StoreUnavailable
 from dispatcher.live.keys import keys_of
+from dispatcher.live.pages import entries, members
 from dispatcher.live.pipeline import Pipeline
 from dispatcher.live.redis_errors import UNREADABLE
 from dispatcher.live.shapes import SHAPES, KeyName, Shape, parse_name
@@ -113,15 +114,11 @@ class Mending:
             case "set":
                 return await command("SMEMBERS", name)
             case "stream":
-                after = "-"
-                while entries := await command("XRANGE", name, after, "+", "COUNT", _PAGE):
-                    after = f"({entries[-1][0]}"
+                pages: AsyncIterator[Any] = entries(self._pipeline, name, count=_PAGE)
             case _:
-                cursor = "0"
-                while True:
-                    cursor, _ = await command("ZSCAN", name, cursor, "COUNT", _PAGE)
-                    if cursor == "0":
-                        break
+                pages = members(self._pipeline, name, count=_PAGE)
+        async for _ in pages:
+            pass
         return None
 
     async def _work(self) -> None:
