@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
+from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import aiohttp
 import pytest
@@ -85,9 +87,19 @@ class Apps:
             self._sockets.append(socket)  # nobody else holds it
             await socket.receive()
 
-    async def close(self) -> None:
-        """Closes the sockets: one that the garbage collector finds is a warning, in whichever test."""
-        await asyncio.gather(*(socket.close() for socket in self._sockets))
+    @classmethod
+    @contextlib.asynccontextmanager
+    async def of(cls, server: Server) -> AsyncIterator[Self]:
+        """The apps of a server, until the end of the block.
+
+        Their sockets are closed: one that the garbage collector finds is a warning, in whichever test.
+        """
+        async with aiohttp.ClientSession() as session:
+            apps = cls(server, session)
+            try:
+                yield apps
+            finally:
+                await asyncio.gather(*(socket.close() for socket in apps._sockets))
 
     async def move(self, name: str, lat: float, lng: float) -> None:
         await self.post("driver/ride/location", "driver", name, {"lat": lat, "lng": lng})

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from typing import Any
 
-import aiohttp
 import pytest
 from playwright.async_api import Browser
 
@@ -45,7 +44,5 @@ async def server(serve: Serve) -> Server:
 
 @pytest.fixture
 async def apps(server: Server) -> AsyncIterator[Apps]:
-    async with aiohttp.ClientSession() as session:
-        apps = Apps(server, session)
+    async with Apps.of(server) as apps:
         yield apps
-        await apps.close()

@@ -7,7 +7,6 @@ import re
 from typing import Any
 from urllib.parse import urlsplit
 
-import aiohttp
 import asyncpg
 from playwright.async_api import expect
 
@@ -267,8 +266,8 @@ async def test_it_comes_back_after_a_restart_of_the_server(
     port = str(urlsplit(server.url).port)
     again = await serve(env={**SETTINGS, "DISPATCHER_PORT": port})
     await expect(screen.page.locator("#link")).to_have_text("Live")
-    async with aiohttp.ClientSession() as session:
-        await Apps(again, session).act("d-1", "accept", trip)
+    async with Apps.of(again) as others:
+        await others.act("d-1", "accept", trip)
     await screen.expect_state(trip, "To pickup")
 
 

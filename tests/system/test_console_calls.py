@@ -10,7 +10,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import aiohttp
 from playwright.async_api import Page, Route, expect
 
 from dispatcher.embedded.valkey import Valkey
@@ -200,8 +199,7 @@ async def test_a_picture_without_redis_says_of_when_it_is(
                 "DISPATCHER_REDIS_TIMEOUT_S": "0.5",
             }
         )
-        async with aiohttp.ClientSession() as session:
-            apps = Apps(server, session)
+        async with Apps.of(server) as apps:
             await apps.online("d-1")
             screen = await open_screen(server)
             await screen.sign_in()
