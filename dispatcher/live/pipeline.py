@@ -23,6 +23,7 @@ from dispatcher.live.keys import keys_of
 from dispatcher.live.permissions import find_refusals
 from dispatcher.live.protocol import REPLY_TIMEOUT_S, Call, CallProtocol, has_socket, log_unanswered
 from dispatcher.live.redis_errors import error_of, is_demoted, is_no_help, is_unknown_script
+from dispatcher.live.scanning import scan_names
 from dispatcher.live.scripts import LuaScripts
 from dispatcher.live.zone_check import check_zones, run_id_of
 
@@ -32,8 +33,6 @@ _MAX_BATCH = 512
 _MAX_IN_FLIGHT = 4
 # This many calls leave at once: Redis works on them while we take the next requests.
 _SEND_AT_ONCE = 16
-# Keys looked at by one SCAN: it keeps Redis busy for less than a millisecond.
-_SCAN_KEYS = 1_000
 # What a probe writes goes by itself.
 _PROBE_MS = 1_000
 
@@ -238,6 +237,7 @@ class Pipeline(CorruptionReports, LeftAlone):
             told = error_of(reply)
             if isinstance(told, CorruptState):
                 told = self.corrupt(call.keys, told)
+                told.__cause__ = reply
             if not call.reply.done():
                 call.reply.set_exception(told)
         elif not call.reply.done():
@@ -270,17 +270,12 @@ class Pipeline(CorruptionReports, LeftAlone):
         # Asked where scripts run: while a failover goes on, another connection may lead elsewhere.
         return run_id_of(await self.command("INFO", "server"))
 
-    async def scan(self, key: str, prefix: str) -> AsyncIterator[list[str]]:
+    def scan(self, key: str, prefix: str) -> AsyncIterator[list[str]]:
         """The keys that begin with `prefix` on the server that holds `key`, in pages.
 
         A key may come twice. Raises StoreUnavailable.
         """
-        cursor: Any = "0"
-        while True:
-            cursor, got = await self.command("SCAN", cursor, "MATCH", prefix + "*", "COUNT", _SCAN_KEYS)
-            yield got
-            if int(cursor) == 0:
-                return
+        return scan_names(self.command, prefix)
 
     async def drain(self) -> None:
         """Waits for what is on its way."""

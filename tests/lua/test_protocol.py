@@ -235,6 +235,19 @@ async def test_a_reply_that_is_no_text_fails_its_own_call_alone(client: Any) -> 
     await pipeline.close()
 
 
+async def test_a_name_that_is_no_text_keeps_no_scan_from_its_end(client: Any) -> None:
+    """It is no key of ours, though it begins like one."""
+    others = (b"dsp:z:\xff", b"\xff")
+    for name in (b"dsp:{z}:\xff", b"dsp:{z}:a\xfe", b"dsp:{z}:ok", *others):
+        await client.set(name, 1)
+    pipeline = Pipeline(client)
+    assert [name async for page in pipeline.scan("dsp:{z}:epoch", "dsp:{z}:") for name in page] == [
+        "dsp:{z}:ok"
+    ]
+    assert await client.exists(*others) == 2
+    await pipeline.close()
+
+
 async def test_a_redis_that_is_silent_is_away(client: Any) -> None:
     pipeline = Pipeline(client, timeout_s=0.05)
     assert await pipeline.command("PING") == "PONG"
