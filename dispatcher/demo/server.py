@@ -216,7 +216,8 @@ def scaled_zones(speed: float, area: str = "") -> str:
 async def _wait_ready(process: asyncio.subprocess.Process, log: Path) -> dict[str, str]:
     assert process.stdout is not None
     try:
-        line = await asyncio.wait_for(process.stdout.readline(), _READY_S)
+        async with asyncio.timeout(_READY_S):
+            line = await process.stdout.readline()
     except TimeoutError:
         line = b""
     if not line.startswith(b"ready "):
@@ -233,7 +234,8 @@ async def _stop(process: asyncio.subprocess.Process) -> None:
     with contextlib.suppress(ProcessLookupError):
         process.terminate()
     try:
-        await asyncio.wait_for(process.wait(), _STOP_S)
+        async with asyncio.timeout(_STOP_S):
+            await process.wait()
     except TimeoutError:
         process.kill()
         await process.wait()

@@ -88,7 +88,8 @@ class JobLoop:
     async def _rest(self, seconds: float) -> None:
         jittered_s = seconds * random.uniform(1 - _JITTER, 1 + _JITTER)  # noqa: S311
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._wakeup.wait(), jittered_s)
+            async with asyncio.timeout(jittered_s):
+                await self._wakeup.wait()
         self._wakeup.clear()
 
     async def _run_once(self) -> float | None:

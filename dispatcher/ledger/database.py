@@ -238,6 +238,7 @@ class Database:
     async def close(self) -> None:
         """Closes the pool, by force after its timeout."""
         try:
-            await asyncio.wait_for(self._pool.close(), self._timeout_s)
+            async with asyncio.timeout(self._timeout_s):
+                await self._pool.close()
         except TimeoutError:
             self._pool.terminate()

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 from typing import Any
 
-from redis.asyncio import (
-    BlockingConnectionPool,
-    Connection,
-    Redis,
-    UnixDomainSocketConnection,
-)
+from redis.asyncio import BlockingConnectionPool, Redis
 from redis.asyncio.retry import Retry
 from redis.asyncio.sentinel import Sentinel, SentinelConnectionPool
 from redis.backoff import NoBackoff
 
 from dispatcher.live.address import Kind, RedisAddress, parse_address
-from dispatcher.live.tls import SentinelTlsConnection, TlsConnection, TlsContext
+from dispatcher.live.connections import (
+    SentinelConnection,
+    SentinelTlsConnection,
+    TcpConnection,
+    TlsConnection,
+    UnixConnection,
+)
+from dispatcher.live.tls import TlsContext
 
 _CONNECT_TIMEOUT_S = 2
 #: Of what redis-py itself asks, the handshake included; `protocol` has the pipeline's own.
@@ -70,9 +72,9 @@ def _client(
     tls: TlsContext | None,
 ) -> Any:
     if host is None:
-        own: dict[str, Any] = {"connection_class": UnixDomainSocketConnection}
+        own: dict[str, Any] = {"connection_class": UnixConnection}
     else:
-        own = {"connection_class": Connection, "host": host[0], "port": host[1]}
+        own = {"connection_class": TcpConnection, "host": host[0], "port": host[1]}
         if tls is not None:
             own |= {"connection_class": TlsConnection, "tls": tls}
     return Redis.from_pool(
@@ -83,7 +85,7 @@ def _client(
 
 
 def _connect_by_sentinels(address: RedisAddress) -> Any:
-    own: dict[str, Any] = {}
+    own: dict[str, Any] = {"connection_class": SentinelConnection}
     if address.tls is not None:
         own = {"connection_class": SentinelTlsConnection, "tls": address.tls}
     return sentinels_of(address).master_for(

@@ -208,7 +208,8 @@ class _Link:
             self._flush()
             await self._connection.watch()
         finally:
-            await asyncio.wait_for(client.aclose(), _CONNECT_S)
+            async with asyncio.timeout(_CONNECT_S):
+                await client.aclose()
 
     def _take(self, kind: bytes, name: bytes, payload: Any) -> bool:
         """Takes what has come; False where the connection is of no use any more."""

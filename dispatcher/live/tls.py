@@ -10,9 +10,7 @@ import ssl
 from pathlib import Path
 from typing import Any, Final
 
-from redis.asyncio import SSLConnection
 from redis.asyncio.connection import RedisSSLContext
-from redis.asyncio.sentinel import SentinelManagedSSLConnection
 
 _VERIFY: Final = {
     "none": ssl.CERT_NONE,
@@ -69,19 +67,3 @@ class TlsContext(RedisSSLContext):
                 )
             self.context, self._read_at = context, read_at
         return self.context
-
-
-class TlsConnection(SSLConnection):
-    """A connection that uses a context which there is."""
-
-    def __init__(self, *, tls: TlsContext, **options: Any) -> None:
-        super().__init__(**options)
-        self.ssl_context = tls
-
-
-class SentinelTlsConnection(SentinelManagedSSLConnection):
-    """A connection to whom the Sentinels name, with a context which there is."""
-
-    def __init__(self, *, tls: TlsContext, **options: Any) -> None:
-        super().__init__(**options)  # type: ignore[no-untyped-call]
-        self.ssl_context = tls

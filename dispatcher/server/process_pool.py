@@ -87,7 +87,8 @@ class ProcessPool:
                 backoff_s = _MIN_BACKOFF_S
             _log.error("Worker died", worker=number, status=status, restart_in_s=backoff_s)
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._stop.wait(), backoff_s)
+                async with asyncio.timeout(backoff_s):
+                    await self._stop.wait()
             backoff_s = min(backoff_s * 2, _MAX_BACKOFF_S)
 
     async def _run_worker(self, number: int, ready: asyncio.Event) -> int:

@@ -118,7 +118,8 @@ class Supervisor:
             except Exception:
                 _log.exception("Embedded engine cannot be started again")
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._stop.wait(), _REVIVE_INTERVAL_S)
+                async with asyncio.timeout(_REVIVE_INTERVAL_S):
+                    await self._stop.wait()
 
     def _print_ready(self, settings: Settings, port: int) -> None:
         """Print the one line on stdout.

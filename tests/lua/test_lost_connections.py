@@ -289,3 +289,42 @@ def test_a_subscription_that_ends_in_silence_is_told_of_by_uvloop_too(engines: E
         await client.aclose()
 
     uvloop.run(end_in_silence())
+
+
+async def _steps(redis_url: str) -> int:
+    """How often a task that opens a connection waits for something."""
+    client = connect(redis_url)
+    opening = asyncio.create_task(client.connection_pool.get_connection())
+    steps = 0
+    while not opening.done():
+        await asyncio.sleep(0)
+        steps += 1
+    await client.connection_pool.release(await opening)
+    await client.aclose()
+    return steps
+
+
+async def test_who_opens_a_connection_can_be_cancelled_at_each_step(redis_url: str) -> None:
+    """Python 3.11 forgets a cancellation that comes as `asyncio.wait_for` ends, by which redis-py sends."""
+    for steps in range(await _steps(redis_url)):
+        client = connect(redis_url)
+        opening = asyncio.create_task(client.connection_pool.get_connection())
+        for _ in range(steps):
+            await asyncio.sleep(0)
+        if opening.cancel():
+            await asyncio.wait([opening])
+            assert opening.cancelled(), steps
+        else:
+            await client.connection_pool.release(await opening)
+        assert await client.ping(), "nobody reads the answer of another one"
+        await client.aclose()
+
+
+async def test_a_subscriber_stops_at_each_step(redis_url: str) -> None:
+    for steps in range(2 * await _steps(redis_url)):
+        subscriber = pubsub.Subscriber(channel_nodes(redis_url))
+        subscriber.subscribe("push", pubsub.Listener(lambda _: None))
+        for _ in range(steps):
+            await asyncio.sleep(0)
+        async with asyncio.timeout(10):
+            await subscriber.stop()
