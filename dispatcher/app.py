@@ -117,7 +117,6 @@ async def run(
             # What stands now stays: collecting it again and again cost a tenth of the time, and pauses.
             gc.collect()
             gc.freeze()
-            gc.set_threshold(50_000, 20, 100)
             log.info("serving", zones=zones.names())
             on_ready()
             await stop.wait()
