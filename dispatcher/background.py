@@ -113,6 +113,7 @@ def degraded_zones_job(parts: Services) -> DegradedZones:
         zones=parts.zones,
         authorities=parts.authorities,
         rehydration=parts.rehydration,
+        catch_up=parts.catch_up,
         tail=tail,
         offers=parts.ledger_offers,
     )

@@ -14,11 +14,13 @@ from dispatcher.live.keys import keys_of
 from dispatcher.live.publisher import Publisher
 from dispatcher.live.pubsub import Subscriber
 from dispatcher.live.zone_view import ZoneViewScripts
+from dispatcher.loading import open_loading
 from dispatcher.observe.series import know_zones
 from dispatcher.observe.tracing import Tracing
 from dispatcher.routing.osrm import OsrmRouting
 from dispatcher.service.authorities import Authorities
 from dispatcher.service.availability import AvailabilityService
+from dispatcher.service.catch_up import CatchUp
 from dispatcher.service.commands.command import SideEffects
 from dispatcher.service.coordinator import Coordinator
 from dispatcher.service.customer_tracking import CustomerTracking
@@ -52,7 +54,6 @@ from dispatcher.service.rehydration import Rehydration
 from dispatcher.service.snapshots import Snapshots
 from dispatcher.service.stranded_trips import StrandedTrips
 from dispatcher.service.traced_coordinator import TracedCoordinator
-from dispatcher.service.unheard_events import UnheardEvents
 from dispatcher.service.user_channels import UserChannels
 from dispatcher.service.webhook import Webhook
 from dispatcher.service.webhook_receivers import make_webhook
@@ -68,6 +69,7 @@ class Services:
     live: LiveWing
     ledger: LedgerWing
     rehydration: Rehydration
+    catch_up: CatchUp
     coordinator: Coordinator
     limits: RateLimits
     positions: Positions
@@ -114,17 +116,13 @@ async def services(
             zones.names(), database=database, pipeline=live.pipeline, state=live.state, node=node
         )
         await authorities.load()
-        outbox = Outbox(settler=live.settler, state=live.state, stream=live.stream, database=database)
         queue_log = QueueLog(zones, database)
         local = LocalLimits(lambda: authorities.servers)
         seeds = await stack.enter_async_context(open_seeds(local, live.limits, subscriber, settings))
-        rehydration = Rehydration(
-            live.state, database, outbox,
-            UnheardEvents(live.stream, live.comparison, database), authorities, seeds, queue_log,
-            presence=live.presence, presence_ttl_s=settings.presence_ttl_s,
-            lease_ms=settings.claim_lease_ms,
-        )  # fmt: skip
-        stack.push_async_callback(rehydration.close)
+        loading = await stack.enter_async_context(
+            open_loading(settings, live, ledger, authorities, seeds, queue_log)
+        )
+        rehydration = loading.rehydration
         limits = RateLimits(settings, live.limits, local, authorities, rehydration.begin)
         directory = DriverDirectory(database)
         effects = SideEffects(OfferLog(), RaceLog(), directory)
@@ -275,7 +273,7 @@ async def services(
         await rehydration.warm_all(mine)
         await webhook.begin(mine)
         yield Services(
-            settings, zones, live, ledger, rehydration, coordinator, limits, positions,
+            settings, zones, live, ledger, rehydration, loading.catch_up, coordinator, limits, positions,
             availability, stranded_trips, reads, operator_reads, operator_offers,
             ledger_offers, explanation, offers,
             matched_rounds, webhook, presence,
@@ -284,5 +282,5 @@ async def services(
             ),
             snapshots, effects, subscriber, channels,
             authorities, hub, rows,
-            outbox, queues, queue_log, heat,
+            loading.outbox, queues, queue_log, heat,
         )  # fmt: skip

@@ -6,6 +6,7 @@ from typing import Final
 
 from dispatcher.core.zones import Zones
 from dispatcher.service.authorities import Authorities
+from dispatcher.service.catch_up import CatchUp
 from dispatcher.service.event_tail import EventTail
 from dispatcher.service.ledger_offers import LedgerOffers
 from dispatcher.service.rehydration import Rehydration
@@ -26,18 +27,20 @@ class DegradedZones:
         zones: Zones,
         authorities: Authorities,
         rehydration: Rehydration,
+        catch_up: CatchUp,
         tail: EventTail,
         offers: LedgerOffers,
     ) -> None:
         self._zones = zones
         self._authorities = authorities
         self._rehydration = rehydration
+        self._catch_up = catch_up
         self._tail = tail
         self._offers = offers
         self._degraded: set[str] = set()
 
     async def run(self) -> None:
-        for given in await self._authorities.tend():
+        for given in await self._authorities.tend(self._catch_up.is_done):
             await self._rehydration.check_epoch(given)  # it is loaded from now on, without waiting
         degraded = set(self._authorities.degraded())
         # Once more for those that were given back: what was committed last is told, too.

@@ -12,13 +12,12 @@ from dispatcher.embedded.engines import running_database_url, running_redis_url
 from dispatcher.ledger import migrate
 from dispatcher.ledger.preflight import check_postgres
 from dispatcher.live.preflight import check_redis
+from dispatcher.loading import open_loading
 from dispatcher.service.authorities import Authorities
 from dispatcher.service.limit_seeds import LimitSeeds
 from dispatcher.service.local_limits import LocalLimits
-from dispatcher.service.outbox import Outbox
 from dispatcher.service.queue_log import QueueLog
 from dispatcher.service.rehydration import Rehydration
-from dispatcher.service.unheard_events import UnheardEvents
 from dispatcher.wings import LedgerWing, LiveWing, open_ledger, open_live
 from dispatcher.zones_file import load_zones
 
@@ -49,22 +48,14 @@ async def open_workbench(settings: Settings) -> AsyncIterator[Workbench]:
     await check_postgres(database_url)
     await migrate.check_current(database_url)
     async with open_live(settings) as live, open_ledger(settings) as ledger:
-        database = ledger.database
-        outbox = Outbox(settler=live.settler, state=live.state, stream=live.stream, database=database)
         authorities = Authorities(
-            zones.names(), database=database, pipeline=live.pipeline, state=live.state, node=""
+            zones.names(), database=ledger.database, pipeline=live.pipeline, state=live.state, node=""
         )
         # It admits nothing, so there is nothing to seed.
         seeds = LimitSeeds(LocalLimits(lambda: 1), live.limits, has_one_node=True)
-        rehydration = Rehydration(
-            live.state, database, outbox,
-            UnheardEvents(live.stream, live.comparison, database), authorities, seeds,
-            QueueLog(zones, database),
-            presence=live.presence, presence_ttl_s=settings.presence_ttl_s,
-            lease_ms=settings.claim_lease_ms,
-        )  # fmt: skip
-        yield Workbench(settings, zones, live, ledger, authorities, rehydration)
-        await rehydration.close()
+        queue_log = QueueLog(zones, ledger.database)
+        async with open_loading(settings, live, ledger, authorities, seeds, queue_log) as loading:
+            yield Workbench(settings, zones, live, ledger, authorities, loading.rehydration)
 
 
 def _with_urls(settings: Settings) -> Settings:

@@ -148,9 +148,9 @@ class Authorities:
         if len(rows) < len(zones):  # another server was faster
             await self.refresh()
 
-    async def tend(self) -> list[str]:
-        """Takes the zones of a Redis that is away, and gives back those of one that is there again: some
-        at a time, where there are many.
+    async def tend(self, is_ready: Callable[[str], bool] = lambda zone: True) -> list[str]:
+        """Takes the zones of a Redis that is away, and gives back those of one that is there again and
+        that are ready: some at a time, where there are many.
 
         Returns the zones that were given back: they are cold.
         """
@@ -169,7 +169,7 @@ class Authorities:
         given = []
         until = time.monotonic() + _GIVE_BACK_S
         for zone in free:
-            if await self._give_back(zone):
+            if is_ready(zone) and await self._give_back(zone):
                 given.append(zone)
             if time.monotonic() >= until:
                 break

@@ -36,10 +36,9 @@ log = structlog.get_logger("dispatcher.outbox")
 
 #: Events that are looked at after a load at most: as many as the stream keeps.
 _MAX_EVENTS: Final = 100_000
-#: Within this, attempts are swept also where there are a thousand, and where their sweeper dies.
-_SWEPT_WITHIN_MS: Final = 60_000
-#: Trips whose histories are read together.
+#: Trips whose histories are read together; fewer where requests do not wait for it.
 _MAX_TRIPS: Final = 500
+_FEW_TRIPS: Final = 100
 #: Actions of one event do the same to a trip, whoever took them.
 TRANSITION_OF: Final[Mapping[str, Transition]] = {t.event: t for t in TRANSITIONS}
 
@@ -107,27 +106,55 @@ class Outbox:
         await self._settle(keys, trip, history, missed)
         return len(missed)
 
-    async def settle_unheard(self, keys: Keys, heard_ms: int | None, *, lease_ms: int) -> int:
+    async def settle_unheard(self, keys: Keys, since_ms: int | None) -> int:
         """Settles the events of a zone, which is being loaded, that its stream may not have told, and
-        those of the same trips that came after. `heard_ms` is that of `UnheardEvents`. Returns how many.
+        those of the same trips that came after. `since_ms` is that of `UnheardEvents`. Returns how many.
         """
-        if heard_ms is None:
-            return 0
-        # An attempt is committed within its lease, and settled by a sweeper some time after that.
-        since_ms = max(0, heard_ms - 2 * lease_ms - _SWEPT_WITHIN_MS)
-        rows = await self._events_since(keys, since_ms)
-        heard = await self._stream.heard_since(keys, since_ms) if rows else set()
-        first: dict[str, int] = {}
-        for row in rows:
-            trip_id, version = row["trip_id"], row["version"]
-            if (trip_id, version) not in heard:
-                first[trip_id] = min(version, first.get(trip_id, version))
+        first = await self._first_unheard(keys, since_ms)
         ids = list(first)
         settled = 0
         for start in range(0, len(ids), _MAX_TRIPS):
             await self._state.go_on_loading(keys)
             settled += await self._settle_trips(keys, ids[start : start + _MAX_TRIPS], first)
         return settled
+
+    async def tell_unheard(self, keys: Keys, since_ms: int | None) -> int:
+        """Tells the stream alone of the same events, while Postgres decides without Redis. What else
+        they change there comes with the load. Returns how many."""
+        first = await self._first_unheard(keys, since_ms)
+        ids = list(first)
+        told = 0
+        for start in range(0, len(ids), _FEW_TRIPS):
+            await self._state.go_on_loading(keys)
+            some = ids[start : start + _FEW_TRIPS]
+            trips = [trip_from_row(row) for row in await self._database.rows("trips_by_id", ids=some)]
+            counts = await asyncio.gather(
+                *(
+                    self._tell(keys, trip, history, first[trip.id])
+                    for trip, history in await self._histories(trips)
+                )
+            )
+            told += sum(counts)
+        return told
+
+    async def _tell(self, keys: Keys, trip: Trip, history: Sequence[PastEvent], first: int) -> int:
+        past = _past(trip, history)
+        unheard = [event for event in history if event.version >= first and event.version in past]
+        for event in unheard:
+            before, after = past.get(event.version - 1), past[event.version]
+            await self._stream.tell(keys, _settlement(event, before, after, ()).event)
+        return len(unheard)
+
+    async def _first_unheard(self, keys: Keys, since_ms: int | None) -> dict[str, int]:
+        """The first version of each trip that the stream may not have told."""
+        rows = [] if since_ms is None else await self._events_since(keys, since_ms)
+        heard = await self._stream.heard_since(keys, since_ms or 0) if rows else set()
+        first: dict[str, int] = {}
+        for row in rows:
+            trip_id, version = row["trip_id"], row["version"]
+            if (trip_id, version) not in heard:
+                first[trip_id] = min(version, first.get(trip_id, version))
+        return first
 
     async def _events_since(self, keys: Keys, since_ms: int) -> list[Any]:
         return await self._database.rows(

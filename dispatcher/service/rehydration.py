@@ -33,7 +33,7 @@ from dispatcher.service.limit_seeds import LimitSeeds
 from dispatcher.service.outbox import Outbox
 from dispatcher.service.questions import Questions
 from dispatcher.service.queue_log import QueueLog
-from dispatcher.service.saved_answers import MAX_ANSWERS, load_answers
+from dispatcher.service.saved_answers import load_answers
 from dispatcher.service.unheard_events import UnheardEvents
 from dispatcher.service.zone_warming import ZoneWarming
 
@@ -111,23 +111,26 @@ class Rehydration:
         started = time.monotonic()
         log.info("zone is loaded", zone=keys.zone)
         self._limit_seeds.announce(keys.zone)
-        heard_ms = await self._unheard.since(keys)
+        # What was told already while Postgres decided alone, which was so until this authority began.
+        caught = await self._unheard.caught_up(keys, authority.fence - 1)
+        since_ms = await self._unheard.since(keys, caught)
         fixes = await self._state.drop_zone(keys)
         has = await self._contents.find(keys.zone) or ()
         # Drivers first: an accept that finds its trip must find its driver.
         drivers = await self._load_drivers(keys, fixes) if "drivers" in has else 0
         trips = await self._load_trips(keys) if "trips" in has else 0
-        answers, oldest_ms = 0, 0
+        answers, horizon_ms = 0, 0
         if "answers" in has:
-            answers, oldest_ms = await load_answers(self._state, self._database, keys)
+            answers, horizon_ms = await load_answers(
+                self._state, self._database, keys, since_ms=since_ms if caught else None
+            )
         loaded_ms = now_ms()
-        missed = await self._outbox.settle_unheard(keys, heard_ms, lease_ms=self._lease_ms)
-        horizon_ms = 0
-        if answers == MAX_ANSWERS:
-            horizon_ms = oldest_ms
-        elif trips or answers:
+        missed = await self._outbox.settle_unheard(keys, since_ms)
+        if caught:
+            horizon_ms = max(horizon_ms, caught.horizon_ms)
+        if trips or answers or caught:
             # A commit that was under way while we read has its row within its lease.
-            horizon_ms = loaded_ms + self._lease_ms
+            horizon_ms = max(horizon_ms, loaded_ms + self._lease_ms)
         await self._limit_seeds.seed(keys.zone)
         if await self._authorities.read(keys.zone) != authority:
             # Postgres has decided alone meanwhile, some of it after it was read.

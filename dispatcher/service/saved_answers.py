@@ -5,21 +5,30 @@ from __future__ import annotations
 import asyncio
 from typing import Final
 
+from dispatcher.core.times import moment
 from dispatcher.ledger.database import Database, answer_from_row, key_from_row
 from dispatcher.live.keys import Keys
 from dispatcher.live.state import StateScripts
 
-#: Newest answers that are loaded with a zone; a key older than these asks Postgres until it expires.
+#: Newest answers that are loaded at once; a key older than these asks Postgres until it expires.
 MAX_ANSWERS: Final = 50_000
 _AT_ONCE: Final = 1_000
 
 
-async def load_answers(state: StateScripts, database: Database, keys: Keys) -> tuple[int, int]:
-    """Loads the newest answers; how many, and when (ms) the oldest of them expires.
+async def load_answers(
+    state: StateScripts, database: Database, keys: Keys, *, since_ms: int | None = None
+) -> tuple[int, int]:
+    """Loads the newest answers, of those that were given since then; how many, and until when (ms) a key
+    may have one that was not loaded, for there are too many: 0, where all were.
 
     Raises StoreUnavailable.
     """
-    rows = await database.rows("live_answers_of_zone", zone=keys.zone, max_rows=MAX_ANSWERS)
+    if since_ms is None:
+        rows = await database.rows("live_answers_of_zone", zone=keys.zone, max_rows=MAX_ANSWERS)
+    else:
+        rows = await database.rows(
+            "answers_of_zone_since", zone=keys.zone, since=moment(since_ms), max_rows=MAX_ANSWERS
+        )
     for start in range(0, len(rows), _AT_ONCE):
         await state.go_on_loading(keys)
         await asyncio.gather(
@@ -28,4 +37,5 @@ async def load_answers(state: StateScripts, database: Database, keys: Keys) -> t
                 for row in rows[start : start + _AT_ONCE]
             )
         )
-    return len(rows), answer_from_row(rows[-1]).expires_at_ms if rows else 0
+    horizon_ms = answer_from_row(rows[-1]).expires_at_ms if len(rows) == MAX_ANSWERS else 0
+    return len(rows), horizon_ms

@@ -12,7 +12,7 @@ from dispatcher.core.errors import StoreUnavailable
 from dispatcher.core.times import millis, moment, now_ms
 from dispatcher.ledger.database import Database
 from dispatcher.live.comparison import ComparisonScripts
-from dispatcher.live.event_stream import REMEMBERED_S, EventStream
+from dispatcher.live.event_stream import REMEMBERED_S, CaughtUp, EventStream
 from dispatcher.live.keys import Keys
 from dispatcher.service.questions import Questions
 
@@ -24,13 +24,23 @@ _LOOK_FURTHER: Final = 10
 _LOOK_BACK_MS: Final = REMEMBERED_S * 1000
 #: Clocks in step differ by less: what Redis has just decided may seem to lie ahead by that.
 _USUAL_SKEW_MS: Final = 1_000
+#: Within this, attempts are swept also where there are a thousand, and where their sweeper dies.
+_SWEPT_WITHIN_MS: Final = 60_000
 
 
 class UnheardEvents:
     """Asks both engines, for many zones together where many are loaded. All raise StoreUnavailable."""
 
-    def __init__(self, stream: EventStream, redis_clock: ComparisonScripts, database: Database) -> None:
+    def __init__(
+        self,
+        stream: EventStream,
+        redis_clock: ComparisonScripts,
+        database: Database,
+        *,
+        lease_ms: int,
+    ) -> None:
         self._stream = stream
+        self._lease_ms = lease_ms
         self._redis_clock = redis_clock
         self._database = database
         self._last_events: Questions[str, int] = Questions(self._ask_last_events)
@@ -38,9 +48,31 @@ class UnheardEvents:
         self._lacking: set[str] = set()
         self._alone: Questions[str, tuple[int, int | None]] = Questions(self._ask_alone)
 
-    async def since(self, keys: Keys) -> int | None:
-        """Since when (ms) the stream of a zone, which is about to be loaded, may lack events; None where
-        nothing was ever committed.
+    async def clock(self, zone: str) -> int:
+        """The time (ms) by Postgres' clock."""
+        at_postgres, _ = await self._alone.find(zone) or (now_ms(), None)
+        return at_postgres
+
+    async def caught_up(self, keys: Keys, fence: int) -> CaughtUp | None:
+        """What the zone's Redis was told while Postgres decided alone, under this fence."""
+        return await self._stream.caught_up(keys, fence)
+
+    async def since(self, keys: Keys, caught: CaughtUp | None = None) -> int | None:
+        """Since when (ms) the stream of a zone, which is about to be loaded, may lack events, by the
+        times that they carry; None where nothing was ever committed.
+
+        An attempt is committed within its lease, and becomes visible within one more. One that Redis
+        has claimed is settled by a sweeper some time after that; of what Postgres has decided alone the
+        stream has heard what it was told when it was `caught` up.
+        """
+        if caught is not None:
+            self._lacking.add(keys.zone)
+            return max(0, caught.at_ms - 2 * self._lease_ms)
+        heard_ms = await self._heard_since(keys)
+        return None if heard_ms is None else max(0, heard_ms - 2 * self._lease_ms - _SWEPT_WITHIN_MS)
+
+    async def _heard_since(self, keys: Keys) -> int | None:
+        """Since when it may not have heard what happened.
 
         That is when it got its last one. Where it has none, the last event that was committed stands for
         it, however long ago, since what is not committed is not unheard. Where Redis' clock is ahead of

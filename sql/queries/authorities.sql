@@ -34,6 +34,14 @@ RETURNING zone, engine, fence, false AS is_held;
 -- Since when Postgres has decided alone what the Redis of these zones lacks, and the time by the same clock.
 SELECT zone, alone_since, clock_timestamp() AS now FROM zone_authorities WHERE zone = ANY (:zones::text[]);
 
+-- name: decided_alone(zones, most)
+-- How many events Postgres has decided alone of each of these zones, counted up to `most`.
+SELECT a.zone, (SELECT count(*) FROM (SELECT FROM trip_events e
+                                       WHERE e.created_at >= a.alone_since AND starts_with(e.trip_id, a.zone || '_')
+                                       LIMIT :most) decided) AS events
+  FROM zone_authorities a
+ WHERE a.zone = ANY (:zones::text[]) AND a.alone_since IS NOT NULL;
+
 -- name: is_loaded(zone, fence)!
 -- The zone's Redis was loaded with all that was decided without it, unless it has been left again since.
 UPDATE zone_authorities SET alone_since = NULL

@@ -23,7 +23,7 @@ from dispatcher.jobs.degraded_zones import DegradedZones
 from dispatcher.live.claims import Attempt
 from dispatcher.live.pipeline import Pipeline
 from dispatcher.live.protocol import Call
-from dispatcher.service import coordinator, held_subjects
+from dispatcher.service import catch_up, coordinator, held_subjects
 from dispatcher.service.held_subjects import HeldSubjects
 from dispatcher.service.ledger_claims import LedgerClaims
 from tests.harness.lua_zone import Zone, scripts_with_a_clock_set_by_hand
@@ -204,6 +204,9 @@ class Side:
             await self.parts.authorities.tend()
             return
         await self.degraded_zones.run()
+        if not self.is_gone and (work := self.parts.catch_up._work.get(ZONE)):
+            await asyncio.wait([work.look])  # what can be told before was told
+            await self.degraded_zones.run()
         if not self.is_gone and not self.parts.authorities.degraded():
             await self.parts.rehydration.warm(ZONE)
 
@@ -264,6 +267,8 @@ async def open_side(
         patch("dispatcher.service.persistent_settles.LeaseRetries", _Retries),
         patch("dispatcher.service.abandoned_claims.LeaseRetries", _Retries),
         patch.object(held_subjects, "time", _Clock),
+        # A zone is told before it is given back, however little there is to tell.
+        patch.object(catch_up, "_FEW", -1),
         # Nobody lets go of a claim while another waits for it: waiting is cut short.
         patch.object(coordinator, "_MAX_CLAIMS", 5),
         patch.object(coordinator, "_MAX_WAIT_S", 0.001),

@@ -1,0 +1,148 @@
+"""Before Redis decides about a zone again, it hears most of what Postgres has decided alone.
+
+Requests wait while a zone is loaded. What grows with the time that Redis was away, the events that its
+stream has missed and the answers of keys, is told before, while Postgres goes on deciding; the load
+tells what is left. Trips and drivers come with the load: they are as many as there are.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import secrets
+import time
+from collections.abc import Mapping, Sequence
+from typing import Final, NamedTuple
+
+import structlog
+
+from dispatcher.core.errors import CorruptState, StoreUnavailable
+from dispatcher.ledger.database import Database
+from dispatcher.live.event_stream import CaughtUp, EventStream
+from dispatcher.live.keys import Keys, keys_of
+from dispatcher.live.state import StateScripts
+from dispatcher.service.authorities import Authorities
+from dispatcher.service.outbox import Outbox
+from dispatcher.service.questions import Questions
+from dispatcher.service.saved_answers import load_answers
+from dispatcher.service.unheard_events import UnheardEvents
+
+log = structlog.get_logger("dispatcher.rehydration")
+
+#: Where Postgres has decided less than this, a load tells it within a twentieth of a second.
+_FEW: Final = 200
+#: Each time there is less to tell. Once a look takes no longer than this, Redis may decide.
+_SHORT_S: Final = 1.0
+#: What was told so long ago is told on from there before the zone is given back.
+_OLD_S: Final = 5.0
+#: A zone is given back all the same after this long: its load tells the rest.
+_MAX_S: Final = 60.0
+
+
+class _Work(NamedTuple):
+    """What is done about a zone: under which fence, since when, and the look that is under way."""
+
+    fence: int
+    begun_at: float
+    look: asyncio.Task[float | None]
+
+
+class CatchUp:
+    """One server tells; the others see by what it notes in Redis that it has."""
+
+    def __init__(
+        self,
+        *,
+        state: StateScripts,
+        stream: EventStream,
+        outbox: Outbox,
+        unheard: UnheardEvents,
+        database: Database,
+        authorities: Authorities,
+    ) -> None:
+        self._state = state
+        self._stream = stream
+        self._outbox = outbox
+        self._unheard = unheard
+        self._database = database
+        self._authorities = authorities
+        self._work: dict[str, _Work] = {}
+        self._amounts: Questions[str, int] = Questions(self._ask_amounts)
+
+    def is_done(self, zone: str) -> bool:
+        """Whether a zone, whose Redis can be reached again, may be given back: what can be told before
+        was told within the last seconds. Where it was not, that begins."""
+        fence = self._authorities.of(zone).fence
+        now = time.monotonic()
+        work = self._work.get(zone)
+        begun_at = work.begun_at if work is not None and work.fence == fence else now
+        if work is not None and work.look.done() and work.fence == fence:
+            told_at = _result(zone, work.look)
+            if (told_at is not None and now - told_at < _OLD_S) or now - begun_at > _MAX_S:
+                del self._work[zone]
+                return True
+        if work is None or work.look.done():
+            look = asyncio.create_task(self._catch_up(keys_of(zone), fence))
+            self._work[zone] = _Work(fence, begun_at, look)
+        return False
+
+    async def close(self) -> None:
+        """Breaks off what is under way."""
+        looks = [work.look for work in self._work.values()]
+        for look in looks:
+            look.cancel()
+        await asyncio.gather(*looks, return_exceptions=True)
+
+    async def _catch_up(self, keys: Keys, fence: int) -> float | None:
+        """Tells until there is little left; when (monotonic) that was so. None: it is not so yet."""
+        if not (await self._amounts.find(keys.zone) or 0) > _FEW:
+            return time.monotonic()
+        token = secrets.token_hex(8)
+        if not await self._state.begin_loading(keys, token):  # another server is about it
+            caught = await self._stream.caught_up(keys, fence)
+            if caught is None:
+                return None
+            return time.monotonic() - (await self._unheard.clock(keys.zone) - caught.at_ms) / 1000
+        began, told = time.monotonic(), 0
+        looked_at = None
+        try:
+            while self._authorities.of(keys.zone).fence == fence:
+                looked_at = time.monotonic()
+                told += await self._tell(keys, fence)
+                if time.monotonic() - looked_at < _SHORT_S or looked_at - began > _MAX_S:
+                    break
+        finally:
+            with contextlib.suppress(StoreUnavailable):
+                await self._state.end_loading(keys, token)
+        seconds = round(time.monotonic() - began, 3)
+        log.info("events told to redis", zone=keys.zone, events=told, seconds=seconds)
+        return looked_at
+
+    async def _tell(self, keys: Keys, fence: int) -> int:
+        """Tells what is visible by now and was not told; how many events that was."""
+        at_ms = await self._unheard.clock(keys.zone)
+        before = await self._stream.caught_up(keys, fence)
+        since_ms = await self._unheard.since(keys, before)
+        _, horizon_ms = await load_answers(
+            self._state, self._database, keys, since_ms=since_ms if before else None
+        )
+        told = await self._outbox.tell_unheard(keys, since_ms)
+        if before is not None:
+            horizon_ms = max(horizon_ms, before.horizon_ms)
+        await self._stream.note_caught_up(keys, fence, CaughtUp(at_ms, horizon_ms))
+        return told
+
+    async def _ask_amounts(self, zones: Sequence[str]) -> Mapping[str, int]:
+        """How many events Postgres has decided alone of each zone, up to one more than few."""
+        rows = await self._database.rows("decided_alone", zones=list(zones), most=_FEW + 1)
+        return {row["zone"]: row["events"] for row in rows}
+
+
+def _result(zone: str, look: asyncio.Task[float | None]) -> float | None:
+    try:
+        return look.result()
+    except (StoreUnavailable, CorruptState) as error:
+        log.warning("events not told to redis", zone=zone, reason=str(error))
+    except Exception:
+        log.exception("events not told to redis", zone=zone)
+    return None

@@ -1,0 +1,230 @@
+"""What Postgres has decided alone is told to Redis before it decides again, and so requests wait less."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections import Counter
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import redis.asyncio
+
+from dispatcher.core.errors import StoreUnavailable
+from dispatcher.embedded.valkey import Valkey
+from dispatcher.live import state
+from dispatcher.service import catch_up, saved_answers
+from dispatcher.service.outbox import Outbox
+from tests.harness.services import City, driver
+from tests.service.test_redis_away import drifts, give_back, kill, open_server, restart, take_all_steps
+
+ZONE = "default"
+
+
+@pytest.fixture(autouse=True)
+def _however_little(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(catch_up, "_FEW", -1)
+
+
+@pytest.fixture
+def valkey(data_dir: Path) -> Iterator[Valkey]:
+    """A Valkey of this test's own, to be killed."""
+    engine = Valkey(data_dir / "valkey")
+    engine.start()
+    yield engine
+    engine.stop()
+
+
+@pytest.fixture
+async def city(valkey: Valkey, database_url: str) -> AsyncIterator[City]:
+    async with open_server(valkey, database_url) as opened:
+        yield opened
+
+
+async def caught_up(city: City) -> None:
+    """Waits until this server would give the zone back."""
+    async with asyncio.timeout(20):
+        while not city.parts.catch_up.is_done(ZONE):
+            await asyncio.wait([city.parts.catch_up._work[ZONE].look])
+
+
+async def reached(city: City) -> None:
+    """Waits until this server reaches its Redis again."""
+    async with asyncio.timeout(20):
+        while True:
+            with contextlib.suppress(StoreUnavailable):
+                await city.redis("PING")
+                return
+            await asyncio.sleep(0.02)
+
+
+def count_settles(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
+    """What loads settle from now on: events by trip."""
+    settled: Counter[str] = Counter()
+    settle = Outbox._settle
+
+    async def counted(outbox: Outbox, keys: Any, trip: Any, history: Any, missed: Any) -> None:
+        settled[trip.id] += len(missed)
+        await settle(outbox, keys, trip, history, missed)
+
+    monkeypatch.setattr(Outbox, "_settle", counted)
+    return settled
+
+
+async def ordered_once(city: City) -> None:
+    """Each version of each trip is in the stream once, and in order."""
+    versions: dict[str, list[int]] = {}
+    for _, trip, version in await city.events():
+        versions.setdefault(trip, []).append(version)
+    rows = await city.postgres.fetch("SELECT id, version FROM trip_requests")
+    assert versions == {row["id"]: [*range(row["version"] + 1)] for row in rows}
+
+
+async def away(city: City, valkey: Valkey) -> list[str]:
+    """Trips that Postgres decides about alone: one that is over, one that is under way, one that waits."""
+    await city.online("d1", "d2")
+    before = await city.trip()
+    kill(valkey)
+    await take_all_steps(city, "d1", before)
+    under_way, waiting = await city.trip(), await city.trip()
+    assert (await city.act(driver("d2"), "accept", under_way, "d2-accept")).status == 200
+    return [before, under_way, waiting]
+
+
+async def test_events_and_answers_are_told_before_the_load(
+    city: City, valkey: Valkey, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before, under_way, _ = await away(city, valkey)
+    await restart(valkey)
+    await reached(city)
+    await caught_up(city)
+    assert city.parts.authorities.degraded() == [ZONE]
+    await ordered_once(city)
+    settled = count_settles(monkeypatch)
+    await give_back(city)
+    assert not settled
+    await ordered_once(city)
+    assert await drifts(city) == []
+    replay = await city.act(driver("d1"), "accept", before, "d1-accept")
+    assert (replay.status, replay.replayed) == (200, True)
+    for action in ("arrive", "start", "complete"):
+        assert (await city.act(driver("d2"), action, under_way)).status == 200
+    await ordered_once(city)
+    assert await city.redis("EXISTS", city.keys().unheard_since) == 0
+
+
+async def test_what_is_decided_after_it_comes_with_the_load(city: City, valkey: Valkey) -> None:
+    _, under_way, waiting = await away(city, valkey)
+    await restart(valkey)
+    await reached(city)
+    await caught_up(city)
+    assert (await city.act(driver("d2"), "arrive", under_way, "d2-last")).status == 200
+    assert (await city.act(driver("d1"), "accept", waiting, "d1-last")).status == 200
+    await give_back(city)
+    await ordered_once(city)
+    assert await drifts(city) == []
+    for name, action, trip in (("d2", "arrive", under_way), ("d1", "accept", waiting)):
+        assert (await city.act(driver(name), action, trip, f"{name}-last")).replayed
+
+
+async def test_a_redis_that_has_lost_it_is_told_again(city: City, valkey: Valkey) -> None:
+    """The note of what was told is lost with it."""
+    before, *_ = await away(city, valkey)
+    await restart(valkey)
+    await reached(city)
+    await caught_up(city)
+    client = redis.asyncio.Redis.from_url(valkey.url)
+    await client.flushall()
+    await client.aclose()
+    await give_back(city)
+    await ordered_once(city)
+    assert await drifts(city) == []
+    record = city.keys().idem("d1", "/act", "d1-accept")
+    assert (await city.redis("GET", record)).startswith("D ")
+    assert (await city.act(driver("d1"), "accept", before, "d1-accept")).replayed
+
+
+async def test_one_of_two_servers_tells(
+    city: City, valkey: Valkey, database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with open_server(valkey, database_url) as other:
+        await away(city, valkey)
+        await restart(valkey)
+        tellers: list[Outbox] = []
+        tell = Outbox.tell_unheard
+
+        async def slow(outbox: Outbox, keys: Any, since_ms: int | None) -> int:
+            tellers.append(outbox)
+            told = await tell(outbox, keys, since_ms)
+            await asyncio.sleep(0.3)  # and meanwhile the other one looks
+            return told
+
+        monkeypatch.setattr(Outbox, "tell_unheard", slow)
+        await give_back(city, other)
+        await ordered_once(city)
+        assert len(tellers) == 1
+        assert await drifts(city) == []
+
+
+async def test_the_oldest_of_too_many_answers_ask_postgres(
+    city: City, valkey: Valkey, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before, *_ = await away(city, valkey)
+    await city.postgres.execute(
+        "UPDATE idempotency_keys SET created_at = created_at - interval '1 hour',"
+        " expires_at = expires_at - interval '1 hour' WHERE idempotency_key = 'd1-accept'"
+    )
+    await restart(valkey)
+    await reached(city)
+    with monkeypatch.context() as patch:
+        patch.setattr(saved_answers, "MAX_ANSWERS", 2)
+        await caught_up(city)
+    await give_back(city)
+    assert await city.redis("EXISTS", city.keys().idem("d1", "/act", "d1-accept")) == 0
+    assert (await city.act(driver("d1"), "accept", before, "d1-accept")).replayed
+
+
+async def test_what_cannot_be_told_keeps_no_zone_from_its_redis(
+    city: City, valkey: Valkey, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def fail(*_: Any) -> int:
+        raise RuntimeError("nobody foresaw it")
+
+    monkeypatch.setattr(Outbox, "tell_unheard", fail)
+    monkeypatch.setattr(catch_up, "_MAX_S", 0.5)
+    await away(city, valkey)
+    await restart(valkey)
+    await give_back(city)
+    await ordered_once(city)
+    assert await drifts(city) == []
+
+
+async def test_a_redis_that_dies_as_it_is_told_is_told_again(
+    city: City, valkey: Valkey, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trips = await away(city, valkey)
+    await restart(valkey)
+    await reached(city)
+    tell, deaths = Outbox._tell, 0
+
+    async def die(outbox: Outbox, keys: Any, trip: Any, history: Any, first: int) -> int:
+        nonlocal deaths
+        told = await tell(outbox, keys, trip, history, first)
+        if trip.id == trips[0] and not deaths:
+            deaths += 1
+            kill(valkey)
+        return told
+
+    monkeypatch.setattr(Outbox, "_tell", die)
+    monkeypatch.setattr(state, "_LOADING_MS", 1_000)  # the lock of who was telling
+    city.parts.catch_up.is_done(ZONE)
+    await asyncio.wait([city.parts.catch_up._work[ZONE].look])
+    assert deaths == 1
+    await restart(valkey)
+    await give_back(city)
+    told = {event[1:] for event in await city.events()}
+    rows = await city.postgres.fetch("SELECT trip_id, version FROM trip_events")
+    assert told == {(row["trip_id"], row["version"]) for row in rows}
+    assert await drifts(city) == []
