@@ -16,7 +16,7 @@ from typing import Final, NamedTuple
 
 import structlog
 
-from dispatcher.core.errors import CorruptState, StoreUnavailable
+from dispatcher.core.errors import StoreUnavailable
 from dispatcher.ledger.database import Database
 from dispatcher.live.event_stream import CaughtUp, EventStream
 from dispatcher.live.keys import Keys, keys_of
@@ -77,12 +77,12 @@ class CatchUp:
         work = self._work.get(zone)
         begun_at = work.begun_at if work is not None and work.fence == fence else now
         if work is not None and work.look.done() and work.fence == fence:
-            told_at = _result(zone, work.look)
+            told_at = work.look.result()
             if (told_at is not None and now - told_at < _OLD_S) or now - begun_at > _MAX_S:
                 del self._work[zone]
                 return True
         if work is None or work.look.done():
-            look = asyncio.create_task(self._catch_up(keys_of(zone), fence))
+            look = asyncio.create_task(self._look(keys_of(zone), fence))
             self._work[zone] = _Work(fence, begun_at, look)
         return False
 
@@ -92,6 +92,15 @@ class CatchUp:
         for look in looks:
             look.cancel()
         await asyncio.gather(*looks, return_exceptions=True)
+
+    async def _look(self, keys: Keys, fence: int) -> float | None:
+        try:
+            return await self._catch_up(keys, fence)
+        except StoreUnavailable as error:
+            log.warning("events not told to redis", zone=keys.zone, reason=str(error))
+        except Exception:
+            log.exception("events not told to redis", zone=keys.zone)
+        return None
 
     async def _catch_up(self, keys: Keys, fence: int) -> float | None:
         """Tells until there is little left; when (monotonic) that was so. None: it is not so yet."""
@@ -136,13 +145,3 @@ class CatchUp:
         """How many events Postgres has decided alone of each zone, up to one more than few."""
         rows = await self._database.rows("decided_alone", zones=list(zones), most=_FEW + 1)
         return {row["zone"]: row["events"] for row in rows}
-
-
-def _result(zone: str, look: asyncio.Task[float | None]) -> float | None:
-    try:
-        return look.result()
-    except (StoreUnavailable, CorruptState) as error:
-        log.warning("events not told to redis", zone=zone, reason=str(error))
-    except Exception:
-        log.exception("events not told to redis", zone=zone)
-    return None

@@ -228,3 +228,13 @@ async def test_a_redis_that_dies_as_it_is_told_is_told_again(
     rows = await city.postgres.fetch("SELECT trip_id, version FROM trip_events")
     assert told == {(row["trip_id"], row["version"]) for row in rows}
     assert await drifts(city) == []
+
+
+async def test_a_look_that_fails_leaves_no_error_for_nobody(city: City, valkey: Valkey) -> None:
+    """Nobody may ask for its result: another server may have given the zone back."""
+    await away(city, valkey)  # and Redis is still away
+    city.parts.catch_up.is_done(ZONE)
+    look = city.parts.catch_up._work[ZONE].look
+    await asyncio.wait([look])
+    assert look.result() is None
+    assert not city.parts.catch_up.is_done(ZONE)
