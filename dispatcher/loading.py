@@ -38,13 +38,13 @@ async def open_loading(
     """Waits at its end for what is being loaded."""
     database, lease_ms = ledger.database, settings.claim_lease_ms
     outbox = Outbox(settler=live.settler, state=live.state, stream=live.stream, database=database)
-    unheard = UnheardEvents(live.stream, live.comparison, database, lease_ms=lease_ms)
+    unheard = UnheardEvents(live.stream, live.comparison, database, live.notes, lease_ms=lease_ms)
     rehydration = Rehydration(
         live.state, database, outbox, unheard, authorities, seeds, queue_log,
         presence=live.presence, presence_ttl_s=settings.presence_ttl_s, lease_ms=lease_ms,
     )  # fmt: skip
     catch_up = CatchUp(
-        state=live.state, stream=live.stream, outbox=outbox, unheard=unheard, database=database,
+        state=live.state, notes=live.notes, outbox=outbox, unheard=unheard, database=database,
         authorities=authorities,
     )  # fmt: skip
     try:

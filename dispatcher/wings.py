@@ -11,6 +11,7 @@ from dispatcher.ledger.commits import Commits
 from dispatcher.ledger.database import Database
 from dispatcher.ledger.outage_notices import OutageNotices
 from dispatcher.live.announcements import Announcements
+from dispatcher.live.catch_up_notes import CatchUpNotes
 from dispatcher.live.channel_nodes import channel_nodes
 from dispatcher.live.claims import ClaimScripts
 from dispatcher.live.comparison import ComparisonScripts
@@ -53,6 +54,7 @@ class LiveWing:
     deliveries: DeliveryScripts
     queues: QueueScripts
     stream: EventStream
+    notes: CatchUpNotes
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +99,7 @@ async def open_live(settings: Settings) -> AsyncIterator[LiveWing]:
             DeliveryScripts(pipeline),
             QueueScripts(pipeline),
             EventStream(pipeline),
+            CatchUpNotes(pipeline),
         )
 
 

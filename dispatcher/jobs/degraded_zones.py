@@ -43,6 +43,7 @@ class DegradedZones:
         for given in await self._authorities.tend(self._catch_up.is_done):
             await self._rehydration.check_epoch(given)  # it is loaded from now on, without waiting
         degraded = set(self._authorities.degraded())
+        self._catch_up.forget_all_but(degraded)
         # Once more for those that were given back: what was committed last is told, too.
         if told := degraded | self._degraded:
             await self._tail.tell(sorted(told))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 import orjson
 
@@ -13,20 +13,10 @@ from dispatcher.live.pipeline import Pipeline
 _PAGE: Final = 1_000
 #: A day and some: no consumer remembers for longer what it has seen.
 REMEMBERED_S: Final = 100_000
-#: How many events a stream keeps; lua/settle_changes.lua has the same.
-_KEPT: Final = 100_000
-
-
-class CaughtUp(NamedTuple):
-    """What a zone's Redis has been told while Postgres decides alone: all that was visible at a time
-    (ms, by Postgres' clock), answers of keys included, but for those that expire by the horizon (ms)."""
-
-    at_ms: int
-    horizon_ms: int
 
 
 class EventStream:
-    """The stream for whoever loads a zone, or is about to. All raise StoreUnavailable."""
+    """Reads of the stream for whoever loads a zone. All raise StoreUnavailable."""
 
     def __init__(self, pipeline: Pipeline) -> None:
         self._pipeline = pipeline
@@ -43,27 +33,8 @@ class EventStream:
             await self._pipeline.command("SET", keys.unheard_since, since_ms, "NX", "EX", REMEMBERED_S)
         left = await self._pipeline.command("GET", keys.unheard_since)
         with self._pipeline.decoding(keys.unheard_since):
-            times = [since_ms] if left is None else [int(left.partition(" ")[0]), since_ms]
-        return min((max(0, at) for at in times if at is not None), default=None)
-
-    async def caught_up(self, keys: Keys, fence: int) -> CaughtUp | None:
-        """What was noted under this fence since the zone was loaded last; None: nothing."""
-        noted = await self._pipeline.command("GET", keys.unheard_since)
-        with self._pipeline.decoding(keys.unheard_since):
-            at_ms, *more = map(int, (noted or "0").split(" "))
-            if not more:
-                return None
-            noted_fence, horizon_ms = more
-        return CaughtUp(at_ms, horizon_ms) if noted_fence == fence else None
-
-    async def note_caught_up(self, keys: Keys, fence: int, caught: CaughtUp) -> None:
-        """Notes it with what it is about: a Redis that loses the one has lost the other."""
-        noted = f"{caught.at_ms} {fence} {caught.horizon_ms}"
-        await self._pipeline.command("SET", keys.unheard_since, noted, "EX", REMEMBERED_S)
-
-    async def tell(self, keys: Keys, event: str) -> None:
-        """Tells the stream alone of an event (JSON) that Postgres has decided."""
-        await self._pipeline.command("XADD", keys.events, "MAXLEN", "~", _KEPT, "*", "event", event)
+            times = [max(0, int(at)) for at in (left, since_ms) if at is not None]
+        return min(times, default=None)
 
     async def heard_since(self, keys: Keys, since_ms: int) -> set[tuple[str, int]]:
         """The trips and versions of the events that the zone's stream got since then."""

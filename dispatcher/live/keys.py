@@ -17,6 +17,8 @@ class Keys:
         self.epoch = prefix + "epoch"
         self.loading = prefix + "loading"
         self.unheard_since = prefix + "unheard-since"
+        self.catching_up = prefix + "catching-up"
+        self.caught_up = prefix + "caught-up"
         self.filled = prefix + "filled"
         self.claims = prefix + "claims"
         self.seen = prefix + "seen"
@@ -145,7 +147,8 @@ def keys_of(zone: str) -> Keys:
 def names_of_zone(keys: Keys) -> list[str]:
     """The keys that a zone has one of each; the push channel is none."""
     return [
-        keys.epoch, keys.loading, keys.unheard_since, keys.filled, keys.claims, keys.seen, keys.present,
+        keys.epoch, keys.loading, keys.unheard_since, keys.catching_up, keys.caught_up, keys.filled,
+        keys.claims, keys.seen, keys.present,
         keys.presence_look, keys.drift_look, keys.queue_look, keys.heat_look, keys.vehicles, keys.waves,
         keys.matching, keys.turned_down, keys.events, keys.ready,
     ]  # fmt: skip

@@ -34,6 +34,8 @@ T = TypeVar("T")
 
 #: A batch this large keeps Redis busy for half a millisecond; more would only delay others.
 _MAX_BATCH: Final = 16
+#: As lua/settle_changes.lua has it.
+_EVENTS_KEPT: Final = 100_000
 
 
 #: What the script says of a change: see the header of `settle_changes`.
@@ -108,6 +110,24 @@ class Settler:
             # The answer does not wait for what makes room for other drivers.
             self._spawn(self.withdraw_offers(keys, settlement.driver_id, others))
         return result == 1
+
+    async def tell(self, keys: Keys, settlement: Settlement) -> None:
+        """Tells stream and sockets alone of a change, while Postgres decides without Redis.
+
+        Raises StoreUnavailable.
+        """
+        if settlement.arrives:
+            announced = self._announcements.announce(keys, settlement.arrives, settlement.first_frame)
+            if announced is not None:
+                await announced
+        send = self._pipeline.command
+        told = [send("XADD", keys.events, "MAXLEN", "~", _EVENTS_KEPT, "*", "event", settlement.event)]
+        told += [
+            send("SPUBLISH", keys.channel(address), message.frame)
+            for message in settlement.messages
+            for address in message.to
+        ]
+        await asyncio.gather(*told)
 
     async def _join_after(
         self,

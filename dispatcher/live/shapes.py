@@ -26,7 +26,7 @@ _EPOCH: Final = re.compile(r"\d{1,15} \d{1,15} \w+")
 _RECORD: Final = re.compile(r"[LDN] [0-9a-f]{64} ")
 _LEASE: Final = re.compile(r"\d{1,15} .+", re.DOTALL)
 _TIME: Final = re.compile(r"\d{1,15}")
-_UNHEARD: Final = re.compile(r"\d{1,15}( \d{1,15} \d{1,15})?")
+_TOLD: Final = re.compile(r"(\d{1,15} ){4}\S{1,64}")
 #: Beside the trip's columns: what waves keep there.
 _WAVE_FIELDS: Final = ("round", "wave", "waiting_since")
 #: Of a driver: what their place in a queue is made of, empty where they hold none.
@@ -114,9 +114,9 @@ def _check_time(text: str, _: str) -> None:
         raise ValueError("no time")
 
 
-def _check_unheard(text: str, _: str) -> None:
-    if not _UNHEARD.fullmatch(text):
-        raise ValueError("no time, and none with a fence and a horizon")
+def _check_told(text: str, _: str) -> None:
+    if not _TOLD.fullmatch(text):
+        raise ValueError("no fence, time, id and horizon with a run id")
 
 
 def _check_record(text: str, _: str) -> None:
@@ -151,7 +151,9 @@ def _as_dict(flat: Any) -> dict[str, str]:
 SHAPES: Final[dict[str, Shape]] = {
     "epoch": Shape("string", check=_check_epoch, loads_zone=True),
     "loading": Shape("string", ends=True),
-    "unheard-since": Shape("string", ends=True, check=_check_unheard),
+    "unheard-since": Shape("string", ends=True, check=_check_time),
+    "catching-up": Shape("string", ends=True),
+    "caught-up": Shape("string", ends=True, check=_check_told),
     "filled": Shape("string"),
     "ready": Shape("string", ends=True),
     "presence-look": Shape("string", ends=True),

@@ -223,7 +223,7 @@ class StateScripts:
         may try. False where the lock was not this loading's any more: nothing was done."""
         text = f"{epoch.loaded_ms} {epoch.horizon_ms} {epoch.run_id}" if epoch else ""
         reply: int = await self._pipeline.run(
-            "end_loading", (keys.loading, keys.epoch, keys.unheard_since), (token, text)
+            "end_loading", (keys.loading, keys.epoch, keys.unheard_since, keys.caught_up), (token, text)
         )
         return reply == 1
 

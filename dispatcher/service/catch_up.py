@@ -11,14 +11,14 @@ import asyncio
 import contextlib
 import secrets
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Final, NamedTuple
 
 import structlog
 
 from dispatcher.core.errors import StoreUnavailable
 from dispatcher.ledger.database import Database
-from dispatcher.live.event_stream import CaughtUp, EventStream
+from dispatcher.live.catch_up_notes import CatchUpNotes, CaughtUp
 from dispatcher.live.keys import Keys, keys_of
 from dispatcher.live.state import StateScripts
 from dispatcher.service.authorities import Authorities
@@ -31,6 +31,8 @@ log = structlog.get_logger("dispatcher.rehydration")
 
 #: Where Postgres has decided less than this, a load tells it within a twentieth of a second.
 _FEW: Final = 200
+#: Events that are counted, of all zones that are about to be given back.
+_MOST: Final = 200_000
 #: Each time there is less to tell. Once a look takes no longer than this, Redis may decide.
 _SHORT_S: Final = 1.0
 #: What was told so long ago is told on from there before the zone is given back.
@@ -54,14 +56,14 @@ class CatchUp:
         self,
         *,
         state: StateScripts,
-        stream: EventStream,
+        notes: CatchUpNotes,
         outbox: Outbox,
         unheard: UnheardEvents,
         database: Database,
         authorities: Authorities,
     ) -> None:
         self._state = state
-        self._stream = stream
+        self._notes = notes
         self._outbox = outbox
         self._unheard = unheard
         self._database = database
@@ -86,6 +88,12 @@ class CatchUp:
             self._work[zone] = _Work(fence, begun_at, look)
         return False
 
+    def forget_all_but(self, zones: Collection[str]) -> None:
+        """The others have been given back, by whichever server."""
+        for zone in [zone for zone in self._work if zone not in zones]:
+            if self._work[zone].look.done():
+                del self._work[zone]
+
     async def close(self) -> None:
         """Breaks off what is under way."""
         looks = [work.look for work in self._work.values()]
@@ -106,42 +114,62 @@ class CatchUp:
         """Tells until there is little left; when (monotonic) that was so. None: it is not so yet."""
         if not (await self._amounts.find(keys.zone) or 0) > _FEW:
             return time.monotonic()
+        run_id = await self._state.run_id(keys, max_age_s=0)
+        caught = await self._unheard.caught_up(keys, fence=fence, run_id=run_id)
+        if caught is not None:
+            age_s = (await self._unheard.clock(keys.zone) - caught.at_ms) / 1000
+            if age_s < _OLD_S:
+                return time.monotonic() - age_s
         token = secrets.token_hex(8)
-        if not await self._state.begin_loading(keys, token):  # another server is about it
-            caught = await self._stream.caught_up(keys, fence)
-            if caught is None:
-                return None
-            return time.monotonic() - (await self._unheard.clock(keys.zone) - caught.at_ms) / 1000
+        if not await self._notes.begin(keys, token):
+            return None  # another server is about it
         began, told = time.monotonic(), 0
-        looked_at = None
         try:
-            while self._authorities.of(keys.zone).fence == fence:
+            while True:
                 looked_at = time.monotonic()
-                told += await self._tell(keys, fence)
+                caught, count = await self._tell(keys, fence, caught)
+                told += count
                 if time.monotonic() - looked_at < _SHORT_S or looked_at - began > _MAX_S:
                     break
-        finally:
+            is_noted = await self._notes.end_catching_up(
+                keys, token, fence=fence, run_id=run_id, caught=caught
+            )
+        except BaseException:
             with contextlib.suppress(StoreUnavailable):
-                await self._state.end_loading(keys, token)
+                await self._notes.end_catching_up(keys, token)
+            raise
         seconds = round(time.monotonic() - began, 3)
         log.info("events told to redis", zone=keys.zone, events=told, seconds=seconds)
-        return looked_at
+        # Where the lock was lost, what was told may be lost as well.
+        return looked_at if is_noted else None
 
-    async def _tell(self, keys: Keys, fence: int) -> int:
-        """Tells what is visible by now and was not told; how many events that was."""
+    async def _tell(self, keys: Keys, fence: int, before: CaughtUp | None) -> tuple[CaughtUp, int]:
+        """Tells what is visible by now and was not told; up to where, and how many events that was."""
+
+        async def go_on(keys: Keys) -> None:
+            if self._authorities.of(keys.zone).fence != fence:
+                raise StoreUnavailable(f"another engine decides about zone {keys.zone}")
+            await self._notes.go_on(keys)
+
         at_ms = await self._unheard.clock(keys.zone)
-        before = await self._stream.caught_up(keys, fence)
+        answer_id = int(await self._database.row("last_answer"))
         since_ms = await self._unheard.since(keys, before)
         _, horizon_ms = await load_answers(
-            self._state, self._database, keys, since_ms=since_ms if before else None
-        )
-        told = await self._outbox.tell_unheard(keys, since_ms)
+            self._state, self._database, keys, go_on=go_on,
+            after=(before.answer_id, since_ms or 0) if before else None,
+        )  # fmt: skip
+        told = await self._outbox.tell_unheard(keys, since_ms, go_on=go_on)
+        await go_on(keys)
         if before is not None:
             horizon_ms = max(horizon_ms, before.horizon_ms)
-        await self._stream.note_caught_up(keys, fence, CaughtUp(at_ms, horizon_ms))
-        return told
+        return CaughtUp(at_ms, answer_id, horizon_ms), told
 
     async def _ask_amounts(self, zones: Sequence[str]) -> Mapping[str, int]:
-        """How many events Postgres has decided alone of each zone, up to one more than few."""
-        rows = await self._database.rows("decided_alone", zones=list(zones), most=_FEW + 1)
+        """How many events Postgres has decided alone of each zone, or more: the zones that were left
+        first count for all. A load that finds nothing told tells all."""
+        try:
+            rows = await self._database.rows("decided_alone", zones=list(zones), most=_MOST)
+        except StoreUnavailable as error:
+            log.warning("events not counted", zones=len(zones), reason=str(error))
+            return {}
         return {row["zone"]: row["events"] for row in rows}

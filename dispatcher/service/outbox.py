@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Final, NamedTuple
 
@@ -118,14 +118,16 @@ class Outbox:
             settled += await self._settle_trips(keys, ids[start : start + _MAX_TRIPS], first)
         return settled
 
-    async def tell_unheard(self, keys: Keys, since_ms: int | None) -> int:
-        """Tells the stream alone of the same events, while Postgres decides without Redis. What else
-        they change there comes with the load. Returns how many."""
+    async def tell_unheard(
+        self, keys: Keys, since_ms: int | None, *, go_on: Callable[[Keys], Awaitable[None]]
+    ) -> int:
+        """Tells stream and sockets of the same events, while Postgres decides without Redis. What they
+        change there comes with the load. Returns how many."""
         first = await self._first_unheard(keys, since_ms)
         ids = list(first)
         told = 0
         for start in range(0, len(ids), _FEW_TRIPS):
-            await self._state.go_on_loading(keys)
+            await go_on(keys)
             some = ids[start : start + _FEW_TRIPS]
             trips = [trip_from_row(row) for row in await self._database.rows("trips_by_id", ids=some)]
             counts = await asyncio.gather(
@@ -142,7 +144,8 @@ class Outbox:
         unheard = [event for event in history if event.version >= first and event.version in past]
         for event in unheard:
             before, after = past.get(event.version - 1), past[event.version]
-            await self._stream.tell(keys, _settlement(event, before, after, ()).event)
+            # Sockets, too: what Redis had claimed before it went away was told to none.
+            await self._settler.tell(keys, _settlement(event, before, after, ()))
         return len(unheard)
 
     async def _first_unheard(self, keys: Keys, since_ms: int | None) -> dict[str, int]:

@@ -112,7 +112,7 @@ class Rehydration:
         log.info("zone is loaded", zone=keys.zone)
         self._limit_seeds.announce(keys.zone)
         # What was told already while Postgres decided alone, which was so until this authority began.
-        caught = await self._unheard.caught_up(keys, authority.fence - 1)
+        caught = await self._unheard.caught_up(keys, fence=authority.fence - 1, run_id=run_id)
         since_ms = await self._unheard.since(keys, caught)
         fixes = await self._state.drop_zone(keys)
         has = await self._contents.find(keys.zone) or ()
@@ -122,8 +122,9 @@ class Rehydration:
         answers, horizon_ms = 0, 0
         if "answers" in has:
             answers, horizon_ms = await load_answers(
-                self._state, self._database, keys, since_ms=since_ms if caught else None
-            )
+                self._state, self._database, keys, go_on=self._state.go_on_loading,
+                after=(caught.answer_id, since_ms or 0) if caught else None,
+            )  # fmt: skip
         loaded_ms = now_ms()
         missed = await self._outbox.settle_unheard(keys, since_ms)
         if caught:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable, Callable
 from typing import Final
 
 from dispatcher.core.times import moment
@@ -16,21 +17,32 @@ _AT_ONCE: Final = 1_000
 
 
 async def load_answers(
-    state: StateScripts, database: Database, keys: Keys, *, since_ms: int | None = None
+    state: StateScripts,
+    database: Database,
+    keys: Keys,
+    *,
+    go_on: Callable[[Keys], Awaitable[None]],
+    after: tuple[int, int] | None = None,
 ) -> tuple[int, int]:
-    """Loads the newest answers, of those that were given since then; how many, and until when (ms) a key
-    may have one that was not loaded, for there are too many: 0, where all were.
+    """Loads the newest answers, or those that came `after` an id and a time (ms).
+
+    Gives how many, and until when (ms) a key may have one that was not loaded, for there are too many:
+    0, where all were.
 
     Raises StoreUnavailable.
     """
-    if since_ms is None:
+    if after is None:
         rows = await database.rows("live_answers_of_zone", zone=keys.zone, max_rows=MAX_ANSWERS)
     else:
+        # By both: one that was on its way has a lower id, and one that a driver brings along from
+        # another zone the time of that zone's Redis.
+        answer_id, since_ms = after
         rows = await database.rows(
-            "answers_of_zone_since", zone=keys.zone, since=moment(since_ms), max_rows=MAX_ANSWERS
-        )
+            "answers_of_zone_after",
+            zone=keys.zone, answer_id=answer_id, since=moment(since_ms), max_rows=MAX_ANSWERS,
+        )  # fmt: skip
     for start in range(0, len(rows), _AT_ONCE):
-        await state.go_on_loading(keys)
+        await go_on(keys)
         await asyncio.gather(
             *(
                 state.keep_answer(keys, key_from_row(row), answer_from_row(row))

@@ -11,8 +11,9 @@ from dispatcher.core.authority import Authority
 from dispatcher.core.errors import StoreUnavailable
 from dispatcher.core.times import millis, moment, now_ms
 from dispatcher.ledger.database import Database
+from dispatcher.live.catch_up_notes import CatchUpNotes, CaughtUp
 from dispatcher.live.comparison import ComparisonScripts
-from dispatcher.live.event_stream import REMEMBERED_S, CaughtUp, EventStream
+from dispatcher.live.event_stream import REMEMBERED_S, EventStream
 from dispatcher.live.keys import Keys
 from dispatcher.service.questions import Questions
 
@@ -36,10 +37,12 @@ class UnheardEvents:
         stream: EventStream,
         redis_clock: ComparisonScripts,
         database: Database,
+        notes: CatchUpNotes,
         *,
         lease_ms: int,
     ) -> None:
         self._stream = stream
+        self._notes = notes
         self._lease_ms = lease_ms
         self._redis_clock = redis_clock
         self._database = database
@@ -53,9 +56,13 @@ class UnheardEvents:
         at_postgres, _ = await self._alone.find(zone) or (now_ms(), None)
         return at_postgres
 
-    async def caught_up(self, keys: Keys, fence: int) -> CaughtUp | None:
-        """What the zone's Redis was told while Postgres decided alone, under this fence."""
-        return await self._stream.caught_up(keys, fence)
+    async def caught_up(self, keys: Keys, *, fence: int, run_id: str) -> CaughtUp | None:
+        """What this Redis was told while Postgres decided alone, under this fence; None: nothing that
+        can be relied on. A time that lies ahead of the clock that gave it says nothing."""
+        caught = await self._notes.read(keys, fence=fence, run_id=run_id)
+        if caught is None or caught.at_ms > await self.clock(keys.zone) + _USUAL_SKEW_MS:
+            return None
+        return caught
 
     async def since(self, keys: Keys, caught: CaughtUp | None = None) -> int | None:
         """Since when (ms) the stream of a zone, which is about to be loaded, may lack events, by the

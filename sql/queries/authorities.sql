@@ -35,12 +35,13 @@ RETURNING zone, engine, fence, false AS is_held;
 SELECT zone, alone_since, clock_timestamp() AS now FROM zone_authorities WHERE zone = ANY (:zones::text[]);
 
 -- name: decided_alone(zones, most)
--- How many events Postgres has decided alone of each of these zones, counted up to `most`.
-SELECT a.zone, (SELECT count(*) FROM (SELECT FROM trip_events e
-                                       WHERE e.created_at >= a.alone_since AND starts_with(e.trip_id, a.zone || '_')
-                                       LIMIT :most) decided) AS events
-  FROM zone_authorities a
- WHERE a.zone = ANY (:zones::text[]) AND a.alone_since IS NOT NULL;
+-- How many events there were of each of these zones since Postgres decides alone about one of them; `most` are looked at.
+SELECT split_part(trip_id, '_', 1) AS zone, count(*) AS events
+  FROM (SELECT trip_id FROM trip_events
+         WHERE created_at >= (SELECT min(alone_since) FROM zone_authorities WHERE zone = ANY (:zones::text[]))
+         LIMIT :most) decided
+ WHERE split_part(trip_id, '_', 1) = ANY (:zones::text[])
+ GROUP BY 1;
 
 -- name: is_loaded(zone, fence)!
 -- The zone's Redis was loaded with all that was decided without it, unless it has been left again since.

@@ -11,13 +11,17 @@ SELECT user_id, endpoint, idempotency_key, request_fingerprint, status_code, res
  WHERE zone = :zone AND expires_at > now()
  ORDER BY expires_at DESC LIMIT :max_rows;
 
--- name: answers_of_zone_since(zone, since, max_rows)
--- Those of them that were given since then.
+-- name: answers_of_zone_after(zone, answer_id, since, max_rows)
+-- Those of them that came after an id, or since then.
 SELECT user_id, endpoint, idempotency_key, request_fingerprint, status_code, response_payload,
        expires_at
   FROM idempotency_keys
- WHERE created_at >= :since AND zone = :zone AND expires_at > now()
- ORDER BY created_at DESC LIMIT :max_rows;
+ WHERE (id > :answer_id OR created_at >= :since) AND zone = :zone AND expires_at > now()
+ ORDER BY expires_at DESC LIMIT :max_rows;
+
+-- name: last_answer()$
+-- The highest id of an answer.
+SELECT coalesce(max(id), 0) FROM idempotency_keys;
 
 -- name: answer_ids_of_zone(zone, before, page_size)
 -- A page, the newest first, of a zone's answers that live for another minute.

@@ -8,6 +8,7 @@ from dispatcher.core.actors import Actor, Role
 from dispatcher.core.idempotency import StoredAnswer
 from dispatcher.core.transitions import ACCEPT
 from dispatcher.core.trips import Status, Trip
+from dispatcher.live.catch_up_notes import CatchUpNotes, CaughtUp
 from dispatcher.live.claim_results import (
     AcceptClaimed,
     AvailabilityClaimed,
@@ -48,6 +49,7 @@ class Walk:
         self.servers = ServerScripts(pipeline)
         self.settler = Settler(pipeline, fix_age_s=FIX_AGE_MS // 1000)
         self.state = StateScripts(pipeline)
+        self.notes = CatchUpNotes(pipeline)
         self.offers = OfferScripts(pipeline)
         self.comparison = ComparisonScripts(pipeline)
         self.matching = MatchScripts(pipeline)
@@ -79,10 +81,19 @@ class Walk:
         assert (await self.limits.check_limit(keys, _LIMITS)).is_cold
         assert await self.claims.claim_creation(keys, attempt) == Unresolved(ClaimCode.COLD, None)
         assert await self.state.mark_cold(keys, "run")
+        told = CaughtUp(1, 2, 3)
+        assert await self.notes.begin(keys, "a")
+        assert not await self.notes.begin(keys, "b")
+        assert not await self.notes.end_catching_up(keys, "b", fence=4, run_id="run", caught=told)
+        assert await self.notes.read(keys, fence=4, run_id="run") is None
+        assert await self.notes.end_catching_up(keys, "a", fence=4, run_id="run", caught=told)
+        assert await self.notes.read(keys, fence=4, run_id="run") == told
+        assert await self.notes.read(keys, fence=4, run_id="other") is None
         assert await self.state.begin_loading(keys, "a")
         assert not await self.state.end_loading(keys, "b", Epoch(1, 0, "run"))
         assert await self.state.drop_zone(keys) == {}
         assert await self.state.end_loading(keys, "a", Epoch(1, 0, "run"))
+        assert await self.notes.read(keys, fence=4, run_id="run") is None
         assert (await self.limits.check_limit(keys, _LIMITS)).is_admitted
         created = await self.claims.claim_creation(keys, attempt)
         assert isinstance(created, CreationClaimed)

@@ -9,16 +9,27 @@ from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
+import orjson
 import pytest
 import redis.asyncio
 
 from dispatcher.core.errors import StoreUnavailable
 from dispatcher.embedded.valkey import Valkey
-from dispatcher.live import state
+from dispatcher.live import catch_up_notes
+from dispatcher.live.keys import home_channel
+from dispatcher.live.pubsub import Listener
 from dispatcher.service import catch_up, saved_answers
 from dispatcher.service.outbox import Outbox
 from tests.harness.services import City, driver
-from tests.service.test_redis_away import drifts, give_back, kill, open_server, restart, take_all_steps
+from tests.service.test_redis_away import (
+    drifts,
+    give_back,
+    kill,
+    open_server,
+    restart,
+    take_all_steps,
+    until,
+)
 
 ZONE = "default"
 
@@ -112,7 +123,25 @@ async def test_events_and_answers_are_told_before_the_load(
     for action in ("arrive", "start", "complete"):
         assert (await city.act(driver("d2"), action, under_way)).status == 200
     await ordered_once(city)
-    assert await city.redis("EXISTS", city.keys().unheard_since) == 0
+    assert await city.redis("EXISTS", city.keys().unheard_since, city.keys().caught_up) == 0
+
+
+async def test_the_servers_of_a_customer_hear_where_their_trip_was_created(
+    city: City, valkey: Valkey
+) -> None:
+    """Else they would not listen in that zone once Redis decides, and the customer hear nothing more."""
+    await away(city, valkey)
+    await restart(valkey)
+    await reached(city)
+    stands, heard = asyncio.Event(), asyncio.Queue[bytes]()
+    listener = Listener(heard.put_nowait, stands.set)
+    city.parts.subscriber.subscribe(home_channel("customer:rider"), listener)
+    async with asyncio.timeout(20):
+        await stands.wait()
+        await caught_up(city)
+        message = await heard.get()
+    zone, frame = orjson.loads(message)
+    assert (zone, frame["event"]) == (ZONE, "created")
 
 
 async def test_what_is_decided_after_it_comes_with_the_load(city: City, valkey: Valkey) -> None:
@@ -152,20 +181,131 @@ async def test_one_of_two_servers_tells(
     async with open_server(valkey, database_url) as other:
         await away(city, valkey)
         await restart(valkey)
-        tellers: list[Outbox] = []
+        telling: set[Outbox] = set()
         tell = Outbox.tell_unheard
 
-        async def slow(outbox: Outbox, keys: Any, since_ms: int | None) -> int:
-            tellers.append(outbox)
-            told = await tell(outbox, keys, since_ms)
+        async def slow(outbox: Outbox, *args: Any, **more: Any) -> int:
+            telling.add(outbox)
+            assert telling == {outbox}, "the other one is about it"
+            told = await tell(outbox, *args, **more)
             await asyncio.sleep(0.3)  # and meanwhile the other one looks
             return told
 
         monkeypatch.setattr(Outbox, "tell_unheard", slow)
         await give_back(city, other)
         await ordered_once(city)
-        assert len(tellers) == 1
+        assert telling
         assert await drifts(city) == []
+
+
+def after_telling(monkeypatch: pytest.MonkeyPatch, then: Any) -> None:
+    """What happens within a look, once: the stream and the answers are told, and not noted yet."""
+    tell, times = Outbox.tell_unheard, 0
+
+    async def told(outbox: Outbox, *args: Any, **more: Any) -> int:
+        nonlocal times
+        count = await tell(outbox, *args, **more)
+        times += 1
+        if times == 1:
+            await then()
+        return count
+
+    monkeypatch.setattr(Outbox, "tell_unheard", told)
+
+
+async def an_hour_ago(city: City) -> None:
+    """All that was decided was decided then: no look goes back so far by itself."""
+    for table in ("trip_events", "idempotency_keys"):
+        await city.postgres.execute(f"UPDATE {table} SET created_at = created_at - interval '1 hour'")
+    await city.postgres.execute(
+        "UPDATE zone_authorities SET alone_since = alone_since - interval '1 hour'"
+    )
+
+
+async def lose(city: City) -> None:
+    """Redis loses what it was told, as one that has followed another, and keeps what was noted."""
+    await city.redis("DEL", city.keys().events, *await city.redis("KEYS", city.keys().prefix + "idem:*"))
+
+
+async def has_all(city: City, before: str) -> None:
+    await ordered_once(city)
+    assert await drifts(city) == []
+    assert (await city.redis("GET", city.keys().idem("d1", "/act", "d1-accept"))).startswith("D ")
+    assert (await city.act(driver("d1"), "accept", before, "d1-accept")).replayed
+
+
+@pytest.mark.parametrize("is_started_again", [False, True])
+async def test_what_a_redis_loses_within_a_look_is_not_noted(
+    city: City, valkey: Valkey, monkeypatch: pytest.MonkeyPatch, is_started_again: bool
+) -> None:
+    before, *_ = await away(city, valkey)
+    await an_hour_ago(city)
+    await restart(valkey)
+    await reached(city)
+
+    async def flush() -> None:
+        client = redis.asyncio.Redis.from_url(valkey.url)
+        await client.flushall()
+        await client.aclose()
+        if is_started_again:
+            await restart(valkey)
+
+    after_telling(monkeypatch, flush)
+    await give_back(city)
+    await has_all(city, before)
+
+
+@pytest.mark.parametrize("part", ["run id", "time", "fence"])
+async def test_a_note_that_is_of_another_redis_or_time_says_nothing(
+    city: City, valkey: Valkey, part: str
+) -> None:
+    """A stale replica may have the note, and not all that it is about; clocks are set."""
+    before, *_ = await away(city, valkey)
+    await an_hour_ago(city)
+    await restart(valkey)
+    await reached(city)
+    await caught_up(city)
+    fence, at_ms, answer, horizon, run_id = (await city.redis("GET", city.keys().caught_up)).split()
+    note = {
+        "run id": (fence, at_ms, answer, horizon, "0" * 40),
+        "time": (fence, "9" * 15, answer, horizon, run_id),
+        "fence": (int(fence) - 1, at_ms, answer, horizon, run_id),
+    }[part]
+    await until(lambda: city.parts.authorities._give_back(ZONE))
+    await city.redis("SET", city.keys().caught_up, " ".join(map(str, note)))
+    await lose(city)
+    await city.parts.rehydration.warm(ZONE)
+    await has_all(city, before)
+
+
+async def test_a_look_that_goes_on_keeps_no_zone_from_being_loaded(
+    city: City, valkey: Valkey, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another server may give the zone back meanwhile."""
+    before, *_ = await away(city, valkey)
+    await restart(valkey)
+    await reached(city)
+    stands, goes_on = asyncio.Event(), asyncio.Event()
+
+    async def stand() -> None:
+        stands.set()
+        await goes_on.wait()
+
+    after_telling(monkeypatch, stand)
+    assert not city.parts.catch_up.is_done(ZONE)
+    look = city.parts.catch_up._work[ZONE].look
+    await stands.wait()
+    await until(lambda: city.parts.authorities._give_back(ZONE))
+    async with asyncio.timeout(5):
+        await city.parts.rehydration.warm(ZONE)
+    goes_on.set()
+    await asyncio.wait([look])
+    assert look.result() is None
+    assert await city.redis("EXISTS", city.keys().caught_up, city.keys().catching_up) == 0
+    city.parts.catch_up.forget_all_but(())
+    assert not city.parts.catch_up._work
+    assert (await city.act(driver("d1"), "accept", before, "d1-accept")).replayed
+    assert await drifts(city) == []
 
 
 async def test_the_oldest_of_too_many_answers_ask_postgres(
@@ -218,7 +358,7 @@ async def test_a_redis_that_dies_as_it_is_told_is_told_again(
         return told
 
     monkeypatch.setattr(Outbox, "_tell", die)
-    monkeypatch.setattr(state, "_LOADING_MS", 1_000)  # the lock of who was telling
+    monkeypatch.setattr(catch_up_notes, "_LOCK_MS", 1_000)  # the lock of who was telling
     city.parts.catch_up.is_done(ZONE)
     await asyncio.wait([city.parts.catch_up._work[ZONE].look])
     assert deaths == 1

@@ -80,7 +80,7 @@ class Scene:
             *(name(self.offered) for name in (KEYS.trip_claim, KEYS.passed, KEYS.barred)),
             KEYS.driver_claim(self.free), KEYS.inbox(self.free),
             KEYS.queue("jfk", "car"), KEYS.queue_look, KEYS.heat_look,
-            KEYS.heat(1), KEYS.unheard_since, KEYS.filled,
+            KEYS.heat(1), KEYS.unheard_since, KEYS.filled, KEYS.catching_up, KEYS.caught_up,
         ]  # fmt: skip
         mine = (self.holder, self.free, self.loser, self.rider, self.taken, self.offered, self.declined)
         found = await self.city.redis("KEYS", KEYS.prefix + "*")
