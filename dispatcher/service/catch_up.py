@@ -33,6 +33,8 @@ log = structlog.get_logger("dispatcher.rehydration")
 _FEW: Final = 200
 #: Events that are counted, of all zones that are about to be given back.
 _MOST: Final = 200_000
+#: Zones that are told at once: each of many would be old before it can be given back.
+_AT_ONCE: Final = 16
 #: Each time there is less to tell. Once a look takes no longer than this, Redis may decide.
 _SHORT_S: Final = 1.0
 #: What was told so long ago is told on from there before the zone is given back.
@@ -68,6 +70,7 @@ class CatchUp:
         self._unheard = unheard
         self._database = database
         self._authorities = authorities
+        self._turns = asyncio.Semaphore(_AT_ONCE)
         self._work: dict[str, _Work] = {}
         self._amounts: Questions[str, int] = Questions(self._ask_amounts)
 
@@ -78,9 +81,12 @@ class CatchUp:
         now = time.monotonic()
         work = self._work.get(zone)
         begun_at = work.begun_at if work is not None and work.fence == fence else now
+        if work is not None and now - begun_at > _MAX_S:
+            work.look.cancel()
+            return True
         if work is not None and work.look.done() and work.fence == fence:
             told_at = work.look.result()
-            if (told_at is not None and now - told_at < _OLD_S) or now - begun_at > _MAX_S:
+            if told_at is not None and now - told_at < _OLD_S:
                 del self._work[zone]
                 return True
         if work is None or work.look.done():
@@ -103,7 +109,10 @@ class CatchUp:
 
     async def _look(self, keys: Keys, fence: int) -> float | None:
         try:
-            return await self._catch_up(keys, fence)
+            if (await self._amounts.find(keys.zone) or 0) <= _FEW:
+                return time.monotonic()
+            async with self._turns:
+                return await self._catch_up(keys, fence)
         except StoreUnavailable as error:
             log.warning("events not told to redis", zone=keys.zone, reason=str(error))
         except Exception:
@@ -112,8 +121,6 @@ class CatchUp:
 
     async def _catch_up(self, keys: Keys, fence: int) -> float | None:
         """Tells until there is little left; when (monotonic) that was so. None: it is not so yet."""
-        if not (await self._amounts.find(keys.zone) or 0) > _FEW:
-            return time.monotonic()
         run_id = await self._state.run_id(keys, max_age_s=0)
         caught = await self._unheard.caught_up(keys, fence=fence, run_id=run_id)
         if caught is not None:

@@ -326,17 +326,22 @@ async def test_the_oldest_of_too_many_answers_ask_postgres(
     assert (await city.act(driver("d1"), "accept", before, "d1-accept")).replayed
 
 
+@pytest.mark.parametrize("hangs", [False, True])
 async def test_what_cannot_be_told_keeps_no_zone_from_its_redis(
-    city: City, valkey: Valkey, monkeypatch: pytest.MonkeyPatch
+    city: City, valkey: Valkey, monkeypatch: pytest.MonkeyPatch, hangs: bool
 ) -> None:
     async def fail(*_: Any) -> int:
         raise RuntimeError("nobody foresaw it")
 
-    monkeypatch.setattr(Outbox, "tell_unheard", fail)
     monkeypatch.setattr(catch_up, "_MAX_S", 0.5)
     await away(city, valkey)
     await restart(valkey)
+    if hangs:
+        after_telling(monkeypatch, asyncio.Event().wait)
+    else:
+        monkeypatch.setattr(Outbox, "tell_unheard", fail)
     await give_back(city)
+    city.parts.catch_up.forget_all_but(())
     await ordered_once(city)
     assert await drifts(city) == []
 
