@@ -121,13 +121,15 @@ class Settler:
             if announced is not None:
                 await announced
         send = self._pipeline.command
-        told = [send("XADD", keys.events, "MAXLEN", "~", _EVENTS_KEPT, "*", "event", settlement.event)]
-        told += [
-            send("SPUBLISH", keys.channel(address), message.frame)
-            for message in settlement.messages
-            for address in message.to
-        ]
-        await asyncio.gather(*told)
+        await asyncio.gather(
+            *(
+                send("SPUBLISH", keys.channel(address), message.frame)
+                for message in settlement.messages
+                for address in message.to
+            )
+        )
+        # Last: what the stream has is not told again.
+        await send("XADD", keys.events, "MAXLEN", "~", _EVENTS_KEPT, "*", "event", settlement.event)
 
     async def _join_after(
         self,

@@ -35,6 +35,8 @@ _FEW: Final = 200
 _MOST: Final = 200_000
 #: Zones that are told at once: each of many would be old before it can be given back.
 _AT_ONCE: Final = 16
+#: Answers whose rows have their ids, and cannot be seen yet.
+_ON_THEIR_WAY: Final = 1_000
 #: Each time there is less to tell. Once a look takes no longer than this, Redis may decide.
 _SHORT_S: Final = 1.0
 #: What was told so long ago is told on from there before the zone is given back.
@@ -80,11 +82,14 @@ class CatchUp:
         fence = self._authorities.of(zone).fence
         now = time.monotonic()
         work = self._work.get(zone)
-        begun_at = work.begun_at if work is not None and work.fence == fence else now
+        if work is not None and work.fence != fence:  # the zone was given back since, and left again
+            work.look.cancel()
+            work = None
+        begun_at = now if work is None else work.begun_at
         if work is not None and now - begun_at > _MAX_S:
             work.look.cancel()
             return True
-        if work is not None and work.look.done() and work.fence == fence:
+        if work is not None and work.look.done():
             told_at = work.look.result()
             if told_at is not None and now - told_at < _OLD_S:
                 del self._work[zone]
@@ -159,7 +164,7 @@ class CatchUp:
             await self._notes.go_on(keys)
 
         at_ms = await self._unheard.clock(keys.zone)
-        answer_id = int(await self._database.row("last_answer"))
+        answer_id = max(0, int(await self._database.row("last_answer")) - _ON_THEIR_WAY)
         since_ms = await self._unheard.since(keys, before)
         _, horizon_ms = await load_answers(
             self._state, self._database, keys, go_on=go_on,

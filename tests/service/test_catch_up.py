@@ -320,6 +320,7 @@ async def test_the_oldest_of_too_many_answers_ask_postgres(
     await reached(city)
     with monkeypatch.context() as patch:
         patch.setattr(saved_answers, "MAX_ANSWERS", 2)
+        patch.setattr(catch_up, "_ON_THEIR_WAY", 0)
         await caught_up(city)
     await give_back(city)
     assert await city.redis("EXISTS", city.keys().idem("d1", "/act", "d1-accept")) == 0
@@ -383,3 +384,49 @@ async def test_a_look_that_fails_leaves_no_error_for_nobody(city: City, valkey: 
     await asyncio.wait([look])
     assert look.result() is None
     assert not city.parts.catch_up.is_done(ZONE)
+
+
+async def test_a_look_that_hangs_is_not_that_of_the_next_time(
+    city: City, valkey: Valkey, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await away(city, valkey)
+    await restart(valkey)
+    await reached(city)
+    after_telling(monkeypatch, asyncio.Event().wait)
+    monkeypatch.setattr(catch_up, "_MAX_S", 0.5)
+    await give_back(city)
+    monkeypatch.setattr(catch_up, "_MAX_S", 60.0)
+    kill(valkey)
+    await city.trip()
+    assert city.parts.authorities.degraded() == [ZONE]
+    await restart(valkey)
+    await give_back(city)
+    await ordered_once(city)
+
+
+async def test_what_no_socket_was_told_is_told_again(
+    city: City, valkey: Valkey, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The stream has an event only once the sockets have it."""
+    await away(city, valkey)
+    await restart(valkey)
+    await reached(city)
+    pipeline = city.parts.live.pipeline
+    send = pipeline.command
+
+    def cut(*command: Any) -> Any:
+        if command[0] != "SPUBLISH":
+            return send(*command)
+        failed = asyncio.get_running_loop().create_future()
+        failed.set_exception(StoreUnavailable("cut"))
+        return failed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(pipeline, "command", cut)
+        city.parts.catch_up.is_done(ZONE)
+        await asyncio.wait([city.parts.catch_up._work[ZONE].look])
+    told = await city.events()
+    rows = await city.postgres.fetch("SELECT trip_id FROM trip_events")
+    assert len(told) < len(rows)
+    await give_back(city)
+    await ordered_once(city)
