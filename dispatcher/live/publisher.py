@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 
 from dispatcher.live.keys import keys_of
 from dispatcher.live.pipeline import Pipeline
@@ -15,7 +16,7 @@ class Publisher:
     def __init__(self, pipeline: Pipeline) -> None:
         self._pipeline = pipeline
 
-    async def publish(self, zone: str, messages: list[Message]) -> None:
+    async def publish(self, zone: str, messages: Sequence[Message]) -> None:
         """Sends frames to users, who know of the zone. Raises StoreUnavailable."""
         keys = keys_of(zone)
         await asyncio.gather(

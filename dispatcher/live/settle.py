@@ -25,6 +25,7 @@ from dispatcher.live.hashes import driver_fields
 from dispatcher.live.idempotency import done_record
 from dispatcher.live.keys import Keys, names_of_driver, names_of_trip, names_of_zone
 from dispatcher.live.pipeline import Pipeline
+from dispatcher.live.publisher import Publisher
 from dispatcher.live.redis_errors import is_corrupt
 from dispatcher.live.settlement import Settlement
 from dispatcher.live.state import FINISHED_TTL_S
@@ -34,8 +35,8 @@ T = TypeVar("T")
 
 #: A batch this large keeps Redis busy for half a millisecond; more would only delay others.
 _MAX_BATCH: Final = 16
-#: As lua/settle_changes.lua has it.
-_EVENTS_KEPT: Final = 100_000
+#: Events that a zone's stream keeps, about: lua/settle_changes.lua has the same.
+EVENTS_KEPT: Final = 100_000
 
 
 #: What the script says of a change: see the header of `settle_changes`.
@@ -80,6 +81,7 @@ class Settler:
         self._withdrawn: list[Callable[[str, Sequence[str], int], None]] = []
         self._tasks: set[asyncio.Task[Any]] = set()
         self._announcements = announcements
+        self._publisher = Publisher(pipeline)
 
     async def settle(
         self,
@@ -120,16 +122,11 @@ class Settler:
             announced = self._announcements.announce(keys, settlement.arrives, settlement.first_frame)
             if announced is not None:
                 await announced
-        send = self._pipeline.command
-        await asyncio.gather(
-            *(
-                send("SPUBLISH", keys.channel(address), message.frame)
-                for message in settlement.messages
-                for address in message.to
-            )
-        )
+        await self._publisher.publish(keys.zone, settlement.messages)
         # Last: what the stream has is not told again.
-        await send("XADD", keys.events, "MAXLEN", "~", _EVENTS_KEPT, "*", "event", settlement.event)
+        await self._pipeline.command(
+            "XADD", keys.events, "MAXLEN", "~", EVENTS_KEPT, "*", "event", settlement.event
+        )
 
     async def _join_after(
         self,

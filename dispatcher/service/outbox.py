@@ -25,7 +25,7 @@ from dispatcher.ledger.database import Database, trip_from_row
 from dispatcher.live.claims import Attempt
 from dispatcher.live.event_stream import EventStream
 from dispatcher.live.keys import Keys
-from dispatcher.live.settle import Settler
+from dispatcher.live.settle import EVENTS_KEPT, Settler
 from dispatcher.live.settlement import Message, SettleEffect, Settlement
 from dispatcher.live.state import StateScripts
 from dispatcher.observe.series import REPAIRED
@@ -34,8 +34,6 @@ from dispatcher.service.messages import stream_event, trip_json, trip_messages
 
 log = structlog.get_logger("dispatcher.outbox")
 
-#: Events that are looked at after a load at most: as many as the stream keeps.
-_MAX_EVENTS: Final = 100_000
 #: Trips whose histories are read together; fewer where requests do not wait for it.
 _MAX_TRIPS: Final = 500
 _FEW_TRIPS: Final = 100
@@ -128,13 +126,9 @@ class Outbox:
         told = 0
         for start in range(0, len(ids), _FEW_TRIPS):
             await go_on(keys)
-            some = ids[start : start + _FEW_TRIPS]
-            trips = [trip_from_row(row) for row in await self._database.rows("trips_by_id", ids=some)]
+            histories = await self._histories(ids[start : start + _FEW_TRIPS])
             counts = await asyncio.gather(
-                *(
-                    self._tell(keys, trip, history, first[trip.id])
-                    for trip, history in await self._histories(trips)
-                )
+                *(self._tell(keys, trip, history, first[trip.id]) for trip, history in histories)
             )
             told += sum(counts)
         return told
@@ -161,7 +155,7 @@ class Outbox:
 
     async def _events_since(self, keys: Keys, since_ms: int) -> list[Any]:
         return await self._database.rows(
-            "events_of_zone_since", prefix=keys.zone + "_", since=moment(since_ms), max_rows=_MAX_EVENTS
+            "events_of_zone_since", prefix=keys.zone + "_", since=moment(since_ms), max_rows=EVENTS_KEPT
         )
 
     async def _settle_trips(self, keys: Keys, ids: Sequence[str], first: Mapping[str, int]) -> int:
@@ -171,8 +165,7 @@ class Outbox:
         not loaded, and would be left in the state that the missed event gave it. What came after is told
         by the version: by the clock of another Redis it may seem to have been long before.
         """
-        trips = [trip_from_row(row) for row in await self._database.rows("trips_by_id", ids=ids)]
-        histories = await self._histories(trips)
+        histories = await self._histories(ids)
         missed = {
             trip.id: [event.version for event in history if event.version >= first[trip.id]]
             for trip, history in histories
@@ -190,9 +183,7 @@ class Outbox:
             wanted[trip_id].add(version)
         messages: list[Message] = []
         for start in range(0, len(ids), _MAX_TRIPS):
-            some = ids[start : start + _MAX_TRIPS]
-            trips = [trip_from_row(row) for row in await self._database.rows("trips_by_id", ids=some)]
-            for trip, history in await self._histories(trips):
+            for trip, history in await self._histories(ids[start : start + _MAX_TRIPS]):
                 past = _past(trip, history)
                 for event in history:
                     if event.version in wanted[trip.id] and event.version in past:
@@ -200,7 +191,8 @@ class Outbox:
                         messages += _settlement(event, before, past[event.version], ()).messages
         return messages
 
-    async def _histories(self, trips: Sequence[Trip]) -> list[tuple[Trip, list[PastEvent]]]:
+    async def _histories(self, ids: Sequence[str]) -> list[tuple[Trip, list[PastEvent]]]:
+        trips = [trip_from_row(row) for row in await self._database.rows("trips_by_id", ids=ids)]
         histories: dict[str, list[PastEvent]] = defaultdict(list)
         for row in await self._database.rows("events_of_trips", ids=[trip.id for trip in trips]):
             histories[row["trip_id"]].append(PastEvent.from_row(row))

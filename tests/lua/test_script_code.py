@@ -11,6 +11,7 @@ import pytest
 import redis.asyncio
 
 from dispatcher.live.scripts import read_script
+from dispatcher.live.settle import EVENTS_KEPT
 from tests.lua.sources import (
     GIVEN_TO_LIBRARIES,
     GLOBALS,
@@ -177,3 +178,7 @@ def _options(arguments: list[list[Any]]) -> dict[str, str]:
 
 def _version(text: str) -> tuple[int, ...]:
     return tuple(int(part) for part in text.split(".")[:2])
+
+
+def test_a_stream_keeps_as_many_events_whoever_tells_it() -> None:
+    assert f"local EVENTS_KEPT = {EVENTS_KEPT}\n" in text_of("settle_changes")

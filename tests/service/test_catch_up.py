@@ -71,6 +71,27 @@ async def reached(city: City) -> None:
             await asyncio.sleep(0.02)
 
 
+async def back(city: City, valkey: Valkey) -> None:
+    """Redis is started again, and this server reaches it."""
+    await restart(valkey)
+    await reached(city)
+
+
+async def flush(valkey: Valkey) -> None:
+    """Redis loses all that it holds."""
+    client = redis.asyncio.Redis.from_url(valkey.url)
+    await client.flushall()
+    await client.aclose()
+
+
+async def look_once(city: City) -> float | None:
+    """What comes of a look that this server begins."""
+    assert not city.parts.catch_up.is_done(ZONE)
+    look = city.parts.catch_up._work[ZONE].look
+    await asyncio.wait([look])
+    return look.result()
+
+
 def count_settles(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
     """What loads settle from now on: events by trip."""
     settled: Counter[str] = Counter()
@@ -108,8 +129,7 @@ async def test_events_and_answers_are_told_before_the_load(
     city: City, valkey: Valkey, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before, under_way, _ = await away(city, valkey)
-    await restart(valkey)
-    await reached(city)
+    await back(city, valkey)
     await caught_up(city)
     assert city.parts.authorities.degraded() == [ZONE]
     await ordered_once(city)
@@ -131,8 +151,7 @@ async def test_the_servers_of_a_customer_hear_where_their_trip_was_created(
 ) -> None:
     """Else they would not listen in that zone once Redis decides, and the customer hear nothing more."""
     await away(city, valkey)
-    await restart(valkey)
-    await reached(city)
+    await back(city, valkey)
     stands, heard = asyncio.Event(), asyncio.Queue[bytes]()
     listener = Listener(heard.put_nowait, stands.set)
     city.parts.subscriber.subscribe(home_channel("customer:rider"), listener)
@@ -146,8 +165,7 @@ async def test_the_servers_of_a_customer_hear_where_their_trip_was_created(
 
 async def test_what_is_decided_after_it_comes_with_the_load(city: City, valkey: Valkey) -> None:
     _, under_way, waiting = await away(city, valkey)
-    await restart(valkey)
-    await reached(city)
+    await back(city, valkey)
     await caught_up(city)
     assert (await city.act(driver("d2"), "arrive", under_way, "d2-last")).status == 200
     assert (await city.act(driver("d1"), "accept", waiting, "d1-last")).status == 200
@@ -161,18 +179,11 @@ async def test_what_is_decided_after_it_comes_with_the_load(city: City, valkey: 
 async def test_a_redis_that_has_lost_it_is_told_again(city: City, valkey: Valkey) -> None:
     """The note of what was told is lost with it."""
     before, *_ = await away(city, valkey)
-    await restart(valkey)
-    await reached(city)
+    await back(city, valkey)
     await caught_up(city)
-    client = redis.asyncio.Redis.from_url(valkey.url)
-    await client.flushall()
-    await client.aclose()
+    await flush(valkey)
     await give_back(city)
-    await ordered_once(city)
-    assert await drifts(city) == []
-    record = city.keys().idem("d1", "/act", "d1-accept")
-    assert (await city.redis("GET", record)).startswith("D ")
-    assert (await city.act(driver("d1"), "accept", before, "d1-accept")).replayed
+    await has_all(city, before)
 
 
 async def test_one_of_two_servers_tells(
@@ -240,17 +251,14 @@ async def test_what_a_redis_loses_within_a_look_is_not_noted(
 ) -> None:
     before, *_ = await away(city, valkey)
     await an_hour_ago(city)
-    await restart(valkey)
-    await reached(city)
+    await back(city, valkey)
 
-    async def flush() -> None:
-        client = redis.asyncio.Redis.from_url(valkey.url)
-        await client.flushall()
-        await client.aclose()
+    async def lose_it() -> None:
+        await flush(valkey)
         if is_started_again:
             await restart(valkey)
 
-    after_telling(monkeypatch, flush)
+    after_telling(monkeypatch, lose_it)
     await give_back(city)
     await has_all(city, before)
 
@@ -262,8 +270,7 @@ async def test_a_note_that_is_of_another_redis_or_time_says_nothing(
     """A stale replica may have the note, and not all that it is about; clocks are set."""
     before, *_ = await away(city, valkey)
     await an_hour_ago(city)
-    await restart(valkey)
-    await reached(city)
+    await back(city, valkey)
     await caught_up(city)
     fence, at_ms, answer, horizon, run_id = (await city.redis("GET", city.keys().caught_up)).split()
     note = {
@@ -283,8 +290,7 @@ async def test_a_look_that_goes_on_keeps_no_zone_from_being_loaded(
 ) -> None:
     """Another server may give the zone back meanwhile."""
     before, *_ = await away(city, valkey)
-    await restart(valkey)
-    await reached(city)
+    await back(city, valkey)
     stands, goes_on = asyncio.Event(), asyncio.Event()
 
     async def stand() -> None:
@@ -316,8 +322,7 @@ async def test_the_oldest_of_too_many_answers_ask_postgres(
         "UPDATE idempotency_keys SET created_at = created_at - interval '1 hour',"
         " expires_at = expires_at - interval '1 hour' WHERE idempotency_key = 'd1-accept'"
     )
-    await restart(valkey)
-    await reached(city)
+    await back(city, valkey)
     with monkeypatch.context() as patch:
         patch.setattr(saved_answers, "MAX_ANSWERS", 2)
         patch.setattr(catch_up, "_ON_THEIR_WAY", 0)
@@ -351,8 +356,7 @@ async def test_a_redis_that_dies_as_it_is_told_is_told_again(
     city: City, valkey: Valkey, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     trips = await away(city, valkey)
-    await restart(valkey)
-    await reached(city)
+    await back(city, valkey)
     tell, deaths = Outbox._tell, 0
 
     async def die(outbox: Outbox, keys: Any, trip: Any, history: Any, first: int) -> int:
@@ -365,8 +369,7 @@ async def test_a_redis_that_dies_as_it_is_told_is_told_again(
 
     monkeypatch.setattr(Outbox, "_tell", die)
     monkeypatch.setattr(catch_up_notes, "_LOCK_MS", 1_000)  # the lock of who was telling
-    city.parts.catch_up.is_done(ZONE)
-    await asyncio.wait([city.parts.catch_up._work[ZONE].look])
+    assert await look_once(city) is None
     assert deaths == 1
     await restart(valkey)
     await give_back(city)
@@ -379,10 +382,7 @@ async def test_a_redis_that_dies_as_it_is_told_is_told_again(
 async def test_a_look_that_fails_leaves_no_error_for_nobody(city: City, valkey: Valkey) -> None:
     """Nobody may ask for its result: another server may have given the zone back."""
     await away(city, valkey)  # and Redis is still away
-    city.parts.catch_up.is_done(ZONE)
-    look = city.parts.catch_up._work[ZONE].look
-    await asyncio.wait([look])
-    assert look.result() is None
+    assert await look_once(city) is None
     assert not city.parts.catch_up.is_done(ZONE)
 
 
@@ -390,8 +390,7 @@ async def test_a_look_that_hangs_is_not_that_of_the_next_time(
     city: City, valkey: Valkey, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await away(city, valkey)
-    await restart(valkey)
-    await reached(city)
+    await back(city, valkey)
     after_telling(monkeypatch, asyncio.Event().wait)
     monkeypatch.setattr(catch_up, "_MAX_S", 0.5)
     await give_back(city)
@@ -409,8 +408,7 @@ async def test_what_no_socket_was_told_is_told_again(
 ) -> None:
     """The stream has an event only once the sockets have it."""
     await away(city, valkey)
-    await restart(valkey)
-    await reached(city)
+    await back(city, valkey)
     pipeline = city.parts.live.pipeline
     send = pipeline.command
 
@@ -423,8 +421,7 @@ async def test_what_no_socket_was_told_is_told_again(
 
     with monkeypatch.context() as patch:
         patch.setattr(pipeline, "command", cut)
-        city.parts.catch_up.is_done(ZONE)
-        await asyncio.wait([city.parts.catch_up._work[ZONE].look])
+        assert await look_once(city) is None
     told = await city.events()
     rows = await city.postgres.fetch("SELECT trip_id FROM trip_events")
     assert len(told) < len(rows)
