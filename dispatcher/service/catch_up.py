@@ -102,8 +102,11 @@ class CatchUp:
     def forget_all_but(self, zones: Collection[str]) -> None:
         """The others have been given back, by whichever server."""
         for zone in [zone for zone in self._work if zone not in zones]:
-            if self._work[zone].look.done():
+            look = self._work[zone].look
+            if look.done():
                 del self._work[zone]
+            else:
+                look.cancel()  # and its turn is another zone's
 
     async def close(self) -> None:
         """Breaks off what is under way."""

@@ -427,3 +427,30 @@ async def test_what_no_socket_was_told_is_told_again(
     assert len(told) < len(rows)
     await give_back(city)
     await ordered_once(city)
+
+
+async def test_a_look_at_a_zone_that_was_given_back_gives_up_its_turn(
+    city: City, valkey: Valkey, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await away(city, valkey)
+    await back(city, valkey)
+    stands = asyncio.Event()
+
+    async def hang() -> None:
+        stands.set()
+        await asyncio.Event().wait()
+
+    after_telling(monkeypatch, hang)
+    parts = city.parts.catch_up
+    assert not parts.is_done(ZONE)
+    await stands.wait()
+    look = parts._work[ZONE].look
+    parts.forget_all_but(())
+    async with asyncio.timeout(5):
+        await asyncio.wait([look])
+    assert look.cancelled()
+    assert await city.redis("EXISTS", city.keys().catching_up, city.keys().caught_up) == 0
+    parts.forget_all_but(())
+    assert not parts._work
+    await give_back(city)
+    assert await drifts(city) == []
