@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
+import os
 import pwd
 import shutil
 import stat
 import subprocess
+import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
 import structlog
 
 from dispatcher.embedded.packages import postgres_files, postgres_programs
-from dispatcher.embedded.process import EngineError
+from dispatcher.embedded.process import POLL_S, EngineError
 
 _log = structlog.get_logger("dispatcher")
 
 _NAME: Final = "pgserver"  # the package uses the same account when root runs it
+_ACCOUNTS_LOCK: Final = Path("/etc/.pwd.lock")  # that of lckpwdf(3), which root alone can open
+_TIMEOUT_S: Final = 30.0
 _FOR_OTHERS: Final = stat.S_IROTH | stat.S_IXOTH
 
 
@@ -25,17 +32,19 @@ def prepare_account(data_directory: Path) -> pwd.struct_passwd:
 
     Raises EngineError if the account cannot be made, or a directory cannot be opened to it.
     """
-    account = _find_or_make()
+    account = find_or_make_account()
     _let_pass(account, data_directory)
     _let_run_postgres(account)
     return account
 
 
-def _find_or_make() -> pwd.struct_passwd:
-    try:
-        return pwd.getpwnam(_NAME)
-    except KeyError:
-        pass
+def find_or_make_account(name: str = _NAME) -> pwd.struct_passwd:
+    """The system account of that name, made if there is none; of servers that start at once, by one.
+
+    Raises EngineError if it cannot be made.
+    """
+    with contextlib.suppress(KeyError):
+        return pwd.getpwnam(name)
     program = shutil.which("useradd", path="/usr/sbin:/sbin:/usr/bin:/bin")
     if program is None:
         raise EngineError(
@@ -43,13 +52,46 @@ def _find_or_make() -> pwd.struct_passwd:
             "start the server as another user, or set DISPATCHER_DATABASE_URL"
         )
     options = ["--system", "--no-create-home", "--shell", "/usr/sbin/nologin"]
-    made = subprocess.run(  # noqa: S603  fixed arguments
-        [program, *options, _NAME], capture_output=True, text=True, check=False
-    )
+    failure = ""
     try:
-        return pwd.getpwnam(_NAME)  # useradd fails where another server was faster
+        with _accounts_locked():
+            with contextlib.suppress(KeyError):
+                return pwd.getpwnam(name)  # another server was faster
+            made = subprocess.run(  # noqa: S603  fixed arguments
+                [program, *options, name],
+                capture_output=True, text=True, check=False, timeout=_TIMEOUT_S,
+            )  # fmt: skip
+            failure = made.stderr.strip()
+            return pwd.getpwnam(name)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        failure = str(error)
     except KeyError:
-        raise EngineError(f"the user {_NAME} cannot be made: {made.stderr}") from None
+        pass
+    raise EngineError(f"the user {name} cannot be made: {failure}")
+
+
+@contextlib.contextmanager
+def _accounts_locked() -> Iterator[None]:
+    """One server at a time makes the account.
+
+    useradd looks whether a name is taken before it locks the accounts: of several at once, each makes
+    the account anew with another id, and what the first ones started belongs to nobody. So the file is
+    locked by flock, which does not stand in the way of useradd's own fcntl lock of it. Raises OSError.
+    """
+    descriptor = os.open(_ACCOUNTS_LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        deadline = time.monotonic() + _TIMEOUT_S
+        while True:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(POLL_S)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def _let_pass(account: pwd.struct_passwd, path: Path) -> None:

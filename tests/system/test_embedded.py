@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import pwd
 import stat
 import subprocess
 import sys
@@ -30,6 +31,7 @@ from dispatcher.embedded.engines import (
     stop_left_behind,
 )
 from dispatcher.embedded.packages import valkey_program
+from dispatcher.embedded.postgres_account import find_or_make_account
 from dispatcher.embedded.process import EngineError
 from dispatcher.embedded.valkey import Valkey
 from tests.harness.servers import processes_of, wait_for_end
@@ -355,6 +357,23 @@ async def test_of_many_that_start_at_once_one_gets_the_directory(data_dir: Path)
         started = [engines for engines in pool.map(lambda _: start(), range(4)) if engines]
     assert len(started) == 1
     started[0].stop()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root needs an account for Postgres")
+def test_of_servers_that_start_at_once_one_makes_the_account_of_postgres() -> None:
+    name = f"dsp-{os.getpid()}"
+    barrier = threading.Barrier(4)
+
+    def make() -> int:
+        barrier.wait()
+        return find_or_make_account(name).pw_uid
+
+    try:
+        with ThreadPoolExecutor(4) as pool:
+            ids = set(pool.map(lambda _: make(), range(4)))
+        assert ids == {pwd.getpwnam(name).pw_uid}
+    finally:
+        subprocess.run(["/usr/sbin/userdel", name], check=True)
 
 
 @pytest.mark.usefixtures("started_before")
