@@ -253,7 +253,6 @@ async def services(
             node=node,
             fix_age_s=settings.fix_max_age_s,
         )
-        stack.push_async_callback(heat.close)
         snapshots = Snapshots(
             state=live.state,
             offers=live.offers,
@@ -265,7 +264,8 @@ async def services(
             fix_age_s=settings.fix_max_age_s,
         )
         channels = UserChannels(subscriber=subscriber, hub=hub, state=live.state, pipeline=live.pipeline)
-        stack.push_async_callback(channels.stop)
+        for close in (heat.close, presence.close, channels.stop):
+            stack.push_async_callback(close)
         presence.on_moved = channels.moved
         live.pipeline.epochs = [keys_of(zone).epoch for zone in zones.names()]
         # Zones whose Redis another server cannot reach are loaded once they are given back.

@@ -7,7 +7,6 @@ import contextlib
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextvars import Context
 from types import MappingProxyType
 from typing import Final, NamedTuple
 
@@ -24,6 +23,7 @@ from dispatcher.observe.series import PRESENCE_FAILURES
 from dispatcher.service.authorities import Authorities
 from dispatcher.service.connections import HTTP, Connection, Connections
 from dispatcher.service.driver_directory import DirectoryEntry, DriverDirectory
+from dispatcher.service.new_connections import NewConnections
 
 log = structlog.get_logger("dispatcher.presence")
 
@@ -32,8 +32,6 @@ _MAX_BATCH: Final = 50
 _MAX_USER_AGENT: Final = 200
 #: A change of availability waits for its presence no longer, in s.
 _MAX_FOLLOW_S: Final = 1.0
-#: While an engine is away, new connections are told together, this far apart.
-_REST_AFTER_FAILURE_S: Final = 1.0
 
 
 class FlushReport(NamedTuple):
@@ -71,9 +69,7 @@ class Presence:
         self.node = node
         self._ttl_s = ttl_s
         self.connections = Connections(ttl_s)
-        #: Apps without a socket that Redis is to be told of at once, by user.
-        self._new: dict[str, Connection] = {}
-        self._telling_new: asyncio.Task[None] | None = None
+        self._new = NewConnections(self._tell_new)
         #: Called with the address of a user and the zone where they are present from now on.
         self.on_moved: Callable[[str, str], None] = lambda address, zone: None
 
@@ -124,22 +120,15 @@ class Presence:
             known = self._add(HTTP, actor, ip, user_agent)
         known.seen = now
         if not self.connections.is_told(known, now):
-            self._new[actor.address] = known
-            if self._telling_new is None or self._telling_new.done():
-                # In no call's context: what is logged there is about others, too.
-                self._telling_new = asyncio.get_running_loop().create_task(
-                    self._tell_new(), context=Context()
-                )
+            self._new.add(known)
 
-    async def _tell_new(self) -> None:
-        """Tells of new connections, together of those that came meanwhile. `flush` does what fails."""
-        await asyncio.sleep(0)
-        while self._new:
-            new, self._new = self._new, {}
-            report = await self._tell(self._untold(new.values()))
-            if report.failed_zones or not report.is_placed:
-                # Else each call of an outage would bring one more question, and one more log line.
-                await asyncio.sleep(_REST_AFTER_FAILURE_S)
+    async def close(self) -> None:
+        """Tells of no new connection any more."""
+        await self._new.close()
+
+    async def _tell_new(self, new: Iterable[Connection]) -> bool:
+        report = await self._tell(self._untold(new))
+        return report.is_placed and not report.failed_zones
 
     async def remove(self, connection: Connection) -> None:
         """A socket was closed; the user's other connections stay."""

@@ -101,8 +101,10 @@ class ZoneWarming:
 
     async def close(self) -> None:
         """Waits until no zone is being loaded by this server."""
+        # What has begun may find a zone cold, and load it.
         begun = [task for _, task in self._begun.values()]
-        await asyncio.gather(*self._tasks.values(), *begun, return_exceptions=True)
+        await asyncio.gather(*begun, return_exceptions=True)
+        await asyncio.gather(*self._tasks.values(), return_exceptions=True)
 
     def _warm_once(self, zone: str) -> asyncio.Task[None]:
         task = self._tasks.get(zone)

@@ -111,11 +111,13 @@ class Scene:
 
     async def watched(self) -> None:
         holder = zone_holder(self.city.parts)
-        await holder.beat()
-        watch = drift_watch_job(self.city.parts, holder)
-        watch._check._pause_s = 0.01
-        await watch.run()
-        await holder.stop()
+        try:
+            await holder.beat()
+            watch = drift_watch_job(self.city.parts, holder)
+            watch._check._pause_s = 0.01
+            await watch.run()
+        finally:
+            await holder.stop()
 
     async def act(self, actor: Actor, action: str, trip: str, key: str | None = None) -> Answer | None:
         """What was answered; None for a `503`."""

@@ -459,10 +459,17 @@ async def test_an_answer_does_not_wait_long_for_a_presence(
     zones = Zones([Zone(name) for name in ZONES])
     async with open_city(redis_url, database_url, zones=zones, presence_ttl_s=120) as city:
         with monkeypatch.context() as patch:
-            patch.setattr(city.parts.live.presence, "touch_presence", lambda *_: asyncio.Event().wait())
+            over = asyncio.Event()
+
+            async def stay_silent(*_: Any) -> None:
+                await over.wait()
+                raise StoreUnavailable("redis")
+
+            patch.setattr(city.parts.live.presence, "touch_presence", stay_silent)
             city.parts.presence.seen_over_http(driver("d1"), "127.0.0.1", "app")
             async with asyncio.timeout(4):
                 await city.online("d1", zone="north")
+            over.set()
         await city.parts.presence.flush()
         assert await _present_in(city, "d1") == {"north": 1}
 
