@@ -140,7 +140,8 @@ def keep(report: Report, found: dict[str, dict[str, float]], args: Any) -> None:
     share = {policy: of["served"] / of["asked"] for policy, of in found.items()}
     places = [(lat, lng) for _, lat, lng in inner_pickups()]
     load = Load(
-        round(args.rate * (args.warm + args.seconds)), args.rate / args.speed, places,
+        round(args.rate * (args.warm + args.seconds)), args.simulated_trips,
+        args.rate / args.speed, places,
         [Wave(*wave) for wave in WAVES], every_s=round_s(args.speed) * args.speed,
     )  # fmt: skip
     simulated = promised(load, share["nearest"], list(found))
@@ -169,7 +170,9 @@ def main() -> None:
     add("--rate", type=float, default=2.5, help="trips asked for a second")
     add("--speed", type=float, default=20.0, help="simulated seconds a second")
     add("--warm", type=float, default=20.0, help="seconds of the same load before it is measured")
-    args = options.parse(parser, seconds=6.0, warm=2.0, drivers=6, policies=["nearest", "matched"])
+    add("--simulated-trips", type=int, default=6_000, help="of all runs of the simulator together")
+    args = options.parse(parser, seconds=6.0, warm=2.0, drivers=6, policies=["nearest", "matched"],
+                         simulated_trips=600)  # fmt: skip
     report = Report("scarcity", "A policy of dispatch on the running service", options.shown(args),
                     folder=args.results)  # fmt: skip
     ran = {policy: run(policy, args) for policy in args.policies}

@@ -12,8 +12,6 @@ from dispatcher.core.zones import Wave
 from dispatcher.demo.car import distance_m
 from harness.simulated_day import City, Request
 
-#: Of all simulated runs together: a run has as many trips as the service was asked for.
-TRIPS = 6_000
 #: As the city's customers ride (dispatcher/demo/city.py), in m.
 RIDE_M, DRAWS = (800, 10_000), 20
 #: The search for as many drivers as serve the same share ends when it is so near.
@@ -22,18 +20,19 @@ SHARE_TOLERANCE = 0.005
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """Trips asked for, how many a simulated second, at which places; the waves; and the time between two
-    rounds in simulated s."""
+    """Trips asked for, and those of all simulated runs together; how many a simulated second, at which
+    places; the waves; and the time between two rounds in simulated s."""
 
     trips: int
+    simulated_trips: int
     rate: float
     places: Sequence[tuple[float, float]]
     waves: Sequence[Wave]
     every_s: float
 
     def runs(self) -> list[list[Request]]:
-        """As many runs as a figure is the mean of."""
-        return [self._requests(seed) for seed in range(max(1, TRIPS // self.trips))]
+        """As many as a figure is the mean of, each of as many trips as the service was asked for."""
+        return [self._requests(seed) for seed in range(max(1, self.simulated_trips // self.trips))]
 
     def _requests(self, seed: int) -> list[Request]:
         draw = random.Random(seed)
