@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import secrets
 import shutil
@@ -29,9 +30,19 @@ _databases = deque(range(1, 16))  # of the session's Valkey; 0 is left alone
 
 def pytest_configure(config: pytest.Config) -> None:
     """Prepare what all workers of a run share."""
+    # What is imported and collected stays: to look for garbage amid it is a third of the collection.
+    gc.disable()
     if not hasattr(config, "workerinput"):
         config.add_cleanup(keep_bytecode())
     os.environ.setdefault("FAULTS_SEED", str(secrets.randbelow(1_000_000)))  # workers inherit it
+
+
+def pytest_collection_finish() -> None:
+    """Look for garbage as a server does, and not among the tests themselves."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 100)  # as in dispatcher/__main__.py
+    gc.enable()
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
