@@ -122,14 +122,15 @@ class Looks:
         )
         fix_ms = int(hash_.get("fix_ms") or 0)
         age_ms = now_ms - fix_ms
+        at = f"(version {hash_.get('version')}, fix of {fix_ms})"
         if inside and not may_be_offered:
-            return f"is in the geo set {own}, and may not be offered a trip"
+            return f"is in the geo set {own}, and may not be offered a trip {at}"
         if inside and age_ms > self._fix_age_ms + _SWEPT_AFTER_MS:
-            return f"is in the geo set {own}, with a fix of {fix_ms} that nobody swept"
+            return f"is in the geo set {own}, and nobody swept it {at}"
         # With another vehicle or state, the next fix brings them there.
         has_moved = fix_ms <= int(hash_.get("updated_at") or 0)
         if may_be_offered and not inside and not has_moved and age_ms < self._fix_age_ms:
-            return f"is in no geo set, and may be offered a trip (fix of {fix_ms})"
+            return f"is in no geo set, and may be offered a trip {at}"
         return ""
 
     async def queues(self, keys: Keys, ids: Sequence[str]) -> dict[str, Look]:
@@ -149,14 +150,15 @@ class Looks:
         waves = await self._scripts.scores([(keys.waves, trip_id) for trip_id in trips])
         for trip_id, hash_, offered, wave in zip(trips, hashes, held, waves, strict=True):
             status = hash_.get("current_status", "unknown")
+            at = f"(version {hash_.get('version')})"
             inboxes = await self._scripts.scores([(keys.inbox(d), trip_id) for d in offered])
             lost = [d for d, score in zip(offered, inboxes, strict=True) if score is None]
             if offered and status != Status.PENDING:
-                found[f"trip:{trip_id}"] = f"is on offer to {offered[0]}, and is {status}"
+                found[f"trip:{trip_id}"] = f"is on offer to {offered[0]}, and is {status} {at}"
             elif lost:
-                found[f"trip:{trip_id}"] = f"is on offer to {lost[0]}, whose inbox does not have it"
+                found[f"trip:{trip_id}"] = f"is on offer to {lost[0]}, whose inbox does not have it {at}"
             elif status == Status.PENDING and wave is None:
-                found[f"trip:{trip_id}"] = "waits, and no wave is to come"
+                found[f"trip:{trip_id}"] = f"waits, and no wave is to come {at}"
         shown = await self._scripts.open_members(
             [keys.inbox(driver_id) for driver_id in drivers], now_ms
         )

@@ -50,11 +50,12 @@ class QueueLooks:
         (score,) = await self._scripts.scores([(name, driver_id)])
         # With another vehicle, the next position brings them into its queue.
         has_moved = int(hash_.get("fix_ms") or 0) <= int(hash_.get("updated_at") or 0)
+        since = f"in the queue {queue} since {iso(queued_ms)}"
         if score is None and not has_moved:
-            return f"holds a place in the queue {queue} since {iso(queued_ms)}, and does not stand there"
+            return f"holds a place {since}, and does not stand there (version {hash_.get('version')})"
         is_known = row["queue"] == queue and millis(row["queued_at"]) == queued_ms
         if not is_known and now_ms - queued_ms > _TOLD_AFTER_MS:
-            return f"stands in the queue {queue} since {iso(queued_ms)}, and Postgres does not know it"
+            return f"stands {since}, and Postgres does not know it"
         return ""
 
     async def repair(self, keys: Keys, driver_id: str) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from typing import Any
 
 import pytest
@@ -166,6 +166,31 @@ async def test_a_busy_zone_does_not_drift(city: City) -> None:
 
     *_, found = await asyncio.gather(*map(work, names), compare())
     assert found == []
+
+
+async def test_what_changes_between_two_reads_of_a_look_does_not_drift(city: City) -> None:
+    """A driver is read as they are off for a moment, and found on the map as they are back: each time
+    the same, and each time another moment."""
+    await city.online("d1", location=PLACE)
+    check = drift_check(city.parts.settings, city.parts.live, city.parts.ledger)
+    check._pause_s = 0.01
+    scripts = city.parts.live.comparison
+    hashes, looks = scripts.hashes, 0
+
+    async def hashes_of_another_moment(names: Sequence[str]) -> list[dict[str, str]]:
+        nonlocal looks
+        if KEYS.driver("d1") not in names or looks == 4:
+            return await hashes(names)
+        looks += 1
+        await city.available("d1", is_online=False)
+        read = await hashes(names)
+        await city.available("d1", is_online=True, location=PLACE)
+        return read
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(type(scripts), "hashes", lambda _, names: hashes_of_another_moment(names))
+        found = [drift async for drift in check._compare(KEYS, DriftKind.GEO, ["d1"], rests=False)]
+    assert (looks, found) == (4, [])
 
 
 async def test_what_is_claimed_is_on_its_way(city: City) -> None:
