@@ -1,9 +1,13 @@
-"""Whatever is sent to whichever endpoint: no 5xx, and a problem for every 4xx."""
+"""Whatever is sent to whichever endpoint: no 5xx, and a problem for every 4xx.
+
+FUZZ_EXAMPLES=3000 in the environment looks longer.
+"""
 
 from __future__ import annotations
 
 import http.client
 import json
+import os
 from collections.abc import AsyncIterator
 from typing import Any
 from urllib.parse import quote, urlsplit
@@ -17,6 +21,7 @@ from dispatcher.core.errors import PROBLEMS
 from dispatcher.web.endpoints import ENDPOINTS
 from tests.harness.servers import Serve, Server, make_token
 
+_EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "500"))
 _OFF = {f"DISPATCHER_LIMIT_{n}": "off" for n in
         ("TRIP_ACCEPT", "TRIP_CANCEL", "LOCATION_UPDATE", "GENERAL", "OPERATOR", "ANONYMOUS")}  # fmt: skip
 _TOKENS = [make_token(f"{role}-1", role) for role in ("driver", "customer", "admin")]
@@ -104,7 +109,7 @@ def _check(status: int, headers: dict[str, str], body: bytes) -> None:
 async def test_nothing_makes_it_fail(server: Server) -> None:
     """One server for all examples: what an earlier one did is part of a later one's world."""
 
-    @settings(max_examples=1_500, deadline=None, suppress_health_check=list(HealthCheck))
+    @settings(max_examples=_EXAMPLES, deadline=None, suppress_health_check=list(HealthCheck))
     @given(
         st.sampled_from(_PATHS), texts, st.sampled_from([*_TOKENS, *_TOKENS, "junk", None]),
         extra_headers, st.none() | bodies, texts,
@@ -141,7 +146,7 @@ async def test_every_change_with_every_kind_of_body(server: Server, database_url
     """The right user, and bodies that are nearly right: this is where values reach the engines."""
     tokens = {e.path: make_token("u1", str(e.role)) for e in ENDPOINTS if e.body}
 
-    @settings(max_examples=1_000, deadline=None, suppress_health_check=list(HealthCheck))
+    @settings(max_examples=_EXAMPLES, deadline=None, suppress_health_check=list(HealthCheck))
     @given(st.sampled_from(sorted(tokens)), objects, st.none() | st.sampled_from(["k1", "k2", '"{}"']))
     def fuzz(path: str, data: dict[str, Any], key: str | None) -> None:
         headers = {"Authorization": f"Bearer {tokens[path]}"}
