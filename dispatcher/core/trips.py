@@ -76,11 +76,16 @@ class Trip(NamedTuple):
 
     @classmethod
     def from_texts(cls, layout: Layout, texts: Sequence[str]) -> Trip:
-        """The same from the values alone, given the layout of the hash that they are of."""
+        """The same from the values alone, given the layout of the hash that they are of.
+
+        Raises ValueError where what every trip has is empty, or what is a number is none.
+        """
         row = list(_EMPTY_ROW)
         for at, place, parse in layout:
             if text := texts[at]:
                 row[place] = text if parse is None else parse(text)
+            elif place < _NEVER_EMPTY:
+                raise ValueError(f"a trip's {cls._fields[place]} is empty")
         return cls._make(row)
 
     def changed(self, columns: Mapping[str, Any]) -> Trip:
@@ -144,6 +149,8 @@ def _parser(hint: Any) -> Any:
 _FIELDS: Final = {
     name: (place, _parser(hint)) for place, (name, hint) in enumerate(get_type_hints(Trip).items())
 }
+#: The first so many fields, which every trip has.
+_NEVER_EMPTY: Final = Trip._fields.index("version") + 1
 _EMPTY_ROW: Final = tuple(Trip._field_defaults.get(name) for name in _FIELDS)
 
 

@@ -17,6 +17,10 @@ __all__ = ["city"]  # the fixture
 KEYS = keys_of("default")
 CORRUPT: dict[str, Mapping[bytes | str, bytes | str]] = {
     "no text": {"customer_id": b"\xff\xfe"},
+    "an empty id": {"id": ""},
+    "an empty time": {"updated_at": ""},
+    "an empty version": {"version": ""},
+    "an empty status": {"current_status": "", "availability_status": ""},
     "a name that is no text": {b"\xff": "x"},
     "10,000 fields": {f"f{n}": "1" for n in range(10_000)},
     "a long name": {"f" * 1_000_000: "1"},
