@@ -149,8 +149,9 @@ def _parser(hint: Any) -> Any:
 _FIELDS: Final = {
     name: (place, _parser(hint)) for place, (name, hint) in enumerate(get_type_hints(Trip).items())
 }
-#: The first so many fields, which every trip has.
-_NEVER_EMPTY: Final = Trip._fields.index("version") + 1
+#: What every trip's hash has, and is never empty: settles write these with the first version.
+ALWAYS_THERE: Final = Trip._fields[: Trip._fields.index("version") + 1]
+_NEVER_EMPTY: Final = len(ALWAYS_THERE)
 _EMPTY_ROW: Final = tuple(Trip._field_defaults.get(name) for name in _FIELDS)
 
 

@@ -4,16 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import Final
 
 from dispatcher.core.drivers import AvailabilityStatus, Driver
-from dispatcher.core.trips import Layout, Trip, layout_of
-
-#: What every trip's hash has: settles write these with the first version.
-_ALWAYS_THERE: Final = frozenset(Trip._fields) - Trip._field_defaults.keys() | {
-    "current_status",
-    "version",
-}
+from dispatcher.core.trips import ALWAYS_THERE, Layout, Trip, layout_of
 
 
 def flat_to_dict(flat: Sequence[str]) -> dict[str, str]:
@@ -31,7 +24,7 @@ def trip_from_flat(flat: Sequence[str]) -> Trip:
 
 @lru_cache(maxsize=256)
 def _layout_of_whole(names: tuple[str, ...]) -> Layout:
-    if missing := _ALWAYS_THERE.difference(names):
+    if missing := set(ALWAYS_THERE).difference(names):
         raise ValueError(f"a trip's hash lacks {sorted(missing)}")
     return layout_of(names)
 
