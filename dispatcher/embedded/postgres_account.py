@@ -43,8 +43,8 @@ def find_or_make_account(name: str = _NAME) -> pwd.struct_passwd:
 
     Raises EngineError if it cannot be made.
     """
-    with contextlib.suppress(KeyError):
-        return pwd.getpwnam(name)
+    if (account := _find(name)) is not None:
+        return account
     program = shutil.which("useradd", path="/usr/sbin:/sbin:/usr/bin:/bin")
     if program is None:
         raise EngineError(
@@ -55,19 +55,24 @@ def find_or_make_account(name: str = _NAME) -> pwd.struct_passwd:
     failure = ""
     try:
         with _accounts_locked():
-            with contextlib.suppress(KeyError):
-                return pwd.getpwnam(name)  # another server was faster
-            made = subprocess.run(  # noqa: S603  fixed arguments
-                [program, *options, name],
-                capture_output=True, text=True, check=False, timeout=_TIMEOUT_S,
-            )  # fmt: skip
-            failure = made.stderr.strip()
-            return pwd.getpwnam(name)
+            if (account := _find(name)) is None:  # no other server was faster
+                made = subprocess.run(  # noqa: S603  fixed arguments
+                    [program, *options, name],
+                    capture_output=True, text=True, check=False, timeout=_TIMEOUT_S,
+                )  # fmt: skip
+                account, failure = _find(name), made.stderr.strip()
     except (OSError, subprocess.TimeoutExpired) as error:
         failure = str(error)
+    if account is None:
+        raise EngineError(f"the user {name} cannot be made: {failure}")
+    return account
+
+
+def _find(name: str) -> pwd.struct_passwd | None:
+    try:
+        return pwd.getpwnam(name)
     except KeyError:
-        pass
-    raise EngineError(f"the user {name} cannot be made: {failure}")
+        return None
 
 
 @contextlib.contextmanager
